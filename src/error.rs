@@ -1,0 +1,135 @@
+//! The one error type of the crate.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+type Source = Box<dyn StdError + Send + Sync + 'static>;
+
+/// What went wrong: a wrong configuration, or a delivery that failed.
+///
+/// The text says what was wrong, with which value, and what to do. `Debug` reads like `Display` followed by the
+/// chain of causes, since that is what `main` and `expect` print. User names, passwords and tokens are never in it.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    message: String,
+    source: Option<Source>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+pub(crate) enum Kind {
+    /// The caller's configuration.
+    Config,
+    /// Nobody listens there, or the name is unknown.
+    Unreachable,
+    /// The time allowed is over.
+    Timeout,
+    /// The gateway answered, and not with a success.
+    Refused(u16),
+    /// Anything else on the way: the connection broke, a file could not be written.
+    Delivery,
+}
+
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+impl Error {
+    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner { kind, message: message.into(), source: None }))
+    }
+
+    pub(crate) fn config(message: impl Into<String>) -> Self {
+        Self::new(Kind::Config, message)
+    }
+
+    #[must_use]
+    pub(crate) fn with_source(mut self, source: impl Into<Source>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// The configuration is wrong: trying again will not help, the text says what to change.
+    #[must_use]
+    pub fn is_config(&self) -> bool {
+        self.0.kind == Kind::Config
+    }
+
+    /// The time allowed was over before the gateway had answered.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        self.0.kind == Kind::Timeout
+    }
+
+    /// The gateway answered with something other than a success. [`status`](Self::status) has its code, the text the
+    /// beginning of its body.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self.0.kind, Kind::Refused(_))
+    }
+
+    /// The HTTP status of a refusal.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self.0.kind {
+            Kind::Refused(status) => Some(status),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        let mut source = self.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const _: () = {
+        const fn send_sync<T: Send + Sync + 'static>() {}
+        send_sync::<Error>();
+        assert!(size_of::<Error>() == size_of::<usize>());
+    };
+
+    #[test]
+    fn debug_reads_like_display_with_its_causes() {
+        let cause = std::io::Error::other("disk full");
+        let error = Error::new(Kind::Delivery, "cannot write /tmp/x.prom").with_source(cause);
+        assert_eq!(error.to_string(), "cannot write /tmp/x.prom");
+        assert_eq!(format!("{error:?}"), "cannot write /tmp/x.prom: disk full");
+    }
+
+    #[test]
+    fn predicates_follow_the_kind() {
+        let refused = Error::new(Kind::Refused(400), "refused");
+        assert!(refused.is_refused() && !refused.is_config() && !refused.is_timeout());
+        assert_eq!(refused.status(), Some(400));
+        assert!(Error::config("x").is_config());
+        assert!(Error::new(Kind::Timeout, "x").is_timeout());
+        assert_eq!(Error::new(Kind::Timeout, "x").status(), None);
+    }
+}

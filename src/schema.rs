@@ -1,0 +1,165 @@
+//! Every metric this crate writes: name, kind, unit, help text and labels. The one place where they are spelled.
+
+use metrics::Unit;
+
+/// Prefix of the metric names unless `MetricsLayerBuilder::with_namespace` says otherwise.
+pub const DEFAULT_NAMESPACE: &str = "quant";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// One metric, without its namespace.
+#[derive(Debug)]
+pub(crate) struct Metric {
+    pub(crate) suffix: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) unit: Unit,
+    pub(crate) labels: &'static [&'static str],
+    pub(crate) help: &'static str,
+}
+
+impl Metric {
+    pub(crate) fn name(&self, namespace: &str) -> String {
+        format!("{namespace}_{}", self.suffix)
+    }
+}
+
+pub(crate) const STAGE_ID: &str = "stage_id";
+pub(crate) const PROFILE: &str = "profile";
+pub(crate) const RUN_ID: &str = "run_id";
+const STATUS: &str = "status";
+const REASON: &str = "reason";
+
+/// Names a grouping label may not have: they are labels of the metrics themselves. `profile` and `run_id` are not
+/// among them, a grouping label of that name fixes the value for the whole process.
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+pub(crate) const RESERVED_LABELS: &[&str] = &[STAGE_ID, STATUS, REASON, "resource_type", "node", "result"];
+
+pub(crate) const STAGE_DURATION: Metric = Metric {
+    suffix: "stage_duration_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    labels: &[STAGE_ID, PROFILE, RUN_ID],
+    help: "Duration of a stage, from its creation to its last exit.",
+};
+pub(crate) const STAGE_TOTAL: Metric = Metric {
+    suffix: "stage_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[STAGE_ID, STATUS],
+    help: "Finished stages by status, success or failure.",
+};
+pub(crate) const RESOURCE_USAGE: Metric = Metric {
+    suffix: "engine_resource_usage",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &["resource_type", "node"],
+    help: "Resources this process uses: cpu in cores since the last sample, mem in resident bytes.",
+};
+pub(crate) const STAGE_ACTIVE: Metric = Metric {
+    suffix: "stage_active",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[STAGE_ID, PROFILE],
+    help: "Stages running now.",
+};
+pub(crate) const STAGE_FAILURES: Metric = Metric {
+    suffix: "stage_failures_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[STAGE_ID, PROFILE, REASON],
+    help: "Failed stages by reason: error, panic, cancelled, interrupted or unfinished.",
+};
+pub(crate) const STAGE_LAST_DURATION: Metric = Metric {
+    suffix: "stage_last_duration_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[STAGE_ID, PROFILE],
+    help: "Duration of the stage that finished last.",
+};
+pub(crate) const STAGE_LAST_SUCCESS: Metric = Metric {
+    suffix: "stage_last_success_timestamp_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[STAGE_ID, PROFILE],
+    help: "Unix time of the stage's last success.",
+};
+pub(crate) const RUN_START: Metric = Metric {
+    suffix: "run_start_timestamp_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    help: "Unix time at which this run started.",
+};
+pub(crate) const RUN_DURATION: Metric = Metric {
+    suffix: "run_duration_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    help: "Duration of the run, set at its end.",
+};
+pub(crate) const RUN_LAST_COMPLETION: Metric = Metric {
+    suffix: "run_last_completion_timestamp_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    help: "Unix time at which the run ended, whether it succeeded or not.",
+};
+pub(crate) const RUN_CPU: Metric = Metric {
+    suffix: "run_cpu_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    help: "CPU time the run used, user and system, set at its end.",
+};
+pub(crate) const RUN_PEAK_MEMORY: Metric = Metric {
+    suffix: "run_peak_memory_bytes",
+    kind: Kind::Gauge,
+    unit: Unit::Bytes,
+    labels: &[],
+    help: "Largest resident memory of the process, set at the end of the run.",
+};
+pub(crate) const RUN_LAST_SUCCESS: Metric = Metric {
+    suffix: "run_last_success_timestamp_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    help: "Unix time at which a run last ended in success.",
+};
+pub(crate) const PUSH_TOTAL: Metric = Metric {
+    suffix: "telemetry_push_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &["result"],
+    help: "Pushes tried, by result, success or failure.",
+};
+pub(crate) const OVERFLOW_TOTAL: Metric = Metric {
+    suffix: "telemetry_overflow_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Finished stages counted in an overflow series, because there were too many label sets.",
+};
+
+/// All of them, in the order in which the documentation lists them.
+pub(crate) const METRICS: &[&Metric] = &[
+    &STAGE_DURATION,
+    &STAGE_TOTAL,
+    &RESOURCE_USAGE,
+    &STAGE_ACTIVE,
+    &STAGE_FAILURES,
+    &STAGE_LAST_DURATION,
+    &STAGE_LAST_SUCCESS,
+    &RUN_START,
+    &RUN_DURATION,
+    &RUN_LAST_COMPLETION,
+    &RUN_CPU,
+    &RUN_PEAK_MEMORY,
+    &RUN_LAST_SUCCESS,
+    &PUSH_TOTAL,
+    &OVERFLOW_TOTAL,
+];
