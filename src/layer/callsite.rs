@@ -1,0 +1,157 @@
+//! What a callsite is to the layer: decided once, when `tracing` registers it, and looked up by its address after.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing::field::FieldSet;
+use tracing::{Level, Metadata};
+
+use super::index::{InsertOnly, Number, mix};
+use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
+
+/// Target of the crate's own events. The layer ignores it.
+pub(crate) const OWN_TARGET: &str = "tracing_stage_metrics";
+
+/// A callsite and what was decided about it.
+#[derive(Debug)]
+pub(crate) struct Callsite {
+    pub(crate) meta: &'static Metadata<'static>,
+    pub(crate) kind: Kind,
+    /// Whether the one warning about its spans was given.
+    pub(crate) warned: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A span that declares `stage_id`.
+    Stage,
+    /// A span that declares `profile` or `run_id`: what stages below inherit from.
+    Context,
+    /// An event that marks its span as failed, if its fields are set as the name says.
+    Error(ErrorEvent),
+    /// The event of `#[instrument(ret)]`, if it comes from the line of its span.
+    Returned,
+    /// Anything else.
+    Plain,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ErrorEvent {
+    /// Level ERROR: always.
+    Level,
+    /// Another level, and a field `error` without a message: if `error` has a value.
+    Field,
+}
+
+impl Callsite {
+    fn new(meta: &'static Metadata<'static>, context: &Inherited) -> Self {
+        Self { meta, kind: Kind::of(meta, context), warned: AtomicBool::new(false) }
+    }
+
+    /// Whether this is the first call.
+    pub(crate) fn warn_once(&self) -> bool {
+        !self.warned.swap(true, Ordering::Relaxed)
+    }
+}
+
+impl Kind {
+    fn of(meta: &Metadata<'_>, context: &Inherited) -> Self {
+        let fields = meta.fields();
+        if meta.target() == OWN_TARGET {
+            Self::Plain
+        } else if meta.is_span() {
+            let has = |name| fields.field(name).is_some();
+            if has(STAGE_ID) {
+                Self::Stage
+            } else if (context.profile && has(PROFILE)) || (context.run_id && has(RUN_ID)) {
+                Self::Context
+            } else {
+                Self::Plain
+            }
+        } else if *meta.level() == Level::ERROR {
+            Self::Error(ErrorEvent::Level)
+        } else if is_exactly(fields, "return") {
+            Self::Returned
+        } else if fields.field("error").is_some() && fields.field("message").is_none() {
+            Self::Error(ErrorEvent::Field)
+        } else {
+            Self::Plain
+        }
+    }
+}
+
+fn is_exactly(fields: &FieldSet, name: &str) -> bool {
+    fields.len() == 1 && fields.field(name).is_some()
+}
+
+/// Whether this event is the `err` (or `ret`) event that `#[instrument]` put into the function of this span: its
+/// only field is `error` (or `return`), and it has the span's target, file and line, since the attribute expands to
+/// both. A bare `error!(error = %e)` in the body has the same field and another line. Several functions made by one
+/// line of a macro cannot be told apart.
+pub(crate) fn is_from_instrument(event: &Metadata<'_>, span: &Metadata<'_>) -> bool {
+    event.line().is_some()
+        && event.line() == span.line()
+        && event.file() == span.file()
+        && event.target() == span.target()
+        && (is_exactly(event.fields(), "error") || is_exactly(event.fields(), "return"))
+}
+
+/// Which labels come from spans. One that does not is fixed for the process or left out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inherited {
+    pub(crate) profile: bool,
+    pub(crate) run_id: bool,
+}
+
+/// The callsites seen so far.
+pub(crate) struct Callsites {
+    known: InsertOnly<Callsite>,
+    inherited: Inherited,
+    /// Whether there is an event below ERROR that can decide a stage's outcome. Most programs have none, and then an
+    /// ordinary event costs one load.
+    quiet_outcomes: AtomicBool,
+}
+
+impl Callsites {
+    pub(crate) fn new(inherited: Inherited) -> Self {
+        Self { known: InsertOnly::new(), inherited, quiet_outcomes: AtomicBool::new(false) }
+    }
+
+    /// Decides about a callsite. Called for each when `tracing` registers it.
+    pub(crate) fn register(&self, meta: &'static Metadata<'static>) -> (Number, &Callsite) {
+        let address = address(meta);
+        let found = self.known.find_or_insert(
+            mix(address),
+            |callsite| self::address(callsite.meta) == address,
+            || Callsite::new(meta, &self.inherited),
+        );
+        if matches!(found.1.kind, Kind::Returned | Kind::Error(ErrorEvent::Field)) {
+            self.quiet_outcomes.store(true, Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// What was decided about it; decides now where nobody registered it.
+    #[inline]
+    pub(crate) fn find(&self, meta: &'static Metadata<'static>) -> (Number, &Callsite) {
+        let address = address(meta);
+        match self.known.find(mix(address), |callsite| self::address(callsite.meta) == address) {
+            Some(found) => found,
+            None => self.register(meta),
+        }
+    }
+
+    pub(crate) fn get(&self, number: Number) -> Option<&Callsite> {
+        self.known.get(number)
+    }
+
+    /// Whether an event can decide a stage's outcome. False for nearly all, at the cost of a comparison and a load.
+    #[inline]
+    pub(crate) fn may_decide(&self, event: &Metadata<'_>) -> bool {
+        *event.level() == Level::ERROR || self.quiet_outcomes.load(Ordering::Relaxed)
+    }
+}
+
+#[inline]
+fn address(meta: &Metadata<'_>) -> u64 {
+    std::ptr::from_ref(meta).addr() as u64
+}

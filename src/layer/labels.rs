@@ -1,0 +1,159 @@
+//! Label values, each stored once and known by a small number from then on.
+//!
+//! A span carries the numbers of its values, a child takes its ancestor's over as integers, and a series is found by
+//! three of them: strings are compared once, when a value comes in.
+
+use std::hash::BuildHasher;
+
+use rapidhash::fast::RandomState;
+
+use super::index::InsertOnly;
+
+/// Longest label value in bytes; a longer one is cut.
+pub(crate) const MAX_VALUE_BYTES: usize = 256;
+/// The mark at the end of a value that was cut.
+const CUT: &str = "…";
+/// What stands for values beyond a limit.
+pub(crate) const OVERFLOW: &str = "_overflow";
+/// Different values kept. Beyond, a new one is taken as [`OVERFLOW`], so that memory stays bounded where a field
+/// takes new values for ever.
+pub(crate) const MAX_LABELS: u32 = (1 << Label::BITS) - 2;
+
+/// The number of a label value; zero is "no value".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Label(u32);
+
+impl Label {
+    /// How many bits of the number are used.
+    pub(crate) const BITS: u32 = 17;
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const EMPTY: Self = Self(1);
+    pub(crate) const OVERFLOW: Self = Self(2);
+
+    pub(crate) fn from_bits(bits: u32) -> Self {
+        Self(bits & ((1 << Self::BITS) - 1))
+    }
+
+    pub(crate) fn bits(self) -> u32 {
+        self.0
+    }
+
+    pub(crate) fn is_none(self) -> bool {
+        self == Self::NONE
+    }
+
+    /// This value, or the other where this is none.
+    pub(crate) fn or(self, other: Self) -> Self {
+        if self.is_none() { other } else { self }
+    }
+}
+
+pub(crate) struct Labels {
+    values: InsertOnly<Box<str>>,
+    hasher: RandomState,
+    limit: u32,
+}
+
+impl Labels {
+    pub(crate) fn new() -> Self {
+        Self::with_limit(MAX_LABELS)
+    }
+
+    fn with_limit(limit: u32) -> Self {
+        let labels = Self { values: InsertOnly::new(), hasher: RandomState::default(), limit };
+        for (value, number) in [("", Label::EMPTY), (OVERFLOW, Label::OVERFLOW)] {
+            let label = labels.intern(value);
+            debug_assert_eq!(label, number);
+        }
+        labels
+    }
+
+    /// The number of this value, cut where it is too long.
+    #[inline]
+    pub(crate) fn intern(&self, value: &str) -> Label {
+        if value.len() > MAX_VALUE_BYTES {
+            return self.intern_exact(&cut(value));
+        }
+        self.intern_exact(value)
+    }
+
+    #[inline]
+    fn intern_exact(&self, value: &str) -> Label {
+        let hash = self.hasher.hash_one(value);
+        match self.values.find(hash, |known| **known == *value) {
+            Some((number, _)) => Label(number + 1),
+            None => self.add(hash, value),
+        }
+    }
+
+    #[cold]
+    fn add(&self, hash: u64, value: &str) -> Label {
+        if self.values.get(self.limit - 1).is_some() {
+            return Label::OVERFLOW;
+        }
+        Label(self.values.find_or_insert(hash, |known| **known == *value, || value.into()).0 + 1)
+    }
+
+    /// The text of a value; "no value" is the empty string.
+    pub(crate) fn text(&self, label: Label) -> &str {
+        label.0.checked_sub(1).and_then(|number| self.values.get(number)).map_or("", |value| value)
+    }
+}
+
+/// Cuts at a character boundary; the mark is within the limit.
+fn cut(value: &str) -> String {
+    let mut end = MAX_VALUE_BYTES - CUT.len();
+    while !value.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{CUT}", &value[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_value_has_one_number_and_none_is_empty() {
+        let labels = Labels::new();
+        let a = labels.intern("foundation.ingest");
+        assert_eq!(labels.intern("foundation.ingest"), a);
+        assert_ne!(labels.intern("alpha.policy"), a);
+        assert_eq!(labels.text(a), "foundation.ingest");
+        assert_eq!(labels.intern(""), Label::EMPTY);
+        assert_eq!(labels.intern("_overflow"), Label::OVERFLOW);
+        assert_eq!(labels.text(Label::NONE), "");
+        assert_eq!(Label::NONE.or(a), a);
+        assert_eq!(a.or(Label::EMPTY), a);
+    }
+
+    #[test]
+    fn beyond_the_limit_new_values_overflow_and_known_ones_stay() {
+        let labels = Labels::with_limit(10);
+        let known: Vec<_> = (0..8).map(|n| labels.intern(&n.to_string())).collect();
+        assert!(!known.contains(&Label::OVERFLOW));
+        assert_eq!(labels.intern("8"), Label::OVERFLOW);
+        assert_eq!(labels.intern("3"), known[3]);
+    }
+
+    #[test]
+    fn the_numbers_fit_their_bits() {
+        assert_eq!(Label::from_bits(Label(MAX_LABELS + 1).bits()), Label(MAX_LABELS + 1));
+    }
+
+    proptest! {
+        #[test]
+        fn a_long_value_is_cut_at_a_character_and_marked(value in "\\PC{0,400}") {
+            let labels = Labels::new();
+            let text = labels.text(labels.intern(&value)).to_owned();
+            if value.len() <= MAX_VALUE_BYTES {
+                prop_assert_eq!(text, value);
+            } else {
+                prop_assert!(text.len() <= MAX_VALUE_BYTES && text.len() > MAX_VALUE_BYTES - CUT.len() - 4);
+                let kept = text.strip_suffix(CUT).unwrap();
+                prop_assert!(value.starts_with(kept));
+            }
+        }
+    }
+}

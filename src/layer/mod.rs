@@ -1,0 +1,135 @@
+//! Spans in, metrics out. Knows nothing of how the metrics leave the process.
+//!
+//! The callbacks here hand over to [`stages`], where the life of a stage is told. Around it, one concept a file: what
+//! a callsite is, the fields of a span, the spans in flight, what they inherit, what counts as a failure, the series
+//! and their limit, and where records go.
+
+mod admission;
+mod callsite;
+mod fields;
+mod index;
+mod inherit;
+mod labels;
+mod open;
+mod outcome;
+mod series;
+mod sink;
+mod stages;
+mod unwinding;
+
+use std::fmt;
+use std::sync::Arc;
+
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
+use tracing::{Dispatch, Event, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::LookupSpan;
+
+pub use admission::DEFAULT_MAX_SERIES;
+pub(crate) use callsite::OWN_TARGET;
+pub use outcome::FailurePolicy;
+pub(crate) use sink::Target;
+pub(crate) use stages::{Settings, Stages};
+
+use crate::schema::DEFAULT_NAMESPACE;
+use crate::voice::Voice;
+
+/// A [`Layer`] that records the duration and the outcome of every stage span.
+///
+/// A stage span is one whose callsite declares a field `stage_id`. It takes `profile` and `run_id` from its own
+/// fields or, where it lacks one, from the nearest span around it that has it. Other spans are not measured.
+///
+/// [`MetricsLayer::builder`] makes the layer together with the recorder and the delivery;
+/// [`new`](MetricsLayer::new) makes the layer alone.
+pub struct MetricsLayer {
+    stages: Arc<Stages>,
+}
+
+impl MetricsLayer {
+    /// The layer alone, with the default schema: it records through the [`metrics`] facade into whatever recorder the
+    /// application has installed.
+    ///
+    /// It binds to that recorder at the first stage, which must be installed by then: a handle made before is silent
+    /// for ever. Buckets are that recorder's affair. Delivery, the gauges of the run and its resource usage come with
+    /// [`MetricsLayer::builder`].
+    ///
+    /// ```
+    /// use tracing_stage_metrics::MetricsLayer;
+    /// use tracing_subscriber::prelude::*;
+    ///
+    /// // Your recorder first, for example metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
+    /// tracing_subscriber::registry().with(MetricsLayer::new()).init();
+    /// ```
+    #[must_use]
+    pub fn new() -> Self {
+        Self::over(Arc::new(Stages::new(Settings {
+            namespace: DEFAULT_NAMESPACE.to_owned(),
+            policy: FailurePolicy::default(),
+            max_series: DEFAULT_MAX_SERIES,
+            expected_stages: Vec::new(),
+            profile: None,
+            run_id: None,
+            run_id_label: true,
+            target: Target::Facade,
+            clock: quanta::Clock::new(),
+            voice: Arc::default(),
+        })))
+    }
+
+    pub(crate) fn over(stages: Arc<Stages>) -> Self {
+        Self { stages }
+    }
+}
+
+impl Default for MetricsLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MetricsLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricsLayer").finish_non_exhaustive()
+    }
+}
+
+impl<S> Layer<S> for MetricsLayer
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn on_register_dispatch(&self, subscriber: &Dispatch) {
+        self.stages.voice.attach(subscriber);
+    }
+
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        self.stages.register(metadata);
+        // "Never" would silence the callsite for every other layer too.
+        Interest::always()
+    }
+
+    fn on_new_span(&self, attrs: &Attributes<'_>, id: &Id, ctx: Context<'_, S>) {
+        self.stages.opened(attrs, id, &ctx);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
+        self.stages.recorded(id, values);
+    }
+
+    fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
+        self.stages.event(event, &ctx);
+    }
+
+    fn on_enter(&self, id: &Id, _: Context<'_, S>) {
+        self.stages.entered(id);
+    }
+
+    fn on_exit(&self, id: &Id, _: Context<'_, S>) {
+        self.stages.exited(id);
+    }
+
+    fn on_close(&self, id: Id, _: Context<'_, S>) {
+        self.stages.closed(&id);
+    }
+}

@@ -1,0 +1,466 @@
+//! Spans in flight: a table of the layer's own, keyed by span id, that is read and written without a lock.
+//!
+//! Only spans that matter (stages, and those that bring a profile or a run id) have a slot. Keys lie in buckets of
+//! eight, one cache line each, so that the question most often asked, whether an id is here, is one line read. When
+//! a bucket is full the next level, eight times as large, takes the span.
+//!
+//! **A reused or foreign id.** Ids are unique among open spans and are used again after they close. A slot's key goes
+//! when its span closes, before the id can come back, since the registry frees the id after the last layer was told.
+//! If that call never came (a layer taken out of its registry and put back), the layer releases what is left when a
+//! new span has the id. A reference from one slot to another also carries the slot's turn, which changes with every span.
+
+use std::hint;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use tracing::span::Id;
+
+use super::index::{Number, mix};
+use super::labels::Label;
+use super::outcome::Facts;
+
+const BUCKET: usize = 8;
+const FIRST_LEVEL: usize = 256;
+const GROWTH: u32 = 3;
+const LEVELS: usize = 5;
+
+/// One open span. All fields but `life` belong to whoever holds the span's id.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// The slot's turn and its phase.
+    life: AtomicU64,
+    pub(crate) callsite: AtomicU32,
+    /// The nearest span around it that has a slot.
+    parent: AtomicU64,
+    pub(crate) started: AtomicU64,
+    /// Zero: never.
+    pub(crate) last_exit: AtomicU64,
+    /// How many times it is entered now.
+    pub(crate) entered: AtomicI32,
+    facts: AtomicU32,
+    /// Its own values, as labels.
+    stage: AtomicU32,
+    profile: AtomicU32,
+    run_id: AtomicU32,
+    /// Profile and run id with what it inherits, and when that was found out.
+    pub(crate) resolved: AtomicU64,
+    /// The active gauge that counts it now, where gauges are written at once: a number plus one.
+    pub(crate) shown: AtomicU32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No span, or one that is being written.
+    Free = 0,
+    Open = 1,
+    /// Counted; its span may still be open.
+    Settled = 2,
+}
+
+/// A slot together with its turn: refers to one span, never to the next one in the same slot. Zero is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SlotRef(u64);
+
+impl SlotRef {
+    pub(crate) const NONE: Self = Self(0);
+    const INDEX_BITS: u32 = 24;
+
+    fn new(index: usize, turn: u64) -> Self {
+        Self(turn << Self::INDEX_BITS | (index as u64 + 1))
+    }
+
+    fn index(self) -> Option<usize> {
+        ((self.0 & ((1 << Self::INDEX_BITS) - 1)) as usize).checked_sub(1)
+    }
+
+    fn is_turn(self, turn: u64) -> bool {
+        self.0 >> Self::INDEX_BITS == turn & (u64::MAX >> Self::INDEX_BITS)
+    }
+}
+
+/// A slot that was found, and where.
+#[derive(Clone, Copy)]
+pub(crate) struct Found<'a> {
+    pub(crate) slot: &'a Slot,
+    index: usize,
+    key: &'a AtomicU64,
+}
+
+impl std::ops::Deref for Found<'_> {
+    type Target = Slot;
+
+    fn deref(&self) -> &Slot {
+        self.slot
+    }
+}
+
+impl Found<'_> {
+    pub(crate) fn reference(&self) -> SlotRef {
+        SlotRef::new(self.index, self.slot.turn())
+    }
+}
+
+impl Slot {
+    fn turn(&self) -> u64 {
+        self.life.load(Ordering::Acquire) >> 2
+    }
+
+    fn phase(&self) -> Phase {
+        match self.life.load(Ordering::Acquire) & 3 {
+            1 => Phase::Open,
+            2 => Phase::Settled,
+            _ => Phase::Free,
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase() == Phase::Open
+    }
+
+    /// Takes the right to count this span. True for one caller only, and only while it is the span referred to.
+    pub(crate) fn settle(&self, reference: SlotRef) -> bool {
+        let life = self.life.load(Ordering::Acquire);
+        reference.is_turn(life >> 2)
+            && life & 3 == Phase::Open as u64
+            && self
+                .life
+                .compare_exchange(life, life & !3 | Phase::Settled as u64, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    pub(crate) fn parent(&self) -> SlotRef {
+        SlotRef(self.parent.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_parent(&self, parent: SlotRef) {
+        self.parent.store(parent.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn facts(&self) -> Facts {
+        Facts(self.facts.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn add_fact(&self, fact: Facts) {
+        self.facts.fetch_or(fact.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn update_facts(&self, update: impl Fn(Facts) -> Facts) {
+        let _ = self.facts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |facts| Some(update(Facts(facts)).0));
+    }
+
+    pub(crate) fn stage(&self) -> Label {
+        Label::from_bits(self.stage.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn profile(&self) -> Label {
+        Label::from_bits(self.profile.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn run_id(&self) -> Label {
+        Label::from_bits(self.run_id.load(Ordering::Relaxed))
+    }
+
+    /// Takes over the values that are given.
+    pub(crate) fn set_values(&self, stage: Label, profile: Label, run_id: Label) {
+        for (field, value) in [(&self.stage, stage), (&self.profile, profile), (&self.run_id, run_id)] {
+            if !value.is_none() {
+                field.store(value.bits(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Makes it a new span's. The fields are written before the phase says so.
+    fn reset(&self, callsite: Number, started: u64, facts: Facts) {
+        self.callsite.store(callsite, Ordering::Relaxed);
+        self.parent.store(0, Ordering::Relaxed);
+        self.started.store(started, Ordering::Relaxed);
+        self.last_exit.store(0, Ordering::Relaxed);
+        self.entered.store(0, Ordering::Relaxed);
+        self.facts.store(facts.0, Ordering::Relaxed);
+        self.stage.store(0, Ordering::Relaxed);
+        self.profile.store(0, Ordering::Relaxed);
+        self.run_id.store(0, Ordering::Relaxed);
+        self.resolved.store(0, Ordering::Relaxed);
+        self.shown.store(0, Ordering::Relaxed);
+    }
+}
+
+#[repr(align(64))]
+#[derive(Debug, Default)]
+struct Bucket([AtomicU64; BUCKET]);
+
+struct Level {
+    buckets: Box<[Bucket]>,
+    slots: Box<[Slot]>,
+    /// Slots in the levels before.
+    before: usize,
+}
+
+impl Level {
+    fn new(level: usize) -> Self {
+        let slots = level_slots(level);
+        Self {
+            buckets: (0..slots / BUCKET).map(|_| Bucket::default()).collect(),
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+            before: (0..level).map(level_slots).sum(),
+        }
+    }
+
+    fn found(&self, bucket: usize, place: usize) -> Option<Found<'_>> {
+        let at = bucket * BUCKET + place;
+        Some(Found { slot: self.slots.get(at)?, index: self.before + at, key: self.buckets.get(bucket)?.0.get(place)? })
+    }
+
+    fn bucket_of(&self, id: u64) -> usize {
+        mix(id) as usize & (self.buckets.len() - 1)
+    }
+}
+
+const fn level_slots(level: usize) -> usize {
+    FIRST_LEVEL << (GROWTH as usize * level)
+}
+
+pub(crate) struct OpenSpans {
+    levels: [OnceLock<Level>; LEVELS],
+}
+
+impl OpenSpans {
+    pub(crate) fn new() -> Self {
+        let levels = [const { OnceLock::new() }; LEVELS];
+        let _ = levels[0].set(Level::new(0));
+        Self { levels }
+    }
+
+    /// The slot of this span, if it has one.
+    #[inline]
+    pub(crate) fn find(&self, id: &Id) -> Option<Found<'_>> {
+        let id = id.into_u64();
+        for level in &self.levels {
+            let level = level.get()?;
+            let bucket = level.bucket_of(id);
+            for (place, key) in level.buckets[bucket].0.iter().enumerate() {
+                if key.load(Ordering::Acquire) == id {
+                    return level.found(bucket, place);
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives a new span a slot and lets `fill` write into it before anyone who goes over the open spans sees it. What
+    /// an earlier span with this id may have left must be released before.
+    /// `None`: a million spans are open, or `wanted` said no once the place was taken.
+    pub(crate) fn claim(
+        &self,
+        id: &Id,
+        callsite: Number,
+        started: u64,
+        facts: Facts,
+        wanted: impl FnOnce() -> bool,
+        fill: impl FnOnce(&Slot),
+    ) -> Option<Found<'_>> {
+        let found = self.take_place(id.into_u64())?;
+        if !wanted() {
+            found.key.store(0, Ordering::Release);
+            return None;
+        }
+        found.slot.reset(callsite, started, facts);
+        fill(found.slot);
+        let turn = found.slot.turn() + 1;
+        found.slot.life.store(turn << 2 | Phase::Open as u64, Ordering::Release);
+        Some(found)
+    }
+
+    fn take_place(&self, id: u64) -> Option<Found<'_>> {
+        for (n, level) in self.levels.iter().enumerate() {
+            let level = level.get_or_init(|| Level::new(n));
+            let bucket = level.bucket_of(id);
+            for (place, key) in level.buckets[bucket].0.iter().enumerate() {
+                // Sequentially consistent: the end of the run is announced and the keys are read in that order, here
+                // the key is written and the announcement read, so that one of the two sees the other.
+                if key.load(Ordering::Relaxed) == 0
+                    && key.compare_exchange(0, id, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+                {
+                    return level.found(bucket, place);
+                }
+            }
+        }
+        None
+    }
+
+    /// The span closed: its slot is free for another.
+    pub(crate) fn release(&self, found: Found<'_>) {
+        let turn = found.slot.turn();
+        found.slot.life.store(turn << 2 | Phase::Free as u64, Ordering::Release);
+        found.key.store(0, Ordering::Release);
+    }
+
+    /// The slot referred to, if it is still that span's.
+    pub(crate) fn get(&self, reference: SlotRef) -> Option<Found<'_>> {
+        let index = reference.index()?;
+        let level =
+            self.levels.iter().map_while(OnceLock::get).find(|level| index - level.before < level.slots.len())?;
+        let at = index - level.before;
+        let found = level.found(at / BUCKET, at % BUCKET)?;
+        (reference.is_turn(found.slot.turn()) && found.slot.phase() != Phase::Free).then_some(found)
+    }
+
+    /// The spans open now.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Found<'_>> {
+        self.levels.iter().map_while(OnceLock::get).flat_map(|level| {
+            let places = (0..level.buckets.len()).flat_map(|bucket| (0..BUCKET).map(move |place| (bucket, place)));
+            places.filter_map(|(bucket, place)| {
+                let found = level.found(bucket, place)?;
+                found.is_taken().then_some(found)
+            })
+        })
+    }
+}
+
+impl Found<'_> {
+    /// Whether there is a span in it that is open. One that is being written at this moment is waited for: that
+    /// takes its thread a few nanoseconds, or a time slice where it was interrupted just there.
+    fn is_taken(&self) -> bool {
+        for spin in 0..1_000 {
+            if self.key.load(Ordering::SeqCst) == 0 {
+                return false;
+            }
+            match self.slot.phase() {
+                Phase::Open => return true,
+                Phase::Settled => return false,
+                Phase::Free if spin < 100 => hint::spin_loop(),
+                Phase::Free => std::thread::yield_now(),
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    fn claim(open: &OpenSpans, id: u64, mark: u64) -> Found<'_> {
+        evict(open, id);
+        open.claim(&Id::from_u64(id), 0, mark, Facts::STAGE, || true, |_| ()).unwrap()
+    }
+
+    fn evict(open: &OpenSpans, id: u64) {
+        if let Some(left) = open.find(&Id::from_u64(id)) {
+            open.release(left);
+        }
+    }
+
+    fn mark(open: &OpenSpans, id: u64) -> Option<u64> {
+        open.find(&Id::from_u64(id)).map(|found| found.started.load(Ordering::Relaxed))
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Open(u64),
+        Close(u64),
+        Look(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        // Few ids, so that they are used again; many steps, so that buckets overflow into the next level.
+        let id = 1..400_u64;
+        prop_oneof![id.clone().prop_map(Step::Open), id.clone().prop_map(Step::Close), id.prop_map(Step::Look)]
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_map(steps in prop::collection::vec(step(), 1..3_000)) {
+            let open = OpenSpans::new();
+            let mut model = HashMap::new();
+            for (n, step) in steps.into_iter().enumerate() {
+                let n = n as u64 + 1;
+                match step {
+                    Step::Open(id) => {
+                        claim(&open, id, n);
+                        model.insert(id, n);
+                    }
+                    Step::Close(id) => {
+                        if let Some(found) = open.find(&Id::from_u64(id)) {
+                            open.release(found);
+                        }
+                        model.remove(&id);
+                    }
+                    Step::Look(id) => prop_assert_eq!(mark(&open, id), model.get(&id).copied()),
+                }
+            }
+            let mut left: Vec<_> = open.iter().map(|found| found.started.load(Ordering::Relaxed)).collect();
+            let mut expected: Vec<_> = model.into_values().collect();
+            left.sort_unstable();
+            expected.sort_unstable();
+            prop_assert_eq!(left, expected);
+        }
+    }
+
+    #[test]
+    fn far_more_spans_than_the_first_level_holds() {
+        let open = OpenSpans::new();
+        for id in 1..=20_000 {
+            claim(&open, id, id);
+        }
+        for id in 1..=20_000 {
+            assert_eq!(mark(&open, id), Some(id));
+            let reference = open.find(&Id::from_u64(id)).unwrap().reference();
+            assert_eq!(open.get(reference).unwrap().started.load(Ordering::Relaxed), id);
+        }
+        assert_eq!(open.iter().count(), 20_000);
+    }
+
+    #[test]
+    fn a_reference_does_not_outlive_its_span() {
+        let open = OpenSpans::new();
+        let first = claim(&open, 7, 1);
+        let reference = first.reference();
+        open.release(first);
+        assert!(open.get(reference).is_none());
+        let second = claim(&open, 7, 2);
+        assert!(open.get(reference).is_none());
+        assert!(!second.settle(reference));
+        assert!(second.settle(second.reference()));
+        assert!(!second.settle(second.reference()), "a span is counted once");
+    }
+
+    #[test]
+    fn a_span_whose_end_was_not_told_gives_way_to_the_next_with_its_id() {
+        let open = OpenSpans::new();
+        let stale = claim(&open, 7, 1).reference();
+        claim(&open, 7, 2);
+        assert_eq!(mark(&open, 7), Some(2));
+        assert!(open.get(stale).is_none());
+        evict(&open, 7);
+        assert_eq!(open.iter().count(), 0);
+    }
+
+    #[test]
+    fn threads_do_not_see_each_others_spans() {
+        let open = OpenSpans::new();
+        std::thread::scope(|scope| {
+            for thread in 0..8_u64 {
+                let open = &open;
+                scope.spawn(move || {
+                    for round in 1..20_000_u64 {
+                        let ids = [thread * 1_000 + 1 + round % 37, thread * 1_000 + 500 + round % 11];
+                        for id in ids {
+                            claim(open, id, id << 32 | round);
+                        }
+                        for id in ids {
+                            assert_eq!(mark(open, id), Some(id << 32 | round));
+                            let found = open.find(&Id::from_u64(id)).unwrap();
+                            assert!(found.settle(found.reference()));
+                            open.release(found);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(open.iter().count(), 0);
+    }
+}

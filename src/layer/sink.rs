@@ -1,0 +1,114 @@
+//! Where the layer's records go: the `metrics` facade, or a recorder of our own.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Recorder};
+
+use super::callsite::OWN_TARGET;
+use crate::schema::{Kind, METRICS, Metric, RUN_ID};
+
+thread_local! {
+    static OUTWARD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs code that is not ours: a recorder may open spans and emit events. What it does meanwhile on this thread is
+/// not measured, or it would go round for ever.
+pub(crate) fn outward<T>(call: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            let _ = OUTWARD.try_with(|outward| outward.set(self.0));
+        }
+    }
+    let _restore = Restore(OUTWARD.try_with(|outward| outward.replace(true)).unwrap_or(false));
+    call()
+}
+
+/// Whether this thread is inside [`outward`].
+#[inline]
+pub(crate) fn is_outward() -> bool {
+    OUTWARD.try_with(Cell::get).unwrap_or(false)
+}
+
+static METADATA: metrics::Metadata<'static> =
+    metrics::Metadata::new(OWN_TARGET, metrics::Level::INFO, Some(OWN_TARGET));
+
+pub(crate) struct Sink {
+    recorder: Target,
+    namespace: String,
+    run_id_label: bool,
+}
+
+#[derive(Clone)]
+pub(crate) enum Target {
+    /// Whatever recorder the application has installed.
+    Facade,
+    /// The recorder this crate built, whose owner asks for the latest values before it renders.
+    #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+    Own(Arc<dyn Recorder + Send + Sync>),
+}
+
+impl Sink {
+    pub(crate) fn new(recorder: Target, namespace: String, run_id_label: bool) -> Self {
+        Self { recorder, namespace, run_id_label }
+    }
+
+    /// Whether every change must be written at once, since nobody asks before the recorder is read.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.recorder, Target::Facade)
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&dyn Recorder) -> T) -> T {
+        outward(|| match &self.recorder {
+            Target::Facade => metrics::with_recorder(f),
+            Target::Own(recorder) => f(recorder),
+        })
+    }
+
+    /// Tells the recorder kind, unit and help text of every metric. Once per recorder.
+    pub(crate) fn describe(&self) {
+        self.with(|recorder| {
+            for metric in METRICS {
+                let (name, unit, help) = (metric.name(&self.namespace).into(), Some(metric.unit), metric.help.into());
+                match metric.kind {
+                    Kind::Counter => recorder.describe_counter(name, unit, help),
+                    Kind::Gauge => recorder.describe_gauge(name, unit, help),
+                    Kind::Histogram => recorder.describe_histogram(name, unit, help),
+                }
+            }
+        });
+    }
+
+    pub(crate) fn counter(&self, metric: &Metric, values: &[&str]) -> Counter {
+        let key = self.key(metric, values);
+        self.with(|recorder| {
+            let counter = recorder.register_counter(&key, &METADATA);
+            // Some recorders know a counter only once it was counted.
+            counter.increment(0);
+            counter
+        })
+    }
+
+    pub(crate) fn gauge(&self, metric: &Metric, values: &[&str]) -> Gauge {
+        let key = self.key(metric, values);
+        self.with(|recorder| recorder.register_gauge(&key, &METADATA))
+    }
+
+    pub(crate) fn histogram(&self, metric: &Metric, values: &[&str]) -> Histogram {
+        let key = self.key(metric, values);
+        self.with(|recorder| recorder.register_histogram(&key, &METADATA))
+    }
+
+    fn key(&self, metric: &Metric, values: &[&str]) -> Key {
+        debug_assert_eq!(metric.labels.len(), values.len(), "{}", metric.suffix);
+        let labels: Vec<Label> = metric
+            .labels
+            .iter()
+            .zip(values)
+            .filter(|(name, _)| self.run_id_label || **name != RUN_ID)
+            .map(|(name, value)| Label::new(*name, (*value).to_owned()))
+            .collect();
+        Key::from_parts(metric.name(&self.namespace), labels)
+    }
+}
