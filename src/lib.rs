@@ -5,4 +5,6 @@ mod delivery;
 mod error;
 mod schema;
 
+#[cfg(feature = "pushgateway")]
+pub use delivery::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
 pub use error::Error;
