@@ -1,6 +1,7 @@
 //! Exposition in, bytes out: everything that leaves the process. Knows nothing of spans.
 
 mod address;
+mod failure;
 mod grouping;
 mod headers;
 mod pushgateway;

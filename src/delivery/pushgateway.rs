@@ -1,19 +1,18 @@
 //! The Pushgateway client.
 
-use std::error::Error as StdError;
 use std::fmt;
-use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Client, Method, RequestBuilder, StatusCode, redirect};
 
 use super::address::Address;
+use super::failure::Failure;
 use super::grouping::Grouping;
 use super::headers::Headers;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 
 /// How long one request may take, from the connection to the answer, unless [`Pushgateway::with_timeout`] says
 /// otherwise: 10 seconds.
@@ -26,12 +25,6 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const USER_AGENT: &str = concat!("tracing-stage-metrics/", env!("CARGO_PKG_VERSION"));
 
-/// What is read of the body of a refusal. Error pages of proxies are mostly white space, so more than is shown.
-const MAX_BODY_READ: usize = 64 * 1024;
-/// What is shown of it.
-const MAX_BODY_SHOWN: usize = 1024;
-/// How long a refusal's body is waited for: the refusal is known, its body a courtesy.
-const BODY_WAIT: Duration = Duration::from_secs(1);
 /// The longest URL that the HTTP library sends.
 const MAX_URL: usize = u16::MAX as usize - 1;
 
@@ -77,26 +70,6 @@ pub struct Pushgateway {
     connect_timeout: Duration,
     /// Built when first needed. Clones share it as long as they agree on what it is built from.
     client: Arc<OnceLock<Client>>,
-}
-
-/// A request that was no success.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) error: Error,
-    /// How long the gateway asks to be left alone (`Retry-After` of a 429 or 503).
-    pub(crate) retry_after: Option<Duration>,
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self { error, retry_after: None }
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        failure.error
-    }
 }
 
 impl Pushgateway {
@@ -256,17 +229,20 @@ impl Pushgateway {
     pub(crate) async fn send(&self, method: Method, body: Bytes) -> Result<(), Failure> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::config(format!(
-                "cannot {method} to {}: there is no tokio runtime here, call it inside one",
+                "cannot reach gateway {}: there is no tokio runtime here, call it inside one",
                 self.address
             ))
             .into());
         }
         self.check()?;
         let request = self.request(method.clone(), body)?;
-        let response = request.send().await.map_err(|error| self.broken(&method, error))?;
-        match response.status() {
-            StatusCode::OK | StatusCode::ACCEPTED => Ok(()),
-            _ => Err(self.refused(&method, response).await),
+        match request.send().await {
+            Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => Ok(()),
+            Ok(response) => Err(Failure::refused(format!("{method} {}", self.url()), &self.address, response).await),
+            Err(error) => {
+                let request = format!("{method} {}", self.url());
+                Err(Failure::unanswered(&request, self.timeout, self.connect_timeout, error))
+            }
         }
     }
 
@@ -315,52 +291,6 @@ impl Pushgateway {
             .with_source(error.without_url())
         })
     }
-
-    /// What it means that there was no answer.
-    fn broken(&self, method: &Method, error: reqwest::Error) -> Error {
-        let error = error.without_url();
-        let target = format!("cannot {method} to {}", self.url());
-        let (kind, what) = if error.is_timeout() && error.is_connect() {
-            (Kind::Timeout, format!("no connection within {:?}", self.connect_timeout))
-        } else if error.is_timeout() {
-            (Kind::Timeout, format!("no answer within {:?}", self.timeout))
-        } else if error.is_dns() {
-            (Kind::Unreachable, "the name of its host is unknown".to_owned())
-        } else if is_unreachable(&error) {
-            (Kind::Unreachable, "nobody answers there".to_owned())
-        } else if error.is_connect() {
-            (Kind::Delivery, "no connection came about".to_owned())
-        } else {
-            (Kind::Delivery, "the connection broke, or carried no HTTP".to_owned())
-        };
-        Error::new(kind, format!("cannot {method} to {}: {what}", self.url())).with_source(error)
-    }
-
-    async fn refused(&self, method: &Method, response: Response) -> Failure {
-        let status = response.status();
-        let header = |name| response.headers().get(name).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
-        let retry_after = match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                // The other form, a date, needs a clock that agrees with the gateway's.
-                header(RETRY_AFTER)
-                    .and_then(|text| text.trim().parse::<u32>().ok())
-                    .map(|s| Duration::from_secs(s.into()))
-            }
-            _ => None,
-        };
-        let redirect = header(LOCATION).filter(|_| status.is_redirection()).map(|location| {
-            let target = one_line(self.address.redirect_target(location).as_bytes());
-            format!(": it redirects to {target}, which is not followed, give the address it leads to")
-        });
-        let mut text = format!("{method} to {} was refused with {status}", self.url());
-        text.push_str(&redirect.unwrap_or_default());
-        let body = one_line(&read_beginning(response).await);
-        if !body.is_empty() {
-            text.push_str(": ");
-            text.push_str(&body);
-        }
-        Failure { error: Error::new(Kind::Refused(status.as_u16()), text), retry_after }
-    }
 }
 
 impl fmt::Debug for Pushgateway {
@@ -383,62 +313,6 @@ fn has_https_proxy() -> bool {
         std::env::var(name)
             .is_ok_and(|proxy| proxy.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("https://")))
     })
-}
-
-/// Whether nobody listens at the other end, or there is no way there. A certificate that is not trusted breaks a
-/// connection just as early, but then somebody does.
-fn is_unreachable(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(current) = cause {
-        if let Some(error) = current.downcast_ref::<io::Error>() {
-            use io::ErrorKind::{
-                AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable,
-            };
-            let kind = error.kind();
-            if matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable)
-            {
-                return true;
-            }
-        }
-        cause = current.source();
-    }
-    false
-}
-
-/// The beginning of a body: at most [`MAX_BODY_READ`] bytes, and what came within [`BODY_WAIT`].
-async fn read_beginning(mut response: Response) -> Vec<u8> {
-    let mut body = Vec::new();
-    let read = async {
-        while body.len() < MAX_BODY_READ {
-            match response.chunk().await {
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk[..chunk.len().min(MAX_BODY_READ - body.len())]),
-                Ok(None) | Err(_) => break,
-            }
-        }
-    };
-    // Too late or broken off, what there is still says why.
-    let _ = tokio::time::timeout(BODY_WAIT, read).await;
-    body
-}
-
-/// Text from outside, fit for a message: on one line, without control characters, cut to [`MAX_BODY_SHOWN`] bytes.
-fn one_line(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
-    let mut line = String::new();
-    for word in words {
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(word);
-        if line.len() > MAX_BODY_SHOWN {
-            let end = (0..=MAX_BODY_SHOWN).rev().find(|&end| line.is_char_boundary(end));
-            line.truncate(end.unwrap_or_default());
-            line.push('…');
-            break;
-        }
-    }
-    line
 }
 
 #[cfg(test)]
@@ -520,7 +394,7 @@ mod tests {
         let std::task::Poll::Ready(Err(error)) = push.as_mut().poll(&mut context) else { panic!("no error") };
         assert_eq!(
             error.to_string(),
-            "cannot POST to http://127.0.0.1:1/prefix: there is no tokio runtime here, call it inside one"
+            "cannot reach gateway http://127.0.0.1:1/prefix: there is no tokio runtime here, call it inside one"
         );
     }
 
@@ -532,16 +406,5 @@ mod tests {
         first.check().unwrap();
         assert!(same.client.get().is_some());
         assert!(other.client.get().is_none());
-    }
-
-    #[test]
-    fn foreign_text_is_made_fit_for_a_message() {
-        assert_eq!(one_line(b""), "");
-        assert_eq!(one_line(b" a\r\n\n  b\x1b[31m\0c\t"), "a b [31m c");
-        assert_eq!(one_line(b"\xff!"), "\u{fffd}!");
-        let long = one_line("ä".repeat(2000).as_bytes());
-        assert_eq!(long, format!("{}…", "ä".repeat(512)));
-        let exact = "x".repeat(MAX_BODY_SHOWN);
-        assert_eq!(one_line(exact.as_bytes()), exact);
     }
 }
