@@ -1,0 +1,298 @@
+//! The base URL of a gateway: what is accepted, and what of it may be shown.
+
+use std::fmt;
+
+use percent_encoding::percent_decode_str;
+use url::{Host, Url};
+
+use crate::error::Error;
+
+/// Stands for what must not be shown.
+const HIDDEN: &str = "***";
+
+/// A gateway's base URL without user and password.
+#[derive(Clone)]
+pub(crate) struct Address {
+    url: Url,
+}
+
+/// User and password of a URL, percent-decoded. Has no `Debug`, so that nothing can print it.
+pub(crate) struct Credentials {
+    pub(crate) user: Vec<u8>,
+    pub(crate) password: Vec<u8>,
+}
+
+impl Address {
+    /// Reads `http://[user:password@]host[:port][/prefix]`, https likewise, and `host[:port][/prefix]` as http.
+    pub(crate) fn parse(text: &str) -> Result<(Self, Option<Credentials>), Error> {
+        let text = text.trim();
+        let fault = |what: &str| Error::config(format!("gateway address {:?} {what}", redact(text)));
+
+        let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let after_scheme = with_scheme.split_once("://").map_or("", |(_, rest)| rest);
+        // The parser would take the next segment of the path for the host.
+        if after_scheme.is_empty() || after_scheme.starts_with(['/', '\\', '?', '#']) {
+            return Err(fault("has no host: write it as http://host:port"));
+        }
+        if text.starts_with("http:/") && !text.starts_with("http://")
+            || text.starts_with("https:/") && !text.starts_with("https://")
+        {
+            return Err(fault("lacks a slash after its scheme: write it as http://host:port"));
+        }
+        let mut url = Url::parse(&with_scheme).map_err(|cause| match cause {
+            url::ParseError::EmptyHost => fault("has no host: write it as http://host:port"),
+            cause => fault(&format!("cannot be read ({cause}): write it as http://host:port")),
+        })?;
+        match url.scheme() {
+            "http" => {}
+            "https" if cfg!(feature = "tls") => {}
+            "https" => {
+                return Err(fault(
+                    "is https, which this build cannot speak: enable the feature `tls` of tracing-stage-metrics",
+                ));
+            }
+            scheme => return Err(fault(&format!("has the scheme {scheme:?}: only http and https can be pushed to"))),
+        }
+        if url.host().is_none() {
+            return Err(fault("has no host: write it as http://host:port"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(fault("has a query or a fragment: leave out everything from the `?` or `#` on"));
+        }
+        // Most likely the end of a password with a slash in it, which would then be shown as part of the path.
+        if url.path().contains('@') {
+            return Err(fault(
+                "has an `@` in its path: a `/` in a user name or password is written %2F, an `@` in a path %40",
+            ));
+        }
+        let credentials = (!url.username().is_empty() || url.password().is_some()).then(|| Credentials {
+            user: percent_decode_str(url.username()).collect(),
+            password: percent_decode_str(url.password().unwrap_or_default()).collect(),
+        });
+        // Both fail only for a URL that cannot have them, and this one has a host.
+        if url.set_username("").is_err() || url.set_password(None).is_err() {
+            return Err(fault("cannot be read: write it as http://host:port"));
+        }
+        let prefix = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&prefix);
+        Ok((Self { url }, credentials))
+    }
+
+    /// The URL, without a slash at its end.
+    pub(crate) fn as_str(&self) -> &str {
+        self.url.as_str().trim_end_matches('/')
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn is_https(&self) -> bool {
+        self.url.scheme() == "https"
+    }
+
+    /// Whether it names this machine, which no proxy can reach on our behalf.
+    pub(crate) fn is_loopback(&self) -> bool {
+        match self.url.host() {
+            Some(Host::Domain(name)) => {
+                let name = name.trim_end_matches('.');
+                name == "localhost" || name.ends_with(".localhost")
+            }
+            Some(Host::Ipv4(ip)) => ip.is_loopback() || ip.is_unspecified(),
+            Some(Host::Ipv6(ip)) => {
+                ip.is_loopback() || ip.is_unspecified() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback())
+            }
+            None => false,
+        }
+    }
+
+    /// Where a redirect of a request to this gateway leads, as far as it may be shown.
+    pub(crate) fn redirect_target(&self, location: &str) -> String {
+        match self.url.join(location) {
+            Ok(mut target) => {
+                let had_query = target.query().is_some();
+                target.set_query(None);
+                target.set_fragment(None);
+                let hidden = target.set_username("").and_then(|()| target.set_password(None));
+                match hidden {
+                    // A query may carry a token of the login page it leads to.
+                    Ok(()) if had_query => format!("{target}?{HIDDEN}"),
+                    Ok(()) => target.to_string(),
+                    Err(()) => redact(location),
+                }
+            }
+            Err(_) => redact(location),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A URL as it was given, parseable or not, without user, password, query and fragment.
+///
+/// Where it cannot be parsed, nobody knows where its password ends: a `/`, `?` or `#` in it may be the reason. So all
+/// that is before the last `@` is hidden, wherever that is.
+pub(crate) fn redact(text: &str) -> String {
+    let (scheme, rest) = match text.split_once("://") {
+        // Anything else before a `://` may be a user name and the beginning of a password.
+        Some((scheme, rest)) if is_scheme(scheme) => (format!("{scheme}://"), rest),
+        _ => (String::new(), text),
+    };
+    let (userinfo, rest) = match rest.rsplit_once('@') {
+        Some((_, rest)) => (format!("{HIDDEN}@"), rest),
+        None => (String::new(), rest),
+    };
+    match rest.find(['?', '#']) {
+        Some(end) => format!("{scheme}{userinfo}{}{HIDDEN}", &rest[..=end]),
+        None => format!("{scheme}{userinfo}{rest}"),
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(text: &str) -> String {
+        Address::parse(text).unwrap().0.as_str().to_owned()
+    }
+
+    fn fault(text: &str) -> String {
+        let Err(error) = Address::parse(text) else { panic!("{text} was accepted") };
+        assert!(error.is_config());
+        error.to_string()
+    }
+
+    #[test]
+    fn addresses_are_read() {
+        assert_eq!(read("http://gw:9091"), "http://gw:9091");
+        assert_eq!(read(" http://gw:9091/\n"), "http://gw:9091");
+        assert_eq!(read("gw:9091"), "http://gw:9091");
+        assert_eq!(read("gw"), "http://gw");
+        assert_eq!(read("127.0.0.1:9091/a/b//"), "http://127.0.0.1:9091/a/b");
+        assert_eq!(read("[::1]:9091"), "http://[::1]:9091");
+        assert_eq!(read("HTTP://gw/prefix/"), "http://gw/prefix");
+        assert_eq!(read("http://user:password@gw:9091/x"), "http://gw:9091/x");
+        assert_eq!(read("user:password@gw:9091"), "http://gw:9091");
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn https_is_read() {
+        assert_eq!(read("https://gw/x"), "https://gw/x");
+        assert!(Address::parse("https://gw").unwrap().0.is_https());
+        assert!(!Address::parse("http://gw").unwrap().0.is_https());
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
+    fn https_without_tls_names_the_feature() {
+        assert_eq!(
+            fault("https://u:p@gw"),
+            "gateway address \"https://***@gw\" is https, which this build cannot speak: \
+             enable the feature `tls` of tracing-stage-metrics"
+        );
+    }
+
+    #[test]
+    fn credentials_are_percent_decoded() {
+        let credentials = |text| Address::parse(text).unwrap().1.map(|found| (found.user, found.password));
+        assert_eq!(credentials("http://gw"), None);
+        assert_eq!(credentials("http://a%40b:p%2Fs%3As@gw"), Some((b"a@b".to_vec(), b"p/s:s".to_vec())));
+        assert_eq!(credentials("http://token@gw"), Some((b"token".to_vec(), Vec::new())));
+        assert_eq!(credentials("http://:secret@gw"), Some((Vec::new(), b"secret".to_vec())));
+        assert_eq!(credentials("http://u:%FF@gw"), Some((b"u".to_vec(), vec![0xff])));
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong_and_hide_what_is_secret() {
+        let no_host = "has no host: write it as http://host:port";
+        assert_eq!(fault(""), format!("gateway address \"\" {no_host}"));
+        assert_eq!(fault("http://"), format!("gateway address \"http://\" {no_host}"));
+        assert_eq!(fault("http:///metrics"), format!("gateway address \"http:///metrics\" {no_host}"));
+        assert_eq!(fault("http://:9091"), format!("gateway address \"http://:9091\" {no_host}"));
+        assert_eq!(fault("http://u:p@/x"), format!("gateway address \"http://***@/x\" {no_host}"));
+        assert_eq!(
+            fault("http:/gw:9091"),
+            "gateway address \"http:/gw:9091\" lacks a slash after its scheme: write it as http://host:port"
+        );
+        assert_eq!(
+            fault("http://gw:99999"),
+            "gateway address \"http://gw:99999\" cannot be read (invalid port number): write it as http://host:port"
+        );
+        assert_eq!(
+            fault("ftp://u:p@gw"),
+            "gateway address \"ftp://***@gw\" has the scheme \"ftp\": only http and https can be pushed to"
+        );
+        assert_eq!(
+            fault("http://u:p@gw/x?token=abc"),
+            "gateway address \"http://***@gw/x?***\" has a query or a fragment: leave out everything from the `?` or `#` on"
+        );
+        assert_eq!(
+            fault("gw#abc"),
+            "gateway address \"gw#***\" has a query or a fragment: leave out everything from the `?` or `#` on"
+        );
+        // A slash in the password: first with what reads as a port before it, then without.
+        assert_eq!(
+            fault("http://user:12/ss@gw"),
+            "gateway address \"http://***@gw\" has an `@` in its path: \
+             a `/` in a user name or password is written %2F, an `@` in a path %40"
+        );
+        assert_eq!(
+            fault("http://user:pa/ss@gw"),
+            "gateway address \"http://***@gw\" cannot be read (invalid port number): write it as http://host:port"
+        );
+    }
+
+    #[test]
+    fn loopback_hosts_are_known() {
+        let loopback = |text| Address::parse(text).unwrap().0.is_loopback();
+        for text in
+            ["localhost:1", "LOCALHOST", "gw.localhost", "localhost.", "127.0.0.1", "127.9.9.9", "[::1]", "0.0.0.0"]
+        {
+            assert!(loopback(text), "{text}");
+        }
+        assert!(loopback("[::ffff:127.0.0.1]"));
+        for text in ["gw", "localhost.example", "10.0.0.1", "[::2]", "mylocalhost"] {
+            assert!(!loopback(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn redirects_are_shown_without_secrets() {
+        let address = Address::parse("http://gw:9091/x").unwrap().0;
+        assert_eq!(address.redirect_target("/metrics/job@base64/eA"), "http://gw:9091/metrics/job@base64/eA");
+        assert_eq!(address.redirect_target("https://u:p@login/?state=abc#f"), "https://login/?***");
+        assert_eq!(address.redirect_target("http://u:p@:x"), "http://***@:x");
+    }
+
+    proptest! {
+        /// The secret has digits that occur nowhere else, and everything that ends an authority early.
+        #[test]
+        fn no_spelling_of_a_url_shows_the_password(
+            scheme in prop::sample::select(vec!["http://", "https://", "", "ftp://", "http:/", "://"]),
+            user in "[78:/?#%\\\\]{1,6}",
+            password in "[78:/?#@%\\\\]{0,10}",
+            rest in prop::sample::select(vec!["gw:9091", "gw:99999", "", ":1", "/x", "gw/path", "[::1", "gw?token=78"]),
+        ) {
+            let text = format!("{scheme}{user}:{password}@{rest}");
+            prop_assert!(!redact(&text).contains(['7', '8']), "{}", redact(&text));
+            let shown = Address::parse(&text)
+                .map_or_else(|error| format!("{error} {error:?}"), |(address, _)| address.to_string());
+            prop_assert!(!shown.contains(['7', '8']), "{shown}");
+        }
+
+        #[test]
+        fn no_text_makes_the_reader_panic(text in any::<String>()) {
+            let _ = redact(&text);
+            let _ = Address::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What a request that was no success tells: why, and whether trying again can help.
+
+use std::error::Error as StdError;
+use std::io;
+use std::time::Duration;
+
+use reqwest::header::{HeaderName, LOCATION, RETRY_AFTER};
+use reqwest::{Response, StatusCode};
+
+use super::address::Address;
+use crate::error::{Error, Kind};
+
+/// What is read of the body of a refusal. Error pages of proxies are mostly white space, so more than is shown.
+const MAX_BODY_READ: usize = 64 * 1024;
+/// What is shown of it.
+const MAX_BODY_SHOWN: usize = 1024;
+/// How long a refusal's body is waited for: the refusal is known, its body a courtesy.
+const BODY_WAIT: Duration = Duration::from_secs(1);
+
+/// A request that was no success.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    /// How long the gateway asks to be left alone (`Retry-After` of a 429 or 503).
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, retry_after: None }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
+impl Failure {
+    /// There was no answer to `request`, which is named as in "POST http://gateway/metrics/job/x".
+    pub(crate) fn unanswered(
+        request: &str,
+        timeout: Duration,
+        connect_timeout: Duration,
+        error: reqwest::Error,
+    ) -> Self {
+        let error = error.without_url();
+        let (kind, what) = if error.is_timeout() && error.is_connect() {
+            (Kind::Timeout, format!("no connection within {connect_timeout:?}"))
+        } else if error.is_timeout() {
+            (Kind::Timeout, format!("no answer within {timeout:?}"))
+        } else if error.is_dns() {
+            (Kind::Unreachable, "the name of its host is unknown".to_owned())
+        } else if is_unreachable(&error) {
+            (Kind::Unreachable, "nobody answers there".to_owned())
+        } else if error.is_connect() {
+            (Kind::Delivery, "no connection came about".to_owned())
+        } else {
+            (Kind::Delivery, "the connection broke, or carried no HTTP".to_owned())
+        };
+        Error::new(kind, format!("{request} failed: {what}")).with_source(error).into()
+    }
+
+    /// The answer to `request` was other than a success.
+    pub(crate) async fn refused(request: String, address: &Address, response: Response) -> Self {
+        let status = response.status();
+        let retry_after = match status {
+            // Its other form, a date, needs a clock that agrees with the gateway's.
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => header(&response, &RETRY_AFTER)
+                .and_then(|seconds| seconds.trim().parse::<u32>().ok())
+                .map(|seconds| Duration::from_secs(seconds.into())),
+            _ => None,
+        };
+        let mut text = format!("{request} was refused with {status}");
+        if let Some(location) = header(&response, &LOCATION).filter(|_| status.is_redirection()) {
+            let target = one_line(address.redirect_target(location).as_bytes());
+            text.push_str(&format!(
+                ", a redirect to {target}: give the address it leads to, redirects are not followed"
+            ));
+        }
+        let body = one_line(&read_beginning(response).await);
+        if !body.is_empty() {
+            text.push_str(": ");
+            text.push_str(&body);
+        }
+        Self { error: Error::new(Kind::Refused(status.as_u16()), text), retry_after }
+    }
+}
+
+fn header<'a>(response: &'a Response, name: &HeaderName) -> Option<&'a str> {
+    std::str::from_utf8(response.headers().get(name)?.as_bytes()).ok()
+}
+
+/// Whether nobody listens at the other end, or there is no way there. A certificate that is not trusted breaks a
+/// connection just as early, but then somebody does.
+fn is_unreachable(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(current) = cause {
+        if let Some(error) = current.downcast_ref::<io::Error>() {
+            use io::ErrorKind::{
+                AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable,
+            };
+            let kind = error.kind();
+            if matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable)
+            {
+                return true;
+            }
+        }
+        cause = current.source();
+    }
+    false
+}
+
+/// The beginning of a body: at most [`MAX_BODY_READ`] bytes, and what came within [`BODY_WAIT`].
+async fn read_beginning(mut response: Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    let read = async {
+        while body.len() < MAX_BODY_READ {
+            match response.chunk().await {
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk[..chunk.len().min(MAX_BODY_READ - body.len())]),
+                Ok(None) | Err(_) => break,
+            }
+        }
+    };
+    // Too late or broken off, what there is still says why.
+    let _ = tokio::time::timeout(BODY_WAIT, read).await;
+    body
+}
+
+/// Text from outside, fit for a message: on one line, without control characters, cut to [`MAX_BODY_SHOWN`] bytes.
+fn one_line(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let mut line = String::new();
+    for word in words {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+        if line.len() > MAX_BODY_SHOWN {
+            let end = (0..=MAX_BODY_SHOWN).rev().find(|&end| line.is_char_boundary(end));
+            line.truncate(end.unwrap_or_default());
+            line.push('…');
+            break;
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_is_made_fit_for_a_message() {
+        assert_eq!(one_line(b""), "");
+        assert_eq!(one_line(b" a\r\n\n  b\x1b[31m\0c\t"), "a b [31m c");
+        assert_eq!(one_line(b"\xff!"), "\u{fffd}!");
+        let long = one_line("ä".repeat(2000).as_bytes());
+        assert_eq!(long, format!("{}…", "ä".repeat(512)));
+        let exact = "x".repeat(MAX_BODY_SHOWN);
+        assert_eq!(one_line(exact.as_bytes()), exact);
+    }
+
+    /// The failure of a push that is answered with `head`, over a real connection.
+    async fn failure(head: &str) -> Failure {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = crate::Pushgateway::new(listener.local_addr().unwrap().to_string(), "job").unwrap();
+        let answer = async {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            assert_ne!(connection.read(&mut request).await.unwrap(), 0);
+            connection.write_all(format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await.unwrap();
+        };
+        let (result, ()) = tokio::join!(gateway.send(reqwest::Method::DELETE, bytes::Bytes::new()), answer);
+        result.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_asks_for_time_gets_it() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(failure("429 Too Many Requests\r\nRetry-After: 7").await.retry_after, seconds(7));
+        assert_eq!(failure("503 Service Unavailable\r\nretry-after:  120 ").await.retry_after, seconds(120));
+        assert_eq!(failure("503 Service Unavailable").await.retry_after, None);
+        assert_eq!(failure("503 X\r\nRetry-After: Wed, 21 Oct 2015 07:28:00 GMT").await.retry_after, None);
+        assert_eq!(failure("503 X\r\nRetry-After: -1").await.retry_after, None);
+        assert_eq!(failure("400 Bad Request\r\nRetry-After: 7").await.retry_after, None);
+        let failure = failure("503 Service Unavailable").await;
+        assert_eq!(failure.error.kind(), Kind::Refused(503));
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_a_kind_of_its_own() {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let gateway = crate::Pushgateway::new(address.to_string(), "job").unwrap();
+        let error = gateway.push_add("x 1\n").await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unreachable);
+    }
+}

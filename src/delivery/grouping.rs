@@ -1,0 +1,366 @@
+//! The grouping key of a Pushgateway group, and the URL path that names it.
+//!
+//! The rules are the gateway's: <https://github.com/prometheus/pushgateway#url>.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::error::Error;
+use crate::schema::RESERVED_LABELS;
+
+/// Everything but the unreserved characters of RFC 3986: what is left can never be read as anything but itself.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The job and further labels that together name one group on a gateway. The order of the labels is the caller's; to
+/// the gateway it makes no difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Grouping {
+    job: String,
+    labels: Vec<(String, String)>,
+}
+
+impl Grouping {
+    pub(crate) fn new(job: impl Into<String>) -> Result<Self, Error> {
+        let job = job.into();
+        if job.is_empty() {
+            return Err(Error::config("the job name is \"\": a gateway refuses an empty one, give the job a name"));
+        }
+        Ok(Self { job, labels: Vec::new() })
+    }
+
+    /// Adds a label that the gateway can store and that collides with no other.
+    pub(crate) fn add(&mut self, name: impl Into<String>, value: impl Into<String>) -> Result<(), Error> {
+        let (name, value) = (name.into(), value.into());
+        check_name(&name)?;
+        if let Some(first) = self.get(&name) {
+            return Err(Error::config(format!(
+                "grouping label {name:?} is given twice, as {first:?} and as {value:?}: give it once"
+            )));
+        }
+        self.labels.push((name, value));
+        Ok(())
+    }
+
+    pub(crate) fn job(&self) -> &str {
+        &self.job
+    }
+
+    pub(crate) fn labels(&self) -> &[(String, String)] {
+        &self.labels
+    }
+
+    /// The value of a grouping label; the job is none.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.labels.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// `/metrics/job/<job>/<name>/<value>...`, to be appended to the gateway's base URL.
+    pub(crate) fn path(&self) -> String {
+        let mut path = String::from("/metrics");
+        append(&mut path, "job", &self.job);
+        for (name, value) in &self.labels {
+            append(&mut path, name, value);
+        }
+        path
+    }
+}
+
+fn append(path: &mut String, name: &str, value: &str) {
+    path.push('/');
+    path.push_str(name);
+    // Path cleaning on the way would drop or resolve these segments, percent-encoded or not.
+    if matches!(value, "" | "." | "..") || value.contains('/') {
+        path.push_str("@base64/");
+        match value {
+            // Nothing at all would again be an empty segment; a lone padding character decodes to nothing.
+            "" => path.push('='),
+            _ => URL_SAFE_NO_PAD.encode_string(value, path),
+        }
+    } else {
+        path.push('/');
+        path.extend(utf8_percent_encode(value, RESERVED));
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    let fault = if !is_label_name(name) {
+        "is not a label name: it has to match [a-zA-Z_][a-zA-Z0-9_]*"
+    } else if name == "job" {
+        "is reserved: the job has a setting of its own, use that or choose another name"
+    } else if matches!(name, "le" | "quantile") || name.starts_with("__") {
+        "is reserved by Prometheus: choose another name"
+    } else if RESERVED_LABELS.contains(&name) {
+        "is a label of the metrics themselves: choose another name"
+    } else {
+        return Ok(());
+    };
+    Err(Error::config(format!("grouping label {name:?} {fault}")))
+}
+
+fn is_label_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|first| first == b'_' || first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+}
+
+/// Reads `name=value,name=value`. A comma inside a value is `\,` and a backslash `\\`; everything else stands for
+/// itself, a further `=` too. Whitespace around a name is dropped, in a value it counts. Whether the names will do is
+/// [`Grouping::add`]'s affair.
+pub(crate) fn parse_grouping(text: &str) -> Result<Vec<(String, String)>, Error> {
+    let fault = |what: String| Error::config(format!("the grouping {text:?} {what}"));
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut labels = Vec::new();
+    let mut rest = text;
+    loop {
+        let Some((name, after)) = rest.split_once('=').filter(|(name, _)| !name.contains(',')) else {
+            let pair = rest.split(',').next().unwrap_or(rest);
+            return Err(fault(format!("has no `=` in {pair:?}: write it as name=value,name=value")));
+        };
+        let mut value = String::new();
+        let mut chars = after.chars();
+        let more = loop {
+            match chars.next() {
+                None => break false,
+                Some(',') => break true,
+                Some('\\') => match chars.next() {
+                    Some(escaped @ (',' | '\\')) => value.push(escaped),
+                    _ => {
+                        return Err(fault(format!(
+                            "has a lone backslash in the value of {:?}: write `\\\\` for a backslash and `\\,` for a comma",
+                            name.trim()
+                        )));
+                    }
+                },
+                Some(other) => value.push(other),
+            }
+        };
+        labels.push((name.trim().to_owned(), value));
+        if !more {
+            return Ok(labels);
+        }
+        rest = chars.as_str();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn path(job: &str, labels: &[(&str, &str)]) -> String {
+        let mut grouping = Grouping::new(job).unwrap();
+        for (name, value) in labels {
+            grouping.add(*name, *value).unwrap();
+        }
+        grouping.path()
+    }
+
+    fn add_error(name: &str) -> String {
+        let error = Grouping::new("job").unwrap().add(name, "x").unwrap_err();
+        assert!(error.is_config());
+        error.to_string()
+    }
+
+    /// What a Go server makes of the path: split at `/`, then each segment unescaped (`+` is itself in a path), then
+    /// base64 where the name asks for it, with or without padding. Shares no code with the encoder.
+    fn decode(path: &str) -> Vec<(String, String)> {
+        let segments: Vec<&str> = path.strip_prefix("/metrics/").unwrap().split('/').collect();
+        assert_eq!(segments.len() % 2, 0, "{path}");
+        segments
+            .chunks(2)
+            .map(|pair| {
+                let (name, value) = (unescape(pair[0]), unescape(pair[1]));
+                assert!(!value.is_empty() && value != b"." && value != b"..", "cleaned away on the server: {path}");
+                assert!(!value.contains(&b'/'), "refused by the server: {path}");
+                let name = String::from_utf8(name).unwrap();
+                let (name, value) = match name.strip_suffix("@base64") {
+                    Some(name) => (name.to_owned(), unbase64(&value)),
+                    None => (name, value),
+                };
+                (name, String::from_utf8(value).unwrap())
+            })
+            .collect()
+    }
+
+    fn unescape(segment: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut rest = segment.as_bytes();
+        while let Some((&byte, tail)) = rest.split_first() {
+            rest = tail;
+            match byte {
+                b'%' => {
+                    bytes.push(u8::from_str_radix(std::str::from_utf8(&rest[..2]).unwrap(), 16).unwrap());
+                    rest = &rest[2..];
+                }
+                b'?' | b'#' => panic!("ends the path: {segment}"),
+                _ => {
+                    assert!(byte.is_ascii_graphic(), "not allowed in a URL: {segment}");
+                    bytes.push(byte);
+                }
+            }
+        }
+        bytes
+    }
+
+    fn unbase64(text: &[u8]) -> Vec<u8> {
+        const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        let mut bits = 0_u32;
+        let mut count = 0;
+        let mut bytes = Vec::new();
+        for digit in text.iter().filter(|digit| **digit != b'=') {
+            let value = ALPHABET.iter().position(|known| known == digit).expect("a URL-safe base64 digit");
+            bits = (bits << 6 | u32::try_from(value).unwrap()) & 0xffff;
+            count += 6;
+            if count >= 8 {
+                count -= 8;
+                bytes.push(u8::try_from(bits >> count & 0xff).unwrap());
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn plain_values_stand_in_the_path_as_they_are() {
+        assert_eq!(
+            path("quant_pipeline", &[("profile", "crypto-1.0~x"), ("run_id", "20260105")]),
+            "/metrics/job/quant_pipeline/profile/crypto-1.0~x/run_id/20260105"
+        );
+    }
+
+    #[test]
+    fn what_a_server_would_clean_away_goes_as_base64() {
+        assert_eq!(path("a/b", &[]), "/metrics/job@base64/YS9i");
+        assert_eq!(path(".", &[("x", "..")]), "/metrics/job@base64/Lg/x@base64/Li4");
+        assert_eq!(path("j", &[("x", "")]), "/metrics/job/j/x@base64/=");
+        assert_eq!(path("j", &[("x", "/>?/~~~")]), "/metrics/job/j/x@base64/Lz4_L35-fg");
+    }
+
+    #[test]
+    fn everything_else_is_percent_encoded() {
+        assert_eq!(path("a b+c", &[("x", "ä%2F?#\n@=")]), "/metrics/job/a%20b%2Bc/x/%C3%A4%252F%3F%23%0A%40%3D");
+        assert_eq!(path("j", &[("x", "...")]), "/metrics/job/j/x/...");
+    }
+
+    #[test]
+    fn the_labels_of_the_process_are_allowed_and_found() {
+        let mut grouping = Grouping::new("j").unwrap();
+        grouping.add("profile", "crypto").unwrap();
+        grouping.add("run_id", "").unwrap();
+        grouping.add("_x9", "y").unwrap();
+        assert_eq!(grouping.get("profile"), Some("crypto"));
+        assert_eq!(grouping.get("run_id"), Some(""));
+        assert_eq!(grouping.get("job"), None);
+        assert_eq!(grouping.job(), "j");
+        assert_eq!(grouping.labels().len(), 3);
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong_and_what_to_do() {
+        let error = Grouping::new("").unwrap_err();
+        assert!(error.is_config());
+        assert_eq!(error.to_string(), "the job name is \"\": a gateway refuses an empty one, give the job a name");
+        for name in ["", "1x", "a-b", "a b", "ä", "a:b", "a@base64", "a\n"] {
+            assert_eq!(
+                add_error(name),
+                format!("grouping label {name:?} is not a label name: it has to match [a-zA-Z_][a-zA-Z0-9_]*")
+            );
+        }
+        assert_eq!(
+            add_error("job"),
+            "grouping label \"job\" is reserved: the job has a setting of its own, use that or choose another name"
+        );
+        for name in ["le", "quantile", "__name__", "__", "__x"] {
+            assert_eq!(
+                add_error(name),
+                format!("grouping label {name:?} is reserved by Prometheus: choose another name")
+            );
+        }
+        for name in ["stage_id", "status", "reason", "resource_type", "node", "result"] {
+            assert_eq!(
+                add_error(name),
+                format!("grouping label {name:?} is a label of the metrics themselves: choose another name")
+            );
+        }
+        let mut grouping = Grouping::new("j").unwrap();
+        grouping.add("team", "a").unwrap();
+        assert_eq!(
+            grouping.add("team", "b").unwrap_err().to_string(),
+            "grouping label \"team\" is given twice, as \"a\" and as \"b\": give it once"
+        );
+        assert_eq!(grouping.get("team"), Some("a"));
+    }
+
+    #[test]
+    fn a_grouping_is_read_from_text() {
+        let read = |text: &str| parse_grouping(text).unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(read(""), vec![]);
+        assert_eq!(read("  "), vec![]);
+        assert_eq!(read("a=b"), vec![pair("a", "b")]);
+        assert_eq!(read(" a =b, c= d "), vec![pair("a", "b"), pair("c", " d ")]);
+        assert_eq!(read("a=,b="), vec![pair("a", ""), pair("b", "")]);
+        assert_eq!(read(r"a=x\,y=z\\,b=k=v"), vec![pair("a", r"x,y=z\"), pair("b", "k=v")]);
+    }
+
+    #[test]
+    fn errors_of_a_grouping_text_quote_it() {
+        let fault = |text: &str| parse_grouping(text).unwrap_err().to_string();
+        assert_eq!(fault("team"), r#"the grouping "team" has no `=` in "team": write it as name=value,name=value"#);
+        assert_eq!(fault("a=b,"), r#"the grouping "a=b," has no `=` in "": write it as name=value,name=value"#);
+        assert_eq!(
+            fault("a=b,c,d=e"),
+            r#"the grouping "a=b,c,d=e" has no `=` in "c": write it as name=value,name=value"#
+        );
+        assert_eq!(
+            fault(r"dir=C:\x"),
+            r#"the grouping "dir=C:\\x" has a lone backslash in the value of "dir": write `\\` for a backslash and `\,` for a comma"#
+        );
+        assert_eq!(
+            fault(r"a=b\"),
+            r#"the grouping "a=b\\" has a lone backslash in the value of "a": write `\\` for a backslash and `\,` for a comma"#
+        );
+    }
+
+    /// Any text at all, with what is special in paths and URLs more often than chance has it.
+    fn value() -> impl Strategy<Value = String> {
+        let special =
+            prop::sample::select(vec!["", ".", "..", "/", "//", "%2F", "%", "+", " ", "\\", "\"", "\n", "?", "#", "="]);
+        prop_oneof![any::<String>(), "\\PC{0,8}", prop::collection::vec(special, 0..4).prop_map(|parts| parts.concat())]
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_comes_back_from_the_path(
+            job in value().prop_filter("a job has a name", |job| !job.is_empty()),
+            values in prop::collection::vec(value(), 0..4),
+        ) {
+            let mut grouping = Grouping::new(job.clone()).unwrap();
+            let mut expected = vec![("job".to_owned(), job)];
+            for (index, value) in values.into_iter().enumerate() {
+                let name = format!("l{index}");
+                grouping.add(name.clone(), value.clone()).unwrap();
+                expected.push((name, value));
+            }
+            prop_assert_eq!(decode(&grouping.path()), expected);
+        }
+
+        #[test]
+        fn any_grouping_comes_back_from_its_text(labels in prop::collection::vec(("[a-zA-Z_][a-zA-Z0-9_]{0,8}", value()), 0..4)) {
+            let text = labels
+                .iter()
+                .map(|(name, value)| format!("{name}={}", value.replace('\\', "\\\\").replace(',', "\\,")))
+                .collect::<Vec<_>>()
+                .join(",");
+            prop_assert_eq!(parse_grouping(&text).unwrap(), labels);
+        }
+
+        #[test]
+        fn no_text_makes_the_reader_panic(text in any::<String>()) {
+            let _ = parse_grouping(&text);
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The Pushgateway client.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Client, Method, RequestBuilder, StatusCode, redirect};
+
+use super::address::Address;
+use super::failure::Failure;
+use super::grouping::Grouping;
+use super::headers::Headers;
+use crate::error::Error;
+
+/// How long one request may take, from the connection to the answer, unless [`Pushgateway::with_timeout`] says
+/// otherwise: 10 seconds.
+pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may take to come about, name lookup included, unless [`Pushgateway::with_connect_timeout`]
+/// says otherwise: 5 seconds.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+const USER_AGENT: &str = concat!("tracing-stage-metrics/", env!("CARGO_PKG_VERSION"));
+
+/// The longest URL that the HTTP library sends.
+const MAX_URL: usize = u16::MAX as usize - 1;
+
+/// A client for one group of metrics on a [Prometheus Pushgateway](https://github.com/prometheus/pushgateway).
+///
+/// A gateway keeps metrics in groups, each named by a *grouping key*: the job and any further labels. Prometheus
+/// finds these labels on every metric of the group. Jobs that share a key overwrite each other, so a job that runs
+/// in several variants needs a label that tells them apart. Labels that change with every run (an id, a time) leave
+/// a group behind per run: a gateway never forgets one by itself.
+///
+/// ```no_run
+/// use tracing_stage_metrics::Pushgateway;
+///
+/// # async fn example() -> Result<(), tracing_stage_metrics::Error> {
+/// let gateway = Pushgateway::new("http://pushgateway:9091", "nightly_backup")?
+///     .with_grouping_label("volume", "/var/lib")?
+///     .with_basic_auth("pusher", "secret");
+/// gateway.push_add("backup_bytes 1.5e9\n").await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The methods that send need a tokio runtime with I/O and time switched on; in any other place they return an
+/// error. A client can be used on several runtimes, one after the other. Nothing is tried twice: that is for the
+/// caller to decide, by the [`Error`] it gets.
+///
+/// # Connections
+///
+/// Every request has a connection of its own. `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed,
+/// but for a gateway on this machine (`localhost`, `127.0.0.1`, `::1`), which no proxy can reach. An `https` gateway
+/// needs the feature `tls` and a certificate that the system trusts; on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name
+/// certificates to be trusted in the system's place. Redirects are not followed: a push that arrives as a GET is lost.
+///
+/// # Secrets
+///
+/// User, password, token and the values of headers are never in `Debug`, errors or logs.
+#[derive(Clone)]
+pub struct Pushgateway {
+    address: Address,
+    grouping: Grouping,
+    headers: Headers,
+    timeout: Duration,
+    connect_timeout: Duration,
+    /// Built when first needed. Clones share it as long as they agree on what it is built from.
+    client: Arc<OnceLock<Client>>,
+}
+
+impl Pushgateway {
+    /// A client for the group of `job` on the gateway at `url`.
+    ///
+    /// `url` is the gateway's base URL, `http` or `https`; `host:port` alone means `http`. It may carry
+    /// `user:password@` for basic authentication (percent-encoded where they hold one of `/?#@:%`), and a path prefix,
+    /// which is kept. The `/metrics/job/…` of the push is added to it.
+    ///
+    /// # Errors
+    ///
+    /// A [configuration error](Error::is_config) when the URL cannot be read, is neither `http` nor `https`, has no
+    /// host, or has a query or a fragment; when it is `https` and the feature `tls` is off; when the job is empty.
+    pub fn new(url: impl AsRef<str>, job: impl Into<String>) -> Result<Self, Error> {
+        let (address, credentials) = Address::parse(url.as_ref())?;
+        let mut headers = Headers::default();
+        if let Some(credentials) = credentials {
+            headers.set_basic_auth(&credentials.user, &credentials.password);
+            headers.to_map()?;
+        }
+        Ok(Self {
+            address,
+            grouping: Grouping::new(job)?,
+            headers,
+            timeout: DEFAULT_REQUEST_TIMEOUT,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            client: Arc::default(),
+        })
+    }
+
+    /// Adds a label to the grouping key. Without any, the job alone names the group.
+    ///
+    /// Any text is a value: it arrives at the gateway as it is, empty or with a `/` in it. The gateway puts the label
+    /// on every metric of the group, over one of the same name that the metric has.
+    ///
+    /// # Errors
+    ///
+    /// A [configuration error](Error::is_config) when the name is not a label name (`[a-zA-Z_][a-zA-Z0-9_]*`), was
+    /// given before, is reserved (`job`, `le`, `quantile`, anything that starts with `__`), or is a label that this
+    /// crate's own metrics have (`stage_id`, `status`, `reason`, `resource_type`, `node`, `result`). `profile` and
+    /// `run_id` are allowed: they fix that label for the whole process.
+    pub fn with_grouping_label(mut self, name: impl Into<String>, value: impl Into<String>) -> Result<Self, Error> {
+        self.grouping.add(name, value)?;
+        Ok(self)
+    }
+
+    /// Authenticates with user and password. Without it, with those of the URL, where it has them.
+    ///
+    /// The last of this, [`with_bearer_token`](Self::with_bearer_token) and an `Authorization` given to
+    /// [`with_header`](Self::with_header) counts.
+    #[must_use]
+    pub fn with_basic_auth(mut self, user: impl AsRef<str>, password: impl AsRef<str>) -> Self {
+        self.headers.set_basic_auth(user.as_ref().as_bytes(), password.as_ref().as_bytes());
+        self
+    }
+
+    /// Authenticates with a token, sent as `Authorization: Bearer <token>`. Without it none is sent.
+    ///
+    /// A token that a header cannot carry, for a line break at its end perhaps, is an error of the first push, and of
+    /// the layer's `install()`.
+    #[must_use]
+    pub fn with_bearer_token(mut self, token: impl AsRef<str>) -> Self {
+        self.headers.set_bearer_token(token.as_ref());
+        self
+    }
+
+    /// Sends a header along, in place of one of the same name. Without it only what HTTP asks for is sent.
+    ///
+    /// A name or value that cannot be sent, and a header that describes the body (`Content-Type` and the like), is an
+    /// error of the first push, and of the layer's `install()`.
+    #[must_use]
+    pub fn with_header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.headers.set(name.as_ref(), value.as_ref().as_bytes());
+        self
+    }
+
+    /// How long one request may take, from the connection to the answer. Without it,
+    /// [`DEFAULT_REQUEST_TIMEOUT`].
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long a connection may take to come about, within the time of the request. Without it,
+    /// [`DEFAULT_CONNECT_TIMEOUT`].
+    #[must_use]
+    pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self.client = Arc::default();
+        self
+    }
+
+    /// Pushes metrics in the [text format](https://prometheus.io/docs/instrumenting/exposition_formats/) with POST:
+    /// metrics of the group with the same names are replaced, with all their label sets; the others stay.
+    ///
+    /// The text needs a line break at its end.
+    ///
+    /// # Errors
+    ///
+    /// [Refused](Error::is_refused) when the answer is neither 200 nor 202, with the
+    /// [status](Error::status) and the beginning of the body; a [timeout](Error::is_timeout); an error that is neither
+    /// when the gateway cannot be reached or the connection breaks; a [configuration error](Error::is_config) when a
+    /// header cannot be sent or TLS cannot be set up.
+    pub async fn push_add(&self, exposition: &str) -> Result<(), Error> {
+        Ok(self.send(Method::POST, Bytes::copy_from_slice(exposition.as_bytes())).await?)
+    }
+
+    /// Pushes metrics with PUT: they replace the whole group.
+    ///
+    /// # Errors
+    ///
+    /// As [`push_add`](Self::push_add).
+    pub async fn push_replace(&self, exposition: &str) -> Result<(), Error> {
+        Ok(self.send(Method::PUT, Bytes::copy_from_slice(exposition.as_bytes())).await?)
+    }
+
+    /// Removes the group from the gateway with DELETE. A group that is not there is no error.
+    ///
+    /// # Errors
+    ///
+    /// As [`push_add`](Self::push_add).
+    pub async fn delete(&self) -> Result<(), Error> {
+        Ok(self.send(Method::DELETE, Bytes::new()).await?)
+    }
+
+    pub(crate) fn grouping(&self) -> &Grouping {
+        &self.grouping
+    }
+
+    /// The gateway's base URL, for messages: without user and password.
+    pub(crate) fn endpoint(&self) -> &str {
+        self.address.as_str()
+    }
+
+    /// Finds what is wrong with the configuration before the first push does.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.timeout.is_zero() || self.connect_timeout.is_zero() {
+            return Err(Error::config(format!(
+                "the timeouts of gateway {} are {:?} for a request and {:?} for a connection: both have to be above zero",
+                self.address, self.timeout, self.connect_timeout
+            )));
+        }
+        let length = self.url().len();
+        if length > MAX_URL {
+            return Err(Error::config(format!(
+                "the grouping key makes a URL of {length} bytes for gateway {}: at most {MAX_URL} can be sent, shorten it",
+                self.address
+            )));
+        }
+        self.headers.to_map()?;
+        self.client()?;
+        Ok(())
+    }
+
+    /// Sends one request. The body is not copied, so that a caller can keep it for another try.
+    pub(crate) async fn send(&self, method: Method, body: Bytes) -> Result<(), Failure> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(Error::config(format!(
+                "cannot reach gateway {}: there is no tokio runtime here, call it inside one",
+                self.address
+            ))
+            .into());
+        }
+        self.check()?;
+        let request = self.request(method.clone(), body)?;
+        match request.send().await {
+            Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => Ok(()),
+            Ok(response) => Err(Failure::refused(format!("{method} {}", self.url()), &self.address, response).await),
+            Err(error) => {
+                let request = format!("{method} {}", self.url());
+                Err(Failure::unanswered(&request, self.timeout, self.connect_timeout, error))
+            }
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("{}{}", self.address, self.grouping.path())
+    }
+
+    fn request(&self, method: Method, body: Bytes) -> Result<RequestBuilder, Error> {
+        let request = self.client()?.request(method.clone(), self.url()).timeout(self.timeout);
+        let request = match method {
+            Method::DELETE => request,
+            _ => request.header(CONTENT_TYPE, EXPOSITION).body(body),
+        };
+        Ok(request.headers(self.headers.to_map()?))
+    }
+
+    fn client(&self) -> Result<Client, Error> {
+        match self.client.get() {
+            Some(client) => Ok(client.clone()),
+            // Two may build one at the same time; the first is kept.
+            None => self.build_client().map(|client| self.client.get_or_init(|| client).clone()),
+        }
+    }
+
+    fn build_client(&self) -> Result<Client, Error> {
+        let mut builder = Client::builder()
+            .user_agent(USER_AGENT)
+            .connect_timeout(self.connect_timeout)
+            .redirect(redirect::Policy::none())
+            // A kept connection belongs to the runtime it was made on, and the client outlives that.
+            .pool_max_idle_per_host(0);
+        if self.address.is_loopback() {
+            builder = builder.no_proxy();
+        }
+        #[cfg(feature = "tls")]
+        if !self.address.is_https() && (self.address.is_loopback() || !has_https_proxy()) {
+            // Spares a job that speaks plain http the reading of all the system's certificates.
+            builder = builder.tls_certs_only([]);
+        }
+        builder.build().map_err(|error| {
+            Error::config(format!(
+                "cannot set up a client for gateway {}: see the cause; for https the system's certificates have to be \
+                 readable, or SSL_CERT_FILE has to name some",
+                self.address
+            ))
+            .with_source(error.without_url())
+        })
+    }
+}
+
+impl fmt::Debug for Pushgateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pushgateway")
+            .field("url", &self.endpoint())
+            .field("job", &self.grouping.job())
+            .field("grouping", &self.grouping.labels())
+            .field("headers", &self.headers.names().collect::<Vec<_>>())
+            .field("timeout", &self.timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .finish()
+    }
+}
+
+/// Whether http requests, too, may have to speak TLS: to the proxy.
+#[cfg(feature = "tls")]
+fn has_https_proxy() -> bool {
+    ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"].iter().any(|name| {
+        std::env::var(name)
+            .is_ok_and(|proxy| proxy.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("https://")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const _: () = {
+        const fn send_sync<T: Send + Sync + 'static>() {}
+        send_sync::<Pushgateway>();
+    };
+
+    fn gateway() -> Pushgateway {
+        Pushgateway::new("http://hush:hush@127.0.0.1:1/prefix/", "a job").unwrap()
+    }
+
+    fn check_error(gateway: &Pushgateway) -> String {
+        let error = gateway.check().unwrap_err();
+        assert!(error.is_config());
+        error.to_string()
+    }
+
+    /// Where a gateway takes a future apart from the thread it was made on, it has to be `Send`.
+    #[test]
+    fn pushes_can_be_spawned() {
+        fn spawnable<T: Send>(_: &T) {}
+        let gateway = gateway();
+        spawnable(&gateway.push_add("x 1\n"));
+        spawnable(&gateway.delete());
+    }
+
+    #[test]
+    fn debug_shows_names_and_no_secrets() {
+        let gateway = gateway()
+            .with_grouping_label("team", "a/b")
+            .unwrap()
+            .with_basic_auth("hush", "hush")
+            .with_header("X-Key", "hush")
+            .with_bearer_token("hush");
+        assert_eq!(
+            format!("{gateway:?}"),
+            "Pushgateway { url: \"http://127.0.0.1:1/prefix\", job: \"a job\", grouping: [(\"team\", \"a/b\")], \
+             headers: [\"X-Key\", \"authorization\"], timeout: 10s, connect_timeout: 5s }"
+        );
+        assert_eq!(gateway.endpoint(), "http://127.0.0.1:1/prefix");
+        assert_eq!(gateway.url(), "http://127.0.0.1:1/prefix/metrics/job/a%20job/team@base64/YS9i");
+        assert_eq!(gateway.grouping().get("team"), Some("a/b"));
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_found_before_the_first_push() {
+        assert!(gateway().check().is_ok());
+        assert_eq!(
+            check_error(&gateway().with_timeout(Duration::ZERO)),
+            "the timeouts of gateway http://127.0.0.1:1/prefix are 0ns for a request and 5s for a connection: \
+             both have to be above zero"
+        );
+        assert_eq!(
+            check_error(&gateway().with_header("Content-Type", "hush")),
+            "header \"Content-Type\" belongs to the client, which knows what it sends: leave it out"
+        );
+        assert_eq!(
+            check_error(&gateway().with_grouping_label("x", "y".repeat(70_000)).unwrap()),
+            "the grouping key makes a URL of 70048 bytes for gateway http://127.0.0.1:1/prefix: \
+             at most 65534 can be sent, shorten it"
+        );
+        let Err(error) = Pushgateway::new("http://hu%3Ash:x@gw", "job") else { panic!("accepted") };
+        assert_eq!(
+            error.to_string(),
+            "the user name has a colon in it, which basic authentication cannot carry: \
+             give user and password apart from each other"
+        );
+    }
+
+    #[test]
+    fn outside_of_a_runtime_a_push_is_an_error() {
+        let gateway = gateway();
+        let mut push = std::pin::pin!(gateway.push_add("x 1\n"));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let std::task::Poll::Ready(Err(error)) = push.as_mut().poll(&mut context) else { panic!("no error") };
+        assert_eq!(
+            error.to_string(),
+            "cannot reach gateway http://127.0.0.1:1/prefix: there is no tokio runtime here, call it inside one"
+        );
+    }
+
+    #[test]
+    fn clones_share_a_client_until_they_differ_in_what_it_is_made_of() {
+        let first = gateway();
+        let same = first.clone().with_timeout(Duration::from_secs(1)).with_bearer_token("x");
+        let other = first.clone().with_connect_timeout(Duration::from_secs(1));
+        first.check().unwrap();
+        assert!(same.client.get().is_some());
+        assert!(other.client.get().is_none());
+    }
+}

@@ -1,0 +1,714 @@
+//! The Pushgateway client on its own: against servers that misbehave, over TLS, through a proxy, and against the real
+//! gateway.
+#![cfg(feature = "pushgateway")]
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tracing_stage_metrics::{Error, Pushgateway};
+
+const METRIC: &str = "rows 42\n";
+
+// ---- A server that answers as it is told, and keeps what it was asked.
+
+struct Server {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    /// Reads each request to its end, then leaves the connection to `answer`.
+    async fn start<F, A>(answer: F) -> Self
+    where
+        F: Fn(TcpStream) -> A + Send + 'static,
+        A: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::<Mutex<Vec<String>>>::default();
+        let kept = Arc::clone(&requests);
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let request = read_request(&mut connection).await;
+                kept.lock().unwrap().push(request);
+                tokio::spawn(answer(connection));
+            }
+        });
+        Self { address, requests, task }
+    }
+
+    async fn answering(answer: &'static str) -> Self {
+        Self::start(move |mut connection| async move {
+            connection.write_all(answer.as_bytes()).await.unwrap();
+        })
+        .await
+    }
+
+    fn gateway(&self) -> Pushgateway {
+        Pushgateway::new(self.address.to_string(), "job").unwrap().with_timeout(Duration::from_secs(20))
+    }
+
+    /// The only request so far.
+    fn request(&self) -> String {
+        let requests = self.requests.lock().unwrap();
+        assert_eq!(requests.len(), 1, "{requests:?}");
+        requests[0].clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn read_request(connection: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut request = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&request);
+        let done = text.split_once("\r\n\r\n").is_some_and(|(head, body)| {
+            let length = header(head, "content-length").map_or(0, |length| length.parse().unwrap());
+            body.len() >= length
+        });
+        if done {
+            return text.into_owned();
+        }
+        let mut chunk = vec![0; 64 * 1024];
+        let length = connection.read(&mut chunk).await.unwrap();
+        assert_ne!(length, 0, "the request broke off: {text}");
+        request.extend_from_slice(&chunk[..length]);
+    }
+}
+
+fn header<'a>(request: &'a str, name: &str) -> Option<&'a str> {
+    request
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_once(": "))
+        .find(|(known, _)| known.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value)
+}
+
+/// Both ways in which an error may be printed.
+fn shown(error: &Error) -> String {
+    format!("{error} | {error:?}")
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+// ---- What is sent.
+
+#[tokio::test]
+async fn a_push_is_a_post_of_the_text_to_the_group() {
+    let server = Server::answering(OK).await;
+    let gateway = Pushgateway::new(format!("http://{}/prefix/", server.address), "a/b").unwrap();
+    gateway.with_grouping_label("team", "x y").unwrap().push_add(METRIC).await.unwrap();
+    let request = server.request();
+    assert!(request.starts_with("POST /prefix/metrics/job@base64/YS9i/team/x%20y HTTP/1.1\r\n"), "{request}");
+    assert_eq!(header(&request, "content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    assert_eq!(header(&request, "host"), Some(server.address.to_string().as_str()));
+    let agent = concat!("tracing-stage-metrics/", env!("CARGO_PKG_VERSION"));
+    assert_eq!(header(&request, "user-agent"), Some(agent));
+    assert_eq!(header(&request, "authorization"), None);
+    assert!(request.ends_with("\r\n\r\nrows 42\n"), "{request}");
+}
+
+#[tokio::test]
+async fn replacing_is_a_put_and_removing_a_delete() {
+    let server = Server::answering(OK).await;
+    server.gateway().push_replace(METRIC).await.unwrap();
+    server.gateway().delete().await.unwrap();
+    let requests = server.requests.lock().unwrap();
+    assert!(requests[0].starts_with("PUT /metrics/job/job HTTP/1.1\r\n"));
+    assert!(requests[0].ends_with("\r\n\r\nrows 42\n"));
+    assert!(requests[1].starts_with("DELETE /metrics/job/job HTTP/1.1\r\n"));
+    assert!(requests[1].ends_with("\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn credentials_and_headers_are_sent() {
+    let server = Server::answering(OK).await;
+    let from_url = Pushgateway::new(format!("http://us%40er:p%2Fss@{}", server.address), "job").unwrap();
+    from_url.push_add(METRIC).await.unwrap();
+    from_url.clone().with_basic_auth("Aladdin", "open sesame").push_add(METRIC).await.unwrap();
+    from_url.clone().with_bearer_token("abc").with_header("X-Tenant", "ä").push_add(METRIC).await.unwrap();
+    from_url.with_header("Authorization", "Custom x").push_add(METRIC).await.unwrap();
+    let requests = server.requests.lock().unwrap();
+    let sent: Vec<_> = requests.iter().map(|request| header(request, "authorization")).collect();
+    let expected = ["Basic dXNAZXI6cC9zcw==", "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==", "Bearer abc", "Custom x"];
+    assert_eq!(sent, expected.map(Some));
+    assert_eq!(header(&requests[2], "x-tenant"), Some("ä"));
+    assert_eq!(header(&requests[0], "host"), Some(server.address.to_string().as_str()));
+}
+
+#[tokio::test]
+async fn a_header_that_cannot_be_sent_is_an_error_of_the_push() {
+    let server = Server::answering(OK).await;
+    let error = server.gateway().with_header("X-Key", "hush\n").push_add(METRIC).await.unwrap_err();
+    assert!(error.is_config());
+    assert!(!shown(&error).contains("hush"));
+    assert!(server.requests.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn large_texts_arrive_whole() {
+    let server = Server::answering(OK).await;
+    let text = METRIC.repeat(500_000);
+    server.gateway().push_add(&text).await.unwrap();
+    assert!(server.request().ends_with(&text));
+}
+
+#[test]
+fn a_client_outlives_the_runtime_it_was_first_used_on() {
+    let serving = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let server = serving.block_on(Server::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"));
+    let gateway = server.gateway();
+    for _ in 0..3 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(gateway.push_add(METRIC)).unwrap();
+    }
+    assert_eq!(server.requests.lock().unwrap().len(), 3);
+}
+
+// ---- What comes back.
+
+#[tokio::test]
+async fn only_200_and_202_are_success() {
+    Server::answering("HTTP/1.1 202 Accepted\r\n\r\n").await.gateway().push_add(METRIC).await.unwrap();
+    for (answer, status) in [("HTTP/1.1 201 Created\r\n\r\n", 201), ("HTTP/1.1 204 No Content\r\n\r\n", 204)] {
+        let error = Server::answering(answer).await.gateway().push_add(METRIC).await.unwrap_err();
+        assert!(error.is_refused());
+        assert_eq!(error.status(), Some(status));
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_a_refusal_that_says_where_it_leads() {
+    let answer = "HTTP/1.1 301 Moved Permanently\r\nLocation: /metrics/job/x\r\nContent-Length: 0\r\n\r\n";
+    let server = Server::answering(answer).await;
+    let error = server.gateway().push_add(METRIC).await.unwrap_err();
+    assert_eq!(error.status(), Some(301));
+    let base = format!("http://{}", server.address);
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "POST {base}/metrics/job/job was refused with 301 Moved Permanently, a redirect to \
+             {base}/metrics/job/x: give the address it leads to, redirects are not followed"
+        )
+    );
+    assert!(server.request().starts_with("POST "));
+
+    let answer = "HTTP/1.1 307 Temporary Redirect\r\nLocation: http://hush:hush@127.0.0.1:1/x?hush\r\n\r\n";
+    let error = Server::answering(answer).await.gateway().push_add(METRIC).await.unwrap_err();
+    assert_eq!(error.status(), Some(307));
+    assert!(error.to_string().contains(" a redirect to http://127.0.0.1:1/x?***: "), "{error}");
+    assert!(!shown(&error).contains("hush"));
+}
+
+#[tokio::test]
+async fn a_refusal_carries_what_the_gateway_says() {
+    let answer = "HTTP/1.1 400 Bad Request\r\nContent-Length: 44\r\n\r\npushed metrics are invalid:\r\n  type conflict";
+    let server = Server::answering(answer).await;
+    let error = server.gateway().push_replace(METRIC).await.unwrap_err();
+    assert!(error.is_refused() && !error.is_timeout() && !error.is_config());
+    assert_eq!(error.status(), Some(400));
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "PUT http://{}/metrics/job/job was refused with 400 Bad Request: pushed metrics are invalid: type conflict",
+            server.address
+        )
+    );
+
+    let server = Server::answering("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
+    let error = server.gateway().delete().await.unwrap_err();
+    assert_eq!(error.status(), Some(500));
+    let expected =
+        format!("DELETE http://{}/metrics/job/job was refused with 500 Internal Server Error", server.address);
+    assert_eq!(error.to_string(), expected);
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_text_is_shown_as_far_as_it_is() {
+    let server = Server::start(|mut connection| async move {
+        connection.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\nbad \xff\xfe\x1b value").await.unwrap();
+    })
+    .await;
+    let error = server.gateway().push_add(METRIC).await.unwrap_err();
+    assert!(error.to_string().ends_with("400 Bad Request: bad \u{fffd}\u{fffd} value"), "{error}");
+}
+
+#[tokio::test]
+async fn an_endless_body_neither_fills_memory_nor_holds_the_push() {
+    let server = Server::start(|mut connection| async move {
+        connection.write_all(b"HTTP/1.1 500 Internal Server Error\r\n\r\n").await.unwrap();
+        while connection.write_all(&[b'x'; 8192]).await.is_ok() {}
+    })
+    .await;
+    let start = Instant::now();
+    let error = server.gateway().push_add(METRIC).await.unwrap_err();
+    assert_eq!(error.status(), Some(500));
+    assert!(error.to_string().ends_with("xxx…"));
+    assert!(error.to_string().len() < 1200, "{}", error.to_string().len());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+
+    let server = Server::start(|mut connection| async move {
+        connection.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        while connection.write_all(&[b'x'; 8192]).await.is_ok() {}
+    })
+    .await;
+    server.gateway().push_add(METRIC).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_dribbles_does_not_hold_the_push() {
+    let server = Server::start(|mut connection| async move {
+        connection.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\nbusy").await.unwrap();
+        while connection.write_all(b".").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let start = Instant::now();
+    let error = server.gateway().push_add(METRIC).await.unwrap_err();
+    assert_eq!(error.status(), Some(503));
+    assert!(error.to_string().contains("503 Service Unavailable: busy."), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn an_answer_that_dribbles_runs_into_the_timeout() {
+    let server = Server::start(|mut connection| async move {
+        for byte in b"HTTP/1.1 200 OK\r\n".iter().chain(std::iter::repeat(&b'x')) {
+            if connection.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let start = Instant::now();
+    let error = server.gateway().with_timeout(Duration::from_millis(400)).push_add(METRIC).await.unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_silent_runs_into_the_timeout() {
+    let server = Server::start(|connection| async move {
+        let _open = connection;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let start = Instant::now();
+    let error = server.gateway().with_timeout(Duration::from_millis(250)).push_add(METRIC).await.unwrap_err();
+    let elapsed = start.elapsed();
+    assert!(error.is_timeout() && !error.is_refused());
+    assert_eq!(error.status(), None);
+    let expected = format!("POST http://{}/metrics/job/job failed: no answer within 250ms", server.address);
+    assert_eq!(error.to_string(), expected);
+    assert!(elapsed >= Duration::from_millis(250) && elapsed < Duration::from_secs(5), "{elapsed:?}");
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_there_is_told_as_that() {
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gateway = Pushgateway::new(format!("http://hush:hush@{address}"), "job").unwrap();
+    let error = gateway.push_add(METRIC).await.unwrap_err();
+    assert!(!error.is_timeout() && !error.is_refused() && !error.is_config());
+    assert_eq!(error.to_string(), format!("POST http://{address}/metrics/job/job failed: nobody answers there"));
+    assert!(format!("{error:?}").to_lowercase().contains("connection refused"), "{error:?}");
+    assert!(!shown(&error).contains("hush"));
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_a_broken_connection() {
+    for answer in ["SSH-2.0-OpenSSH_9.2\r\n", "", "HTTP/1.1 2"] {
+        let server = Server::answering(answer).await;
+        let error = server.gateway().push_add(METRIC).await.unwrap_err();
+        assert!(!error.is_timeout() && !error.is_refused() && !error.is_config());
+        assert!(
+            error.to_string().ends_with("failed: the connection broke, or carried no HTTP"),
+            "{answer:?}: {error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn nothing_shows_credentials() {
+    let silent = Server::start(|connection| async move {
+        let _open = connection;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let refusing = Server::answering("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await;
+    let garbled = Server::answering("hello\r\n").await;
+    for server in [&silent, &refusing, &garbled] {
+        let gateway = Pushgateway::new(format!("http://hush:hu%73h@{}", server.address), "job")
+            .unwrap()
+            .with_header("X-Key", "hush")
+            .with_timeout(Duration::from_millis(200));
+        for gateway in
+            [gateway.clone(), gateway.clone().with_basic_auth("hush", "hush"), gateway.with_bearer_token("hush")]
+        {
+            let error = gateway.push_add(METRIC).await.unwrap_err();
+            let text = format!("{} {gateway:?} {gateway:#?}", shown(&error));
+            // base64 of "hush:hush"
+            assert!(!text.contains("hush") && !text.contains("aHVzaDpodXNo"), "{text}");
+        }
+    }
+}
+
+// ---- What needs environment variables, and so a process of its own.
+
+/// Pushes to `PUSH_URL` and prints what came of it. Run by [`push_in_child`].
+#[test]
+#[ignore = "other tests run it, in a process of its own"]
+fn child() {
+    let Ok(url) = std::env::var("PUSH_URL") else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let gateway = Pushgateway::new(url, "job").unwrap().with_timeout(Duration::from_secs(10));
+    println!("result: {:?}", runtime.block_on(gateway.push_add(METRIC)));
+}
+
+async fn push_in_child(url: &str, variables: &[(&str, &str)]) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child", "--ignored", "--nocapture"]).env("PUSH_URL", url);
+    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
+    command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR").env_remove("REQUEST_METHOD");
+    command.envs(variables.iter().copied());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    let result = stdout.split_once("result: ").unwrap_or_else(|| panic!("no result: {stdout}")).1;
+    result.lines().next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_host_that_is_unknown_is_told_as_that() {
+    let result = push_in_child("http://gateway.invalid:9091", &[]).await;
+    let expected = "Err(POST http://gateway.invalid:9091/metrics/job/job failed: the name of its host is unknown: ";
+    assert!(result.starts_with(expected), "{result}");
+}
+
+#[tokio::test]
+async fn a_proxy_is_used_but_not_for_this_machine() {
+    let proxy = Server::answering(OK).await;
+    let proxy_url = format!("http://{}", proxy.address);
+    let result = push_in_child("http://gateway.invalid:9091", &[("HTTP_PROXY", &proxy_url)]).await;
+    assert_eq!(result, "Ok(())");
+    let request = proxy.request();
+    assert!(request.starts_with("POST http://gateway.invalid:9091/metrics/job/job HTTP/1.1\r\n"), "{request}");
+
+    let gateway = Server::answering(OK).await;
+    for host in ["127.0.0.1", "localhost"] {
+        let url = format!("http://{host}:{}", gateway.address.port());
+        assert_eq!(push_in_child(&url, &[("HTTP_PROXY", &proxy_url), ("ALL_PROXY", &proxy_url)]).await, "Ok(())");
+    }
+    assert_eq!(gateway.requests.lock().unwrap().len(), 2);
+    assert_eq!(proxy.requests.lock().unwrap().len(), 1);
+}
+
+// ---- TLS.
+
+#[cfg(feature = "tls")]
+mod tls {
+    use std::io::Write as _;
+
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    use super::*;
+
+    struct Certificate {
+        pem: tempfile::NamedTempFile,
+        config: Arc<ServerConfig>,
+    }
+
+    impl Certificate {
+        fn of(host: &str) -> Self {
+            let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
+            let mut pem = tempfile::NamedTempFile::new().unwrap();
+            pem.write_all(made.cert.pem().as_bytes()).unwrap();
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+            let config = ServerConfig::builder()
+                .with_no_client_auth()
+                .with_single_cert(vec![made.cert.der().clone()], key)
+                .unwrap();
+            Self { pem, config: Arc::new(config) }
+        }
+
+        fn path(&self) -> &str {
+            self.pem.path().to_str().unwrap()
+        }
+    }
+
+    /// Answers with 200 whoever trusts the certificate; others are let go.
+    async fn start(certificate: &Certificate) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let acceptor = TlsAcceptor::from(Arc::clone(&certificate.config));
+        let requests = Arc::<Mutex<Vec<String>>>::default();
+        let kept = Arc::clone(&requests);
+        tokio::spawn(async move {
+            loop {
+                let (connection, _) = listener.accept().await.unwrap();
+                let Ok(mut connection) = acceptor.accept(connection).await else { continue };
+                answer(&mut connection, &kept).await;
+            }
+        });
+        (address, requests)
+    }
+
+    async fn answer(connection: &mut (impl AsyncRead + AsyncWrite + Unpin), kept: &Mutex<Vec<String>>) {
+        let request = read_request(connection).await;
+        kept.lock().unwrap().push(request);
+        connection.write_all(OK.as_bytes()).await.unwrap();
+        connection.shutdown().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_the_system_trusts_is_enough() {
+        let certificate = Certificate::of("localhost");
+        let (address, requests) = start(&certificate).await;
+        let url = format!("https://user:password@localhost:{}/gw", address.port());
+        let result = push_in_child(&url, &[("SSL_CERT_FILE", certificate.path())]).await;
+        assert_eq!(result, "Ok(())");
+        let requests = requests.lock().unwrap();
+        assert_eq!(requests.len(), 1);
+        assert!(requests[0].starts_with("POST /gw/metrics/job/job HTTP/1.1\r\n"), "{}", requests[0]);
+        assert_eq!(header(&requests[0], "authorization"), Some("Basic dXNlcjpwYXNzd29yZA=="));
+    }
+
+    #[tokio::test]
+    async fn any_other_certificate_is_an_error() {
+        let certificate = Certificate::of("localhost");
+        let (address, requests) = start(&certificate).await;
+        let url = format!("https://hush:hush@localhost:{}", address.port());
+        let other = Certificate::of("localhost");
+        // One that is not trusted, and one for another host.
+        let untrusted = push_in_child(&url, &[("SSL_CERT_FILE", other.path())]).await;
+        let by_address = format!("https://hush:hush@{address}");
+        let wrong_host = push_in_child(&by_address, &[("SSL_CERT_FILE", certificate.path())]).await;
+        for (result, host) in [(untrusted, "localhost"), (wrong_host, "127.0.0.1")] {
+            let start = format!(
+                "Err(POST https://{host}:{}/metrics/job/job failed: no connection came about: ",
+                address.port()
+            );
+            assert!(result.starts_with(&start), "{result}");
+            assert!(result.contains("invalid peer certificate"), "{result}");
+            assert!(!result.contains("hush"), "{result}");
+        }
+        assert!(requests.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn without_any_certificate_the_text_says_what_to_do() {
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        let result = push_in_child("https://localhost:1", &[("SSL_CERT_FILE", empty.path().to_str().unwrap())]).await;
+        assert!(result.starts_with("Err(cannot set up a client for gateway https://localhost:1: "), "{result}");
+        // Plain http asks for none.
+        let server = Server::answering(OK).await;
+        let url = format!("http://{}", server.address);
+        assert_eq!(push_in_child(&url, &[("SSL_CERT_FILE", empty.path().to_str().unwrap())]).await, "Ok(())");
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_speaks_no_tls_is_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let plain = tokio::spawn(async move {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            connection.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\nthis is plain http").await.unwrap();
+        });
+        let certificate = Certificate::of("localhost");
+        let result = push_in_child(&url, &[("SSL_CERT_FILE", certificate.path())]).await;
+        let start = format!("Err(POST {url}/metrics/job/job failed: no connection came about: ");
+        assert!(result.starts_with(&start), "{result}");
+        plain.await.unwrap();
+    }
+}
+
+// ---- The real gateway.
+
+struct RealGateway {
+    process: Child,
+    base: String,
+}
+
+impl Drop for RealGateway {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A gateway under `prefix`, ready to be pushed to; `None`, and said out loud, where none is installed.
+async fn real_gateway(prefix: &str) -> Option<RealGateway> {
+    const BINARY: &str = "prometheus-pushgateway";
+    let http = http();
+    // Another process may take the port before the gateway does.
+    for _ in 0..5 {
+        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let started = Command::new(BINARY)
+            .arg(format!("--web.listen-address={address}"))
+            .arg(format!("--web.route-prefix={prefix}"))
+            .args(["--persistence.file=", "--web.enable-admin-api"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let process = match started {
+            Ok(process) => process,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                assert_ne!(
+                    std::env::var("TSM_REQUIRE_SERVERS").as_deref(),
+                    Ok("1"),
+                    "{BINARY} is not installed, and TSM_REQUIRE_SERVERS=1 asks for it"
+                );
+                eprintln!("LEFT OUT: {BINARY} is not installed, nothing was tested against it");
+                return None;
+            }
+            Err(error) => panic!("cannot start {BINARY}: {error}"),
+        };
+        let mut gateway = RealGateway { process, base: format!("http://{address}{}", prefix.trim_end_matches('/')) };
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < give_up && gateway.process.try_wait().unwrap().is_none() {
+            let answer = http.get(format!("{}/-/ready", gateway.base)).send().await;
+            if answer.is_ok_and(|answer| answer.status().is_success()) {
+                return Some(gateway);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    panic!("{BINARY} does not become ready");
+}
+
+fn http() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+impl RealGateway {
+    fn client(&self, job: &str) -> Pushgateway {
+        Pushgateway::new(&self.base, job).unwrap()
+    }
+
+    /// The groups as its API lists them.
+    async fn groups(&self) -> Vec<serde_json::Value> {
+        let text = http().get(format!("{}/api/v1/metrics", self.base)).send().await.unwrap().text().await.unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer["status"], "success", "{text}");
+        answer["data"].as_array().cloned().unwrap_or_default()
+    }
+
+    async fn exposition(&self) -> String {
+        http().get(format!("{}/metrics", self.base)).send().await.unwrap().text().await.unwrap()
+    }
+}
+
+async fn post_put_and_delete(gateway: &RealGateway) {
+    let client = gateway.client("batch").with_grouping_label("profile", "a/b").unwrap();
+    let other = gateway.client("batch").with_grouping_label("profile", "c").unwrap();
+    let series = |name: &str, value: &str| format!("{name}{{instance=\"\",job=\"batch\",profile=\"a/b\"}} {value}\n");
+    other.push_add("rows 7\n").await.unwrap();
+
+    client.push_add("rows 1\nfiles 2\n").await.unwrap();
+    client.push_add("rows 3\n").await.unwrap();
+    let text = gateway.exposition().await;
+    assert!(text.contains(&series("rows", "3")), "{text}");
+    assert!(text.contains(&series("files", "2")), "POST keeps other families: {text}");
+
+    client.push_replace("rows 4\n").await.unwrap();
+    let text = gateway.exposition().await;
+    assert!(text.contains(&series("rows", "4")), "{text}");
+    assert!(!text.contains("files{"), "PUT replaces the group: {text}");
+
+    client.delete().await.unwrap();
+    client.delete().await.unwrap();
+    let text = gateway.exposition().await;
+    assert!(!text.contains("profile=\"a/b\""), "DELETE removes the group: {text}");
+    assert!(text.contains("rows{instance=\"\",job=\"batch\",profile=\"c\"} 7\n"), "and no other: {text}");
+}
+
+#[tokio::test]
+async fn the_real_gateway_keeps_replaces_and_removes() {
+    let Some(gateway) = real_gateway("/").await else { return };
+    post_put_and_delete(&gateway).await;
+}
+
+#[tokio::test]
+async fn the_real_gateway_is_reached_under_a_path_prefix() {
+    let Some(gateway) = real_gateway("/gw").await else { return };
+    post_put_and_delete(&gateway).await;
+    let root = gateway.base.strip_suffix("/gw").unwrap();
+    let error = Pushgateway::new(root, "batch").unwrap().push_add(METRIC).await.unwrap_err();
+    assert!(error.is_refused());
+}
+
+#[tokio::test]
+async fn the_real_gateway_says_why_it_refuses() {
+    let Some(gateway) = real_gateway("/").await else { return };
+    let error = gateway.client("batch").push_add("rows one\n").await.unwrap_err();
+    assert_eq!(error.status(), Some(400));
+    let expected = format!(
+        "POST {}/metrics/job/batch was refused with 400 Bad Request: text format parsing error in line 1: \
+         expected float as value, got \"one\"",
+        gateway.base
+    );
+    assert_eq!(error.to_string(), expected);
+}
+
+/// Any text at all, with what is special in paths and URLs more often than chance has it.
+fn value() -> impl Strategy<Value = String> {
+    let special = [
+        "", ".", "..", "/", "//", "%2F", "%2e", "%", "+", " ", "\\", "\"", "\n", "\0", "?", "#", ";", "=", "ä", "日本",
+    ];
+    let special = prop::sample::select(special.to_vec());
+    prop_oneof![
+        prop::collection::vec(special, 0..4).prop_map(|parts| parts.concat()),
+        any::<String>(),
+        "[a-z./%+=@-]{0,6}"
+    ]
+}
+
+#[test]
+fn any_job_and_value_comes_back_from_the_real_gateway() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let Some(gateway) = runtime.block_on(real_gateway("/")) else { return };
+    let persistence = FileFailurePersistence::SourceParallel("proptest-regressions");
+    let config = Config {
+        source_file: Some(file!()),
+        failure_persistence: Some(Box::new(persistence)),
+        ..Config::with_cases(200)
+    };
+    let given = (value().prop_filter("a job has a name", |job| !job.is_empty()), value(), value());
+    let result = TestRunner::new(config).run(&given, |(job, first, second)| {
+        runtime.block_on(async {
+            let client = gateway.client(&job).with_grouping_label("first", &first).unwrap();
+            let client = client.with_grouping_label("second", &second).unwrap();
+            client.push_add(METRIC).await.map_err(|error| TestCaseError::fail(format!("{error:?}")))?;
+            let groups = gateway.groups().await;
+            client.delete().await.map_err(|error| TestCaseError::fail(format!("{error:?}")))?;
+            let left = gateway.groups().await;
+            prop_assert_eq!(left.len(), 0);
+            prop_assert_eq!(groups.len(), 1);
+            let expected = serde_json::json!({ "job": job, "first": first, "second": second });
+            prop_assert_eq!(&groups[0]["labels"], &expected);
+            Ok(())
+        })
+    });
+    result.unwrap();
+}
