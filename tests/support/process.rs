@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
 use super::{PATIENCE, child, free_addr, http};
@@ -93,6 +93,9 @@ impl Process {
     /// Stops the server from running, SIGSTOP. The kernel still accepts connections for it; nothing is answered.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        // The signal reaches the threads one after the other: until the last one has stopped there may be an answer.
+        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(Pid::from_child(&self.child)), stopped).expect("a child that stops");
     }
 
     /// Lets a frozen server run on.

@@ -78,6 +78,9 @@ fn a_frozen_gateway_takes_connections_and_answers_when_thawed() {
     use std::io::{Read, Write};
     let Some(gateway) = support::pushgateway() else { return };
     gateway.freeze();
+    gateway.thaw();
+    gateway.freeze();
+    gateway.freeze();
     let mut stream = std::net::TcpStream::connect(gateway.addr()).unwrap();
     stream.write_all(b"GET /-/ready HTTP/1.0\r\n\r\n").unwrap();
     stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
