@@ -1,0 +1,306 @@
+//! A strict reader of the text format 0.0.4, for assertions. It takes less than a Prometheus does: what a gateway
+//! refuses, or what only a lenient reader forgives, is an error here.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub value: f64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Family {
+    pub name: String,
+    pub kind: String,
+    pub help: Option<String>,
+    pub samples: Vec<Sample>,
+}
+
+/// One exposition, families and samples in the order of the text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Exposition {
+    pub families: Vec<Family>,
+}
+
+/// The exposition; panics with the line at fault.
+#[track_caller]
+pub fn parse(text: &str) -> Exposition {
+    match try_parse(text) {
+        Ok(exposition) => exposition,
+        Err(why) => panic!("not a valid exposition: {why}\n--- the whole text:\n{text}"),
+    }
+}
+
+/// The exposition, or what is wrong with the text and where.
+pub fn try_parse(text: &str) -> Result<Exposition, String> {
+    if text.contains('\r') {
+        return Err("a carriage return".to_owned());
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        return Err("no newline at the end".to_owned());
+    }
+    let mut reader = Reader::default();
+    for (number, line) in text.lines().enumerate() {
+        reader.line(line).map_err(|why| format!("line {}: {why}: {line:?}", number + 1))?;
+    }
+    reader.finish_family()?;
+    Ok(Exposition { families: reader.families })
+}
+
+impl Exposition {
+    pub fn family(&self, name: &str) -> Option<&Family> {
+        self.families.iter().find(|family| family.name == name)
+    }
+
+    /// The samples of that name whose labels include the given ones.
+    pub fn matching(&self, name: &str, labels: &[(&str, &str)]) -> Vec<&Sample> {
+        self.samples()
+            .filter(|sample| sample.name == name)
+            .filter(|sample| labels.iter().all(|(k, v)| sample.labels.get(*k).is_some_and(|known| known == v)))
+            .collect()
+    }
+
+    /// The value of the series with exactly this name and these labels. A histogram's parts go by their own names,
+    /// `…_count` and so on.
+    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        self.matching(name, labels).iter().find(|sample| sample.labels.len() == labels.len()).map(|found| found.value)
+    }
+
+    /// The same for a series that must be there; panics with what there is instead.
+    #[track_caller]
+    pub fn expect(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        match self.value(name, labels) {
+            Some(value) => value,
+            None => panic!("no series {name}{labels:?}; there is:\n{}", self.listing(name)),
+        }
+    }
+
+    fn samples(&self) -> impl Iterator<Item = &Sample> {
+        self.families.iter().flat_map(|family| &family.samples)
+    }
+
+    /// The series of that name, or all the names if there is none.
+    fn listing(&self, name: &str) -> String {
+        let same: Vec<String> = self.matching(name, &[]).iter().map(|sample| format!("  {sample}")).collect();
+        if !same.is_empty() {
+            return same.join("\n");
+        }
+        let names: Vec<String> = self.families.iter().map(|family| format!("  {}", family.name)).collect();
+        if names.is_empty() { "  nothing at all".to_owned() } else { names.join("\n") }
+    }
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?} {}", self.name, self.labels, self.value)
+    }
+}
+
+const KINDS: &[&str] = &["counter", "gauge", "histogram", "summary", "untyped"];
+
+#[derive(Default)]
+struct Reader {
+    families: Vec<Family>,
+    /// HELP seen, TYPE not yet: name and text.
+    help: Option<(String, String)>,
+    series: HashSet<(String, BTreeMap<String, String>)>,
+}
+
+impl Reader {
+    fn line(&mut self, line: &str) -> Result<(), String> {
+        if line.is_empty() {
+            return Ok(());
+        }
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            return self.help(rest);
+        }
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            return self.kind(rest);
+        }
+        if line.starts_with('#') {
+            return Err("a comment that is neither HELP nor TYPE".to_owned());
+        }
+        self.sample(line)
+    }
+
+    fn help(&mut self, rest: &str) -> Result<(), String> {
+        let (name, text) = rest.split_once(' ').ok_or("HELP without a text")?;
+        if let Some((open, _)) = &self.help {
+            return Err(format!("the HELP of {open} has no TYPE after it"));
+        }
+        self.help = Some((name.to_owned(), unescape(text, &[('\\', '\\'), ('n', '\n')])?));
+        Ok(())
+    }
+
+    fn kind(&mut self, rest: &str) -> Result<(), String> {
+        let (name, kind) = rest.split_once(' ').ok_or("TYPE without a type")?;
+        check_name(name, true)?;
+        if !KINDS.contains(&kind) {
+            return Err(format!("no such type: {kind:?}"));
+        }
+        self.finish_family()?;
+        if self.families.iter().any(|family| family.name == name) {
+            return Err(format!("a second family {name}"));
+        }
+        let help = match self.help.take() {
+            Some((of, _)) if of != name => return Err(format!("the HELP of {of} before the TYPE of {name}")),
+            help => help.map(|(_, text)| text),
+        };
+        self.families.push(Family { name: name.to_owned(), kind: kind.to_owned(), help, samples: Vec::new() });
+        Ok(())
+    }
+
+    fn sample(&mut self, line: &str) -> Result<(), String> {
+        if let Some((open, _)) = &self.help {
+            return Err(format!("a sample between the HELP and the TYPE of {open}"));
+        }
+        let sample = parse_sample(line)?;
+        let family = self.families.last_mut().ok_or("a sample before any TYPE")?;
+        check_belongs(family, &sample)?;
+        if !self.series.insert((sample.name.clone(), sample.labels.clone())) {
+            return Err("a duplicate series".to_owned());
+        }
+        family.samples.push(sample);
+        Ok(())
+    }
+
+    /// What can be told only when all samples of a family have been seen.
+    fn finish_family(&mut self) -> Result<(), String> {
+        match self.families.last() {
+            Some(family) if family.samples.is_empty() => Err(format!("family {} has no samples", family.name)),
+            Some(family) if family.kind == "histogram" => check_histogram(family),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_belongs(family: &Family, sample: &Sample) -> Result<(), String> {
+    let suffix = sample
+        .name
+        .strip_prefix(&family.name)
+        .ok_or_else(|| format!("{} in the family {}", sample.name, family.name))?;
+    let fits = match (family.kind.as_str(), suffix) {
+        ("histogram", "_bucket") => sample.labels.contains_key("le"),
+        ("summary", "") => sample.labels.contains_key("quantile"),
+        ("histogram" | "summary", "_sum" | "_count") => true,
+        ("histogram" | "summary", _) => false,
+        ("counter", "") if sample.value.is_nan() || sample.value < 0.0 => return Err("a negative counter".to_owned()),
+        (_, "") => true,
+        _ => false,
+    };
+    if fits { Ok(()) } else { Err(format!("{} is no part of a {} {}", sample.name, family.kind, family.name)) }
+}
+
+/// Each label set of a histogram: buckets in ascending order and cumulative, `+Inf` last and equal to the count.
+fn check_histogram(family: &Family) -> Result<(), String> {
+    #[derive(Default)]
+    struct Parts {
+        buckets: Vec<(f64, f64)>,
+        sum: Option<f64>,
+        count: Option<f64>,
+    }
+    let mut sets: BTreeMap<BTreeMap<String, String>, Parts> = BTreeMap::new();
+    for sample in &family.samples {
+        let mut labels = sample.labels.clone();
+        let bound = labels.remove("le");
+        let parts = sets.entry(labels).or_default();
+        match bound {
+            Some(bound) => parts.buckets.push((parse_value(&bound)?, sample.value)),
+            None if sample.name.ends_with("_sum") => parts.sum = Some(sample.value),
+            None => parts.count = Some(sample.value),
+        }
+    }
+    for (labels, parts) in sets {
+        let of = format!("histogram {}{labels:?}", family.name);
+        parts.sum.ok_or_else(|| format!("{of} has no sum"))?;
+        let count = parts.count.ok_or_else(|| format!("{of} has no count"))?;
+        if parts.buckets.windows(2).any(|pair| pair[0].0 >= pair[1].0 || pair[0].1 > pair[1].1) {
+            return Err(format!("the buckets of {of} do not ascend: {:?}", parts.buckets));
+        }
+        if parts.buckets.last() != Some(&(f64::INFINITY, count)) {
+            return Err(format!("the last bucket of {of} is not +Inf with the count {count}: {:?}", parts.buckets));
+        }
+    }
+    Ok(())
+}
+
+fn parse_sample(line: &str) -> Result<Sample, String> {
+    let end = line.find(['{', ' ']).ok_or("a sample without a value")?;
+    let (name, mut rest) = line.split_at(end);
+    check_name(name, true)?;
+    let mut labels = BTreeMap::new();
+    if let Some(inner) = rest.strip_prefix('{') {
+        rest = parse_labels(inner, &mut labels)?;
+    }
+    let value = rest.strip_prefix(' ').ok_or("no space before the value")?;
+    if value.contains(' ') {
+        return Err("more than a value (a timestamp?)".to_owned());
+    }
+    Ok(Sample { name: name.to_owned(), labels, value: parse_value(value)? })
+}
+
+/// Reads `a="b",c="d"}` and returns what follows.
+fn parse_labels<'a>(mut rest: &'a str, labels: &mut BTreeMap<String, String>) -> Result<&'a str, String> {
+    loop {
+        let (name, after) = rest.split_once("=\"").ok_or("a label without a value")?;
+        check_name(name, false)?;
+        let end = closing_quote(after).ok_or("a label value without an end")?;
+        let value = unescape(&after[..end], &[('\\', '\\'), ('n', '\n'), ('"', '"')])?;
+        if labels.insert(name.to_owned(), value).is_some() {
+            return Err(format!("the label {name} twice"));
+        }
+        let after = &after[end + 1..];
+        if let Some(after) = after.strip_prefix('}') {
+            return Ok(after);
+        }
+        rest = after.strip_prefix(',').ok_or("neither a comma nor a brace after a label")?;
+    }
+}
+
+fn closing_quote(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    text.char_indices().find_map(|(at, c)| {
+        let closes = c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        closes.then_some(at)
+    })
+}
+
+fn unescape(text: &str, known: &[(char, char)]) -> Result<String, String> {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            plain.push(c);
+            continue;
+        }
+        let code = chars.next().ok_or("a backslash at the end")?;
+        let (_, meant) = known.iter().find(|(of, _)| *of == code).ok_or_else(|| format!("the escape \\{code}"))?;
+        plain.push(*meant);
+    }
+    Ok(plain)
+}
+
+fn parse_value(text: &str) -> Result<f64, String> {
+    match text {
+        "+Inf" => Ok(f64::INFINITY),
+        "-Inf" => Ok(f64::NEG_INFINITY),
+        "NaN" => Ok(f64::NAN),
+        // The standard library also takes spellings like `inf`, which the format does not have.
+        number if number.ends_with(|last: char| last.is_ascii_digit()) => {
+            number.parse().map_err(|_| format!("no number: {number:?}"))
+        }
+        other => Err(format!("no number: {other:?}")),
+    }
+}
+
+fn check_name(name: &str, colons: bool) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || (colons && c == ':');
+    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(fits) {
+        return Err(format!("no name: {name:?}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,381 @@
+//! A gateway that does as it is told: records every request, and answers, hangs, resets or dribbles.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::{PATIENCE, http};
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    pub method: String,
+    /// As sent: not decoded, with the query if there is one.
+    pub path: String,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    /// The first header of that name, in any case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        http::header(&self.headers, name)
+    }
+
+    /// The body, which must be UTF-8.
+    #[track_caller]
+    pub fn text(&self) -> &str {
+        str::from_utf8(&self.body).expect("a body of text")
+    }
+}
+
+/// What happens to one request, after it was read in full and recorded.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    Answer(Answer),
+    /// The answer, but not before [`MockGateway::release`]: a push that stays in flight for as long as a test wants.
+    Held(Answer),
+    /// The answer byte by byte, with this pause after each.
+    Trickled(Answer, Duration),
+    /// Nothing; the connection stays open.
+    Silent,
+    /// The connection ends in a reset.
+    Reset,
+    /// Status 200 and a body that never ends.
+    Endless,
+}
+
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Reply {
+    pub fn ok() -> Self {
+        Self::status(200)
+    }
+
+    pub fn status(status: u16) -> Self {
+        Self::Answer(Answer::new(status))
+    }
+}
+
+impl Answer {
+    pub fn new(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: String::new() }
+    }
+
+    #[must_use]
+    pub fn with_header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    #[must_use]
+    pub fn with_body(mut self, body: &str) -> Self {
+        self.body = body.to_owned();
+        self
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut text = format!("HTTP/1.1 {} Told\r\nContent-Length: {}\r\n", self.status, self.body.len());
+        for (name, value) in &self.headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        text.push_str("\r\n");
+        text.push_str(&self.body);
+        text.into_bytes()
+    }
+}
+
+/// Listens on a free port. On drop it ends its threads and, unless the test fails already, fails it if one of them
+/// panicked, which they do on anything that is not HTTP.
+pub struct MockGateway {
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<Vec<JoinHandle<()>>>>,
+}
+
+struct Shared {
+    addr: SocketAddr,
+    state: Mutex<State>,
+    /// A request came in, or the held answers may go, or the end.
+    changed: Condvar,
+    stopping: AtomicBool,
+}
+
+struct State {
+    replies: VecDeque<Reply>,
+    requests: Vec<Request>,
+    released: bool,
+    /// To unblock the threads that read from or write to them.
+    connections: Vec<TcpStream>,
+}
+
+impl MockGateway {
+    /// Answers 200 to everything.
+    pub fn ok() -> Self {
+        Self::start([])
+    }
+
+    /// Answers the requests in turn with these replies, and from then on with the last of them; 200 if there is none.
+    pub fn start(replies: impl IntoIterator<Item = Reply>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let shared = Arc::new(Shared {
+            addr: listener.local_addr().expect("its number"),
+            state: Mutex::new(State {
+                replies: replies.into_iter().collect(),
+                requests: Vec::new(),
+                released: false,
+                connections: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            stopping: AtomicBool::new(false),
+        });
+        let acceptor = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || accept(&listener, &shared)
+        });
+        Self { shared, acceptor: Some(acceptor) }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.shared.addr
+    }
+
+    /// The base URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr())
+    }
+
+    /// The requests so far, in the order in which they were read to the end.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.lock().requests.clone()
+    }
+
+    /// Lets the held answers go, those to come too.
+    pub fn release(&self) {
+        self.shared.lock().released = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// From the next request on, these replies.
+    pub fn set_replies(&self, replies: impl IntoIterator<Item = Reply>) {
+        self.shared.lock().replies = replies.into_iter().collect();
+    }
+
+    /// The first request, of all so far and to come, that is as wanted; panics with those that came if none is.
+    #[track_caller]
+    pub fn await_request(&self, wanted: impl Fn(&Request) -> bool) -> Request {
+        match self.await_request_for(PATIENCE, wanted) {
+            Some(request) => request,
+            None => panic!("no such request in {PATIENCE:?}; there were: {:#?}", self.summaries()),
+        }
+    }
+
+    /// The same with a bound of one's own: a test of what must *not* come gives a short one.
+    pub fn await_request_for(&self, patience: Duration, wanted: impl Fn(&Request) -> bool) -> Option<Request> {
+        let state = self.shared.await_state(patience, |state| state.requests.iter().any(&wanted));
+        state.requests.iter().find(|request| wanted(request)).cloned()
+    }
+
+    /// The requests once there are this many; panics with those that came if there never are.
+    #[track_caller]
+    pub fn await_requests(&self, count: usize) -> Vec<Request> {
+        let requests = self.shared.await_state(PATIENCE, |state| state.requests.len() >= count).requests.clone();
+        assert!(requests.len() >= count, "not {count} requests in {PATIENCE:?}: {:#?}", self.summaries());
+        requests
+    }
+
+    fn summaries(&self) -> Vec<String> {
+        self.requests().iter().map(|r| format!("{} {} ({} bytes)", r.method, r.path, r.body.len())).collect()
+    }
+}
+
+impl Drop for MockGateway {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        // Wakes the acceptor, which then takes no more connections: after its end the list of them is complete.
+        let _ = TcpStream::connect(self.addr());
+        let Some(Ok(threads)) = self.acceptor.take().map(JoinHandle::join) else {
+            assert!(std::thread::panicking(), "the mock gateway's acceptor panicked");
+            return;
+        };
+        for connection in &self.shared.lock().connections {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        self.shared.changed.notify_all();
+        let panicked = threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+        assert!(panicked == 0 || std::thread::panicking(), "{panicked} of the mock gateway's threads panicked");
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn await_state(&self, patience: Duration, reached: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let pending = |state: &mut State| !reached(state) && !self.stopping();
+        self.changed.wait_timeout_while(self.lock(), patience, pending).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Records the request and takes the reply to it.
+    fn record(&self, request: Request) -> Reply {
+        let mut state = self.lock();
+        state.requests.push(request);
+        let reply = match state.replies.len() {
+            0 => Reply::ok(),
+            1 => state.replies[0].clone(),
+            _ => state.replies.pop_front().unwrap_or_else(Reply::ok),
+        };
+        drop(state);
+        self.changed.notify_all();
+        reply
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
+    let mut threads = Vec::new();
+    while let Ok((stream, _)) = listener.accept() {
+        if shared.stopping() {
+            break;
+        }
+        shared.lock().connections.push(stream.try_clone().expect("a second handle of the connection"));
+        let shared = Arc::clone(shared);
+        threads.push(std::thread::spawn(move || serve(&stream, &shared)));
+    }
+    threads
+}
+
+/// All the requests of one connection. I/O errors are the client's right: it may go away whenever it likes.
+fn serve(stream: &TcpStream, shared: &Shared) {
+    let _closes = ClosesOnDrop(stream);
+    let mut reader = BufReader::new(stream);
+    while let Ok(Some(request)) = read_request(&mut reader) {
+        let last = request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        let reply = shared.record(request);
+        if matches!(reply, Reply::Reset) {
+            reset(stream, shared);
+            break;
+        }
+        match carry_out(stream, shared, reply) {
+            Ok(()) if !last && !shared.stopping() => {}
+            _ => break,
+        }
+    }
+}
+
+/// Closes the connection however the thread ends: the list of connections keeps a handle, so that dropping the
+/// thread's own would not.
+struct ClosesOnDrop<'a>(&'a TcpStream);
+
+impl Drop for ClosesOnDrop<'_> {
+    fn drop(&mut self) {
+        // An orderly end would come before the reset that a lingering time of zero asks for.
+        if !matches!(rustix::net::sockopt::socket_linger(self.0), Ok(Some(Duration::ZERO))) {
+            let _ = self.0.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Has the connection end in a reset, which it does once its last handle is gone: the thread's own, after the list's.
+fn reset(stream: &TcpStream, shared: &Shared) {
+    rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).expect("a connection that can be reset");
+    let peer = stream.peer_addr().ok();
+    shared.lock().connections.retain(|known| known.peer_addr().ok() != peer);
+}
+
+fn carry_out(mut stream: &TcpStream, shared: &Shared, reply: Reply) -> io::Result<()> {
+    match reply {
+        Reply::Answer(answer) => stream.write_all(&answer.to_bytes()),
+        Reply::Held(answer) => {
+            drop(shared.await_state(Duration::MAX, |state| state.released));
+            stream.write_all(&answer.to_bytes())
+        }
+        Reply::Trickled(answer, pause) => {
+            stream.set_nodelay(true)?;
+            for byte in answer.to_bytes() {
+                stream.write_all(&[byte])?;
+                // Ends early only when the whole gateway does.
+                drop(shared.await_state(pause, |_| false));
+                if shared.stopping() {
+                    break;
+                }
+            }
+            Ok(())
+        }
+        Reply::Silent => {
+            // Until the client closes its end, or this gateway is dropped.
+            while stream.read(&mut [0; 1024])? > 0 {}
+            Err(io::ErrorKind::ConnectionAborted.into())
+        }
+        Reply::Reset => unreachable!("it ends the connection before there is anything to carry out"),
+        Reply::Endless => {
+            stream.write_all(b"HTTP/1.1 200 Told\r\nConnection: close\r\n\r\n")?;
+            loop {
+                stream.write_all(&[b'x'; 4096])?;
+            }
+        }
+    }
+}
+
+/// The next request; `None` where the client closes the connection instead, between two requests or within one.
+/// Panics on what is not HTTP.
+fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
+    let Some(line) = read_line(reader)? else { return Ok(None) };
+    let words: Vec<&str> = line.split(' ').collect();
+    let [method, path, version] = words[..] else { panic!("no request line: {line:?}") };
+    assert!(matches!(version, "HTTP/1.1" | "HTTP/1.0"), "no HTTP version: {line:?}");
+    let (method, path) = (method.to_owned(), path.to_owned());
+
+    let mut lines = Vec::new();
+    loop {
+        match read_line(reader)? {
+            None => return Ok(None),
+            Some(line) if line.is_empty() => break,
+            Some(line) => lines.push(line),
+        }
+    }
+    let headers = http::parse_headers(lines.iter().map(String::as_str)).unwrap_or_else(|why| panic!("{why}"));
+    let mut body = Vec::new();
+    if http::header(&headers, "transfer-encoding").is_some() {
+        while let Some(size) = read_line(reader)? {
+            let size = usize::from_str_radix(&size, 16).unwrap_or_else(|_| panic!("no size of a chunk: {size:?}"));
+            read_exactly(reader, size, &mut body)?;
+            assert_eq!(read_line(reader)?.as_deref(), Some(""), "the end of a chunk");
+            if size == 0 {
+                break;
+            }
+        }
+    } else if let Some(length) = http::header(&headers, "content-length") {
+        let length = length.parse().unwrap_or_else(|_| panic!("bad Content-Length: {length:?}"));
+        read_exactly(reader, length, &mut body)?;
+    }
+    Ok(Some(Request { method, path, headers, body }))
+}
+
+/// A line without its CRLF; `None` at the end of the stream.
+fn read_line(reader: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    if reader.read_until(b'\n', &mut line)? == 0 || !line.ends_with(b"\n") {
+        return Ok(None);
+    }
+    let line = String::from_utf8(line).expect("a head of text");
+    let line = line.strip_suffix("\r\n").unwrap_or_else(|| panic!("a line without CRLF: {line:?}"));
+    Ok(Some(line.to_owned()))
+}
+
+fn read_exactly(reader: &mut impl BufRead, count: usize, into: &mut Vec<u8>) -> io::Result<()> {
+    let start = into.len();
+    into.resize(start + count, 0);
+    reader.read_exact(&mut into[start..])
+}

@@ -1,0 +1,151 @@
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use super::panic_of;
+use super::support::mock_gateway::Answer;
+use super::support::{MockGateway, Reply, http};
+
+/// Long enough to tell that something does not come.
+const A_WHILE: Duration = Duration::from_millis(100);
+
+fn connect(gateway: &MockGateway) -> TcpStream {
+    let stream = TcpStream::connect(gateway.addr()).unwrap();
+    stream.set_read_timeout(Some(A_WHILE)).unwrap();
+    stream
+}
+
+fn push(stream: &mut TcpStream) {
+    stream.write_all(b"PUT /metrics/job/j HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\na 1\n").unwrap();
+}
+
+/// Until the answer has ended, or nothing more comes.
+fn read_all(stream: &mut TcpStream) -> (String, Option<ErrorKind>) {
+    let mut bytes = Vec::new();
+    let end = stream.read_to_end(&mut bytes).err().map(|why| why.kind());
+    (String::from_utf8(bytes).unwrap(), end)
+}
+
+#[test]
+fn requests_are_recorded_and_answered() {
+    let gateway = MockGateway::ok();
+    let response =
+        http::request(gateway.addr(), "POST", "/metrics/job/j%20k?q=1", &[("X-Of", "a: b")], b"a 1\n").unwrap();
+    assert_eq!((response.status, response.body.as_str()), (200, ""));
+    let request = gateway.await_request(|request| request.method == "POST");
+    assert_eq!((request.path.as_str(), request.text()), ("/metrics/job/j%20k?q=1", "a 1\n"));
+    assert_eq!((request.header("x-of"), request.header("x-no")), (Some("a: b"), None));
+    assert_eq!(gateway.requests(), [request]);
+}
+
+#[test]
+fn replies_come_in_turn_and_the_last_one_stays() {
+    let refusal = Answer::new(400).with_header("X-Why", "because").with_body("duplicate series");
+    let gateway = MockGateway::start([Reply::Answer(refusal), Reply::status(503), Reply::status(202)]);
+    let ask = || http::get(gateway.addr(), "/").unwrap();
+    let first = ask();
+    assert_eq!((first.status, first.header("x-why"), first.body.as_str()), (400, Some("because"), "duplicate series"));
+    assert_eq!([ask().status, ask().status, ask().status], [503, 202, 202]);
+    gateway.set_replies([]);
+    assert_eq!(ask().status, 200);
+    assert_eq!(gateway.await_requests(5).len(), 5);
+}
+
+#[test]
+fn one_connection_takes_several_requests_and_chunks() {
+    let gateway = MockGateway::ok();
+    let mut stream = connect(&gateway);
+    push(&mut stream);
+    stream.write_all(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").unwrap();
+    let requests = gateway.await_requests(2);
+    assert_eq!([requests[0].text(), requests[1].text()], ["a 1\n", "abcde"]);
+}
+
+#[test]
+fn a_silent_gateway_says_nothing_and_keeps_the_connection() {
+    let gateway = MockGateway::start([Reply::Silent]);
+    let mut stream = connect(&gateway);
+    push(&mut stream);
+    gateway.await_requests(1);
+    assert_eq!(read_all(&mut stream), (String::new(), Some(ErrorKind::WouldBlock)));
+}
+
+#[test]
+fn a_reset_is_a_reset() {
+    let gateway = MockGateway::start([Reply::Reset, Reply::ok()]);
+    let mut stream = connect(&gateway);
+    push(&mut stream);
+    assert_eq!(read_all(&mut stream), (String::new(), Some(ErrorKind::ConnectionReset)));
+    assert_eq!(gateway.requests().len(), 1);
+    assert_eq!(http::get(gateway.addr(), "/").unwrap().status, 200, "the next connection is a new chance");
+}
+
+#[test]
+fn an_answer_is_held_until_released() {
+    let gateway = MockGateway::start([Reply::Held(Answer::new(200))]);
+    let mut stream = connect(&gateway);
+    push(&mut stream);
+    gateway.await_requests(1);
+    assert_eq!(read_all(&mut stream), (String::new(), Some(ErrorKind::WouldBlock)));
+    gateway.release();
+    stream.set_read_timeout(Some(super::support::PATIENCE)).unwrap();
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+}
+
+#[test]
+fn an_answer_is_trickled_byte_by_byte() {
+    let gateway = MockGateway::start([Reply::Trickled(Answer::new(200), Duration::from_millis(2))]);
+    let mut stream = connect(&gateway);
+    push(&mut stream);
+    let mut buffer = [0; 64];
+    let first = stream.read(&mut buffer).unwrap();
+    assert!(first < 10, "{first} bytes came at once");
+    let (rest, _) = read_all(&mut stream);
+    assert!(rest.ends_with("\r\n\r\n"), "{rest:?}");
+}
+
+#[test]
+fn a_body_without_end_goes_on() {
+    const ENOUGH: u64 = 1 << 20;
+    let gateway = MockGateway::start([Reply::Endless]);
+    let mut stream = connect(&gateway);
+    stream.set_read_timeout(Some(super::support::PATIENCE)).unwrap();
+    push(&mut stream);
+    assert_eq!(io::copy(&mut (&mut stream).take(ENOUGH), &mut io::sink()).unwrap(), ENOUGH);
+    // The drop of the gateway, with a writer blocked on a reader that no longer reads, is part of the test.
+}
+
+#[test]
+fn a_client_that_goes_away_is_no_failure_and_no_request() {
+    let gateway = MockGateway::ok();
+    let mut stream = connect(&gateway);
+    stream.write_all(b"PUT / HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf").unwrap();
+    drop(stream);
+    drop(connect(&gateway));
+    assert_eq!(http::get(gateway.addr(), "/after").unwrap().status, 200);
+    assert_eq!(gateway.requests().len(), 1);
+}
+
+#[test]
+fn what_is_not_http_fails_the_test() {
+    for garbage in ["hello\r\n", "GET /\r\n\r\n", "GET / HTTP/1.1\n\n", "GET / HTTP/1.1\r\nnonsense\r\n\r\n"] {
+        let gateway = MockGateway::ok();
+        let mut stream = connect(&gateway);
+        stream.set_read_timeout(Some(super::support::PATIENCE)).unwrap();
+        stream.write_all(garbage.as_bytes()).unwrap();
+        // Its thread has taken offence once it closes the connection.
+        assert_eq!(read_all(&mut stream).0, "");
+        let message = panic_of(|| drop(gateway));
+        assert!(message.contains("threads panicked"), "{garbage:?}: {message}");
+    }
+}
+
+#[test]
+fn a_request_that_does_not_come_is_told() {
+    let gateway = MockGateway::ok();
+    http::get(gateway.addr(), "/").unwrap();
+    assert!(gateway.await_request_for(A_WHILE, |request| request.method == "DELETE").is_none());
+    assert!(gateway.await_request_for(A_WHILE, |request| request.method == "GET").is_some());
+}
