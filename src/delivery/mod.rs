@@ -5,5 +5,40 @@ mod failure;
 mod grouping;
 mod headers;
 mod pushgateway;
+mod retry;
+mod textfile;
+mod worker;
 
+pub(crate) use grouping::parse_grouping;
 pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
+pub(crate) use textfile::Textfile;
+pub(crate) use worker::{Plan, Worker};
+
+use crate::error::Error;
+
+/// What the delivery thread reads, and whom it tells.
+pub(crate) trait Source: Send + Sync {
+    /// The state of this moment in the text format.
+    fn exposition(&self) -> String;
+
+    /// The part of an exposition that is this crate's own metrics.
+    fn own_families(&self, exposition: &str) -> String;
+
+    /// Keeps what the recorder holds in memory small.
+    fn upkeep(&self);
+
+    /// Samples the process's resources.
+    fn sample(&self);
+
+    /// A push to the gateway ended.
+    fn pushed(&self, result: &Result<(), Error>);
+
+    /// Delivery stopped working, or works again.
+    fn changed(&self, state: State<'_>);
+}
+
+/// A change that is worth a word.
+pub(crate) enum State<'a> {
+    Lost(&'a Error),
+    Back,
+}

@@ -10,6 +10,11 @@ use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 /// Label sets a metric may have unless `MetricsLayerBuilder::with_max_series` says otherwise.
 pub const DEFAULT_MAX_SERIES: usize = 2_000;
 
+/// The highest limit that can be asked for: each of so many sets may bring a label value of its own, and there is
+/// room for [`MAX_LABELS`](super::labels::MAX_LABELS).
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+pub(crate) const MAX_MAX_SERIES: usize = 100_000;
+
 /// Decides, metric by metric, whether a new label set gets a series of its own.
 ///
 /// When there are `max` a new one is counted with `_overflow` for its run id where its stage and profile are known in

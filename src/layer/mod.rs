@@ -28,13 +28,19 @@ use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
 pub use admission::DEFAULT_MAX_SERIES;
+#[cfg(feature = "pushgateway")]
+pub(crate) use admission::MAX_MAX_SERIES;
+#[cfg(feature = "pushgateway")]
 pub(crate) use callsite::OWN_TARGET;
 pub use outcome::FailurePolicy;
 pub(crate) use sink::Target;
+#[cfg(feature = "pushgateway")]
+pub(crate) use sink::outward;
+#[cfg(feature = "pushgateway")]
+pub(crate) use stages::StageState;
 pub(crate) use stages::{Settings, Stages};
 
 use crate::schema::DEFAULT_NAMESPACE;
-use crate::voice::Voice;
 
 /// A [`Layer`] that records the duration and the outcome of every stage span.
 ///

@@ -18,6 +18,7 @@ use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
 use super::series::{Finished, Series, StageTotals};
 use super::sink::{Sink, Target, is_outward, outward};
 use super::unwinding;
+use crate::schema::Metric;
 use crate::voice::Voice;
 
 /// How the layer is set up.
@@ -421,6 +422,12 @@ impl Stages {
                 );
             });
         });
+    }
+
+    /// Sets a gauge that has no labels.
+    pub(crate) fn set_gauge(&self, metric: &Metric, value: f64) {
+        let gauge = self.series.sink.gauge(metric, &[]);
+        outward(|| gauge.set(value));
     }
 
     /// Whether the stages of this run allow to call it a success: at least one outermost stage finished, none failed,

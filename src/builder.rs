@@ -1,0 +1,416 @@
+//! Configuration in, layer and guard out.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tracing::warn;
+
+use crate::delivery::{Plan, Pushgateway, Textfile, Worker};
+use crate::env::{DEFAULT_ENV_PREFIX, Reader};
+use crate::error::Error;
+use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard, TakeReport};
+use crate::layer::{DEFAULT_MAX_SERIES, FailurePolicy, MAX_MAX_SERIES, MetricsLayer, OWN_TARGET};
+use crate::layer::{Settings, Stages, Target};
+use crate::recorder::{self, DEFAULT_BUCKETS, EscapingRecorder, check_buckets};
+use crate::report::RunReport;
+use crate::schema::{self, DEFAULT_NAMESPACE};
+use crate::telemetry::{Exposition, Telemetry};
+use crate::voice::Voice;
+
+/// How often the state is pushed unless [`MetricsLayerBuilder::with_push_interval`] says otherwise.
+pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Sets up the layer, the recorder and the delivery. Made by [`MetricsLayer::builder`].
+///
+/// | setter | default |
+/// |---|---|
+/// | [`with_namespace`](Self::with_namespace) | [`DEFAULT_NAMESPACE`](crate::DEFAULT_NAMESPACE) |
+/// | [`with_buckets`](Self::with_buckets) | [`DEFAULT_BUCKETS`](crate::DEFAULT_BUCKETS) |
+/// | [`with_histogram_buckets`](Self::with_histogram_buckets) | [`DEFAULT_HISTOGRAM_BUCKETS`](crate::DEFAULT_HISTOGRAM_BUCKETS) |
+/// | [`with_failure_policy`](Self::with_failure_policy) | [`FailurePolicy::ErrorEvents`] |
+/// | [`with_expected_stages`](Self::with_expected_stages) | none |
+/// | [`with_max_series`](Self::with_max_series) | [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES) |
+/// | [`without_run_id_label`](Self::without_run_id_label) | the label is there |
+/// | [`with_pushgateway`](Self::with_pushgateway) | nothing is pushed |
+/// | [`with_push_interval`](Self::with_push_interval) | [`DEFAULT_PUSH_INTERVAL`] |
+/// | [`with_flush_timeout`](Self::with_flush_timeout) | [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT) |
+/// | [`with_textfile`](Self::with_textfile) | none is written |
+/// | [`with_exposition`](Self::with_exposition) | a recorder of its own |
+/// | `with_resource_usage` | every [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL) |
+/// | [`with_node`](Self::with_node) | the host name |
+/// | [`with_run_report`](Self::with_run_report) | nobody is told |
+///
+/// What is set later wins. What is wrong is found by [`install`](Self::install) and [`build`](Self::build).
+#[must_use = "nothing happens before `install` or `build`"]
+pub struct MetricsLayerBuilder {
+    namespace: String,
+    buckets: Vec<f64>,
+    histogram_buckets: Vec<(String, Vec<f64>)>,
+    policy: FailurePolicy,
+    expected_stages: Vec<String>,
+    max_series: usize,
+    run_id_label: bool,
+    gateway: Option<Pushgateway>,
+    job_by_default: bool,
+    push_interval: Duration,
+    flush_timeout: Duration,
+    textfile: Option<PathBuf>,
+    exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
+    #[cfg(feature = "resource-usage")]
+    resource_interval: Duration,
+    node: Option<String>,
+    report: Option<TakeReport>,
+}
+
+impl MetricsLayer {
+    /// Sets up the layer together with the recorder, the delivery and the guard that makes the final flush.
+    ///
+    /// ```no_run
+    /// use tracing_stage_metrics::MetricsLayer;
+    /// use tracing_subscriber::prelude::*;
+    ///
+    /// # fn main() -> Result<(), tracing_stage_metrics::Error> {
+    /// let (layer, _guard) = MetricsLayer::builder().with_env()?.install()?;
+    /// tracing_subscriber::registry().with(layer).init();
+    /// # Ok(()) }
+    /// ```
+    pub fn builder() -> MetricsLayerBuilder {
+        MetricsLayerBuilder::new()
+    }
+}
+
+impl MetricsLayerBuilder {
+    fn new() -> Self {
+        Self {
+            namespace: DEFAULT_NAMESPACE.to_owned(),
+            buckets: DEFAULT_BUCKETS.to_vec(),
+            histogram_buckets: Vec::new(),
+            policy: FailurePolicy::default(),
+            expected_stages: Vec::new(),
+            max_series: DEFAULT_MAX_SERIES,
+            run_id_label: true,
+            gateway: None,
+            job_by_default: false,
+            push_interval: DEFAULT_PUSH_INTERVAL,
+            flush_timeout: DEFAULT_FLUSH_TIMEOUT,
+            textfile: None,
+            exposition: None,
+            #[cfg(feature = "resource-usage")]
+            resource_interval: crate::resource::DEFAULT_RESOURCE_INTERVAL,
+            node: None,
+            report: None,
+        }
+    }
+
+    /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
+    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE` and `…_NODE`. One that is not set, or empty, changes nothing. Job and grouping
+    /// belong to the gateway's address, and say nothing without it.
+    ///
+    /// # Errors
+    ///
+    /// A [configuration error](Error::is_config) that names the variable and quotes its value, but for user and
+    /// password of a URL.
+    pub fn with_env(self) -> Result<Self, Error> {
+        self.with_env_prefix(DEFAULT_ENV_PREFIX)
+    }
+
+    /// As [`with_env`](Self::with_env), with names that begin otherwise: `with_env_prefix("ACME_")` reads
+    /// `ACME_PROMETHEUS_PUSHGATEWAY`.
+    ///
+    /// # Errors
+    ///
+    /// As [`with_env`](Self::with_env).
+    pub fn with_env_prefix(mut self, prefix: impl AsRef<str>) -> Result<Self, Error> {
+        let environment = Reader::process(prefix.as_ref()).read()?;
+        if environment.gateway.is_some() {
+            self.gateway = environment.gateway;
+            self.job_by_default = environment.job_by_default;
+        }
+        self.push_interval = environment.push_interval.unwrap_or(self.push_interval);
+        self.flush_timeout = environment.flush_timeout.unwrap_or(self.flush_timeout);
+        self.textfile = environment.textfile.or(self.textfile);
+        self.node = environment.node.or(self.node);
+        Ok(self)
+    }
+
+    /// What the names of the metrics begin with. Without it, [`DEFAULT_NAMESPACE`](crate::DEFAULT_NAMESPACE).
+    pub fn with_namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// Upper bounds of the buckets of the stage duration, in seconds, ascending. Without it,
+    /// [`DEFAULT_BUCKETS`](crate::DEFAULT_BUCKETS).
+    pub fn with_buckets(mut self, bounds: &[f64]) -> Self {
+        self.buckets = bounds.to_vec();
+        self
+    }
+
+    /// Upper bounds of the buckets of one of the application's own histograms, by the name it is recorded under.
+    /// Without it, [`DEFAULT_HISTOGRAM_BUCKETS`](crate::DEFAULT_HISTOGRAM_BUCKETS).
+    pub fn with_histogram_buckets(mut self, histogram: impl Into<String>, bounds: &[f64]) -> Self {
+        self.histogram_buckets.push((histogram.into(), bounds.to_vec()));
+        self
+    }
+
+    /// What makes a stage fail. Without it, [`FailurePolicy::ErrorEvents`].
+    pub fn with_failure_policy(mut self, policy: FailurePolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Stages every run has: they are in `quant_stage_total` with zeros at once, so that one that never ran is seen,
+    /// and a run in which one of them did not succeed is no success. Without it, the stages that ran are what there is.
+    pub fn with_expected_stages<I>(mut self, stages: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.expected_stages = stages.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How many label sets a metric may have before new ones are counted as `_overflow`. Without it,
+    /// [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES).
+    pub fn with_max_series(mut self, sets: usize) -> Self {
+        self.max_series = sets;
+        self
+    }
+
+    /// Leaves the label `run_id` out. For services, whose run ids are new for ever. Without it, the label is there.
+    pub fn without_run_id_label(mut self) -> Self {
+        self.run_id_label = false;
+        self
+    }
+
+    /// Pushes to this gateway: on the interval, and at the end. Replaces address, job and grouping of the environment
+    /// as a whole. Without it nothing is pushed.
+    pub fn with_pushgateway(mut self, gateway: Pushgateway) -> Self {
+        self.gateway = Some(gateway);
+        self.job_by_default = false;
+        self
+    }
+
+    /// The time from one push to the next. Without it, [`DEFAULT_PUSH_INTERVAL`]. The first push goes out at once.
+    pub fn with_push_interval(mut self, interval: Duration) -> Self {
+        self.push_interval = interval;
+        self
+    }
+
+    /// How long a flush may take, the final one too: the end of the process never waits longer. Without it,
+    /// [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT).
+    pub fn with_flush_timeout(mut self, timeout: Duration) -> Self {
+        self.flush_timeout = timeout;
+        self
+    }
+
+    /// Writes the metrics to this file as well, on the push interval and at the end, for node_exporter's textfile
+    /// collector or for people. It is replaced as a whole, so that a reader never sees half. Without it none is written.
+    pub fn with_textfile(mut self, path: impl Into<PathBuf>) -> Self {
+        self.textfile = Some(path.into());
+        self
+    }
+
+    /// Delivers the metrics of a recorder that the application has installed itself: `render` returns them in the
+    /// Prometheus text format. Nothing is installed, and the layer records through the [`metrics`] facade; buckets and
+    /// upkeep are that recorder's affair. Without it a recorder is built.
+    pub fn with_exposition(mut self, render: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.exposition = Some(Box::new(render));
+        self
+    }
+
+    /// How often CPU and memory of this process are sampled. Without it,
+    /// [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL).
+    #[cfg(feature = "resource-usage")]
+    pub fn with_resource_usage(mut self, interval: Duration) -> Self {
+        self.resource_interval = interval;
+        self
+    }
+
+    /// The label `node` of the resource usage. Without it, the host name.
+    pub fn with_node(mut self, node: impl Into<String>) -> Self {
+        self.node = Some(node.into());
+        self
+    }
+
+    /// Hands over the report of the run, once, after the final flush, on every ending. Without it nobody is told;
+    /// [`FlushGuard::report`] has it at any time.
+    pub fn with_run_report(mut self, take: impl FnOnce(RunReport) + Send + 'static) -> Self {
+        self.report = Some(Box::new(take));
+        self
+    }
+
+    /// Builds the recorder, installs it as the global recorder of [`metrics`], so that the application's own `counter!`
+    /// goes to the same place, and starts the delivery.
+    ///
+    /// # Errors
+    ///
+    /// A [configuration error](Error::is_config) that says what is wrong: among them a recorder that is installed
+    /// already, by a second `install()` perhaps. An error that is none when the system does not give a thread.
+    pub fn install(self) -> Result<(MetricsLayer, FlushGuard), Error> {
+        self.start(|recorder| {
+            metrics::set_global_recorder(recorder).map_err(|_| {
+                Error::config(
+                    "a global `metrics` recorder is installed already: call `install()` once in a process; for a \
+                     recorder of your own use `with_exposition`, for a second pipeline `build()`",
+                )
+            })
+        })
+    }
+
+    /// As [`install`](Self::install), without touching the global recorder: the layer calls its own. For tests,
+    /// libraries, and two pipelines in one process. The application's own `counter!` is not in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`install`](Self::install), but for the global recorder.
+    pub fn build(self) -> Result<(MetricsLayer, FlushGuard), Error> {
+        self.start(|_| Ok(()))
+    }
+
+    fn start(
+        self,
+        install: impl FnOnce(Arc<EscapingRecorder>) -> Result<(), Error>,
+    ) -> Result<(MetricsLayer, FlushGuard), Error> {
+        self.check()?;
+        let textfile = self.textfile.map(Textfile::new).transpose()?;
+        if let Some(textfile) = &textfile {
+            textfile.check()?;
+        }
+        let (target, exposition, recorder) = match self.exposition {
+            Some(render) => (Target::Facade, Exposition::Foreign(render), None),
+            None => {
+                let (recorder, handle) = build_recorder(&self.namespace, &self.buckets, &self.histogram_buckets)?;
+                let recorder = Arc::new(recorder);
+                let exposition = Exposition::Own { handle, rendering: Mutex::new(()) };
+                (Target::Own(Arc::clone(&recorder) as _), exposition, Some(recorder))
+            }
+        };
+        let grouping = |label| self.gateway.as_ref().and_then(|gateway| gateway.grouping().get(label));
+        let voice = Arc::new(Voice::default());
+        let stages = Arc::new(Stages::new(Settings {
+            namespace: self.namespace.clone(),
+            policy: self.policy,
+            max_series: self.max_series,
+            expected_stages: self.expected_stages,
+            profile: grouping(schema::PROFILE).map(str::to_owned),
+            run_id: grouping(schema::RUN_ID).map(str::to_owned),
+            run_id_label: self.run_id_label,
+            target,
+            clock: quanta::Clock::new(),
+            voice: Arc::clone(&voice),
+        }));
+        if let Some(gateway) = self.gateway.as_ref().filter(|_| self.job_by_default) {
+            let job = gateway.grouping().job().to_owned();
+            voice.defer(move || {
+                warn!(
+                    target: OWN_TARGET,
+                    job,
+                    "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {job:?}: \
+                     set TV_PROMETHEUS_JOB, since jobs that share a group overwrite each other"
+                );
+            });
+        }
+        #[cfg(feature = "resource-usage")]
+        let resources = {
+            let node = self.node.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
+            Some(crate::telemetry::Resources::new(&stages, &node))
+        };
+        let telemetry = Arc::new(Telemetry::new(
+            Arc::clone(&stages),
+            exposition,
+            &self.namespace,
+            #[cfg(feature = "resource-usage")]
+            resources,
+        ));
+        let plan = Plan {
+            gateway: self.gateway,
+            textfile,
+            push_interval: self.push_interval,
+            #[cfg(feature = "resource-usage")]
+            sample_interval: Some(self.resource_interval),
+            #[cfg(not(feature = "resource-usage"))]
+            sample_interval: None,
+        };
+        let worker = Worker::new(plan, Arc::clone(&telemetry) as _)?;
+        if let Some(recorder) = recorder {
+            // The last step that can fail: it cannot be undone.
+            install(recorder)?;
+        }
+        worker.go();
+        let guard = FlushGuard::new(telemetry, worker, self.flush_timeout, self.report);
+        Ok((MetricsLayer::over(stages), guard))
+    }
+
+    /// Everything that can be found wrong without building anything.
+    fn check(&self) -> Result<(), Error> {
+        check_namespace(&self.namespace)?;
+        check_buckets("the stage duration", &self.buckets)?;
+        for (histogram, bounds) in &self.histogram_buckets {
+            check_buckets(&format!("histogram `{histogram}`"), bounds)?;
+        }
+        let different = self.expected_stages.iter().collect::<HashSet<_>>().len();
+        if self.max_series < different.max(1) || self.max_series > MAX_MAX_SERIES {
+            return Err(Error::config(format!(
+                "the limit on label sets is {}: it must be at least 1, at least the number of expected stages \
+                 ({different}), and at most {MAX_MAX_SERIES}",
+                self.max_series
+            )));
+        }
+        let durations = [
+            ("push interval", self.push_interval),
+            ("flush timeout", self.flush_timeout),
+            #[cfg(feature = "resource-usage")]
+            ("interval of the resource usage", self.resource_interval),
+        ];
+        for (what, duration) in durations {
+            if duration.is_zero() || duration > MAX_DURATION {
+                return Err(Error::config(format!(
+                    "the {what} is {duration:?}: it must be above zero and at most a year"
+                )));
+            }
+        }
+        self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
+    }
+}
+
+/// Far beyond what anyone means, and far below what the clocks can add up.
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3_600);
+
+fn build_recorder(
+    namespace: &str,
+    buckets: &[f64],
+    histograms: &[(String, Vec<f64>)],
+) -> Result<(EscapingRecorder, PrometheusHandle), Error> {
+    let duration = schema::STAGE_DURATION.name(namespace);
+    let histograms = histograms.iter().map(|(name, bounds)| (name.as_str(), bounds.as_slice()));
+    recorder::build(std::iter::once((duration.as_str(), buckets)).chain(histograms))
+}
+
+fn check_namespace(namespace: &str) -> Result<(), Error> {
+    let mut characters = namespace.chars();
+    let begins = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if begins && characters.all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "the namespace {namespace:?} cannot begin a metric name: use letters, digits and underscores, and no digit first"
+    )))
+}
+
+impl fmt::Debug for MetricsLayerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricsLayerBuilder")
+            .field("namespace", &self.namespace)
+            .field("policy", &self.policy)
+            .field("gateway", &self.gateway)
+            .field("push_interval", &self.push_interval)
+            .field("flush_timeout", &self.flush_timeout)
+            .field("textfile", &self.textfile)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,111 @@
+//! Tries a push again, as long as that can help and there is time.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Method;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::failure::Failure;
+use super::pushgateway::Pushgateway;
+use crate::error::{Error, Kind};
+
+/// The wait before the second try, on average; it doubles with each one.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How long the last push of a process tries where nobody listens or the name is unknown.
+const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a push may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    pub(crate) deadline: Instant,
+    /// Somebody waits for the process to end.
+    pub(crate) last: bool,
+}
+
+/// Pushes with POST until the gateway took it, refused it for good, or the time is over.
+pub(crate) async fn push(gateway: &Pushgateway, body: Bytes, budget: Budget) -> Result<(), Error> {
+    let begun = Instant::now();
+    for tries in 0.. {
+        let failure = match timeout_at(budget.deadline, gateway.send(Method::POST, body.clone())).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failure)) => failure,
+            Err(_) => return Err(out_of_time(gateway, begun)),
+        };
+        let out_of_patience = budget.last
+            && failure.error.kind() == Kind::Unreachable
+            && begun.elapsed() + wait_before(tries) > UNREACHABLE_PATIENCE;
+        let wait = wait_before(tries).max(failure.retry_after.unwrap_or_default());
+        if !may_help(&failure) || out_of_patience || Instant::now() + wait >= budget.deadline {
+            return Err(failure.error);
+        }
+        sleep(wait).await;
+    }
+    Err(out_of_time(gateway, begun))
+}
+
+fn out_of_time(gateway: &Pushgateway, begun: Instant) -> Error {
+    let endpoint = gateway.endpoint();
+    Error::new(Kind::Timeout, format!("gateway {endpoint} gave no answer in the {:.1?} allowed", begun.elapsed()))
+}
+
+/// Whether another try can end otherwise: not after a refusal, but for those that say "later".
+fn may_help(failure: &Failure) -> bool {
+    match failure.error.kind() {
+        Kind::Refused(status) => matches!(status, 408 | 425 | 429 | 500..),
+        Kind::Unreachable | Kind::Timeout | Kind::Delivery => true,
+        Kind::Config => false,
+    }
+}
+
+/// Doubles with every try, and spreads over the upper half, so that processes that lost the gateway together do not
+/// come back together.
+fn wait_before(tries: u32) -> Duration {
+    let longest = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(tries.min(16))).min(LONGEST_WAIT);
+    let random = RandomState::new().hash_one(tries) as u32;
+    longest.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_with_jitter_up_to_a_limit() {
+        for tries in 0..40 {
+            let longest = FIRST_WAIT.mul_f64(2_f64.powi(tries as i32)).min(LONGEST_WAIT);
+            let wait = wait_before(tries);
+            assert!(wait >= longest / 2 && wait <= longest, "{tries}: {wait:?}");
+        }
+        let different: std::collections::HashSet<_> = (0..100).map(|_| wait_before(3)).collect();
+        assert!(different.len() > 90, "{}", different.len());
+    }
+
+    #[test]
+    fn a_refusal_is_final_unless_it_says_later() {
+        for (status, again) in [
+            (301, false),
+            (400, false),
+            (401, false),
+            (404, false),
+            (408, true),
+            (413, false),
+            (425, true),
+            (429, true),
+            (500, true),
+            (502, true),
+            (503, true),
+            (504, true),
+        ] {
+            let failure = Failure::from(Error::new(Kind::Refused(status), "refused"));
+            assert_eq!(may_help(&failure), again, "{status}");
+        }
+        for (kind, again) in
+            [(Kind::Unreachable, true), (Kind::Timeout, true), (Kind::Delivery, true), (Kind::Config, false)]
+        {
+            assert_eq!(may_help(&Failure::from(Error::new(kind, "x"))), again, "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The delivery thread: owns all network and file work, and a runtime of its own, whatever the application has.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, timeout_at};
+use tracing::subscriber::NoSubscriber;
+
+use super::pushgateway::Pushgateway;
+use super::retry::{self, Budget};
+use super::textfile::Textfile;
+use super::{Source, State};
+use crate::error::{Error, Kind};
+
+/// How often the recorder's histograms are emptied into their buckets.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is to be delivered, where, and how often.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub(crate) gateway: Option<Pushgateway>,
+    pub(crate) textfile: Option<Textfile>,
+    pub(crate) push_interval: Duration,
+    /// `None`: never.
+    pub(crate) sample_interval: Option<Duration>,
+}
+
+/// Receives the result of a delivery.
+pub(crate) type Reply = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+struct Order {
+    deadline: Instant,
+    /// The last one: the thread ends with it.
+    last: bool,
+    reply: Reply,
+}
+
+/// A handle on the thread. Dropped without an order to end, the thread ends without another push.
+pub(crate) struct Worker {
+    orders: UnboundedSender<Order>,
+    go: SyncSender<()>,
+}
+
+impl Worker {
+    /// Makes the thread, which does nothing before it is told to [`go`](Self::go): what may fail comes first.
+    pub(crate) fn new(plan: Plan, source: Arc<dyn Source>) -> Result<Self, Error> {
+        let failed = |error| Error::new(Kind::Delivery, "cannot start the delivery thread").with_source(error);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (orders, received) = unbounded_channel();
+        let (go, gate) = sync_channel(1);
+        let run = move || {
+            if gate.recv().is_ok() {
+                Thread::new(plan, source, received).run(&runtime);
+            }
+            // A name that is still being looked up is not waited for.
+            runtime.shutdown_background();
+        };
+        thread::Builder::new().name("stage-metrics".to_owned()).spawn(run).map_err(failed)?;
+        Ok(Self { orders, go })
+    }
+
+    /// Begins, with a push at once.
+    pub(crate) fn go(&self) {
+        // The thread waits for it, or is gone, which the first order finds out.
+        let _ = self.go.try_send(());
+    }
+
+    /// Asks for a delivery of the present state. The reply comes by the deadline, unless the system stands still.
+    pub(crate) fn order(&self, deadline: std::time::Instant, last: bool, reply: Reply) {
+        let order = Order { deadline: deadline.into(), last, reply };
+        if let Err(lost) = self.orders.send(order) {
+            (lost.0.reply)(Err(Error::new(Kind::Delivery, "the delivery thread is gone")));
+        }
+    }
+}
+
+/// A push on its way, and who waits for it.
+struct Push {
+    result: Pin<Box<dyn Future<Output = Result<(), Error>>>>,
+    order: Option<Order>,
+    /// What went wrong beside it.
+    textfile: Result<(), Error>,
+}
+
+enum Event {
+    Ordered(Order),
+    /// Nobody can order any more.
+    Abandoned,
+    Pushed(Result<(), Error>),
+    Due,
+}
+
+struct Thread {
+    plan: Plan,
+    source: Arc<dyn Source>,
+    orders: UnboundedReceiver<Order>,
+    waiting: VecDeque<Order>,
+    push: Option<Push>,
+    next_push: Instant,
+    next_upkeep: Instant,
+    next_sample: Option<Instant>,
+    lost: bool,
+}
+
+impl Thread {
+    fn new(plan: Plan, source: Arc<dyn Source>, orders: UnboundedReceiver<Order>) -> Self {
+        let now = Instant::now();
+        let next_sample = plan.sample_interval.map(|_| now);
+        let next_upkeep = now + UPKEEP_INTERVAL;
+        Self {
+            plan,
+            source,
+            orders,
+            waiting: VecDeque::new(),
+            push: None,
+            next_push: now,
+            next_upkeep,
+            next_sample,
+            lost: false,
+        }
+    }
+
+    /// Runs until the last order was carried out or nobody can give one.
+    fn run(mut self, runtime: &Runtime) {
+        loop {
+            self.routine();
+            match self.next_event(runtime) {
+                Event::Due => {}
+                Event::Abandoned => return,
+                Event::Ordered(order) if order.last => {
+                    return self.finish(runtime, order);
+                }
+                Event::Ordered(order) => self.waiting.push_back(order),
+                Event::Pushed(result) => self.delivered(result),
+            }
+            if self.push.is_none()
+                && let Some(order) = self.waiting.pop_front()
+            {
+                self.deliver(order.deadline, false, Some(order));
+            }
+        }
+    }
+
+    /// Does what is due: a sample, upkeep, a push on the interval. One that is late does not pile up.
+    fn routine(&mut self) {
+        let now = Instant::now();
+        if let (Some(due), Some(interval)) = (self.next_sample, self.plan.sample_interval)
+            && due <= now
+        {
+            self.source.sample();
+            self.next_sample = Some(now + interval);
+        }
+        if self.next_upkeep <= now {
+            self.source.upkeep();
+            self.next_upkeep = now + UPKEEP_INTERVAL;
+        }
+        if self.next_push <= now {
+            self.next_push = now + self.plan.push_interval;
+            if self.push.is_none() {
+                self.deliver(self.next_push, false, None);
+            }
+        }
+    }
+
+    /// Writes the file and sets the push going.
+    fn deliver(&mut self, deadline: Instant, last: bool, order: Option<Order>) {
+        let exposition = match (&self.plan.gateway, &self.plan.textfile) {
+            (None, None) => String::new(),
+            _ => self.source.exposition(),
+        };
+        let textfile = self.plan.textfile.as_ref().map_or(Ok(()), |textfile| textfile.write(&exposition));
+        let (gateway, source) = (self.plan.gateway.clone(), Arc::clone(&self.source));
+        let budget = Budget { deadline, last };
+        let result = Box::pin(async move {
+            match gateway {
+                Some(gateway) => push_counted(&gateway, &*source, exposition, budget).await,
+                None => Ok(()),
+            }
+        });
+        self.push = Some(Push { result, order, textfile });
+    }
+
+    /// A push ended: tells who waits for it, and the user if that changes anything.
+    fn delivered(&mut self, result: Result<(), Error>) {
+        let Some(push) = self.push.take() else { return };
+        let result = push.textfile.and(result);
+        match &result {
+            Err(error) if !self.lost => self.source.changed(State::Lost(error)),
+            Ok(()) if self.lost => self.source.changed(State::Back),
+            _ => {}
+        }
+        self.lost = result.is_err();
+        if let Some(order) = push.order {
+            (order.reply)(result);
+        }
+    }
+
+    /// The final flush. A push in flight has half of the time to end, so that the gateway gets the two in order, and is
+    /// aborted then.
+    fn finish(&mut self, runtime: &Runtime, order: Order) {
+        if let Some(push) = &mut self.push {
+            let half = Instant::now() + order.deadline.saturating_duration_since(Instant::now()) / 2;
+            let ended = mute(|| runtime.block_on(async { timeout_at(half, push.result.as_mut()).await }));
+            if let Some(waiting) = self.push.take().and_then(|push| push.order) {
+                let aborted = || Err(Error::new(Kind::Timeout, "the push was aborted by the final flush"));
+                (waiting.reply)(ended.unwrap_or_else(|_| aborted()));
+            }
+        }
+        self.deliver(order.deadline, true, None);
+        let Some(push) = self.push.take() else { return };
+        let result = mute(|| runtime.block_on(push.result));
+        for waiting in self.waiting.drain(..) {
+            (waiting.reply)(Err(Error::new(Kind::Delivery, "the final flush came first")));
+        }
+        (order.reply)(push.textfile.and(result));
+    }
+
+    /// Waits for an order, for the push in flight, or until something is due.
+    fn next_event(&mut self, runtime: &Runtime) -> Event {
+        let due = [Some(self.next_push), Some(self.next_upkeep), self.next_sample].into_iter().flatten().min();
+        let due = due.unwrap_or_else(Instant::now);
+        let (orders, push) = (&mut self.orders, &mut self.push);
+        let pushing = push.is_some();
+        let event = poll_fn(|context| {
+            if let Poll::Ready(order) = orders.poll_recv(context) {
+                return Poll::Ready(order.map_or(Event::Abandoned, Event::Ordered));
+            }
+            match push {
+                Some(push) => push.result.as_mut().poll(context).map(Event::Pushed),
+                None => Poll::Pending,
+            }
+        });
+        let wait = || runtime.block_on(async { timeout_at(due, event).await.unwrap_or(Event::Due) });
+        if pushing { mute(wait) } else { wait() }
+    }
+}
+
+/// Keeps the events of the HTTP client out of the application's log.
+fn mute<T>(work: impl FnOnce() -> T) -> T {
+    tracing::subscriber::with_default(NoSubscriber::new(), work)
+}
+
+/// Pushes and counts it. What the gateway refuses as a bad request is pushed once more without the application's own
+/// metrics: one of them must not take the stages down with it.
+async fn push_counted(
+    gateway: &Pushgateway,
+    source: &dyn Source,
+    exposition: String,
+    budget: Budget,
+) -> Result<(), Error> {
+    let body = Bytes::from(exposition);
+    let result = retry::push(gateway, body.clone(), budget).await;
+    source.pushed(&result);
+    let refusal = match result {
+        Err(error) if error.status() == Some(400) => error,
+        other => return other,
+    };
+    let text = std::str::from_utf8(&body).unwrap_or_default();
+    let own = source.own_families(text);
+    if own.is_empty() || own.len() == text.len() {
+        return Err(refusal);
+    }
+    let again = retry::push(gateway, Bytes::from(own), budget).await;
+    source.pushed(&again);
+    let outcome = match again {
+        Ok(()) => "the stages were pushed without them",
+        Err(_) => "pushing the stages without them failed too",
+    };
+    let text = format!("gateway {} refused the application's own metrics; {outcome}", gateway.endpoint());
+    Err(Error::new(Kind::Refused(400), text).with_source(refusal))
+}

@@ -1,0 +1,245 @@
+//! The environment variables, and how their values are read.
+
+use std::env::{self, VarError};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::delivery::{Pushgateway, parse_grouping};
+use crate::error::Error;
+
+/// What the names of the variables begin with unless `with_env_prefix` says otherwise.
+pub const DEFAULT_ENV_PREFIX: &str = "TV_";
+
+/// What the environment says. A variable that is not set, or empty, is `None`.
+#[derive(Debug, Default)]
+pub(crate) struct Environment {
+    pub(crate) gateway: Option<Pushgateway>,
+    /// Neither a job nor a grouping was given.
+    pub(crate) job_by_default: bool,
+    pub(crate) push_interval: Option<Duration>,
+    pub(crate) flush_timeout: Option<Duration>,
+    pub(crate) textfile: Option<PathBuf>,
+    pub(crate) node: Option<String>,
+}
+
+/// Reads the variables of one prefix.
+pub(crate) struct Reader<L> {
+    prefix: String,
+    lookup: L,
+}
+
+impl Reader<fn(&str) -> Result<String, VarError>> {
+    pub(crate) fn process(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), lookup: |name| env::var(name) }
+    }
+}
+
+impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
+    pub(crate) fn read(&self) -> Result<Environment, Error> {
+        let job = self.value("JOB")?;
+        let grouping = self.parsed("GROUPING", parse_grouping)?;
+        let job_by_default = job.is_none() && grouping.is_none();
+        let gateway = match self.value("PUSHGATEWAY")? {
+            Some(url) => Some(self.gateway(&url, job, grouping.unwrap_or_default())?),
+            None => None,
+        };
+        self.not_in_this_build("LISTEN", |text| text.parse::<SocketAddr>().is_ok())?;
+        self.not_in_this_build("SPOOL_DIR", |_| true)?;
+        Ok(Environment {
+            job_by_default: job_by_default && gateway.is_some(),
+            gateway,
+            push_interval: self.parsed("PUSH_INTERVAL", parse_duration)?,
+            flush_timeout: self.parsed("FLUSH_TIMEOUT", parse_duration)?,
+            textfile: self.value("TEXTFILE")?.map(PathBuf::from),
+            node: self.value("NODE")?,
+        })
+    }
+
+    fn name(&self, variable: &str) -> String {
+        format!("{}PROMETHEUS_{variable}", self.prefix)
+    }
+
+    fn value(&self, variable: &str) -> Result<Option<String>, Error> {
+        let name = self.name(variable);
+        match (self.lookup)(&name) {
+            Ok(value) if value.is_empty() => Ok(None),
+            Ok(value) => Ok(Some(value)),
+            Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(value)) => Err(Error::config(format!("{name} is not UTF-8: {value:?}"))),
+        }
+    }
+
+    fn parsed<T>(&self, variable: &str, parse: impl Fn(&str) -> Result<T, Error>) -> Result<Option<T>, Error> {
+        let Some(text) = self.value(variable)? else { return Ok(None) };
+        parse(&text).map(Some).map_err(|error| self.wrong(variable, &error))
+    }
+
+    fn gateway(&self, url: &str, job: Option<String>, grouping: Vec<(String, String)>) -> Result<Pushgateway, Error> {
+        let given = job.is_some();
+        let job = job.unwrap_or_else(executable_name);
+        let of = |variable| move |error| self.wrong(variable, &error);
+        // The URL first, with a job that is always right, so that the error names the variable that is to blame.
+        Pushgateway::new(url, "job").map_err(of("PUSHGATEWAY"))?;
+        let mut gateway = Pushgateway::new(url, job).map_err(of(if given { "JOB" } else { "PUSHGATEWAY" }))?;
+        for (name, value) in grouping {
+            gateway = gateway.with_grouping_label(name, value).map_err(of("GROUPING"))?;
+        }
+        Ok(gateway)
+    }
+
+    /// The texts of the parsers quote the value; the variable is added here.
+    fn wrong(&self, variable: &str, error: &Error) -> Error {
+        Error::config(format!("{}: {error:?}", self.name(variable)))
+    }
+
+    fn not_in_this_build(&self, variable: &str, _valid: impl Fn(&str) -> bool) -> Result<(), Error> {
+        match self.value(variable)? {
+            None => Ok(()),
+            Some(value) => Err(Error::config(format!(
+                "{} is {value:?}, and this version of the crate cannot do that: unset it",
+                self.name(variable)
+            ))),
+        }
+    }
+}
+
+/// The name of the running program, which is the job where none is given.
+pub(crate) fn executable_name() -> String {
+    let path = env::current_exe().ok().or_else(|| env::args_os().next().map(PathBuf::from));
+    let name = path.and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// A number and `ms`, `s`, `m` or `h`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
+    let wrong = |why: &str| {
+        Error::config(format!(
+            "{text:?} is not a duration: {why}; give a number and ms, s, m or h, such as 500ms or 15s"
+        ))
+    };
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(digits);
+    let seconds = match unit.trim() {
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3_600.0,
+        "" => return Err(wrong("it has no unit")),
+        _ => return Err(wrong("the unit is unknown")),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong("it does not begin with a number"))?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong("it is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Environment, Error> {
+        let lookup = |name: &str| {
+            let found = variables.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
+        };
+        Reader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read()
+    }
+
+    fn message(variables: &[(&str, &str)]) -> String {
+        let error = read(variables).unwrap_err();
+        assert!(error.is_config());
+        error.to_string()
+    }
+
+    #[test]
+    fn nothing_set_is_nothing_and_empty_is_unset() {
+        let environment = read(&[("TV_PROMETHEUS_PUSHGATEWAY", ""), ("TV_PROMETHEUS_PUSH_INTERVAL", "")]).unwrap();
+        assert!(environment.gateway.is_none() && environment.push_interval.is_none() && !environment.job_by_default);
+    }
+
+    #[test]
+    fn all_of_them() {
+        let environment = read(&[
+            ("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"),
+            ("TV_PROMETHEUS_JOB", "quant"),
+            ("TV_PROMETHEUS_GROUPING", r"profile=a\,b,team=x"),
+            ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
+            ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
+            ("TV_PROMETHEUS_TEXTFILE", "/tmp/x.prom"),
+            ("TV_PROMETHEUS_NODE", "worker-7"),
+        ])
+        .unwrap();
+        let gateway = environment.gateway.unwrap();
+        assert_eq!(gateway.grouping().job(), "quant");
+        assert_eq!(gateway.grouping().get("profile"), Some("a,b"));
+        assert_eq!(gateway.grouping().get("team"), Some("x"));
+        assert_eq!(environment.push_interval, Some(Duration::from_secs(60)));
+        assert_eq!(environment.flush_timeout, Some(Duration::from_millis(500)));
+        assert_eq!(environment.textfile, Some(PathBuf::from("/tmp/x.prom")));
+        assert_eq!(environment.node.as_deref(), Some("worker-7"));
+        assert!(!environment.job_by_default);
+    }
+
+    #[test]
+    fn the_job_is_the_program_where_none_is_given() {
+        let environment = read(&[("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091")]).unwrap();
+        assert!(environment.job_by_default);
+        assert!(environment.gateway.unwrap().grouping().job().starts_with("tracing_stage_metrics"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_quoted_and_its_variable_named() {
+        for (variable, value) in [
+            ("TV_PROMETHEUS_PUSHGATEWAY", "ftp://gateway"),
+            ("TV_PROMETHEUS_PUSH_INTERVAL", "15"),
+            ("TV_PROMETHEUS_PUSH_INTERVAL", "s"),
+            ("TV_PROMETHEUS_FLUSH_TIMEOUT", "5 days"),
+        ] {
+            let message = message(&[(variable, value)]);
+            assert!(message.starts_with(&format!("{variable}: ")) && message.contains(value), "{message}");
+        }
+        let message = message(&[("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"), ("TV_PROMETHEUS_GROUPING", "1st=x")]);
+        assert!(message.starts_with("TV_PROMETHEUS_GROUPING: ") && message.contains("1st"), "{message}");
+    }
+
+    #[test]
+    fn the_password_of_a_wrong_url_is_not_shown() {
+        for url in ["ftp://me:secret@gateway", "http://me:secret@", "http://me:secret@gateway:99999", "me:secret@"] {
+            let message = message(&[("TV_PROMETHEUS_PUSHGATEWAY", url)]);
+            assert!(!message.contains("secret"), "{message}");
+        }
+    }
+
+    #[test]
+    fn durations_say_what_is_wrong() {
+        assert_eq!(parse_duration("1.5s").unwrap(), Duration::from_millis(1_500));
+        assert_eq!(parse_duration("2h").unwrap(), Duration::from_secs(7_200));
+        for (text, why) in [
+            ("15", "it has no unit"),
+            ("15 sec", "the unit is unknown"),
+            ("s", "it does not begin with a number"),
+            ("1.2.3s", "it does not begin with a number"),
+            ("-1s", "the unit is unknown"),
+            ("99999999999999999999h", "it is too long"),
+        ] {
+            let expected =
+                format!("{text:?} is not a duration: {why}; give a number and ms, s, m or h, such as 500ms or 15s");
+            assert_eq!(parse_duration(text).unwrap_err().to_string(), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_duration_comes_back(n in 0..10_000_000_u64) {
+            prop_assert_eq!(parse_duration(&format!("{n}ms")).unwrap(), Duration::from_millis(n));
+            prop_assert_eq!(parse_duration(&format!("{n}s")).unwrap(), Duration::from_secs(n));
+            prop_assert_eq!(parse_duration(&format!("{n}m")).unwrap(), Duration::from_secs(n * 60));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC{0,20}") {
+            let _ = parse_duration(&text);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The run report: what the stages of this run add up to, as a table for a terminal.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::layer::StageState;
+
+/// The stages of a run: in the order in which they first finished, then those that have not.
+///
+/// `Display` prints a table that fits a terminal of 80 columns. Numbers are of the moment the report was made.
+#[derive(Clone, Debug)]
+pub struct RunReport {
+    stages: Vec<StageReport>,
+}
+
+/// One stage of a [`RunReport`].
+#[derive(Clone, Debug)]
+pub struct StageReport {
+    stage_id: String,
+    runs: u64,
+    failures: u64,
+    total: Duration,
+    slowest: Duration,
+    open: u64,
+}
+
+impl RunReport {
+    pub(crate) fn new(states: Vec<StageState>) -> Self {
+        let stages = states.into_iter().map(|state| StageReport {
+            stage_id: state.stage,
+            runs: state.totals.succeeded + state.totals.failed,
+            failures: state.totals.failed,
+            total: state.totals.total,
+            slowest: state.totals.slowest,
+            open: state.open,
+        });
+        Self { stages: stages.collect() }
+    }
+
+    /// The stage with this id, if it ran, runs now or was expected.
+    #[must_use]
+    pub fn stage(&self, stage_id: &str) -> Option<&StageReport> {
+        self.stages.iter().find(|stage| stage.stage_id == stage_id)
+    }
+
+    /// All stages, in the order of the table.
+    pub fn stages(&self) -> impl Iterator<Item = &StageReport> {
+        self.stages.iter()
+    }
+}
+
+impl StageReport {
+    /// The stage's id.
+    #[must_use]
+    pub fn stage_id(&self) -> &str {
+        &self.stage_id
+    }
+
+    /// How many times it finished, with success or not.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.runs
+    }
+
+    /// How many of those were failures.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// The durations of its runs added up: more than the clock shows where they ran side by side.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.total
+    }
+
+    /// The mean duration of its runs; zero before the first has finished.
+    #[must_use]
+    pub fn mean(&self) -> Duration {
+        match self.runs {
+            0 => Duration::ZERO,
+            runs => Duration::from_nanos(u64::try_from(self.total.as_nanos() / u128::from(runs)).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// The longest duration of its runs; zero before the first has finished.
+    #[must_use]
+    pub fn slowest(&self) -> Duration {
+        self.slowest
+    }
+
+    /// How many of it are open now. They are in none of the other numbers.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.open
+    }
+}
+
+const STAGE: usize = 32;
+const NUMBER: usize = 7;
+const TIME: usize = 9;
+
+impl fmt::Display for RunReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:STAGE$} {:>NUMBER$} {:>NUMBER$}", "stage", "runs", "failed")?;
+        write!(f, " {:>TIME$} {:>TIME$} {:>TIME$}", "total", "mean", "slowest")?;
+        for stage in &self.stages {
+            write!(f, "\n{stage}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for StageReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |n: u64| if n < 1_000_000 { n.to_string() } else { format!("{:.2}M", n as f64 / 1e6) };
+        write!(f, "{:STAGE$}", shortened(&self.stage_id))?;
+        match (self.runs, self.open) {
+            (0, 0) => return write!(f, " {:>NUMBER$}", "never"),
+            (0, 1) => return write!(f, " {:>NUMBER$}", "open"),
+            (0, open) => return write!(f, " {:>NUMBER$}", format!("{} open", count(open))),
+            _ => {}
+        }
+        write!(f, " {:>NUMBER$} {:>NUMBER$}", count(self.runs), count(self.failures))?;
+        for time in [self.total, self.mean(), self.slowest] {
+            write!(f, " {:>TIME$}", short_time(time))?;
+        }
+        match self.open {
+            0 => Ok(()),
+            open => write!(f, "\n{:STAGE$} {:>NUMBER$}", "", format!("{} open", count(open))),
+        }
+    }
+}
+
+/// The end of a long id says more than its beginning, which it shares with others.
+fn shortened(id: &str) -> String {
+    let characters = id.chars().count();
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    if characters <= STAGE {
+        return id.chars().map(shown).collect();
+    }
+    std::iter::once('…').chain(id.chars().skip(characters - (STAGE - 1)).map(shown)).collect()
+}
+
+/// Three digits and a unit, up to hours.
+fn short_time(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    let digits = |value: f64, unit: &str| {
+        let decimals = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+        format!("{value:.decimals$} {unit}")
+    };
+    match seconds {
+        s if s < 999.5e-9 => format!("{} ns", time.as_nanos()),
+        s if s < 999.5e-6 => digits(s * 1e6, "µs"),
+        s if s < 0.9995 => digits(s * 1e3, "ms"),
+        s if s < 99.5 => digits(s, "s"),
+        s if s < 5_999.5 => format!("{:.0}m {:02.0}s", (s.round() / 60.0).floor(), s.round() % 60.0),
+        s => format!("{:.0}h {:02.0}m", (s.round() / 3_600.0).floor(), (s.round() % 3_600.0 / 60.0).floor()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(id: &str, runs: u64, failures: u64, total: u64, slowest: u64, open: u64) -> StageReport {
+        let (total, slowest) = (Duration::from_nanos(total), Duration::from_nanos(slowest));
+        StageReport { stage_id: id.to_owned(), runs, failures, total, slowest, open }
+    }
+
+    #[test]
+    fn prints_a_table_of_at_most_eighty_columns() {
+        let report = RunReport {
+            stages: vec![
+                stage("foundation.ingest", 1, 0, 12_345_678, 12_345_678, 0),
+                stage("foundation.features.with.a.very.long.name.indeed", 3_000_000, 12, u64::MAX / 4, u64::MAX / 8, 2),
+                stage("alpha.inference", 0, 0, 0, 0, 1),
+                stage("risk.optimize", 0, 0, 0, 0, 0),
+            ],
+        };
+        let text = report.to_string();
+        assert_eq!(
+            text,
+            "\
+stage                               runs  failed     total      mean   slowest
+foundation.ingest                      1       0   12.3 ms   12.3 ms   12.3 ms
+…s.with.a.very.long.name.indeed    3.00M      12 1281023h 53m   25m 37s 640511h 56m
+                                  2 open
+alpha.inference                     open
+risk.optimize                      never"
+        );
+    }
+
+    #[test]
+    fn times_have_three_digits_and_fit_their_column() {
+        for (nanos, text) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1_500, "1.50 µs"),
+            (999_400, "999 µs"),
+            (999_600, "1.00 ms"),
+            (12_345_678, "12.3 ms"),
+            (1_000_000_000, "1.00 s"),
+            (59_990_000_000, "60.0 s"),
+            (99_600_000_000, "1m 40s"),
+            (3_599_900_000_000, "60m 00s"),
+            (7_260_000_000_000, "2h 01m"),
+        ] {
+            let shown = short_time(Duration::from_nanos(nanos));
+            assert_eq!(shown, text);
+            assert!(shown.chars().count() <= TIME);
+        }
+    }
+
+    #[test]
+    fn the_mean_is_of_finished_runs() {
+        assert_eq!(stage("a", 3, 0, 30, 15, 9).mean(), Duration::from_nanos(10));
+        assert_eq!(stage("a", 0, 0, 0, 0, 9).mean(), Duration::ZERO);
+    }
+}

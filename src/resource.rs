@@ -1,0 +1,123 @@
+//! What this process uses: CPU and memory.
+//!
+//! CPU comes from the process's CPU clock, which counts in nanoseconds; the ticks of `/proc` count in hundredths of a
+//! second, too coarse for a job that lives for one.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often the resources are sampled unless `MetricsLayerBuilder::with_resource_usage` says otherwise.
+pub const DEFAULT_RESOURCE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Measures from its creation on.
+pub(crate) struct Meter {
+    cpu_at_start: Duration,
+    last: Mutex<(Instant, Duration)>,
+}
+
+/// What was found at one moment; what this system does not tell is missing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// Cores in use on average since the sample before.
+    pub(crate) cores: Option<f64>,
+    /// Resident memory.
+    pub(crate) resident_bytes: Option<u64>,
+}
+
+impl Meter {
+    pub(crate) fn new() -> Self {
+        let cpu = cpu_time().unwrap_or_default();
+        Self { cpu_at_start: cpu, last: Mutex::new((Instant::now(), cpu)) }
+    }
+
+    pub(crate) fn sample(&self) -> Sample {
+        Sample { cores: self.cores(), resident_bytes: resident_bytes() }
+    }
+
+    fn cores(&self) -> Option<f64> {
+        let (now, cpu) = (Instant::now(), cpu_time()?);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let elapsed = now.saturating_duration_since(last.0);
+        if elapsed.is_zero() {
+            return None;
+        }
+        let used = cpu.saturating_sub(last.1);
+        *last = (now, cpu);
+        Some(used.as_secs_f64() / elapsed.as_secs_f64())
+    }
+
+    /// CPU time, user and system, since the creation.
+    pub(crate) fn cpu_used(&self) -> Option<Duration> {
+        Some(cpu_time()?.saturating_sub(self.cpu_at_start))
+    }
+
+    /// The largest resident memory so far.
+    pub(crate) fn peak_bytes(&self) -> Option<u64> {
+        peak_bytes()
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn cpu_time() -> Option<Duration> {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
+}
+
+#[cfg(target_os = "linux")]
+fn resident_bytes() -> Option<u64> {
+    let pages = procfs::process::Process::myself().and_then(|process| process.statm()).ok()?.resident;
+    Some(pages * procfs::page_size())
+}
+
+#[cfg(target_os = "linux")]
+fn peak_bytes() -> Option<u64> {
+    // Not `ru_maxrss`: that starts with the size of the process that started this one.
+    Some(procfs::process::Process::myself().and_then(|process| process.status()).ok()?.vmhwm? * 1024)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cpu_time() -> Option<Duration> {
+    None
+}
+
+#[cfg(not(target_os = "linux"))]
+fn resident_bytes() -> Option<u64> {
+    None
+}
+
+#[cfg(not(target_os = "linux"))]
+fn peak_bytes() -> Option<u64> {
+    None
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::hint::black_box;
+
+    #[test]
+    fn a_busy_thread_is_about_one_core() {
+        let meter = Meter::new();
+        let begin = Instant::now();
+        let before = cpu_time().unwrap();
+        while cpu_time().unwrap() - before < Duration::from_millis(100) {
+            black_box(begin);
+        }
+        let elapsed = begin.elapsed().as_secs_f64();
+        let cores = meter.sample().cores.unwrap();
+        // Other tests run in this process meanwhile: more is possible, less is not.
+        assert!(cores >= 0.099 / elapsed, "{cores} cores in {elapsed} s");
+        assert!(meter.cpu_used().unwrap() >= Duration::from_millis(100));
+    }
+
+    #[test]
+    fn memory_follows_what_is_allocated_and_the_peak_stays() {
+        let meter = Meter::new();
+        let before = meter.sample().resident_bytes.unwrap();
+        let block = black_box(vec![1_u8; 64 << 20]);
+        let with = meter.sample().resident_bytes.unwrap();
+        assert!(with >= before + (48 << 20), "{before} {with}");
+        drop(block);
+        assert!(meter.peak_bytes().unwrap() >= with);
+    }
+}

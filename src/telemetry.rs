@@ -1,0 +1,171 @@
+//! What is delivered: the stages, the run, the process's resources and the recorder that holds their metrics.
+
+use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
+
+use metrics::Counter;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tracing::{info, warn};
+
+use crate::delivery::{Source, State};
+use crate::error::Error;
+use crate::exposition;
+use crate::layer::{OWN_TARGET, Stages, outward};
+use crate::report::RunReport;
+use crate::run::{Ending, Run};
+use crate::schema;
+
+/// Where the text comes from.
+pub(crate) enum Exposition {
+    /// The recorder this crate built.
+    Own {
+        handle: PrometheusHandle,
+        /// One at a time gives the recorder the latest values and reads it.
+        rendering: Mutex<()>,
+    },
+    /// A recorder the application has.
+    Foreign(Box<dyn Fn() -> String + Send + Sync>),
+}
+
+pub(crate) struct Telemetry {
+    pub(crate) stages: Arc<Stages>,
+    run: Run,
+    exposition: Exposition,
+    #[cfg(feature = "resource-usage")]
+    resources: Option<Resources>,
+    pushed: Pushes,
+    /// The names of the crate's own metrics.
+    own: Vec<String>,
+}
+
+struct Pushes {
+    success: Counter,
+    failure: Counter,
+}
+
+/// The process's resources, with the gauges that show them.
+#[cfg(feature = "resource-usage")]
+pub(crate) struct Resources {
+    meter: crate::resource::Meter,
+    cpu: metrics::Gauge,
+    memory: metrics::Gauge,
+}
+
+#[cfg(feature = "resource-usage")]
+impl Resources {
+    pub(crate) fn new(stages: &Stages, node: &str) -> Self {
+        let gauge = |resource| stages.series.sink.gauge(&schema::RESOURCE_USAGE, &[resource, node]);
+        Self { meter: crate::resource::Meter::new(), cpu: gauge("cpu"), memory: gauge("mem") }
+    }
+
+    fn sample(&self) {
+        let sample = self.meter.sample();
+        if let Some(cores) = sample.cores {
+            outward(|| self.cpu.set(cores));
+        }
+        if let Some(bytes) = sample.resident_bytes {
+            outward(|| self.memory.set(bytes as f64));
+        }
+    }
+
+    fn end(&self, stages: &Stages) {
+        if let Some(used) = self.meter.cpu_used() {
+            stages.set_gauge(&schema::RUN_CPU, used.as_secs_f64());
+        }
+        if let Some(bytes) = self.meter.peak_bytes() {
+            stages.set_gauge(&schema::RUN_PEAK_MEMORY, bytes as f64);
+        }
+    }
+}
+
+impl Telemetry {
+    pub(crate) fn new(
+        stages: Arc<Stages>,
+        exposition: Exposition,
+        namespace: &str,
+        #[cfg(feature = "resource-usage")] resources: Option<Resources>,
+    ) -> Self {
+        let run = Run::begin(&stages);
+        let pushes = |result| stages.series.sink.counter(&schema::PUSH_TOTAL, &[result]);
+        let pushed = Pushes { success: pushes("success"), failure: pushes("failure") };
+        Self {
+            run,
+            exposition,
+            #[cfg(feature = "resource-usage")]
+            resources,
+            pushed,
+            own: schema::METRICS.iter().map(|metric| metric.name(namespace)).collect(),
+            stages,
+        }
+    }
+
+    /// The state of this moment as text, in a stable order.
+    pub(crate) fn render(&self) -> String {
+        let text = match &self.exposition {
+            Exposition::Own { handle, rendering } => {
+                let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
+                self.stages.publish();
+                handle.render()
+            }
+            Exposition::Foreign(render) => render(),
+        };
+        exposition::in_order(&text)
+    }
+
+    pub(crate) fn report(&self) -> RunReport {
+        RunReport::new(self.stages.states())
+    }
+
+    pub(crate) fn fail(&self) {
+        self.run.fail();
+    }
+
+    /// The run is over: what is still open is counted, and the gauges of the run are set.
+    pub(crate) fn end(&self, ending: Ending) {
+        self.run.end(&self.stages, ending);
+        #[cfg(feature = "resource-usage")]
+        if let Some(resources) = &self.resources {
+            resources.sample();
+            resources.end(&self.stages);
+        }
+    }
+}
+
+impl Source for Telemetry {
+    fn exposition(&self) -> String {
+        self.render()
+    }
+
+    fn own_families(&self, exposition: &str) -> String {
+        exposition::only(exposition, |name| self.own.iter().any(|own| own == name))
+    }
+
+    fn upkeep(&self) {
+        if let Exposition::Own { handle, .. } = &self.exposition {
+            handle.run_upkeep();
+        }
+    }
+
+    fn sample(&self) {
+        #[cfg(feature = "resource-usage")]
+        if let Some(resources) = &self.resources {
+            resources.sample();
+        }
+    }
+
+    fn pushed(&self, result: &Result<(), Error>) {
+        outward(|| match result {
+            Ok(()) => self.pushed.success.increment(1),
+            Err(_) => self.pushed.failure.increment(1),
+        });
+    }
+
+    fn changed(&self, state: State<'_>) {
+        self.stages.voice.speak(|| match state {
+            State::Lost(error) => {
+                warn!(target: OWN_TARGET, error = ?error, "metrics are not delivered; tried again on the interval");
+            }
+            State::Back => info!(target: OWN_TARGET, "metrics are delivered again"),
+        });
+    }
+}
