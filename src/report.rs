@@ -142,7 +142,7 @@ fn shortened(id: &str) -> String {
     std::iter::once('…').chain(id.chars().skip(characters - (STAGE - 1)).map(shown)).collect()
 }
 
-/// Three digits and a unit, up to hours.
+/// Three digits and a unit, up to days.
 fn short_time(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     let digits = |value: f64, unit: &str| {
@@ -155,7 +155,10 @@ fn short_time(time: Duration) -> String {
         s if s < 0.9995 => digits(s * 1e3, "ms"),
         s if s < 99.5 => digits(s, "s"),
         s if s < 5_999.5 => format!("{:.0}m {:02.0}s", (s.round() / 60.0).floor(), s.round() % 60.0),
-        s => format!("{:.0}h {:02.0}m", (s.round() / 3_600.0).floor(), (s.round() % 3_600.0 / 60.0).floor()),
+        s if s < 3.6e6 => {
+            format!("{:.0}h {:02.0}m", (s.round() / 3_600.0).floor(), (s.round() % 3_600.0 / 60.0).floor())
+        }
+        s => format!("{:.0} d", s / 86_400.0),
     }
 }
 
@@ -184,7 +187,7 @@ mod tests {
             "\
 stage                               runs  failed     total      mean   slowest
 foundation.ingest                      1       0   12.3 ms   12.3 ms   12.3 ms
-…s.with.a.very.long.name.indeed    3.00M      12 1281023h 53m   25m 37s 640511h 56m
+…es.with.a.very.long.name.indeed   3.00M      12   53376 d   25m 37s   26688 d
                                   2 open
 alpha.inference                     open
 risk.optimize                      never"
@@ -205,6 +208,8 @@ risk.optimize                      never"
             (99_600_000_000, "1m 40s"),
             (3_599_900_000_000, "60m 00s"),
             (7_260_000_000_000, "2h 01m"),
+            (3_599_999_000_000_000, "999h 59m"),
+            (u64::MAX, "213504 d"),
         ] {
             let shown = short_time(Duration::from_nanos(nanos));
             assert_eq!(shown, text);

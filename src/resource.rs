@@ -118,6 +118,6 @@ mod tests {
         let with = meter.sample().resident_bytes.unwrap();
         assert!(with >= before + (48 << 20), "{before} {with}");
         drop(block);
-        assert!(meter.peak_bytes().unwrap() >= with);
+        assert!(meter.peak_bytes().unwrap() >= before + (48 << 20));
     }
 }
