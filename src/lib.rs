@@ -43,3 +43,7 @@ pub use report::{RunReport, StageReport};
 #[cfg(feature = "resource-usage")]
 pub use resource::DEFAULT_RESOURCE_INTERVAL;
 pub use schema::DEFAULT_NAMESPACE;
+
+#[cfg(all(doctest, feature = "pushgateway"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
