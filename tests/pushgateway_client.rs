@@ -1,6 +1,7 @@
 //! The Pushgateway client on its own: against servers that misbehave, over TLS, through a proxy, and against the real
 //! gateway.
 #![cfg(feature = "pushgateway")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "the lints are meant for the library")]
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing_stage_metrics::{Error, Pushgateway};
 
@@ -427,6 +428,7 @@ async fn a_proxy_is_used_but_not_for_this_machine() {
 mod tls {
     use std::io::Write as _;
 
+    use tokio::io::AsyncWrite;
     use tokio_rustls::TlsAcceptor;
     use tokio_rustls::rustls::ServerConfig;
     use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
