@@ -63,7 +63,7 @@ impl Failure {
     }
 
     /// The answer to `request` was other than a success.
-    pub(crate) async fn refused(request: String, address: &Address, response: Response) -> Self {
+    pub(crate) async fn refused(request: &str, address: &Address, response: Response) -> Self {
         let status = response.status();
         let retry_after = match status {
             // Its other form, a date, needs a clock that agrees with the gateway's.

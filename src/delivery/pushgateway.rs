@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::CONTENT_TYPE;
-use reqwest::{Client, Method, RequestBuilder, StatusCode, redirect};
+use reqwest::{Client, Method, StatusCode, redirect};
 
 use super::address::Address;
 use super::failure::Failure;
@@ -235,28 +235,23 @@ impl Pushgateway {
             .into());
         }
         self.check()?;
-        let request = self.request(method.clone(), body)?;
-        match request.send().await {
+        let url = self.url();
+        let request = self.client()?.request(method.clone(), &url).timeout(self.timeout);
+        let request = match method {
+            Method::DELETE => request,
+            _ => request.header(CONTENT_TYPE, EXPOSITION).body(body),
+        };
+        match request.headers(self.headers.to_map()?).send().await {
             Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => Ok(()),
-            Ok(response) => Err(Failure::refused(format!("{method} {}", self.url()), &self.address, response).await),
+            Ok(response) => Err(Failure::refused(&format!("{method} {url}"), &self.address, response).await),
             Err(error) => {
-                let request = format!("{method} {}", self.url());
-                Err(Failure::unanswered(&request, self.timeout, self.connect_timeout, error))
+                Err(Failure::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))
             }
         }
     }
 
     fn url(&self) -> String {
         format!("{}{}", self.address, self.grouping.path())
-    }
-
-    fn request(&self, method: Method, body: Bytes) -> Result<RequestBuilder, Error> {
-        let request = self.client()?.request(method.clone(), self.url()).timeout(self.timeout);
-        let request = match method {
-            Method::DELETE => request,
-            _ => request.header(CONTENT_TYPE, EXPOSITION).body(body),
-        };
-        Ok(request.headers(self.headers.to_map()?))
     }
 
     fn client(&self) -> Result<Client, Error> {
