@@ -2,8 +2,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,7 +34,8 @@ pub struct FlushGuard {
     telemetry: Arc<Telemetry>,
     worker: Arc<Worker>,
     flush_timeout: Duration,
-    report: Option<TakeReport>,
+    /// Behind a lock only so that the guard can be shared.
+    report: Mutex<Option<TakeReport>>,
     ended: bool,
 }
 
@@ -46,7 +46,7 @@ impl FlushGuard {
         flush_timeout: Duration,
         report: Option<TakeReport>,
     ) -> Self {
-        Self { telemetry, worker: Arc::new(worker), flush_timeout, report, ended: false }
+        Self { telemetry, worker: Arc::new(worker), flush_timeout, report: Mutex::new(report), ended: false }
     }
 
     /// Delivers the state of this moment to the gateway and the text file and waits for the answer, up to the flush
@@ -140,7 +140,8 @@ impl FlushGuard {
         let deadline = Instant::now() + self.flush_timeout;
         self.telemetry.end(ending);
         let result = deliver(&self.worker, deadline, self.flush_timeout, true);
-        if let Some(take) = self.report.take() {
+        let report = self.report.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(take) = report.take() {
             let report = self.telemetry.report();
             // The guard may be dropped by a panic already, and a second one would abort the process.
             if catch_unwind(AssertUnwindSafe(|| take(report))).is_err() {
@@ -209,3 +210,8 @@ async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
         .map_err(|error| Error::new(Kind::Delivery, "cannot start a thread for the flush").with_source(error))?;
     result.await.map_err(|_| Error::new(Kind::Delivery, "the thread of the flush is gone"))
 }
+
+const _: () = {
+    const fn shared<T: Send + Sync + 'static>() {}
+    shared::<FlushGuard>();
+};

@@ -1,14 +1,14 @@
 //! What is delivered: the stages, the run, the process's resources and the recorder that holds their metrics.
 
-use std::sync::Arc;
-use std::sync::{Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use metrics::Counter;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::{info, warn};
 
 use crate::delivery::{Source, State};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::exposition;
 use crate::layer::{OWN_TARGET, Stages, outward};
 use crate::report::RunReport;
@@ -132,8 +132,10 @@ impl Telemetry {
 }
 
 impl Source for Telemetry {
-    fn exposition(&self) -> String {
-        self.render()
+    fn exposition(&self) -> Result<String, Error> {
+        // With `with_exposition` this is the application's code, on the delivery thread, which must go on.
+        catch_unwind(AssertUnwindSafe(|| self.render()))
+            .map_err(|_| Error::new(Kind::Delivery, "the function given to `with_exposition` panicked"))
     }
 
     fn own_families(&self, exposition: &str) -> String {

@@ -19,7 +19,7 @@ use crate::error::Error;
 /// What the delivery thread reads, and whom it tells.
 pub(crate) trait Source: Send + Sync {
     /// The state of this moment in the text format.
-    fn exposition(&self) -> String;
+    fn exposition(&self) -> Result<String, Error>;
 
     /// The part of an exposition that is this crate's own metrics.
     fn own_families(&self, exposition: &str) -> String;

@@ -173,20 +173,29 @@ impl Thread {
 
     /// Writes the file and sets the push going.
     fn deliver(&mut self, deadline: Instant, last: bool, order: Option<Order>) {
-        let exposition = match (&self.plan.gateway, &self.plan.textfile) {
-            (None, None) => String::new(),
-            _ => self.source.exposition(),
-        };
-        let textfile = self.plan.textfile.as_ref().map_or(Ok(()), |textfile| textfile.write(&exposition));
         let (gateway, source) = (self.plan.gateway.clone(), Arc::clone(&self.source));
         let budget = Budget { deadline, last };
+        let (exposition, textfile) = self.render();
         let result = Box::pin(async move {
             match gateway {
-                Some(gateway) => push_counted(&gateway, &*source, exposition, budget).await,
-                None => Ok(()),
+                Some(gateway) => push_counted(&gateway, &*source, exposition?, budget).await,
+                None => exposition.map(drop),
             }
         });
         self.push = Some(Push { result, order, textfile });
+    }
+
+    /// The state of this moment, and how it went to write it to the file. Not rendered where nobody takes it.
+    fn render(&self) -> (Result<String, Error>, Result<(), Error>) {
+        if self.plan.gateway.is_none() && self.plan.textfile.is_none() {
+            return (Ok(String::new()), Ok(()));
+        }
+        let exposition = self.source.exposition();
+        let textfile = match (&self.plan.textfile, &exposition) {
+            (Some(textfile), Ok(exposition)) => textfile.write(exposition),
+            _ => Ok(()),
+        };
+        (exposition, textfile)
     }
 
     /// A push ended: tells who waits for it, and the user if that changes anything.

@@ -139,3 +139,8 @@ where
         self.stages.closed(&id);
     }
 }
+
+const _: () = {
+    const fn shared<T: Send + Sync + 'static>() {}
+    shared::<MetricsLayer>();
+};

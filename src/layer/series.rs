@@ -32,6 +32,7 @@ pub(crate) struct StageSeries {
 }
 
 /// What a stage's runs add up to.
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StageTotals {
     pub(crate) succeeded: u64,
