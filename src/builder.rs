@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::panic;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,12 +13,16 @@ use tracing::warn;
 use crate::delivery::{Plan, Pushgateway, Textfile, Worker};
 use crate::env::{DEFAULT_ENV_PREFIX, Reader};
 use crate::error::Error;
-use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard, TakeReport};
+use crate::flusher::{Flusher, TakeReport};
+use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
 use crate::layer::{DEFAULT_MAX_SERIES, FailurePolicy, MAX_MAX_SERIES, MetricsLayer, OWN_TARGET};
 use crate::layer::{Settings, Stages, Target};
 use crate::recorder::{self, DEFAULT_BUCKETS, EscapingRecorder, check_buckets};
 use crate::report::RunReport;
+use crate::run::Ending;
 use crate::schema::{self, DEFAULT_NAMESPACE};
+#[cfg(unix)]
+use crate::signals::Watch;
 use crate::telemetry::{Exposition, Telemetry};
 use crate::voice::Voice;
 
@@ -43,6 +48,8 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | `with_resource_usage` | every [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL) |
 /// | [`with_node`](Self::with_node) | the host name |
 /// | [`with_run_report`](Self::with_run_report) | nobody is told |
+/// | `with_flush_on_signals` | a signal ends the process without a flush |
+/// | [`with_flush_on_panic_abort`](Self::with_flush_on_panic_abort) | an aborting panic ends it without a flush |
 ///
 /// What is set later wins. What is wrong is found by [`install`](Self::install) and [`build`](Self::build).
 #[must_use = "nothing happens before `install` or `build`"]
@@ -64,6 +71,9 @@ pub struct MetricsLayerBuilder {
     resource_interval: Duration,
     node: Option<String>,
     report: Option<TakeReport>,
+    #[cfg(unix)]
+    flush_on_signals: bool,
+    flush_on_panic_abort: bool,
 }
 
 impl MetricsLayer {
@@ -103,6 +113,9 @@ impl MetricsLayerBuilder {
             resource_interval: crate::resource::DEFAULT_RESOURCE_INTERVAL,
             node: None,
             report: None,
+            #[cfg(unix)]
+            flush_on_signals: false,
+            flush_on_panic_abort: false,
         }
     }
 
@@ -244,6 +257,28 @@ impl MetricsLayerBuilder {
         self
     }
 
+    /// Makes the final flush on SIGTERM and SIGINT too; then the process dies of that signal, as its parent expects (as
+    /// process 1 of a container, where it cannot, it exits with 128 and the number of the signal). Without it a signal
+    /// ends the process with the state of the last push.
+    ///
+    /// A second signal during the flush ends the process at once. One that was ignored when the process started
+    /// (`nohup`) stays ignored. After the final flush signals act as if never caught.
+    ///
+    /// Not for a program with a shutdown handler of its own: that drops the guard when it is done.
+    #[cfg(unix)]
+    pub fn with_flush_on_signals(mut self) -> Self {
+        self.flush_on_signals = true;
+        self
+    }
+
+    /// Makes the final flush in the panic hook where a panic aborts the process (`panic = "abort"`), since no destructor
+    /// runs then. The hook that was there is called first. Without it such a panic leaves the state of the last push.
+    /// Where panics unwind it does nothing: the guard is dropped by them.
+    pub fn with_flush_on_panic_abort(mut self) -> Self {
+        self.flush_on_panic_abort = true;
+        self
+    }
+
     /// Builds the recorder, installs it as the global recorder of [`metrics`], so that the application's own `counter!`
     /// goes to the same place, and starts the delivery.
     ///
@@ -336,14 +371,23 @@ impl MetricsLayerBuilder {
             #[cfg(not(feature = "resource-usage"))]
             sample_interval: None,
         };
+        #[cfg(unix)]
+        let signals = if self.flush_on_signals { Some(Watch::new()?) } else { None };
         let worker = Worker::new(plan, Arc::clone(&telemetry) as _)?;
         if let Some(recorder) = recorder {
             // The last step that can fail: it cannot be undone.
             install(recorder)?;
         }
         worker.go();
-        let guard = FlushGuard::new(telemetry, worker, self.flush_timeout, self.report);
-        Ok((MetricsLayer::over(stages), guard))
+        let flusher = Arc::new(Flusher::new(telemetry, worker, self.flush_timeout, self.report));
+        #[cfg(unix)]
+        if let Some(signals) = signals {
+            signals.start(&flusher);
+        }
+        if self.flush_on_panic_abort && cfg!(panic = "abort") {
+            flush_in_panic_hook(&flusher);
+        }
+        Ok((MetricsLayer::over(stages), FlushGuard::new(flusher)))
     }
 
     /// Everything that can be found wrong without building anything.
@@ -380,6 +424,14 @@ impl MetricsLayerBuilder {
 
 /// Far beyond what anyone means, and far below what the clocks can add up.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3_600);
+
+fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
+    let (flusher, before) = (Arc::clone(flusher), panic::take_hook());
+    panic::set_hook(Box::new(move |info| {
+        before(info);
+        flusher.end_and_warn(Ending::Panicked);
+    }));
+}
 
 fn build_recorder(
     namespace: &str,

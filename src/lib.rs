@@ -67,6 +67,8 @@ mod env;
 #[cfg(feature = "pushgateway")]
 mod exposition;
 #[cfg(feature = "pushgateway")]
+mod flusher;
+#[cfg(feature = "pushgateway")]
 mod guard;
 #[cfg(feature = "pushgateway")]
 mod recorder;
@@ -76,6 +78,8 @@ mod report;
 mod resource;
 #[cfg(feature = "pushgateway")]
 mod run;
+#[cfg(all(feature = "pushgateway", unix))]
+mod signals;
 #[cfg(feature = "pushgateway")]
 mod telemetry;
 

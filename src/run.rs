@@ -17,15 +17,15 @@ pub(crate) enum Ending {
     Panicked,
     /// `exit` with this code.
     Exited(i32),
+    /// SIGTERM or SIGINT.
+    #[cfg(unix)]
+    Signalled,
 }
 
 impl Ending {
     /// Whether stages still open are cut off in their work.
     pub(crate) fn is_cut_off(self) -> bool {
-        match self {
-            Self::Returned | Self::Failed | Self::Exited(0) => false,
-            Self::Panicked | Self::Exited(_) => true,
-        }
+        !matches!(self, Self::Returned | Self::Failed | Self::Exited(0))
     }
 
     fn allows_success(self) -> bool {
@@ -54,7 +54,7 @@ impl Run {
     /// Ends the run: counts the stages still open, decides whether it was a success, sets its gauges.
     ///
     /// It succeeded if at least one outermost stage finished, none failed, every expected stage succeeded at least
-    /// once, and it did not end by `fail()`, `finish(Err)`, a panic or a non-zero `exit`.
+    /// once, and it did not end by `fail()`, `finish(Err)`, a panic, a signal or a non-zero `exit`.
     pub(crate) fn end(&self, stages: &Stages, ending: Ending) {
         stages.end(ending.is_cut_off());
         let now = unix_time();
