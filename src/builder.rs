@@ -1,30 +1,18 @@
-//! Configuration in, layer and guard out.
+//! The settings. [`start`](crate::start) checks them and makes the layer and the guard.
 
-use std::collections::HashSet;
 use std::fmt;
-use std::panic;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
-use tracing::warn;
-
-use crate::delivery::{Plan, Pushgateway, Textfile, Worker};
+use crate::delivery::Pushgateway;
 use crate::env::{DEFAULT_ENV_PREFIX, Reader};
 use crate::error::Error;
-use crate::flusher::{Flusher, TakeReport};
+use crate::flusher::TakeReport;
 use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
-use crate::layer::{DEFAULT_MAX_SERIES, FailurePolicy, MAX_MAX_SERIES, MetricsLayer, OWN_TARGET};
-use crate::layer::{Settings, Stages, Target};
-use crate::recorder::{self, DEFAULT_BUCKETS, EscapingRecorder, check_buckets};
+use crate::layer::{DEFAULT_MAX_SERIES, FailurePolicy, MetricsLayer};
+use crate::recorder::DEFAULT_BUCKETS;
 use crate::report::RunReport;
-use crate::run::Ending;
-use crate::schema::{self, DEFAULT_NAMESPACE};
-#[cfg(unix)]
-use crate::signals::Watch;
-use crate::telemetry::{Exposition, Telemetry};
-use crate::voice::Voice;
+use crate::schema::DEFAULT_NAMESPACE;
 
 /// How often the state is pushed unless [`MetricsLayerBuilder::with_push_interval`] says otherwise.
 pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
@@ -54,26 +42,26 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// What is set later wins. What is wrong is found by [`install`](Self::install) and [`build`](Self::build).
 #[must_use = "nothing happens before `install` or `build`"]
 pub struct MetricsLayerBuilder {
-    namespace: String,
-    buckets: Vec<f64>,
-    histogram_buckets: Vec<(String, Vec<f64>)>,
-    policy: FailurePolicy,
-    expected_stages: Vec<String>,
-    max_series: usize,
-    run_id_label: bool,
-    gateway: Option<Pushgateway>,
-    job_by_default: bool,
-    push_interval: Duration,
-    flush_timeout: Duration,
-    textfile: Option<PathBuf>,
-    exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
+    pub(crate) namespace: String,
+    pub(crate) buckets: Vec<f64>,
+    pub(crate) histogram_buckets: Vec<(String, Vec<f64>)>,
+    pub(crate) policy: FailurePolicy,
+    pub(crate) expected_stages: Vec<String>,
+    pub(crate) max_series: usize,
+    pub(crate) run_id_label: bool,
+    pub(crate) gateway: Option<Pushgateway>,
+    pub(crate) job_by_default: bool,
+    pub(crate) push_interval: Duration,
+    pub(crate) flush_timeout: Duration,
+    pub(crate) textfile: Option<PathBuf>,
+    pub(crate) exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
     #[cfg(feature = "resource-usage")]
-    resource_interval: Duration,
-    node: Option<String>,
-    report: Option<TakeReport>,
+    pub(crate) resource_interval: Duration,
+    pub(crate) node: Option<String>,
+    pub(crate) report: Option<TakeReport>,
     #[cfg(unix)]
-    flush_on_signals: bool,
-    flush_on_panic_abort: bool,
+    pub(crate) flush_on_signals: bool,
+    pub(crate) flush_on_panic_abort: bool,
 }
 
 impl MetricsLayer {
@@ -306,152 +294,6 @@ impl MetricsLayerBuilder {
     pub fn build(self) -> Result<(MetricsLayer, FlushGuard), Error> {
         self.start(|_| Ok(()))
     }
-
-    fn start(
-        self,
-        install: impl FnOnce(Arc<EscapingRecorder>) -> Result<(), Error>,
-    ) -> Result<(MetricsLayer, FlushGuard), Error> {
-        self.check()?;
-        let textfile = self.textfile.map(Textfile::new).transpose()?;
-        if let Some(textfile) = &textfile {
-            textfile.check()?;
-        }
-        let (target, exposition, recorder) = match self.exposition {
-            Some(render) => (Target::Facade, Exposition::Foreign(render), None),
-            None => {
-                let (recorder, handle) = build_recorder(&self.namespace, &self.buckets, &self.histogram_buckets)?;
-                let recorder = Arc::new(recorder);
-                let exposition = Exposition::Own { handle, rendering: Mutex::new(()) };
-                (Target::Own(Arc::clone(&recorder) as _), exposition, Some(recorder))
-            }
-        };
-        let grouping = |label| self.gateway.as_ref().and_then(|gateway| gateway.grouping().get(label));
-        let voice = Arc::new(Voice::default());
-        let stages = Arc::new(Stages::new(Settings {
-            namespace: self.namespace.clone(),
-            policy: self.policy,
-            max_series: self.max_series,
-            expected_stages: self.expected_stages,
-            profile: grouping(schema::PROFILE).map(str::to_owned),
-            run_id: grouping(schema::RUN_ID).map(str::to_owned),
-            run_id_label: self.run_id_label,
-            target,
-            clock: quanta::Clock::new(),
-            voice: Arc::clone(&voice),
-        }));
-        if let Some(gateway) = self.gateway.as_ref().filter(|_| self.job_by_default) {
-            let job = gateway.grouping().job().to_owned();
-            voice.defer(move || {
-                warn!(
-                    target: OWN_TARGET,
-                    job,
-                    "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {job:?}: \
-                     set TV_PROMETHEUS_JOB, since jobs that share a group overwrite each other"
-                );
-            });
-        }
-        #[cfg(feature = "resource-usage")]
-        let resources = {
-            let node = self.node.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
-            Some(crate::telemetry::Resources::new(&stages, &node))
-        };
-        let telemetry = Arc::new(Telemetry::new(
-            Arc::clone(&stages),
-            exposition,
-            &self.namespace,
-            #[cfg(feature = "resource-usage")]
-            resources,
-        ));
-        let plan = Plan {
-            gateway: self.gateway,
-            textfile,
-            push_interval: self.push_interval,
-            #[cfg(feature = "resource-usage")]
-            sample_interval: Some(self.resource_interval),
-            #[cfg(not(feature = "resource-usage"))]
-            sample_interval: None,
-        };
-        #[cfg(unix)]
-        let signals = if self.flush_on_signals { Some(Watch::new()?) } else { None };
-        let worker = Worker::new(plan, Arc::clone(&telemetry) as _)?;
-        if let Some(recorder) = recorder {
-            // The last step that can fail: it cannot be undone.
-            install(recorder)?;
-        }
-        worker.go();
-        let flusher = Arc::new(Flusher::new(telemetry, worker, self.flush_timeout, self.report));
-        #[cfg(unix)]
-        if let Some(signals) = signals {
-            signals.start(&flusher);
-        }
-        if self.flush_on_panic_abort && cfg!(panic = "abort") {
-            flush_in_panic_hook(&flusher);
-        }
-        Ok((MetricsLayer::over(stages), FlushGuard::new(flusher)))
-    }
-
-    /// Everything that can be found wrong without building anything.
-    fn check(&self) -> Result<(), Error> {
-        check_namespace(&self.namespace)?;
-        check_buckets("the stage duration", &self.buckets)?;
-        for (histogram, bounds) in &self.histogram_buckets {
-            check_buckets(&format!("histogram `{histogram}`"), bounds)?;
-        }
-        let different = self.expected_stages.iter().collect::<HashSet<_>>().len();
-        if self.max_series < different.max(1) || self.max_series > MAX_MAX_SERIES {
-            return Err(Error::config(format!(
-                "the limit on label sets is {}: it must be at least 1, at least the number of expected stages \
-                 ({different}), and at most {MAX_MAX_SERIES}",
-                self.max_series
-            )));
-        }
-        let durations = [
-            ("push interval", self.push_interval),
-            ("flush timeout", self.flush_timeout),
-            #[cfg(feature = "resource-usage")]
-            ("interval of the resource usage", self.resource_interval),
-        ];
-        for (what, duration) in durations {
-            if duration.is_zero() || duration > MAX_DURATION {
-                return Err(Error::config(format!(
-                    "the {what} is {duration:?}: it must be above zero and at most a year"
-                )));
-            }
-        }
-        self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
-    }
-}
-
-/// Far beyond what anyone means, and far below what the clocks can add up.
-const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3_600);
-
-fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
-    let (flusher, before) = (Arc::clone(flusher), panic::take_hook());
-    panic::set_hook(Box::new(move |info| {
-        before(info);
-        flusher.end_and_warn(Ending::Panicked);
-    }));
-}
-
-fn build_recorder(
-    namespace: &str,
-    buckets: &[f64],
-    histograms: &[(String, Vec<f64>)],
-) -> Result<(EscapingRecorder, PrometheusHandle), Error> {
-    let duration = schema::STAGE_DURATION.name(namespace);
-    let histograms = histograms.iter().map(|(name, bounds)| (name.as_str(), bounds.as_slice()));
-    recorder::build(std::iter::once((duration.as_str(), buckets)).chain(histograms))
-}
-
-fn check_namespace(namespace: &str) -> Result<(), Error> {
-    let mut characters = namespace.chars();
-    let begins = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-    if begins && characters.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Ok(());
-    }
-    Err(Error::config(format!(
-        "the namespace {namespace:?} cannot begin a metric name: use letters, digits and underscores, and no digit first"
-    )))
 }
 
 impl fmt::Debug for MetricsLayerBuilder {

@@ -81,6 +81,8 @@ mod run;
 #[cfg(all(feature = "pushgateway", unix))]
 mod signals;
 #[cfg(feature = "pushgateway")]
+mod start;
+#[cfg(feature = "pushgateway")]
 mod telemetry;
 
 #[cfg(feature = "pushgateway")]
