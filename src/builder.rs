@@ -32,6 +32,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_push_interval`](Self::with_push_interval) | [`DEFAULT_PUSH_INTERVAL`] |
 /// | [`with_flush_timeout`](Self::with_flush_timeout) | [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT) |
 /// | [`with_textfile`](Self::with_textfile) | none is written |
+/// | [`with_spool_dir`](Self::with_spool_dir) | what is not delivered in time is lost |
 /// | [`with_exposition`](Self::with_exposition) | a recorder of its own |
 /// | `with_resource_usage` | every [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL) |
 /// | [`with_node`](Self::with_node) | the host name |
@@ -54,6 +55,7 @@ pub struct MetricsLayerBuilder {
     pub(crate) push_interval: Duration,
     pub(crate) flush_timeout: Duration,
     pub(crate) textfile: Option<PathBuf>,
+    pub(crate) spool_directory: Option<PathBuf>,
     pub(crate) exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
     #[cfg(feature = "resource-usage")]
     pub(crate) resource_interval: Duration,
@@ -96,6 +98,7 @@ impl MetricsLayerBuilder {
             push_interval: DEFAULT_PUSH_INTERVAL,
             flush_timeout: DEFAULT_FLUSH_TIMEOUT,
             textfile: None,
+            spool_directory: None,
             exposition: None,
             #[cfg(feature = "resource-usage")]
             resource_interval: crate::resource::DEFAULT_RESOURCE_INTERVAL,
@@ -108,7 +111,7 @@ impl MetricsLayerBuilder {
     }
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
-    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE` and `…_NODE`. One that is not set, or empty, changes nothing. Job and grouping
+    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_SPOOL_DIR` and `…_NODE`. One that is not set, or empty, changes nothing. Job and grouping
     /// belong to the gateway's address, and say nothing without it.
     ///
     /// # Errors
@@ -134,6 +137,7 @@ impl MetricsLayerBuilder {
         self.push_interval = environment.push_interval.unwrap_or(self.push_interval);
         self.flush_timeout = environment.flush_timeout.unwrap_or(self.flush_timeout);
         self.textfile = environment.textfile.or(self.textfile);
+        self.spool_directory = environment.spool_directory.or(self.spool_directory);
         self.node = environment.node.or(self.node);
         Ok(self)
     }
@@ -213,6 +217,20 @@ impl MetricsLayerBuilder {
     /// collector or for people. It is replaced as a whole, so that a reader never sees half. Without it none is written.
     pub fn with_textfile(mut self, path: impl Into<PathBuf>) -> Self {
         self.textfile = Some(path.into());
+        self
+    }
+
+    /// Keeps the final payload in this directory until the gateway has it: it is written there first, pushed, and removed.
+    /// What a run leaves there, since the gateway was gone or the process was killed, a later run with the same directory
+    /// delivers to its own group: oldest first, in the background from its start and after its own payload at its end,
+    /// and not where the gateway has a newer push of that group. Without it, what is not delivered in time is lost.
+    ///
+    /// The directory is made if it is not there. Processes may share it. It keeps at most
+    /// [`MAX_SPOOL_FILES`](crate::MAX_SPOOL_FILES) files and [`MAX_SPOOL_BYTES`](crate::MAX_SPOOL_BYTES) bytes, the oldest
+    /// are dropped and counted. A file that is not whole is set aside as `*.torn`, one that the gateway refuses as
+    /// `*.refused`.
+    pub fn with_spool_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.spool_directory = Some(directory.into());
         self
     }
 

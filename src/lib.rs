@@ -88,7 +88,10 @@ mod telemetry;
 #[cfg(feature = "pushgateway")]
 pub use builder::{DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};
 #[cfg(feature = "pushgateway")]
-pub use delivery::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
+pub use delivery::{
+    COMPRESSION_THRESHOLD, DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, MAX_SPOOL_BYTES, MAX_SPOOL_FILES,
+    Pushgateway,
+};
 #[cfg(feature = "pushgateway")]
 pub use env::DEFAULT_ENV_PREFIX;
 pub use error::Error;

@@ -145,6 +145,28 @@ pub(crate) const OVERFLOW_TOTAL: Metric = Metric {
     help: "Finished stages counted in an overflow series, because there were too many label sets.",
 };
 
+pub(crate) const LAST_PUSH_DURATION: Metric = Metric {
+    suffix: "telemetry_last_push_duration_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    help: "Duration of the last push, retries included.",
+};
+pub(crate) const SPOOL_FILES: Metric = Metric {
+    suffix: "telemetry_spool_files",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Payloads in the spool directory that wait to be delivered.",
+};
+pub(crate) const SPOOL_DROPPED: Metric = Metric {
+    suffix: "telemetry_spool_dropped_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Payloads dropped from the spool to stay within its bounds.",
+};
+
 /// All of them, in the order in which the documentation lists them.
 pub(crate) const METRICS: &[&Metric] = &[
     &STAGE_DURATION,
@@ -162,6 +184,9 @@ pub(crate) const METRICS: &[&Metric] = &[
     &RUN_LAST_SUCCESS,
     &PUSH_TOTAL,
     &OVERFLOW_TOTAL,
+    &LAST_PUSH_DURATION,
+    &SPOOL_FILES,
+    &SPOOL_DROPPED,
 ];
 
 #[cfg(test)]

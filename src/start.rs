@@ -4,13 +4,13 @@
 use std::collections::HashSet;
 use std::panic;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::warn;
 
 use crate::builder::MetricsLayerBuilder;
-use crate::delivery::{Plan, Pushgateway, Textfile, Worker};
+use crate::delivery::{Plan, Pushgateway, Spool, Textfile, Worker};
+use crate::env::MAX_DURATION;
 use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::guard::FlushGuard;
@@ -34,6 +34,7 @@ impl MetricsLayerBuilder {
         if let Some(textfile) = &textfile {
             textfile.check()?;
         }
+        let spool = self.spool_directory.map(Spool::open).transpose()?;
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (Target::Facade, Exposition::Foreign(render), None),
             None => {
@@ -83,6 +84,7 @@ impl MetricsLayerBuilder {
         let plan = Plan {
             gateway: self.gateway,
             textfile,
+            spool: spool.map(Arc::new),
             push_interval: self.push_interval,
             #[cfg(feature = "resource-usage")]
             sample_interval: Some(self.resource_interval),
@@ -139,9 +141,6 @@ impl MetricsLayerBuilder {
         self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
     }
 }
-
-/// Far beyond what anyone means, and far below what the clocks can add up.
-const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3_600);
 
 fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
     let (flusher, before) = (Arc::clone(flusher), panic::take_hook());

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use metrics::Counter;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -155,11 +156,18 @@ impl Source for Telemetry {
         }
     }
 
-    fn pushed(&self, result: &Result<(), Error>) {
+    fn pushed(&self, result: &Result<(), Error>, took: Duration) {
         outward(|| match result {
             Ok(()) => self.pushed.success.increment(1),
             Err(_) => self.pushed.failure.increment(1),
         });
+        self.stages.set_gauge(&schema::LAST_PUSH_DURATION, took.as_secs_f64());
+    }
+
+    fn spooled(&self, files: usize, dropped: u64) {
+        self.stages.set_gauge(&schema::SPOOL_FILES, files as f64);
+        let counter = self.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
+        outward(|| counter.absolute(dropped));
     }
 
     fn changed(&self, state: State<'_>) {
@@ -168,6 +176,16 @@ impl Source for Telemetry {
                 warn!(target: OWN_TARGET, error = ?error, "metrics are not delivered; tried again on the interval");
             }
             State::Back => info!(target: OWN_TARGET, "metrics are delivered again"),
+            State::NotSpooled(error) => {
+                warn!(target: OWN_TARGET, error = ?error, "the last state of the metrics is not in the spool");
+            }
+            State::ReplayRefused(error) => {
+                warn!(
+                    target: OWN_TARGET,
+                    error = ?error,
+                    "the gateway refused what an earlier run had left in the spool; it is set aside as *.refused"
+                );
+            }
         });
     }
 }

@@ -175,7 +175,8 @@ mod tests {
             assert_ne!(connection.read(&mut request).await.unwrap(), 0);
             connection.write_all(format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await.unwrap();
         };
-        let (result, ()) = tokio::join!(gateway.send(reqwest::Method::DELETE, bytes::Bytes::new()), answer);
+        let (result, ()) =
+            tokio::join!(gateway.send(reqwest::Method::DELETE, crate::delivery::compression::Body::plain("")), answer);
         result.unwrap_err()
     }
 

@@ -8,7 +8,7 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, is_from_instrument};
+use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned, returned};
 use super::fields::{HasError, SpanFields};
 use super::inherit::{Inheritance, Origin, stage_around};
 use super::labels::{Label, Labels};
@@ -219,12 +219,13 @@ impl Stages {
         };
         let Some(span) = ctx.event_span(event) else { return };
         if let Some(found) = self.open.find(&span.id()).filter(|found| found.facts().is_stage()) {
-            let own = self.callsite(found).is_some_and(|callsite| is_from_instrument(event.metadata(), callsite.meta));
-            match (is_error, own) {
-                (true, true) => found.add_fact(Facts::ERROR_EVENT.with(Facts::RETURNED_ERROR)),
-                (true, false) => found.add_fact(Facts::ERROR_EVENT),
-                (false, true) => found.add_fact(Facts::RETURNED_VALUE),
-                (false, false) => {}
+            if is_error {
+                found.add_fact(Facts::ERROR_EVENT);
+            }
+            match self.callsite(found).and_then(|callsite| returned(event.metadata(), callsite.meta)) {
+                Some(Returned::Error) => found.add_fact(Facts::RETURNED_ERROR),
+                Some(Returned::Value) => found.add_fact(Facts::RETURNED_VALUE),
+                None => {}
             }
         } else if is_error && self.policy == FailurePolicy::ErrorsWithin {
             let around = span.scope().filter_map(|span| self.open.find(&span.id()));
@@ -235,6 +236,7 @@ impl Stages {
     }
 
     pub(crate) fn closed(&self, id: &Id) {
+        self.voice.speak_deferred();
         let Some(found) = self.open.find(id) else { return };
         if found.facts().has(Facts::STAGE) {
             let now = self.clock.raw();
@@ -295,16 +297,20 @@ impl Stages {
         let profile = self.inheritance.resolve(&self.open, found.slot).profile;
         self.series.stage(&self.labels, found.stage());
         let (pair, _) = self.series.pair(&self.labels, found.stage(), profile);
-        let before = found.shown.swap(pair + 1, Ordering::Relaxed);
+        let before = found.shown.swap(pair + 1, Ordering::SeqCst);
         if before != pair + 1 {
             self.series.move_active(pair, 1.0);
             self.unshow(before);
         }
+        if !found.is_open() {
+            // Its end came in between, and took back what was shown before this.
+            self.hide(found);
+        }
     }
 
     pub(super) fn hide(&self, found: Found<'_>) {
-        if found.shown.load(Ordering::Relaxed) != 0 {
-            self.unshow(found.shown.swap(0, Ordering::Relaxed));
+        if found.shown.load(Ordering::SeqCst) != 0 {
+            self.unshow(found.shown.swap(0, Ordering::SeqCst));
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use super::labels::Label;
-use super::outcome::{Facts, Outcome};
+use super::outcome::{Facts, Outcome, Reason};
 use super::series::StageTotals;
 use super::sink::outward;
 use super::stages::Stages;
@@ -47,9 +47,10 @@ impl Stages {
             let reference = found.reference();
             self.ensure_stage_id(found);
             let facts = found.facts();
-            let running = cut_off || found.entered.load(Ordering::Relaxed) > 0;
-            let outcome = self.policy.outcome_at_end(facts, running);
-            let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !running);
+            let entered = found.entered.load(Ordering::Relaxed) > 0;
+            let outcome = self.policy.outcome_at_end(facts, entered, cut_off);
+            let runs_until_now = outcome == Outcome::Failure(Reason::Interrupted);
+            let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
             if facts.is_stage() && found.settle(reference) {
                 self.count(found, outcome, last_exit.unwrap_or(now));
                 self.hide(found);
