@@ -12,6 +12,8 @@ pub mod child;
 pub mod exposition;
 pub mod http;
 pub mod mock_gateway;
+#[cfg(feature = "pushgateway")]
+pub mod pipeline;
 pub mod process;
 pub mod servers;
 
@@ -20,6 +22,8 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use mock_gateway::{MockGateway, Reply};
+#[cfg(feature = "pushgateway")]
+pub use pipeline::Pipeline;
 pub use servers::{NodeExporter, Prometheus, Pushgateway};
 
 /// How long a test waits for something that is bound to happen. Only a failing test waits this long.
