@@ -65,7 +65,7 @@ fn every_type_of_value() {
 #[test]
 fn every_type_of_value_recorded_late() {
     #[track_caller]
-    fn late(record: impl Fn(&Span, &'static str)) -> String {
+    fn late(record: impl for<'a> Fn(&'a Span, &'static str) -> &'a Span) -> String {
         use tracing::field::Empty;
         labels(|| {
             let span = info_span!("x", stage_id = Empty, profile = Empty, run_id = Empty);
@@ -75,13 +75,13 @@ fn every_type_of_value_recorded_late() {
             span
         })
     }
-    assert_eq!(late(|span, label| drop(span.record(label, "text"))), "text,text,text");
-    assert_eq!(late(|span, label| drop(span.record(label, String::from("s")))), "s,s,s");
-    assert_eq!(late(|span, label| drop(span.record(label, display(Shown)))), "shown,shown,shown");
-    assert_eq!(late(|span, label| drop(span.record(label, debug(Some(1))))), "Some(1),Some(1),Some(1)");
-    assert_eq!(late(|span, label| drop(span.record(label, -1))), "-1,-1,-1");
-    assert_eq!(late(|span, label| drop(span.record(label, 1.5))), "1.5,1.5,1.5");
-    assert_eq!(late(|span, label| drop(span.record(label, false))), "false,false,false");
+    assert_eq!(late(|span, label| span.record(label, "text")), "text,text,text");
+    assert_eq!(late(|span, label| span.record(label, String::from("s"))), "s,s,s");
+    assert_eq!(late(|span, label| span.record(label, display(Shown))), "shown,shown,shown");
+    assert_eq!(late(|span, label| span.record(label, debug(Some(1)))), "Some(1),Some(1),Some(1)");
+    assert_eq!(late(|span, label| span.record(label, -1)), "-1,-1,-1");
+    assert_eq!(late(|span, label| span.record(label, 1.5)), "1.5,1.5,1.5");
+    assert_eq!(late(|span, label| span.record(label, false)), "false,false,false");
 }
 
 #[test]
