@@ -4,7 +4,7 @@
 //! Every helper that checks something has a test in `support_works.rs` that it can fail.
 
 // Each test binary compiles all of this and uses a part of it; none of it is public to anyone.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports)]
 // These modules are test code: clippy's exemptions for tests reach `#[test]` functions only, not what they call.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
@@ -12,6 +12,8 @@ pub mod child;
 pub mod exposition;
 pub mod http;
 pub mod mock_gateway;
+#[cfg(feature = "pushgateway")]
+pub mod pipeline;
 pub mod process;
 pub mod servers;
 
@@ -20,6 +22,8 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use mock_gateway::{MockGateway, Reply};
+#[cfg(feature = "pushgateway")]
+pub use pipeline::Pipeline;
 pub use servers::{NodeExporter, Prometheus, Pushgateway};
 
 /// How long a test waits for something that is bound to happen. Only a failing test waits this long.
