@@ -47,10 +47,7 @@ fn an_address_that_leads_nowhere() {
             "http://gateway:port",
             "\"http://gateway:port\" cannot be read (invalid port number): write it as http://host:port",
         ),
-        (
-            "gateway:99999",
-            "\"gateway:99999\" cannot be read (invalid port number): write it as http://host:port",
-        ),
+        ("gateway:99999", "\"gateway:99999\" cannot be read (invalid port number): write it as http://host:port"),
         (
             "http://gate way",
             "\"http://gate way\" cannot be read (invalid international domain name): write it as http://host:port",

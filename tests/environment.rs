@@ -241,11 +241,7 @@ fn a_wrong_value_names_its_variable_and_is_quoted() {
             "ftp://gateway",
             "gateway address \"ftp://gateway\" has the scheme \"ftp\": only http and https can be pushed to".to_owned(),
         ),
-        (
-            "TV_PROMETHEUS_PUSH_INTERVAL",
-            "15",
-            format!("\"15\" is not a duration: it has no unit; {duration}"),
-        ),
+        ("TV_PROMETHEUS_PUSH_INTERVAL", "15", format!("\"15\" is not a duration: it has no unit; {duration}")),
         (
             "TV_PROMETHEUS_FLUSH_TIMEOUT",
             "5 days",
@@ -295,7 +291,12 @@ fn a_value_that_is_no_text_names_its_variable() {
 fn credentials_of_the_environment_are_in_no_text() {
     let server = MockGateway::start([support::Reply::status(403)]);
     let refused = format!("http://me-hush:pass-hush@{}", server.addr());
-    for url in [refused.as_str(), "ftp://me-hush:pass-hush@gateway", "http://me-hush:pass-hush@gateway:x", "me-hush:pass-hush@"] {
+    for url in [
+        refused.as_str(),
+        "ftp://me-hush:pass-hush@gateway",
+        "http://me-hush:pass-hush@gateway:x",
+        "me-hush:pass-hush@",
+    ] {
         let ended = run_with("the environment alone", &[("TV_PROMETHEUS_PUSHGATEWAY", url)]);
         assert!(ended.stdout.contains("display: "), "{url}: every one of them ends in an error: {ended:?}");
         let all = format!("{}{}", ended.stdout, ended.stderr);
