@@ -17,6 +17,8 @@ mod mock;
 mod real_servers;
 #[path = "support_works/scripts.rs"]
 mod scripts;
+#[path = "support_works/texts.rs"]
+mod texts;
 
 /// The message of the panic that the closure must end in.
 #[track_caller]

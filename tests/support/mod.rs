@@ -11,11 +11,15 @@
 pub mod child;
 pub mod exposition;
 pub mod http;
+pub mod log;
+#[cfg(feature = "pushgateway")]
+pub mod measured;
 pub mod mock_gateway;
 #[cfg(feature = "pushgateway")]
 pub mod pipeline;
 pub mod process;
 pub mod servers;
+pub mod template;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;

@@ -1,0 +1,297 @@
+//! A wrong configuration is found at `install()`, and its error says what was wrong, with which value, and what to do.
+#![cfg(feature = "pushgateway")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing_stage_metrics::{Error, MetricsLayer, MetricsLayerBuilder, Pushgateway};
+
+/// The text of the configuration error that `install()` must end in.
+#[track_caller]
+fn fault(builder: MetricsLayerBuilder) -> String {
+    let Err(error) = builder.install() else { panic!("it was installed") };
+    assert_is_config(&error);
+    error.to_string()
+}
+
+#[track_caller]
+fn gateway_fault(gateway: Result<Pushgateway, Error>) -> String {
+    let Err(error) = gateway else { panic!("it was accepted") };
+    assert_is_config(&error);
+    error.to_string()
+}
+
+#[track_caller]
+fn assert_is_config(error: &Error) {
+    assert!(error.is_config() && !error.is_timeout() && !error.is_refused() && error.status().is_none(), "{error:?}");
+}
+
+fn builder() -> MetricsLayerBuilder {
+    MetricsLayer::builder()
+}
+
+fn gateway() -> Pushgateway {
+    Pushgateway::new("http://gateway:9091", "quant").unwrap()
+}
+
+#[test]
+fn an_address_that_leads_nowhere() {
+    for (url, wrong) in [
+        ("", "\"\" has no host: write it as http://host:port"),
+        ("http://", "\"http://\" has no host: write it as http://host:port"),
+        ("http:/gateway", "\"http:/gateway\" lacks a slash after its scheme: write it as http://host:port"),
+        (
+            "http://gateway:port",
+            "\"http://gateway:port\" cannot be read (invalid port number): write it as http://host:port",
+        ),
+        ("gateway:99999", "\"gateway:99999\" cannot be read (invalid port number): write it as http://host:port"),
+        (
+            "http://gate way",
+            "\"http://gate way\" cannot be read (invalid international domain name): write it as http://host:port",
+        ),
+        ("ftp://gateway", "\"ftp://gateway\" has the scheme \"ftp\": only http and https can be pushed to"),
+        ("unix:///run/gw.sock", "\"unix:///run/gw.sock\" has no host: write it as http://host:port"),
+        (
+            "http://gateway/?job=x",
+            "\"http://gateway/?***\" has a query or a fragment: leave out everything from the `?` or `#` on",
+        ),
+    ] {
+        assert_eq!(gateway_fault(Pushgateway::new(url, "quant")), format!("gateway address {wrong}"), "{url}");
+    }
+}
+
+#[test]
+fn a_job_without_a_name() {
+    assert_eq!(
+        gateway_fault(Pushgateway::new("http://gateway", "")),
+        "the job name is \"\": a gateway refuses an empty one, give the job a name"
+    );
+}
+
+#[test]
+fn a_grouping_label_that_cannot_be_one() {
+    let no_name = "is not a label name: it has to match [a-zA-Z_][a-zA-Z0-9_]*";
+    let prometheus = "is reserved by Prometheus: choose another name";
+    let schema = "is a label of the metrics themselves: choose another name";
+    for (name, wrong) in [
+        ("", no_name),
+        ("1st", no_name),
+        ("run-id", no_name),
+        ("größe", no_name),
+        ("a:b", no_name),
+        ("a\n", no_name),
+        ("job", "is reserved: the job has a setting of its own, use that or choose another name"),
+        ("le", prometheus),
+        ("quantile", prometheus),
+        ("__name__", prometheus),
+        ("__x", prometheus),
+        ("stage_id", schema),
+        ("status", schema),
+        ("reason", schema),
+        ("resource_type", schema),
+        ("node", schema),
+        ("result", schema),
+    ] {
+        let text = gateway_fault(gateway().with_grouping_label(name, "x"));
+        assert_eq!(text, format!("grouping label {name:?} {wrong}"));
+    }
+    assert_eq!(
+        gateway_fault(gateway().with_grouping_label("team", "a").unwrap().with_grouping_label("team", "b")),
+        "grouping label \"team\" is given twice, as \"a\" and as \"b\": give it once"
+    );
+    for allowed in ["profile", "run_id", "instance", "_x", "LE", "job2"] {
+        assert!(gateway().with_grouping_label(allowed, "x").is_ok(), "{allowed}");
+    }
+}
+
+#[test]
+fn a_header_that_cannot_be_sent() {
+    for (gateway, text) in [
+        (
+            gateway().with_header("X Tenant", "hush"),
+            "\"X Tenant\" is not the name of a header: letters, digits and hyphens make one, without the colon",
+        ),
+        (
+            gateway().with_header("X-Tenant", "hush\n"),
+            "the value of header \"X-Tenant\" has a character that a header cannot carry: a line break at its end, perhaps",
+        ),
+        (
+            gateway().with_header("content-type", "hush"),
+            "header \"content-type\" belongs to the client, which knows what it sends: leave it out",
+        ),
+        (
+            gateway().with_bearer_token("hush\n"),
+            "the bearer token is empty or has a character that a header cannot carry: a line break at its end, \
+             perhaps, as files have it",
+        ),
+        (
+            gateway().with_basic_auth("hu:sh", "hush"),
+            "the user name has a colon in it, which basic authentication cannot carry: give user and password apart \
+             from each other",
+        ),
+    ] {
+        assert_eq!(fault(builder().with_pushgateway(gateway)), text);
+    }
+}
+
+#[test]
+fn timeouts_of_zero() {
+    let zero = Duration::ZERO;
+    assert_eq!(
+        fault(builder().with_pushgateway(gateway().with_timeout(zero))),
+        "the timeouts of gateway http://gateway:9091 are 0ns for a request and 5s for a connection: both have to be \
+         above zero"
+    );
+    assert_eq!(
+        fault(builder().with_pushgateway(gateway().with_connect_timeout(zero))),
+        "the timeouts of gateway http://gateway:9091 are 10s for a request and 0ns for a connection: both have to be \
+         above zero"
+    );
+    for (built, what) in [
+        (builder().with_push_interval(zero), "push interval"),
+        (builder().with_flush_timeout(zero), "flush timeout"),
+        #[cfg(feature = "resource-usage")]
+        (builder().with_resource_usage(zero), "interval of the resource usage"),
+    ] {
+        assert_eq!(fault(built), format!("the {what} is 0ns: it must be above zero and at most a year"));
+    }
+}
+
+#[test]
+fn durations_beyond_all_clocks() {
+    for built in [
+        builder().with_push_interval(Duration::MAX),
+        builder().with_flush_timeout(Duration::MAX),
+        #[cfg(feature = "resource-usage")]
+        builder().with_resource_usage(Duration::MAX),
+    ] {
+        let text = fault(built);
+        let end = format!(" is {:?}: it must be above zero and at most a year", Duration::MAX);
+        assert!(text.ends_with(&end), "{text}");
+    }
+}
+
+#[test]
+fn buckets_that_are_none() {
+    for (bounds, wrong) in [
+        (&[][..], "are empty: give at least one upper bound"),
+        (&[2.0, 1.0], "are not in ascending order: 2 stands before 1"),
+        (&[1.0, 1.0], "are not in ascending order: 1 stands before 1"),
+        (&[f64::NAN], "contain NaN: every upper bound must be finite, the last bucket (+Inf) is added"),
+        (&[1.0, f64::INFINITY], "contain inf: every upper bound must be finite, the last bucket (+Inf) is added"),
+        (&[f64::NEG_INFINITY, 1.0], "contain -inf: every upper bound must be finite, the last bucket (+Inf) is added"),
+    ] {
+        assert_eq!(fault(builder().with_buckets(bounds)), format!("the buckets of the stage duration {wrong}"));
+        assert_eq!(
+            fault(builder().with_histogram_buckets("rows", bounds)),
+            format!("the buckets of histogram `rows` {wrong}")
+        );
+    }
+}
+
+#[test]
+fn a_namespace_that_begins_no_name() {
+    for namespace in ["", "1quant", "my-quant", "quant.x", "größe", "a b", "a:b"] {
+        assert_eq!(
+            fault(builder().with_namespace(namespace)),
+            format!(
+                "the namespace {namespace:?} cannot begin a metric name: use letters, digits and underscores, and no \
+                 digit first"
+            )
+        );
+    }
+}
+
+#[test]
+fn a_limit_without_room() {
+    let text = |limit: usize, stages: usize| {
+        format!(
+            "the limit on label sets is {limit}: it must be at least 1, at least the number of expected stages \
+             ({stages}), and at most 100000"
+        )
+    };
+    assert_eq!(fault(builder().with_max_series(0)), text(0, 0));
+    assert_eq!(fault(builder().with_max_series(100_001)), text(100_001, 0));
+    assert_eq!(fault(builder().with_max_series(1).with_expected_stages(["a", "b", "a"])), text(1, 2));
+}
+
+#[test]
+fn a_text_file_that_cannot_be_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("no/such/job.prom");
+    let Err(error) = builder().with_textfile(&path).install() else { panic!("it was installed") };
+    assert_is_config(&error);
+    let text = format!(
+        "cannot write the text file {}: does its directory exist, and may this process write there?",
+        path.display()
+    );
+    assert_eq!(error.to_string(), text);
+    assert_eq!(format!("{error:?}"), format!("{text}: No such file or directory (os error 2)"));
+
+    let path = directory.path();
+    assert_eq!(
+        fault(builder().with_textfile(path)),
+        format!(
+            "the text file {} names no file: give the path of the file to write, such as \
+             /var/lib/node_exporter/job.prom",
+            path.display()
+        )
+    );
+    assert_eq!(std::fs::read_dir(path).unwrap().count(), 0, "nothing is left behind");
+}
+
+/// What comes first in the list of checks must not hide that nothing was begun: none of them has left a trace.
+#[test]
+fn what_was_refused_has_pushed_nothing() {
+    let server = support::MockGateway::ok();
+    let gateway = Pushgateway::new(server.url(), "quant").unwrap();
+    fault(builder().with_pushgateway(gateway.clone()).with_buckets(&[]));
+    fault(builder().with_pushgateway(gateway.clone()).with_textfile("/no/such/directory/x.prom"));
+    // One that is right pushes at once; what was refused would have been faster.
+    let (_layer, guard) = builder().with_pushgateway(gateway).build().unwrap();
+    guard.shutdown().unwrap();
+    let requests = server.requests();
+    assert!((1..=2).contains(&requests.len()), "the first push and the last: {}", requests.len());
+}
+
+const SECRETS: [&str; 4] = ["me-hush", "pass-hush", "token-hush", "header-hush"];
+
+#[track_caller]
+fn assert_no_secret(text: &str) {
+    // In base64 as well: that is how they travel.
+    for secret in SECRETS.into_iter().chain(["bWUtaHVzaDpwYXNzLWh1c2g"]) {
+        assert!(!text.contains(secret), "{secret} is in: {text}");
+    }
+}
+
+#[test]
+fn credentials_are_in_no_text() {
+    let server = support::MockGateway::start([support::Reply::status(401)]);
+    let addr: SocketAddr = server.addr();
+    for gateway in [
+        Pushgateway::new(format!("http://me-hush:pass-hush@{addr}"), "quant").unwrap(),
+        Pushgateway::new(server.url(), "quant").unwrap().with_basic_auth("me-hush", "pass-hush"),
+        Pushgateway::new(server.url(), "quant").unwrap().with_bearer_token("token-hush"),
+        Pushgateway::new(server.url(), "quant").unwrap().with_header("X-Key", "header-hush"),
+    ] {
+        let builder = builder().with_pushgateway(gateway.clone());
+        assert_no_secret(&format!("{gateway:?} {gateway:#?} {builder:?} {builder:#?}"));
+        let measured = support::measured::measured(builder);
+        assert_no_secret(&format!("{:?}", measured.guard));
+        let error = measured.guard.flush().unwrap_err();
+        assert_eq!(error.status(), Some(401));
+        assert_no_secret(&format!("{error} {error:?} {error:#?}"));
+        drop(measured.guard);
+        assert!(measured.log.text().contains("401"), "the end was told: {}", measured.log.text());
+        assert_no_secret(&measured.log.text());
+    }
+    let authorized = server.requests().iter().filter(|request| request.header("authorization").is_some()).count();
+    assert!(authorized >= 3 * 2, "the credentials were sent, by three of four: {authorized}");
+    for wrong in ["ftp://me-hush:pass-hush@gateway", "http://me-hush:pass-hush@", "http://me-hush:pass-hush@gw:x"] {
+        let error = Pushgateway::new(wrong, "quant").unwrap_err();
+        assert_no_secret(&format!("{error} {error:?}"));
+    }
+}

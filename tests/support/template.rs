@@ -1,0 +1,58 @@
+//! Text compared line by line with a template, exact but for what changes from run to run:
+//!
+//! | placeholder | stands for |
+//! |---|---|
+//! | `<seconds>` | a number without a sign or an exponent, above zero |
+//! | `<unix>` | the same, and of this minute |
+//! | `<bytes>` | a whole number, at least a megabyte |
+//! | `<cores>` | a number without a sign or an exponent |
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Panics with the first line at fault.
+#[track_caller]
+pub fn assert_matches(text: &str, template: &str) {
+    if let Err(why) = matches(text, template) {
+        panic!("{why}\n--- the whole text:\n{text}");
+    }
+}
+
+pub fn matches(text: &str, template: &str) -> Result<(), String> {
+    // `split`, not `lines`: the newline at the end counts.
+    let mut lines = text.split('\n');
+    for wanted in template.split('\n') {
+        let Some(line) = lines.next() else { return Err(format!("the text ends before {wanted:?}")) };
+        if !line_matches(line, wanted) {
+            return Err(format!("{line:?} is not {wanted:?}"));
+        }
+    }
+    lines.next().map_or(Ok(()), |line| Err(format!("the text goes on with {line:?}")))
+}
+
+fn line_matches(line: &str, wanted: &str) -> bool {
+    let placeholders: [(&str, fn(&str) -> bool); 4] =
+        [("<seconds>", is_positive), ("<unix>", is_now), ("<bytes>", is_bytes), ("<cores>", is_plain)];
+    let Some((name, fits)) = placeholders.into_iter().find(|(name, _)| wanted.ends_with(name)) else {
+        return line == wanted;
+    };
+    line.strip_prefix(wanted.trim_end_matches(name)).is_some_and(fits)
+}
+
+/// Digits, and perhaps a point and more digits.
+fn is_plain(text: &str) -> bool {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    text.split_once('.').map_or_else(|| digits(text), |(whole, rest)| digits(whole) && digits(rest))
+}
+
+fn is_positive(text: &str) -> bool {
+    is_plain(text) && text.parse::<f64>().is_ok_and(|value| value > 0.0)
+}
+
+fn is_now(text: &str) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
+    is_plain(text) && text.parse::<f64>().is_ok_and(|value| (now - 60.0..=now + 1.0).contains(&value))
+}
+
+fn is_bytes(text: &str) -> bool {
+    text.parse::<u64>().is_ok_and(|bytes| bytes >= 1 << 20)
+}
