@@ -71,6 +71,8 @@ mod flusher;
 #[cfg(feature = "pushgateway")]
 mod guard;
 #[cfg(feature = "pushgateway")]
+mod histogram;
+#[cfg(feature = "pushgateway")]
 mod recorder;
 #[cfg(feature = "pushgateway")]
 mod report;

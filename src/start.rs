@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::panic;
 use std::sync::{Arc, Mutex};
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::warn;
 
 use crate::builder::MetricsLayerBuilder;
@@ -15,7 +14,7 @@ use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::guard::FlushGuard;
 use crate::layer::{MAX_MAX_SERIES, MetricsLayer, OWN_TARGET, Settings, Stages, Target};
-use crate::recorder::{self, EscapingRecorder, check_buckets};
+use crate::recorder::{StageRecorder, check_buckets};
 use crate::run::Ending;
 use crate::schema;
 #[cfg(unix)]
@@ -27,7 +26,7 @@ impl MetricsLayerBuilder {
     /// `install` makes the recorder the global one, or does not.
     pub(crate) fn start(
         self,
-        install: impl FnOnce(Arc<EscapingRecorder>) -> Result<(), Error>,
+        install: impl FnOnce(Arc<StageRecorder>) -> Result<(), Error>,
     ) -> Result<(MetricsLayer, FlushGuard), Error> {
         self.check()?;
         let textfile = self.textfile.map(Textfile::new).transpose()?;
@@ -38,9 +37,11 @@ impl MetricsLayerBuilder {
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (Target::Facade, Exposition::Foreign(render), None),
             None => {
-                let (recorder, handle) = build_recorder(&self.namespace, &self.buckets, &self.histogram_buckets)?;
-                let recorder = Arc::new(recorder);
-                let exposition = Exposition::Own { handle, rendering: Mutex::new(()) };
+                let duration = schema::STAGE_DURATION.name(&self.namespace);
+                let histograms = self.histogram_buckets.iter().map(|(name, bounds)| (name.as_str(), bounds.as_slice()));
+                let buckets = std::iter::once((duration.as_str(), self.buckets.as_slice())).chain(histograms);
+                let recorder = Arc::new(StageRecorder::new(buckets));
+                let exposition = Exposition::Own { recorder: Arc::clone(&recorder), rendering: Mutex::new(()) };
                 (Target::Own(Arc::clone(&recorder) as _), exposition, Some(recorder))
             }
         };
@@ -148,16 +149,6 @@ fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
         before(info);
         flusher.end_and_warn(Ending::Panicked);
     }));
-}
-
-fn build_recorder(
-    namespace: &str,
-    buckets: &[f64],
-    histograms: &[(String, Vec<f64>)],
-) -> Result<(EscapingRecorder, PrometheusHandle), Error> {
-    let duration = schema::STAGE_DURATION.name(namespace);
-    let histograms = histograms.iter().map(|(name, bounds)| (name.as_str(), bounds.as_slice()));
-    recorder::build(std::iter::once((duration.as_str(), buckets)).chain(histograms))
 }
 
 fn check_namespace(namespace: &str) -> Result<(), Error> {

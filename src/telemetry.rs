@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::Counter;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::{info, warn};
 
 use crate::delivery::{Source, State};
 use crate::error::{Error, Kind};
 use crate::exposition;
 use crate::layer::{OWN_TARGET, Stages, outward};
+use crate::recorder::StageRecorder;
 use crate::report::RunReport;
 use crate::run::{Ending, Run};
 use crate::schema;
@@ -20,7 +20,7 @@ use crate::schema;
 pub(crate) enum Exposition {
     /// The recorder this crate built.
     Own {
-        handle: PrometheusHandle,
+        recorder: Arc<StageRecorder>,
         /// One at a time gives the recorder the latest values and reads it.
         rendering: Mutex<()>,
     },
@@ -103,10 +103,10 @@ impl Telemetry {
     /// The state of this moment as text, in a stable order.
     pub(crate) fn render(&self) -> String {
         let text = match &self.exposition {
-            Exposition::Own { handle, rendering } => {
+            Exposition::Own { recorder, rendering } => {
                 let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
                 self.stages.publish();
-                handle.render()
+                recorder.render()
             }
             Exposition::Foreign(render) => render(),
         };
@@ -141,12 +141,6 @@ impl Source for Telemetry {
 
     fn own_families(&self, exposition: &str) -> String {
         exposition::only(exposition, |name| self.own.iter().any(|own| own == name))
-    }
-
-    fn upkeep(&self) {
-        if let Exposition::Own { handle, .. } = &self.exposition {
-            handle.run_upkeep();
-        }
     }
 
     fn sample(&self) {

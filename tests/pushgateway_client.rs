@@ -165,8 +165,21 @@ async fn a_header_that_cannot_be_sent_is_an_error_of_the_push() {
 async fn large_texts_arrive_whole() {
     let server = Server::answering(OK).await;
     let text = METRIC.repeat(500_000);
-    server.gateway().push_add(&text).await.unwrap();
+    server.gateway().without_compression().push_add(&text).await.unwrap();
     assert!(server.request().ends_with(&text));
+    assert_eq!(header(&server.request(), "content-encoding"), None);
+}
+
+#[tokio::test]
+async fn large_texts_are_compressed_and_small_ones_are_not() {
+    let server = Server::answering(OK).await;
+    server.gateway().push_add(METRIC).await.unwrap();
+    server.gateway().push_add(&METRIC.repeat(10_000)).await.unwrap();
+    let requests = server.requests.lock().unwrap();
+    assert_eq!(header(&requests[0], "content-encoding"), None);
+    assert_eq!(header(&requests[1], "content-encoding"), Some("gzip"));
+    let length: usize = header(&requests[1], "content-length").unwrap().parse().unwrap();
+    assert!(length < METRIC.len() * 10_000 / 20, "{length}");
 }
 
 #[test]

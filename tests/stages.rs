@@ -109,22 +109,19 @@ fn explicit_parents_and_roots() {
 }
 
 #[test]
-fn ids_that_are_used_again_are_new_stages() {
+fn places_in_the_registry_that_are_used_again_are_new_stages() {
     let pipeline = Pipeline::start();
-    let mut ids = std::collections::HashSet::new();
     for n in 0..1_000 {
         let span = if n % 2 == 0 {
             info_span!("even", stage_id = "even", profile = "p")
         } else {
             info_span!("odd", stage_id = "odd")
         };
-        ids.insert(span.id());
         span.in_scope(|| info_span!("plain").in_scope(|| ()));
         if n % 5 == 0 {
             span.in_scope(|| tracing::error!("x"));
         }
     }
-    assert!(ids.len() < 1_000, "the registry gives ids again");
     let now = pipeline.now();
     assert_eq!(now.totals(), ["even 400 100", "odd 400 100"]);
     assert_eq!(now.runs(), ["even,p, 500", "odd,, 500"]);

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// From this size on a body is compressed. Below it, it fits a few packets as it is.
-pub const COMPRESSION_THRESHOLD: usize = 16 * 1024;
+/// From this size on a body is compressed. Below it, the time on the wire is not worth it.
+pub const COMPRESSION_THRESHOLD: usize = 64 * 1024;
 
 /// What is sent, and how it is encoded. Cheap to clone, for another try.
 #[derive(Clone, Debug)]

@@ -33,9 +33,6 @@ pub(crate) trait Source: Send + Sync {
     /// The part of an exposition that is this crate's own metrics.
     fn own_families(&self, exposition: &str) -> String;
 
-    /// Keeps what the recorder holds in memory small.
-    fn upkeep(&self);
-
     /// Samples the process's resources.
     fn sample(&self);
 

@@ -24,9 +24,6 @@ use super::textfile::Textfile;
 use super::{Source, State};
 use crate::error::{Error, Kind};
 
-/// How often the recorder's histograms are emptied into their buckets.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
-
 /// What is to be delivered, where, and how often.
 #[derive(Clone)]
 pub(crate) struct Plan {
@@ -127,7 +124,6 @@ struct Thread {
     push: Option<Push>,
     replay: Replay,
     next_push: Instant,
-    next_upkeep: Instant,
     next_sample: Option<Instant>,
     lost: bool,
 }
@@ -136,7 +132,6 @@ impl Thread {
     fn new(plan: Plan, source: Arc<dyn Source>, orders: UnboundedReceiver<Order>) -> Self {
         let now = Instant::now();
         let next_sample = plan.sample_interval.map(|_| now);
-        let next_upkeep = now + UPKEEP_INTERVAL;
         let replay = if plan.spool.is_some() { Replay::AfterPush } else { Replay::Done };
         Self {
             plan,
@@ -146,7 +141,6 @@ impl Thread {
             push: None,
             replay,
             next_push: now,
-            next_upkeep,
             next_sample,
             lost: false,
         }
@@ -185,7 +179,7 @@ impl Thread {
         }
     }
 
-    /// Does what is due: a sample, upkeep, a push on the interval. One that is late does not pile up.
+    /// Does what is due: a sample, a push on the interval. One that is late does not pile up.
     fn routine(&mut self) {
         let now = Instant::now();
         if let (Some(due), Some(interval)) = (self.next_sample, self.plan.sample_interval)
@@ -193,10 +187,6 @@ impl Thread {
         {
             self.source.sample();
             self.next_sample = Some(now + interval);
-        }
-        if self.next_upkeep <= now {
-            self.source.upkeep();
-            self.next_upkeep = now + UPKEEP_INTERVAL;
         }
         if self.next_push <= now {
             self.next_push = now + self.plan.push_interval;
@@ -322,8 +312,7 @@ impl Thread {
 
     /// Waits for an order, for the push in flight, or until something is due.
     fn next_event(&mut self, runtime: &Runtime) -> Event {
-        let due = [Some(self.next_push), Some(self.next_upkeep), self.next_sample].into_iter().flatten().min();
-        let due = due.unwrap_or_else(Instant::now);
+        let due = self.next_sample.map_or(self.next_push, |sample| sample.min(self.next_push));
         let (orders, push, replay) = (&mut self.orders, &mut self.push, &mut self.replay);
         let sending = push.is_some() || matches!(replay, Replay::Running(_));
         let event = poll_fn(|context| {

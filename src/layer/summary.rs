@@ -25,11 +25,21 @@ impl Stages {
         if self.series.sink.is_live() {
             return;
         }
+        // In the order in which they opened: the limit on label sets goes by who comes first.
+        let mut stages: Vec<_> = self
+            .open
+            .iter()
+            .filter(|found| found.facts().is_stage() && !found.stage().is_none())
+            .map(|found| {
+                let profile = self.inheritance.resolve(&self.open, found.slot).profile;
+                (found.started.load(Ordering::Relaxed), found.stage(), profile)
+            })
+            .collect();
+        stages.sort_by_key(|(started, ..)| *started);
         let mut active = HashMap::new();
-        for found in self.open.iter().filter(|found| found.facts().is_stage() && !found.stage().is_none()) {
-            let profile = self.inheritance.resolve(&self.open, found.slot).profile;
-            self.series.stage(&self.labels, found.stage());
-            let (pair, _) = self.series.pair(&self.labels, found.stage(), profile);
+        for (_, stage, profile) in stages {
+            self.series.stage(&self.labels, stage);
+            let (pair, _) = self.series.pair(&self.labels, stage, profile);
             *active.entry(pair).or_insert(0_u64) += 1;
         }
         self.series.publish(&self.labels, |pair| active.get(&pair).copied().unwrap_or(0));
