@@ -42,7 +42,7 @@ impl Run {
     /// Begins the run: its start is the first thing the gateway hears of it.
     pub(crate) fn begin(stages: &Stages) -> Self {
         stages.series.bind();
-        stages.set_gauge(&schema::RUN_START, unix_time());
+        stages.set_gauge(&schema::RUN_START, &[], unix_time());
         Self { begun: Instant::now(), failed: AtomicBool::new(false) }
     }
 
@@ -58,10 +58,10 @@ impl Run {
     pub(crate) fn end(&self, stages: &Stages, ending: Ending) {
         stages.end(ending.is_cut_off());
         let now = unix_time();
-        stages.set_gauge(&schema::RUN_DURATION, self.begun.elapsed().as_secs_f64());
-        stages.set_gauge(&schema::RUN_LAST_COMPLETION, now);
+        stages.set_gauge(&schema::RUN_DURATION, &[], self.begun.elapsed().as_secs_f64());
+        stages.set_gauge(&schema::RUN_LAST_COMPLETION, &[], now);
         if ending.allows_success() && !self.failed.load(Ordering::Relaxed) && stages.all_well() {
-            stages.set_gauge(&schema::RUN_LAST_SUCCESS, now);
+            stages.set_gauge(&schema::RUN_LAST_SUCCESS, &[], now);
         }
     }
 }

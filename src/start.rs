@@ -73,7 +73,7 @@ impl MetricsLayerBuilder {
         #[cfg(feature = "resource-usage")]
         let resources = {
             let node = self.node.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
-            Some(crate::telemetry::Resources::new(&stages, &node))
+            Some(crate::telemetry::Resources::new(node))
         };
         let telemetry = Arc::new(Telemetry::new(
             Arc::clone(&stages),

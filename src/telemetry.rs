@@ -44,37 +44,38 @@ struct Pushes {
     failure: Counter,
 }
 
-/// The process's resources, with the gauges that show them.
+/// The process's resources, and the node they are reported for.
 #[cfg(feature = "resource-usage")]
 pub(crate) struct Resources {
     meter: crate::resource::Meter,
-    cpu: metrics::Gauge,
-    memory: metrics::Gauge,
+    node: String,
 }
 
 #[cfg(feature = "resource-usage")]
 impl Resources {
-    pub(crate) fn new(stages: &Stages, node: &str) -> Self {
-        let gauge = |resource| stages.series.sink.gauge(&schema::RESOURCE_USAGE, &[resource, node]);
-        Self { meter: crate::resource::Meter::new(), cpu: gauge("cpu"), memory: gauge("mem") }
+    pub(crate) fn new(node: String) -> Self {
+        Self { meter: crate::resource::Meter::new(), node }
     }
 
-    fn sample(&self) {
+    /// The gauges exist from the first sample on: a zero before would be no measurement.
+    fn sample(&self, stages: &Stages) {
         let sample = self.meter.sample();
+        let set = |resource, value| stages.set_gauge(&schema::RESOURCE_USAGE, &[resource, &self.node], value);
         if let Some(cores) = sample.cores {
-            outward(|| self.cpu.set(cores));
+            set("cpu", cores);
         }
         if let Some(bytes) = sample.resident_bytes {
-            outward(|| self.memory.set(bytes as f64));
+            set("mem", bytes as f64);
         }
     }
 
     fn end(&self, stages: &Stages) {
+        self.sample(stages);
         if let Some(used) = self.meter.cpu_used() {
-            stages.set_gauge(&schema::RUN_CPU, used.as_secs_f64());
+            stages.set_gauge(&schema::RUN_CPU, &[], used.as_secs_f64());
         }
         if let Some(bytes) = self.meter.peak_bytes() {
-            stages.set_gauge(&schema::RUN_PEAK_MEMORY, bytes as f64);
+            stages.set_gauge(&schema::RUN_PEAK_MEMORY, &[], bytes as f64);
         }
     }
 }
@@ -126,7 +127,6 @@ impl Telemetry {
         self.run.end(&self.stages, ending);
         #[cfg(feature = "resource-usage")]
         if let Some(resources) = &self.resources {
-            resources.sample();
             resources.end(&self.stages);
         }
     }
@@ -146,7 +146,7 @@ impl Source for Telemetry {
     fn sample(&self) {
         #[cfg(feature = "resource-usage")]
         if let Some(resources) = &self.resources {
-            resources.sample();
+            resources.sample(&self.stages);
         }
     }
 
@@ -155,11 +155,11 @@ impl Source for Telemetry {
             Ok(()) => self.pushed.success.increment(1),
             Err(_) => self.pushed.failure.increment(1),
         });
-        self.stages.set_gauge(&schema::LAST_PUSH_DURATION, took.as_secs_f64());
+        self.stages.set_gauge(&schema::LAST_PUSH_DURATION, &[], took.as_secs_f64());
     }
 
     fn spooled(&self, files: usize, dropped: u64) {
-        self.stages.set_gauge(&schema::SPOOL_FILES, files as f64);
+        self.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
         let counter = self.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
         outward(|| counter.absolute(dropped));
     }

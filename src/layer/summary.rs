@@ -72,9 +72,9 @@ impl Stages {
         self.voice.speak_deferred();
     }
 
-    /// Sets a gauge that has no labels.
-    pub(crate) fn set_gauge(&self, metric: &Metric, value: f64) {
-        let gauge = self.series.sink.gauge(metric, &[]);
+    /// Sets a gauge that is not a stage's, and not set often.
+    pub(crate) fn set_gauge(&self, metric: &Metric, labels: &[&str], value: f64) {
+        let gauge = self.series.sink.gauge(metric, labels);
         outward(|| gauge.set(value));
     }
 
