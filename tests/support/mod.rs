@@ -4,7 +4,7 @@
 //! Every helper that checks something has a test in `support_works.rs` that it can fail.
 
 // Each test binary compiles all of this and uses a part of it; none of it is public to anyone.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports)]
 // These modules are test code: clippy's exemptions for tests reach `#[test]` functions only, not what they call.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
@@ -15,6 +15,8 @@ pub mod log;
 #[cfg(feature = "pushgateway")]
 pub mod measured;
 pub mod mock_gateway;
+#[cfg(feature = "pushgateway")]
+pub mod pipeline;
 pub mod process;
 pub mod servers;
 pub mod template;
