@@ -174,8 +174,8 @@ fn scenarios() {
 #[cfg(feature = "resource-usage")]
 fn burn(cpu: Duration) {
     let ticks = || {
-        let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-        Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
     };
     let begun = ticks();
     while ticks() - begun < cpu {
