@@ -9,6 +9,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 pub mod child;
+pub mod example;
 pub mod exposition;
 pub mod http;
 pub mod log;

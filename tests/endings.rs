@@ -1,0 +1,196 @@
+//! However the process ends, the last state is delivered, then the report is handed over, once, and the exit code is
+//! what it would have been.
+#![cfg(feature = "pushgateway")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+#[path = "endings/scenarios.rs"]
+mod scenarios;
+
+use std::marker::PhantomData;
+
+use support::MockGateway;
+use support::child::{self, Ended};
+use support::exposition::{self, Exposition};
+use tracing_stage_metrics::FlushGuard;
+
+/// What a child left behind: how it ended, and the final push.
+struct Left {
+    ended: Ended,
+    last: Exposition,
+    pushes: usize,
+}
+
+/// Runs a scenario and checks what holds for every one of them.
+#[track_caller]
+fn run(scenario: &str) -> Left {
+    let server = MockGateway::ok();
+    let mut command = child::command("scenarios::end_as_told", scenario);
+    command.env("TV_PROMETHEUS_PUSHGATEWAY", server.addr().to_string()).env("TV_PROMETHEUS_JOB", "j");
+    let ended = child::start(command).wait();
+    let mut requests = server.requests();
+
+    let report = requests.pop().unwrap_or_else(|| panic!("{scenario}: no request at all: {ended:?}"));
+    assert!(requests.iter().all(|request| request.method == "POST"), "{scenario}: the report came once and last");
+    let last = requests.last().unwrap_or_else(|| panic!("{scenario}: no push: {ended:?}"));
+    let last = exposition::parse(last.text());
+    assert_eq!(last.expect("last_value", &[]), 42.0, "{scenario}: the last recorded value");
+    assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0, "{scenario}");
+    assert!(last.expect("quant_run_last_completion_timestamp_seconds", &[]) > 1.7e9, "{scenario}");
+    for active in last.matching("quant_stage_active", &[]) {
+        assert_eq!(active.value, 0.0, "{scenario}: {active}");
+    }
+    let total = |status| last.value("quant_stage_total", &[("stage_id", "a"), ("status", status)]).unwrap_or_default();
+    let (succeeded, failed) = (total("success"), total("failure"));
+    assert_eq!(report.path, format!("/report/{}/{failed}", succeeded + failed), "{scenario}");
+    Left { ended, pushes: requests.len(), last }
+}
+
+impl Left {
+    fn is_success(&self) -> bool {
+        self.last.value("quant_run_last_success_timestamp_seconds", &[]).is_some()
+    }
+
+    fn outcome(&self, status: &str) -> f64 {
+        self.last.expect("quant_stage_total", &[("stage_id", "a"), ("status", status)])
+    }
+
+    fn failures(&self, reason: &str) -> Option<f64> {
+        self.last.value("quant_stage_failures_total", &[("stage_id", "a"), ("profile", ""), ("reason", reason)])
+    }
+}
+
+#[track_caller]
+fn assert_success(scenario: &str) {
+    let left = run(scenario);
+    assert_eq!(left.ended.status.code(), Some(0), "{scenario}: {:?}", left.ended);
+    assert!(left.is_success(), "{scenario}");
+    assert_eq!((left.outcome("success"), left.outcome("failure")), (1.0, 0.0), "{scenario}");
+    let pushes = if scenario.starts_with("flush") { 3 } else { 2 };
+    assert_eq!(left.pushes, pushes, "{scenario}: at install, at the end");
+}
+
+#[test]
+fn a_return_in_good_order() {
+    for scenario in ["return", "finish ok", "exit 0", "shutdown", "shutdown, then return", "flush, then return"] {
+        assert_success(scenario);
+    }
+}
+
+#[test]
+fn with_a_runtime_gone_or_around() {
+    for scenario in [
+        "after a current_thread runtime",
+        "after a multi_thread runtime",
+        "inside block_on, current_thread",
+        "inside block_on, multi_thread",
+        "in a task",
+        "in a task that is aborted",
+        "with a runtime that is dropped",
+        "on another thread",
+        "in a blocking task",
+        "shutdown inside a runtime",
+    ] {
+        assert_success(scenario);
+    }
+}
+
+#[test]
+fn without_blocking() {
+    for scenario in [
+        "shutdown_async, current_thread",
+        "shutdown_async, multi_thread",
+        "shutdown_async without tokio",
+        "shutdown_async never polled",
+        "flush_async, then return",
+        "flush_async without tokio, then return",
+    ] {
+        assert_success(scenario);
+    }
+}
+
+#[test]
+fn a_run_that_says_it_failed() {
+    for (scenario, code) in
+        [("finish err", 0), ("fail", 0), ("fail, then finish ok", 0), ("exit 3", 3), ("exit 3 inside a runtime", 3)]
+    {
+        let left = run(scenario);
+        assert_eq!(left.ended.status.code(), Some(code), "{scenario}: {:?}", left.ended);
+        assert!(!left.is_success(), "{scenario}");
+        assert_eq!((left.outcome("success"), left.outcome("failure")), (1.0, 0.0), "{scenario}: its stage did not");
+    }
+}
+
+#[test]
+fn a_run_in_which_nothing_ran_is_no_success() {
+    let left = run("return without a stage");
+    assert_eq!(left.ended.status.code(), Some(0));
+    assert!(!left.is_success());
+}
+
+#[test]
+fn a_failed_stage() {
+    let left = run("a stage failed");
+    assert_eq!(left.ended.status.code(), Some(0));
+    assert!(!left.is_success());
+    assert_eq!((left.outcome("failure"), left.failures("error")), (1.0, Some(1.0)));
+}
+
+#[test]
+fn a_panic_through_the_guard() {
+    for (scenario, failures, panics) in [("panic in a stage", 1.0, Some(1.0)), ("panic outside", 0.0, None)] {
+        let left = run(scenario);
+        assert_eq!(left.ended.status.code(), Some(101), "{scenario}: {:?}", left.ended);
+        assert!(left.ended.stderr.contains("as told"), "{scenario}");
+        assert!(!left.is_success(), "{scenario}");
+        assert_eq!((left.outcome("failure"), left.failures("panic")), (failures, panics), "{scenario}");
+    }
+}
+
+#[test]
+fn a_panic_elsewhere_that_the_run_survives() {
+    for scenario in ["panic of a thread in a stage", "panic of a task"] {
+        let left = run(scenario);
+        assert_eq!(left.ended.status.code(), Some(0), "{scenario}: {:?}", left.ended);
+        assert!(!left.is_success(), "{scenario}: an outermost stage failed");
+        assert_eq!((left.outcome("failure"), left.failures("panic")), (1.0, Some(1.0)), "{scenario}");
+    }
+    assert_success("panic of a thread outside");
+}
+
+#[test]
+fn an_exit_inside_a_stage_interrupts_it() {
+    for (scenario, code) in [("exit 0 in a stage", 0), ("exit 3 in a stage", 3)] {
+        let left = run(scenario);
+        assert_eq!(left.ended.status.code(), Some(code), "{scenario}: {:?}", left.ended);
+        assert!(!left.is_success(), "{scenario}");
+        assert_eq!((left.outcome("failure"), left.failures("interrupted")), (1.0, Some(1.0)), "{scenario}");
+        assert_eq!(left.ended.stderr.matches("stage a was still open at the final flush").count(), 1, "{scenario}");
+    }
+}
+
+/// Tells at run time whether a type is `Sync`, so that one that is not fails a test and not the build.
+struct Probe<T>(PhantomData<T>);
+
+impl<T: Sync> Probe<T> {
+    #[allow(clippy::unused_self)]
+    fn is_sync(&self) -> bool {
+        true
+    }
+}
+
+trait Otherwise {
+    fn is_sync(&self) -> bool {
+        false
+    }
+}
+
+impl<T> Otherwise for Probe<T> {}
+
+/// A service keeps the guard in an `Arc`, and a future of `flush_async` holds a reference to it.
+#[test]
+fn the_guard_can_be_shared() {
+    assert!(Probe::<u8>(PhantomData).is_sync() && !Probe::<std::cell::Cell<u8>>(PhantomData).is_sync());
+    assert!(Probe::<FlushGuard>(PhantomData).is_sync());
+}

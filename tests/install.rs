@@ -1,0 +1,236 @@
+//! `install()` and the recorder of the process: the application's own metrics are in the same exposition, a second
+//! `install()` is an error that leaves nothing behind, and `build()` touches nothing.
+#![cfg(feature = "pushgateway")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use support::MockGateway;
+use support::child;
+use support::exposition::{self, Exposition};
+use support::measured::{Measured, measured, stage};
+use tracing_stage_metrics::{DEFAULT_HISTOGRAM_BUCKETS, FlushGuard, MetricsLayer, MetricsLayerBuilder, Pushgateway};
+use tracing_subscriber::prelude::*;
+
+const TAKEN: &str = "a global `metrics` recorder is installed already: call `install()` once in a process; for a recorder \
+                     of your own use `with_exposition`, for a second pipeline `build()`";
+
+/// Not a test: what the children do, each with a recorder of its own process.
+#[test]
+fn scenarios() {
+    let Some(scenario) = child::scenario() else { return };
+    match scenario.as_str() {
+        "the application's metrics" => the_applications_metrics(),
+        "a second install" => a_second_install(),
+        "another recorder" => another_recorder(),
+        "a refused install" => a_refused_install(),
+        "build" => build(),
+        "exposition" => exposition_of_another(),
+        "the layer alone" => the_layer_alone(),
+        unknown => panic!("no scenario {unknown}"),
+    }
+    println!("\nto the end");
+}
+
+#[track_caller]
+fn run(scenario: &str) {
+    let ended = child::start(child::command("scenarios", scenario)).wait();
+    assert_eq!(ended.status.code(), Some(0), "{scenario}: {}\n{}", ended.stdout, ended.stderr);
+    assert!(ended.stdout.contains("\nto the end\n"), "{scenario}: {}", ended.stdout);
+}
+
+fn rendered(guard: &FlushGuard) -> Exposition {
+    exposition::parse(&guard.render())
+}
+
+fn builder() -> MetricsLayerBuilder {
+    MetricsLayer::builder().with_push_interval(Duration::from_secs(3_600))
+}
+
+#[test]
+fn the_applications_metrics_are_in_the_same_exposition_and_never_summaries() {
+    run("the application's metrics");
+}
+
+fn the_applications_metrics() {
+    let (layer, guard) = builder().with_histogram_buckets("rows.per-batch", &[10.0, 1e3, 1e5]).install().unwrap();
+    let _default = tracing_subscriber::registry().with(layer).set_default();
+    metrics::describe_counter!("rows_total", metrics::Unit::Count, "Rows, with a \\ and a\nline break.");
+    metrics::counter!("rows_total", "source" => r#"a "b" \c"#).increment(3);
+    metrics::gauge!("queue_length").set(-1.5);
+    metrics::histogram!("rows.per-batch").record(500.0);
+    metrics::histogram!("latency").record(0.02);
+    stage("a");
+
+    let found = rendered(&guard);
+    assert_eq!(found.expect("rows_total", &[("source", r#"a "b" \c"#)]), 3.0);
+    let help = found.family("rows_total").unwrap().help.clone();
+    assert_eq!(help.as_deref(), Some("Rows, with a \\ and a\nline break."));
+    assert_eq!(found.expect("queue_length", &[]), -1.5);
+    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+
+    let bounds = |name: &str| {
+        let buckets = found.matching(&format!("{name}_bucket"), &[]);
+        buckets.iter().map(|bucket| bucket.labels["le"].clone()).collect::<Vec<_>>()
+    };
+    let text = |bounds: &[f64]| bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]).collect::<Vec<_>>();
+    assert_eq!(bounds("rows_per_batch"), text(&[10.0, 1e3, 1e5]));
+    assert_eq!(bounds("latency"), text(&DEFAULT_HISTOGRAM_BUCKETS), "not those of the stage duration");
+    assert!(found.families.iter().all(|family| family.kind != "summary"), "{found:?}");
+    let series = || guard.render().lines().map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect::<Vec<_>>();
+    assert_eq!(series(), series(), "in a stable order");
+}
+
+#[test]
+fn a_second_install_is_an_error_and_leaves_nothing_behind() {
+    run("a second install");
+}
+
+/// How many delivery threads this process has, once there are so many: a thread ends when it likes.
+fn await_delivery_threads(wanted: usize) -> usize {
+    let deadline = Instant::now() + support::PATIENCE;
+    loop {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        let found = names.filter(|name| name.starts_with("stage-metrics")).count();
+        if found == wanted || Instant::now() > deadline {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn a_second_install() {
+    let (first, second) = (MockGateway::ok(), MockGateway::ok());
+    let gateway = |server: &MockGateway| Pushgateway::new(server.url(), "j").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let told = std::sync::Arc::new(());
+    let (layer, guard) = builder().with_pushgateway(gateway(&first)).install().unwrap();
+    let _default = tracing_subscriber::registry().with(layer).set_default();
+
+    let tells = std::sync::Arc::clone(&told);
+    let again = builder()
+        .with_pushgateway(gateway(&second))
+        .with_textfile(directory.path().join("second.prom"))
+        .with_run_report(move |_| drop(tells));
+    let Err(error) = again.install() else { panic!("installed twice") };
+    assert!(error.is_config());
+    assert_eq!((error.to_string().as_str(), format!("{error:?}").as_str()), (TAKEN, TAKEN));
+
+    assert_eq!(await_delivery_threads(1), 1, "the thread of the second is gone");
+    assert_eq!(std::sync::Arc::strong_count(&told), 1, "so is its callback");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "no file was written");
+    stage("a");
+    metrics::counter!("rows_total").increment(1);
+    guard.shutdown().unwrap();
+    assert_eq!(second.requests(), [], "nothing was pushed");
+    let last = exposition::parse(first.requests().last().unwrap().text());
+    assert_eq!(last.expect("rows_total", &[]), 1.0, "the first goes on");
+    assert_eq!(last.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+    assert_eq!(await_delivery_threads(0), 0, "the shutdown ended its thread");
+}
+
+#[test]
+fn a_recorder_of_the_application_is_not_replaced() {
+    run("another recorder");
+}
+
+fn another_recorder() {
+    let other = PrometheusBuilder::new().install_recorder().unwrap();
+    let Err(error) = builder().install() else { panic!("installed over another") };
+    assert_eq!(error.to_string(), TAKEN);
+    metrics::counter!("rows_total").increment(1);
+    assert_eq!(exposition::parse(&other.render()).expect("rows_total", &[]), 1.0);
+    let Measured { guard, log: _, default: _default } = measured(builder());
+    stage("a");
+    assert_eq!(rendered(&guard).value("rows_total", &[]), None);
+    assert!(!other.render().contains("quant_"), "{}", other.render());
+}
+
+#[test]
+fn a_refused_configuration_leaves_the_recorder_free() {
+    run("a refused install");
+}
+
+fn a_refused_install() {
+    assert!(builder().with_buckets(&[]).install().is_err());
+    assert!(builder().with_textfile("/no/such/directory/x.prom").install().is_err());
+    let headers = Pushgateway::new("gateway", "j").unwrap().with_header("", "");
+    assert!(builder().with_pushgateway(headers).install().is_err());
+    assert_eq!(await_delivery_threads(0), 0);
+    let (_layer, guard) = builder().install().unwrap();
+    metrics::counter!("rows_total").increment(1);
+    assert_eq!(rendered(&guard).expect("rows_total", &[]), 1.0);
+}
+
+#[test]
+fn build_touches_nothing_and_two_of_them_do_not_mix() {
+    run("build");
+}
+
+fn build() {
+    let (one, first) = builder().build().unwrap();
+    let (other, second) = builder().with_namespace("other").build().unwrap();
+    metrics::counter!("rows_total").increment(1);
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(one), || stage("a"));
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(other), || stage("b"));
+    let (found, others) = (rendered(&first), rendered(&second));
+    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+    assert_eq!(found.matching("quant_stage_total", &[("stage_id", "b")]), Vec::<&exposition::Sample>::new());
+    assert_eq!(others.expect("other_stage_total", &[("stage_id", "b"), ("status", "success")]), 1.0);
+    assert!(others.families.iter().all(|family| family.name.starts_with("other_")), "{others:?}");
+    assert_eq!((found.value("rows_total", &[]), others.value("rows_total", &[])), (None, None));
+    let (_layer, installed) = builder().install().unwrap();
+    metrics::counter!("rows_total").increment(1);
+    assert_eq!(rendered(&installed).expect("rows_total", &[]), 1.0, "it was free");
+}
+
+#[test]
+fn a_recorder_of_the_application_is_delivered() {
+    run("exposition");
+}
+
+fn exposition_of_another() {
+    let other = PrometheusBuilder::new().set_buckets(&[60.0]).unwrap().install_recorder().unwrap();
+    let server = MockGateway::ok();
+    let gateway = Pushgateway::new(server.url(), "j").unwrap();
+    let render = move || other.render();
+    let (layer, guard) = builder().with_exposition(render).with_pushgateway(gateway).install().unwrap();
+    let _default = tracing_subscriber::registry().with(layer).set_default();
+    metrics::counter!("rows_total").increment(1);
+    let open = tracing::info_span!("s", stage_id = "open");
+    assert_eq!(rendered(&guard).expect("quant_stage_active", &[("stage_id", "open"), ("profile", "")]), 1.0);
+    drop(open);
+    stage("a");
+    guard.shutdown().unwrap();
+    let last = exposition::parse(server.requests().last().unwrap().text());
+    assert_eq!(last.expect("rows_total", &[]), 1.0);
+    for id in ["a", "open"] {
+        assert_eq!(last.expect("quant_stage_total", &[("stage_id", id), ("status", "success")]), 1.0);
+        assert_eq!(last.expect("quant_stage_active", &[("stage_id", id), ("profile", "")]), 0.0);
+        let labels = [("stage_id", id), ("profile", ""), ("run_id", "")];
+        assert_eq!(last.expect("quant_stage_duration_seconds_count", &labels), 1.0);
+    }
+    assert!(last.expect("quant_run_last_success_timestamp_seconds", &[]) > 1.7e9);
+}
+
+#[test]
+fn the_layer_alone_records_into_the_recorder_of_the_application() {
+    run("the layer alone");
+}
+
+fn the_layer_alone() {
+    // Made before the recorder is installed, and bound at its first stage.
+    let layer = MetricsLayer::new();
+    let other = PrometheusBuilder::new().set_buckets(&[60.0]).unwrap().install_recorder().unwrap();
+    let _default = tracing_subscriber::registry().with(layer).set_default();
+    stage("a");
+    let found = exposition::parse(&other.render());
+    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "failure")]), 0.0);
+    assert_eq!(found.family("quant_stage_duration_seconds").unwrap().kind, "histogram");
+    assert!(found.family("quant_run_duration_seconds").is_none());
+}

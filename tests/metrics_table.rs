@@ -1,0 +1,332 @@
+//! The table of metrics, row by row: name, type, labels, meaning, and when a series exists.
+#![cfg(feature = "pushgateway")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use support::exposition::{self, Exposition};
+use support::measured::{Measured, failing_stage, measured, stage};
+use support::{MockGateway, Reply};
+use tracing::info_span;
+use tracing_stage_metrics::{
+    DEFAULT_BUCKETS, FailurePolicy, FlushGuard, MetricsLayer, MetricsLayerBuilder, Pushgateway,
+};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn rendered(guard: &FlushGuard) -> Exposition {
+    exposition::parse(&guard.render())
+}
+
+/// Runs `work` in a process under measurement and returns what the final flush delivers.
+#[track_caller]
+fn final_state(builder: MetricsLayerBuilder, work: impl FnOnce(&FlushGuard)) -> Exposition {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("final.prom");
+    let Measured { guard, log: _, default: _default } = measured(builder.with_textfile(&path).with_push_interval(HOUR));
+    work(&guard);
+    guard.shutdown().unwrap();
+    exposition::parse(&std::fs::read_to_string(path).unwrap())
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+/// The family is of this type, has a help text, and every series has exactly these labels, beside `le`.
+#[track_caller]
+fn assert_family(found: &Exposition, name: &str, kind: &str, labels: &[&str]) {
+    let family = found.family(name).unwrap_or_else(|| panic!("no {name}"));
+    assert_eq!(family.kind, kind, "{name}");
+    let help = family.help.as_deref().unwrap_or_default();
+    assert!(help.len() > 10 && help.ends_with('.'), "{name}: {help:?}");
+    for sample in &family.samples {
+        let has: BTreeSet<&str> = sample.labels.keys().map(String::as_str).filter(|name| *name != "le").collect();
+        assert_eq!(has, labels.iter().copied().collect(), "{sample}");
+    }
+}
+
+const DURATION: &str = "quant_stage_duration_seconds";
+
+#[test]
+fn stage_duration_seconds() {
+    let before = SystemTime::now();
+    let found = final_state(MetricsLayer::builder().with_expected_stages(["b"]), |guard| {
+        assert!(rendered(guard).family(DURATION).is_none(), "an expected stage has no duration");
+        for _ in 0..2 {
+            info_span!("s", stage_id = "a", profile = "p", run_id = "r").in_scope(|| {
+                assert!(rendered(guard).matching("quant_stage_duration_seconds_count", &[("run_id", "r")]).len() < 2);
+                // The work of the stage.
+                std::thread::sleep(Duration::from_millis(30));
+            });
+        }
+        failing_stage("a");
+    });
+    assert_family(&found, DURATION, "histogram", &["stage_id", "profile", "run_id"]);
+    let labels = [("stage_id", "a"), ("profile", "p"), ("run_id", "r")];
+    assert_eq!(found.expect("quant_stage_duration_seconds_count", &labels), 2.0);
+    let sum = found.expect("quant_stage_duration_seconds_sum", &labels);
+    let elapsed = before.elapsed().unwrap().as_secs_f64();
+    assert!(sum >= 0.06 && sum < elapsed, "{sum} of {elapsed}");
+    let bucket = |le| found.expect("quant_stage_duration_seconds_bucket", &[&labels[..], &[("le", le)]].concat());
+    assert_eq!((bucket("0.025"), bucket("14400"), bucket("+Inf")), (0.0, 2.0, 2.0));
+    let failed = [("stage_id", "a"), ("profile", ""), ("run_id", "")];
+    assert_eq!(found.expect("quant_stage_duration_seconds_count", &failed), 1.0, "failures are measured too");
+}
+
+#[test]
+fn its_buckets_are_the_defaults_or_those_given() {
+    let bounds = |builder| {
+        let found = final_state(builder, |_| stage("a"));
+        let buckets = found.matching("quant_stage_duration_seconds_bucket", &[]);
+        buckets.iter().map(|bucket| bucket.labels["le"].clone()).collect::<Vec<_>>()
+    };
+    let text = |bounds: &[f64]| bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]).collect::<Vec<_>>();
+    assert_eq!(bounds(MetricsLayer::builder()), text(&DEFAULT_BUCKETS));
+    assert!(DEFAULT_BUCKETS.len() <= 14);
+    assert!(DEFAULT_BUCKETS[0] < 0.01 && DEFAULT_BUCKETS[DEFAULT_BUCKETS.len() - 1] > 7_000.0, "milliseconds to hours");
+    assert_eq!(bounds(MetricsLayer::builder().with_buckets(&[0.1, 1.0, 600.0])), text(&[0.1, 1.0, 600.0]));
+}
+
+#[test]
+fn stage_total() {
+    let total = |found: &Exposition, stage, status| {
+        found.value("quant_stage_total", &[("stage_id", stage), ("status", status)])
+    };
+    let found = final_state(MetricsLayer::builder(), |guard| {
+        assert!(rendered(guard).family("quant_stage_total").is_none(), "no stage is known yet");
+        info_span!("s", stage_id = "open").in_scope(|| {
+            let found = rendered(guard);
+            assert_eq!((total(&found, "open", "success"), total(&found, "open", "failure")), (Some(0.0), Some(0.0)));
+        });
+        stage("good");
+        stage("good");
+        failing_stage("bad");
+    });
+    assert_family(&found, "quant_stage_total", "counter", &["stage_id", "status"]);
+    for (id, succeeded, failed) in [("open", 1.0, 0.0), ("good", 2.0, 0.0), ("bad", 0.0, 1.0)] {
+        assert_eq!(
+            (total(&found, id, "success"), total(&found, id, "failure")),
+            (Some(succeeded), Some(failed)),
+            "{id}"
+        );
+    }
+    assert_eq!(found.matching("quant_stage_total", &[]).len(), 6);
+}
+
+#[test]
+fn expected_stages_are_there_with_zeros_at_once() {
+    let server = MockGateway::ok();
+    let gateway = Pushgateway::new(server.url(), "j").unwrap();
+    let builder = MetricsLayer::builder().with_expected_stages(["a", "b", "a"]).with_pushgateway(gateway);
+    let Measured { guard: _guard, log: _, default: _default } = measured(builder.with_push_interval(HOUR));
+    let first = exposition::parse(server.await_request(|_| true).text());
+    let series: Vec<_> = first.matching("quant_stage_total", &[]).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        series,
+        [("a", "failure"), ("a", "success"), ("b", "failure"), ("b", "success")]
+            .map(|(id, status)| format!("quant_stage_total{{\"stage_id\": \"{id}\", \"status\": \"{status}\"}} 0"))
+    );
+}
+
+#[test]
+#[cfg(feature = "resource-usage")]
+fn engine_resource_usage() {
+    let found = final_state(MetricsLayer::builder(), |_| {});
+    assert_family(&found, "quant_engine_resource_usage", "gauge", &["resource_type", "node"]);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for resource in ["cpu", "mem"] {
+        let labels = [("resource_type", resource), ("node", host.trim())];
+        assert!(found.expect("quant_engine_resource_usage", &labels) > 0.0, "{resource}");
+    }
+    assert_eq!(found.matching("quant_engine_resource_usage", &[]).len(), 2);
+    let found = final_state(MetricsLayer::builder().with_node("worker-7"), |_| {});
+    assert_eq!(found.matching("quant_engine_resource_usage", &[("node", "worker-7")]).len(), 2);
+}
+
+#[test]
+fn stage_active() {
+    let active = |guard: &FlushGuard, profile: &str| {
+        rendered(guard).value("quant_stage_active", &[("stage_id", "a"), ("profile", profile)])
+    };
+    let found = final_state(MetricsLayer::builder(), |guard| {
+        let run = info_span!("run", profile = tracing::field::Empty);
+        let first = info_span!(parent: &run, "s", stage_id = "a");
+        assert_eq!(active(guard, ""), Some(1.0));
+        let second = info_span!(parent: &run, "s", stage_id = "a");
+        assert_eq!(active(guard, ""), Some(2.0));
+        run.record("profile", "p");
+        assert_eq!((active(guard, ""), active(guard, "p")), (Some(0.0), Some(2.0)), "they move with the profile");
+        drop(second);
+        assert_eq!(active(guard, "p"), Some(1.0));
+        drop(first);
+        assert_eq!(active(guard, "p"), Some(0.0));
+    });
+    assert_family(&found, "quant_stage_active", "gauge", &["stage_id", "profile"]);
+}
+
+#[test]
+fn stage_active_is_zero_after_the_final_flush_though_a_stage_is_open() {
+    let span = std::cell::RefCell::new(None);
+    let found = final_state(MetricsLayer::builder(), |_| {
+        *span.borrow_mut() = Some(info_span!("s", stage_id = "a"));
+    });
+    assert_eq!(found.expect("quant_stage_active", &[("stage_id", "a"), ("profile", "")]), 0.0);
+}
+
+#[test]
+fn stage_failures_total() {
+    let failures = |found: &Exposition| -> Vec<(String, f64)> {
+        let samples = found.matching("quant_stage_failures_total", &[("stage_id", "a"), ("profile", "p")]);
+        samples.iter().map(|sample| (sample.labels["reason"].clone(), sample.value)).collect()
+    };
+    let pairs = |wanted: &[(&str, f64)]| wanted.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect::<Vec<_>>();
+    let span = || info_span!("s", stage_id = "a", profile = "p");
+    let kept = std::cell::RefCell::new(None);
+    let found = final_state(MetricsLayer::builder(), |guard| {
+        span().in_scope(|| assert_eq!(failures(&rendered(guard)), pairs(&[("error", 0.0)]), "as soon as it is known"));
+        span().in_scope(|| tracing::error!("an error"));
+        let panicked = catch_unwind(AssertUnwindSafe(|| span().in_scope(|| std::panic::resume_unwind(Box::new("x")))));
+        assert!(panicked.is_err());
+        assert_eq!(failures(&rendered(guard)), pairs(&[("error", 1.0), ("panic", 1.0)]));
+        *kept.borrow_mut() = Some((span(), span().entered()));
+    });
+    assert_family(&found, "quant_stage_failures_total", "counter", &["stage_id", "profile", "reason"]);
+    let all = [("error", 1.0), ("interrupted", 1.0), ("panic", 1.0), ("unfinished", 1.0)];
+    assert_eq!(failures(&found), pairs(&all));
+
+    let proven = MetricsLayer::builder().with_failure_policy(FailurePolicy::ProvenSuccess);
+    let found = final_state(proven, |_| span().in_scope(|| {}));
+    assert_eq!(failures(&found), pairs(&[("cancelled", 1.0), ("error", 0.0)]));
+}
+
+#[test]
+fn stage_last_duration_seconds() {
+    let name = "quant_stage_last_duration_seconds";
+    let found = final_state(MetricsLayer::builder(), |guard| {
+        info_span!("s", stage_id = "a", profile = "p").in_scope(|| {
+            assert!(rendered(guard).family(name).is_none(), "none has finished");
+            std::thread::sleep(Duration::from_millis(50));
+        });
+        let first = rendered(guard).expect(name, &[("stage_id", "a"), ("profile", "p")]);
+        assert!(first >= 0.05, "{first}");
+        info_span!("s", stage_id = "a", profile = "p").in_scope(|| tracing::error!("failed"));
+    });
+    assert_family(&found, name, "gauge", &["stage_id", "profile"]);
+    let last = found.expect(name, &[("stage_id", "a"), ("profile", "p")]);
+    assert!(last > 0.0 && last < 0.05, "of the last one alone, failed or not: {last}");
+}
+
+#[test]
+fn stage_last_success_timestamp_seconds() {
+    let name = "quant_stage_last_success_timestamp_seconds";
+    let labels = [("stage_id", "stage"), ("profile", "")];
+    let found = final_state(MetricsLayer::builder(), |guard| {
+        failing_stage("stage");
+        assert!(rendered(guard).family(name).is_none(), "no success yet");
+        stage("stage");
+        let first = rendered(guard).expect(name, &labels);
+        assert!((now() - 5.0..=now()).contains(&first), "{first}");
+        failing_stage("stage");
+        for _ in 0..100 {
+            assert_eq!(rendered(guard).expect(name, &labels), first, "nothing but a success moves it");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        stage("stage");
+        let second = rendered(guard).expect(name, &labels);
+        assert!(second >= first + 0.04, "a success does: {first} {second}");
+    });
+    assert_family(&found, name, "gauge", &["stage_id", "profile"]);
+}
+
+#[test]
+fn run_start_timestamp_seconds() {
+    let name = "quant_run_start_timestamp_seconds";
+    let begun = now();
+    let at_first = std::cell::Cell::new(0.0);
+    let found = final_state(MetricsLayer::builder(), |guard| at_first.set(rendered(guard).expect(name, &[])));
+    assert_family(&found, name, "gauge", &[]);
+    assert_eq!(found.expect(name, &[]), at_first.get(), "set once");
+    assert!((begun..=now()).contains(&at_first.get()), "{}", at_first.get());
+}
+
+#[test]
+fn the_gauges_of_the_end_of_the_run() {
+    const AT_THE_END: [&str; 4] = [
+        "quant_run_duration_seconds",
+        "quant_run_last_completion_timestamp_seconds",
+        "quant_run_cpu_seconds",
+        "quant_run_peak_memory_bytes",
+    ];
+    let begun = now();
+    let found = final_state(MetricsLayer::builder(), |guard| {
+        let found = rendered(guard);
+        for name in AT_THE_END {
+            assert!(found.family(name).is_none(), "{name} is set at the end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    });
+    let names = if cfg!(feature = "resource-usage") { &AT_THE_END[..] } else { &AT_THE_END[..2] };
+    for name in names {
+        assert_family(&found, name, "gauge", &[]);
+    }
+    let elapsed = now() - begun;
+    let took = found.expect(AT_THE_END[0], &[]);
+    assert!(took >= 0.02 && took <= elapsed, "{took} of {elapsed}");
+    let completed = found.expect(AT_THE_END[1], &[]);
+    assert!(completed >= begun && completed <= now(), "{completed}");
+}
+
+#[test]
+fn run_last_success_timestamp_seconds() {
+    let name = "quant_run_last_success_timestamp_seconds";
+    let found = final_state(MetricsLayer::builder().with_expected_stages(["a"]), |guard| {
+        stage("a");
+        assert!(rendered(guard).family(name).is_none(), "the run is not over");
+    });
+    assert_family(&found, name, "gauge", &[]);
+    assert_eq!(found.expect(name, &[]), found.expect("quant_run_last_completion_timestamp_seconds", &[]));
+    let absent = |builder: MetricsLayerBuilder, work: fn()| final_state(builder, |_| work()).family(name).is_none();
+    assert!(absent(MetricsLayer::builder(), || {}), "nothing ran");
+    assert!(absent(MetricsLayer::builder(), || failing_stage("a")), "a stage failed");
+    assert!(absent(MetricsLayer::builder().with_expected_stages(["a", "b"]), || stage("a")), "one never ran");
+    let inner = || info_span!("s", stage_id = "a").in_scope(|| failing_stage("b"));
+    assert!(!absent(MetricsLayer::builder(), inner), "an inner stage is its outer one's affair");
+}
+
+#[test]
+fn telemetry_push_total() {
+    let name = "quant_telemetry_push_total";
+    let server = MockGateway::start([Reply::ok(), Reply::status(404), Reply::ok()]);
+    let gateway = Pushgateway::new(server.url(), "j").unwrap();
+    let found = final_state(MetricsLayer::builder().with_pushgateway(gateway), |guard| {
+        server.await_requests(1);
+        guard.flush().unwrap_err();
+        let found = rendered(guard);
+        let count = |result| found.expect(name, &[("result", result)]);
+        assert_eq!((count("success"), count("failure")), (1.0, 1.0));
+        guard.flush().unwrap();
+    });
+    assert_family(&found, name, "counter", &["result"]);
+    // The last push cannot know how it ends.
+    let count = |result| found.expect(name, &[("result", result)]);
+    assert_eq!((count("success"), count("failure")), (2.0, 1.0));
+    assert_eq!(server.requests().len(), 4);
+}
+
+#[test]
+fn telemetry_overflow_total() {
+    let name = "quant_telemetry_overflow_total";
+    let found = final_state(MetricsLayer::builder().with_max_series(2), |guard| {
+        assert_eq!(rendered(guard).expect(name, &[]), 0.0);
+        for id in ["a", "b", "c", "d", "a"] {
+            stage(id);
+        }
+    });
+    assert_family(&found, name, "counter", &[]);
+    assert_eq!(found.expect(name, &[]), 2.0, "`c` and `d`");
+}
