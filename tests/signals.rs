@@ -1,6 +1,6 @@
 //! SIGTERM and SIGINT with `with_flush_on_signals()`: the last state is delivered, then the process dies of that signal.
 #![cfg(all(feature = "pushgateway", unix))]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 mod support;
 
