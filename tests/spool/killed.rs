@@ -135,7 +135,7 @@ fn at_any_time_of_the_final_flush() {
 /// The same for processes that deliver what others left.
 #[test]
 fn at_any_time_of_a_replay() {
-    const LEFT: usize = 40;
+    const LEFT: usize = 60;
     const ROUNDS: u32 = 23;
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
@@ -144,7 +144,7 @@ fn at_any_time_of_a_replay() {
         leave(spool, job, "left");
     }
     let server = MockGateway::ok();
-    for (round, delay) in delays(Duration::from_millis(12), ROUNDS).enumerate() {
+    for (round, delay) in delays(Duration::from_millis(6), ROUNDS).enumerate() {
         let before = server.requests().len();
         let running = child::start(scenarios::command("stay", &server.url(), &format!("killed{round}"), spool));
         server.await_requests(before + 1);

@@ -56,11 +56,14 @@ fn a_replay_that_hangs_does_not_delay_the_interval() {
     let server = MockGateway::start([Reply::ok(), Reply::Silent].into_iter().cycle().take(8));
     let begun = Instant::now();
     let builder = builder(&server.url(), "later", spool).with_push_interval(INTERVAL);
-    let Measured { guard: _guard, log: _, default: _default } = measured(builder);
+    let Measured { guard, log: _, default: _default } = measured(builder);
     server.await_requests(7);
     assert!(begun.elapsed() < INTERVAL * 3 + SLACK, "{:?}", begun.elapsed());
     assert_eq!(pushes_of(&server, "later"), 4, "{:?}", all_asked(&server));
     assert_eq!(directory::payloads(spool).len(), 1, "it stays");
+    server.set_replies([Reply::ok()]);
+    guard.shutdown().unwrap();
+    assert_eq!(directory::names(spool), [""; 0]);
 }
 
 #[test]
