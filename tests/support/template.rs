@@ -30,7 +30,8 @@ pub fn matches(text: &str, template: &str) -> Result<(), String> {
 }
 
 fn line_matches(line: &str, wanted: &str) -> bool {
-    let placeholders: [(&str, fn(&str) -> bool); 4] =
+    type Matches = fn(&str) -> bool;
+    let placeholders: [(&str, Matches); 4] =
         [("<seconds>", is_positive), ("<unix>", is_now), ("<bytes>", is_bytes), ("<cores>", is_plain)];
     let Some((name, fits)) = placeholders.into_iter().find(|(name, _)| wanted.ends_with(name)) else {
         return line == wanted;
