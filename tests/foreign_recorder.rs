@@ -171,7 +171,8 @@ fn the_active_gauge_is_exact_under_threads() {
         }
     });
     assert_eq!(book.nonzero_gauges("quant_stage_active"), Vec::<String>::new());
-    let counted: u64 = book.counters().iter().filter(|line| line.contains("status=success")).map(|line| count(line)).sum();
+    let counted: u64 =
+        book.counters().iter().filter(|line| line.contains("status=success")).map(|line| count(line)).sum();
     assert_eq!(counted, 1 + 4 * 5_000);
 }
 
