@@ -115,7 +115,7 @@ impl Model {
                 break;
             }
         }
-        for cleanup in cleanups.into_iter().rev() {
+        for cleanup in cleanups {
             let (span, _) = self.node(cleanup, Some(at), Place { cleaning: true, ..place });
             self.close(span);
         }

@@ -92,7 +92,7 @@ fn steps(of: &Node, place: &Place<'_>) {
             Step::Panic => {}
         }
     }
-    while cleanups.pop().is_some() {}
+    drop(cleanups);
 }
 
 /// The child's span if it is still open.
