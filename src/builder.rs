@@ -1,25 +1,18 @@
-//! Configuration in, layer and guard out.
+//! The settings. [`start`](crate::start) checks them and makes the layer and the guard.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
-use tracing::warn;
-
-use crate::delivery::{Plan, Pushgateway, Textfile, Worker};
+use crate::delivery::Pushgateway;
 use crate::env::{DEFAULT_ENV_PREFIX, Reader};
 use crate::error::Error;
-use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard, TakeReport};
-use crate::layer::{DEFAULT_MAX_SERIES, FailurePolicy, MAX_MAX_SERIES, MetricsLayer, OWN_TARGET};
-use crate::layer::{Settings, Stages, Target};
-use crate::recorder::{self, DEFAULT_BUCKETS, EscapingRecorder, check_buckets};
+use crate::flusher::TakeReport;
+use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
+use crate::layer::{DEFAULT_MAX_SERIES, FailurePolicy, MetricsLayer};
+use crate::recorder::DEFAULT_BUCKETS;
 use crate::report::RunReport;
-use crate::schema::{self, DEFAULT_NAMESPACE};
-use crate::telemetry::{Exposition, Telemetry};
-use crate::voice::Voice;
+use crate::schema::DEFAULT_NAMESPACE;
 
 /// How often the state is pushed unless [`MetricsLayerBuilder::with_push_interval`] says otherwise.
 pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
@@ -39,31 +32,38 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_push_interval`](Self::with_push_interval) | [`DEFAULT_PUSH_INTERVAL`] |
 /// | [`with_flush_timeout`](Self::with_flush_timeout) | [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT) |
 /// | [`with_textfile`](Self::with_textfile) | none is written |
+/// | [`with_spool_dir`](Self::with_spool_dir) | what is not delivered in time is lost |
 /// | [`with_exposition`](Self::with_exposition) | a recorder of its own |
 /// | `with_resource_usage` | every [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL) |
 /// | [`with_node`](Self::with_node) | the host name |
 /// | [`with_run_report`](Self::with_run_report) | nobody is told |
+/// | `with_flush_on_signals` | a signal ends the process without a flush |
+/// | [`with_flush_on_panic_abort`](Self::with_flush_on_panic_abort) | an aborting panic ends it without a flush |
 ///
 /// What is set later wins. What is wrong is found by [`install`](Self::install) and [`build`](Self::build).
 #[must_use = "nothing happens before `install` or `build`"]
 pub struct MetricsLayerBuilder {
-    namespace: String,
-    buckets: Vec<f64>,
-    histogram_buckets: Vec<(String, Vec<f64>)>,
-    policy: FailurePolicy,
-    expected_stages: Vec<String>,
-    max_series: usize,
-    run_id_label: bool,
-    gateway: Option<Pushgateway>,
-    job_by_default: bool,
-    push_interval: Duration,
-    flush_timeout: Duration,
-    textfile: Option<PathBuf>,
-    exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
+    pub(crate) namespace: String,
+    pub(crate) buckets: Vec<f64>,
+    pub(crate) histogram_buckets: Vec<(String, Vec<f64>)>,
+    pub(crate) policy: FailurePolicy,
+    pub(crate) expected_stages: Vec<String>,
+    pub(crate) max_series: usize,
+    pub(crate) run_id_label: bool,
+    pub(crate) gateway: Option<Pushgateway>,
+    pub(crate) job_by_default: bool,
+    pub(crate) push_interval: Duration,
+    pub(crate) flush_timeout: Duration,
+    pub(crate) textfile: Option<PathBuf>,
+    pub(crate) spool_directory: Option<PathBuf>,
+    pub(crate) exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
     #[cfg(feature = "resource-usage")]
-    resource_interval: Duration,
-    node: Option<String>,
-    report: Option<TakeReport>,
+    pub(crate) resource_interval: Duration,
+    pub(crate) node: Option<String>,
+    pub(crate) report: Option<TakeReport>,
+    #[cfg(unix)]
+    pub(crate) flush_on_signals: bool,
+    pub(crate) flush_on_panic_abort: bool,
 }
 
 impl MetricsLayer {
@@ -98,16 +98,20 @@ impl MetricsLayerBuilder {
             push_interval: DEFAULT_PUSH_INTERVAL,
             flush_timeout: DEFAULT_FLUSH_TIMEOUT,
             textfile: None,
+            spool_directory: None,
             exposition: None,
             #[cfg(feature = "resource-usage")]
             resource_interval: crate::resource::DEFAULT_RESOURCE_INTERVAL,
             node: None,
             report: None,
+            #[cfg(unix)]
+            flush_on_signals: false,
+            flush_on_panic_abort: false,
         }
     }
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
-    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE` and `…_NODE`. One that is not set, or empty, changes nothing. Job and grouping
+    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_SPOOL_DIR` and `…_NODE`. One that is not set, or empty, changes nothing. Job and grouping
     /// belong to the gateway's address, and say nothing without it.
     ///
     /// # Errors
@@ -133,6 +137,7 @@ impl MetricsLayerBuilder {
         self.push_interval = environment.push_interval.unwrap_or(self.push_interval);
         self.flush_timeout = environment.flush_timeout.unwrap_or(self.flush_timeout);
         self.textfile = environment.textfile.or(self.textfile);
+        self.spool_directory = environment.spool_directory.or(self.spool_directory);
         self.node = environment.node.or(self.node);
         Ok(self)
     }
@@ -215,6 +220,20 @@ impl MetricsLayerBuilder {
         self
     }
 
+    /// Keeps the final payload in this directory until the gateway has it: it is written there first, pushed, and removed.
+    /// What a run leaves there, since the gateway was gone or the process was killed, a later run with the same directory
+    /// delivers to its own group: oldest first, in the background from its start and after its own payload at its end,
+    /// and not where the gateway has a newer push of that group. Without it, what is not delivered in time is lost.
+    ///
+    /// The directory is made if it is not there. Processes may share it. It keeps at most
+    /// [`MAX_SPOOL_FILES`](crate::MAX_SPOOL_FILES) files and [`MAX_SPOOL_BYTES`](crate::MAX_SPOOL_BYTES) bytes, the oldest
+    /// are dropped and counted. A file that is not whole is set aside as `*.torn`, one that the gateway refuses as
+    /// `*.refused`.
+    pub fn with_spool_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.spool_directory = Some(directory.into());
+        self
+    }
+
     /// Delivers the metrics of a recorder that the application has installed itself: `render` returns them in the
     /// Prometheus text format. Nothing is installed, and the layer records through the [`metrics`] facade; buckets and
     /// upkeep are that recorder's affair. Without it a recorder is built.
@@ -241,6 +260,28 @@ impl MetricsLayerBuilder {
     /// [`FlushGuard::report`] has it at any time.
     pub fn with_run_report(mut self, take: impl FnOnce(RunReport) + Send + 'static) -> Self {
         self.report = Some(Box::new(take));
+        self
+    }
+
+    /// Makes the final flush on SIGTERM and SIGINT too; then the process dies of that signal, as its parent expects (as
+    /// process 1 of a container, where it cannot, it exits with 128 and the number of the signal). Without it a signal
+    /// ends the process with the state of the last push.
+    ///
+    /// A second signal during the flush ends the process at once. One that was ignored when the process started
+    /// (`nohup`) stays ignored. After the final flush signals act as if never caught.
+    ///
+    /// Not for a program with a shutdown handler of its own: that drops the guard when it is done.
+    #[cfg(unix)]
+    pub fn with_flush_on_signals(mut self) -> Self {
+        self.flush_on_signals = true;
+        self
+    }
+
+    /// Makes the final flush in the panic hook where a panic aborts the process (`panic = "abort"`), since no destructor
+    /// runs then. The hook that was there is called first. Without it such a panic leaves the state of the last push.
+    /// Where panics unwind it does nothing: the guard is dropped by them.
+    pub fn with_flush_on_panic_abort(mut self) -> Self {
+        self.flush_on_panic_abort = true;
         self
     }
 
@@ -271,135 +312,6 @@ impl MetricsLayerBuilder {
     pub fn build(self) -> Result<(MetricsLayer, FlushGuard), Error> {
         self.start(|_| Ok(()))
     }
-
-    fn start(
-        self,
-        install: impl FnOnce(Arc<EscapingRecorder>) -> Result<(), Error>,
-    ) -> Result<(MetricsLayer, FlushGuard), Error> {
-        self.check()?;
-        let textfile = self.textfile.map(Textfile::new).transpose()?;
-        if let Some(textfile) = &textfile {
-            textfile.check()?;
-        }
-        let (target, exposition, recorder) = match self.exposition {
-            Some(render) => (Target::Facade, Exposition::Foreign(render), None),
-            None => {
-                let (recorder, handle) = build_recorder(&self.namespace, &self.buckets, &self.histogram_buckets)?;
-                let recorder = Arc::new(recorder);
-                let exposition = Exposition::Own { handle, rendering: Mutex::new(()) };
-                (Target::Own(Arc::clone(&recorder) as _), exposition, Some(recorder))
-            }
-        };
-        let grouping = |label| self.gateway.as_ref().and_then(|gateway| gateway.grouping().get(label));
-        let voice = Arc::new(Voice::default());
-        let stages = Arc::new(Stages::new(Settings {
-            namespace: self.namespace.clone(),
-            policy: self.policy,
-            max_series: self.max_series,
-            expected_stages: self.expected_stages,
-            profile: grouping(schema::PROFILE).map(str::to_owned),
-            run_id: grouping(schema::RUN_ID).map(str::to_owned),
-            run_id_label: self.run_id_label,
-            target,
-            clock: quanta::Clock::new(),
-            voice: Arc::clone(&voice),
-        }));
-        if let Some(gateway) = self.gateway.as_ref().filter(|_| self.job_by_default) {
-            let job = gateway.grouping().job().to_owned();
-            voice.defer(move || {
-                warn!(
-                    target: OWN_TARGET,
-                    job,
-                    "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {job:?}: \
-                     set TV_PROMETHEUS_JOB, since jobs that share a group overwrite each other"
-                );
-            });
-        }
-        #[cfg(feature = "resource-usage")]
-        let resources = {
-            let node = self.node.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
-            Some(crate::telemetry::Resources::new(&stages, &node))
-        };
-        let telemetry = Arc::new(Telemetry::new(
-            Arc::clone(&stages),
-            exposition,
-            &self.namespace,
-            #[cfg(feature = "resource-usage")]
-            resources,
-        ));
-        let plan = Plan {
-            gateway: self.gateway,
-            textfile,
-            push_interval: self.push_interval,
-            #[cfg(feature = "resource-usage")]
-            sample_interval: Some(self.resource_interval),
-            #[cfg(not(feature = "resource-usage"))]
-            sample_interval: None,
-        };
-        let worker = Worker::new(plan, Arc::clone(&telemetry) as _)?;
-        if let Some(recorder) = recorder {
-            // The last step that can fail: it cannot be undone.
-            install(recorder)?;
-        }
-        worker.go();
-        let guard = FlushGuard::new(telemetry, worker, self.flush_timeout, self.report);
-        Ok((MetricsLayer::over(stages), guard))
-    }
-
-    /// Everything that can be found wrong without building anything.
-    fn check(&self) -> Result<(), Error> {
-        check_namespace(&self.namespace)?;
-        check_buckets("the stage duration", &self.buckets)?;
-        for (histogram, bounds) in &self.histogram_buckets {
-            check_buckets(&format!("histogram `{histogram}`"), bounds)?;
-        }
-        let different = self.expected_stages.iter().collect::<HashSet<_>>().len();
-        if self.max_series < different.max(1) || self.max_series > MAX_MAX_SERIES {
-            return Err(Error::config(format!(
-                "the limit on label sets is {}: it must be at least 1, at least the number of expected stages \
-                 ({different}), and at most {MAX_MAX_SERIES}",
-                self.max_series
-            )));
-        }
-        let durations = [
-            ("push interval", self.push_interval),
-            ("flush timeout", self.flush_timeout),
-            #[cfg(feature = "resource-usage")]
-            ("interval of the resource usage", self.resource_interval),
-        ];
-        for (what, duration) in durations {
-            if duration.is_zero() || duration > MAX_DURATION {
-                return Err(Error::config(format!(
-                    "the {what} is {duration:?}: it must be above zero and at most a year"
-                )));
-            }
-        }
-        self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
-    }
-}
-
-/// Far beyond what anyone means, and far below what the clocks can add up.
-const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3_600);
-
-fn build_recorder(
-    namespace: &str,
-    buckets: &[f64],
-    histograms: &[(String, Vec<f64>)],
-) -> Result<(EscapingRecorder, PrometheusHandle), Error> {
-    let duration = schema::STAGE_DURATION.name(namespace);
-    let histograms = histograms.iter().map(|(name, bounds)| (name.as_str(), bounds.as_slice()));
-    recorder::build(std::iter::once((duration.as_str(), buckets)).chain(histograms))
-}
-
-fn check_namespace(namespace: &str) -> Result<(), Error> {
-    let mut characters = namespace.chars();
-    let begins = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-    if begins && characters.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Ok(());
-    }
-    Err(Error::config(format!(
-        "the namespace {namespace:?} cannot begin a metric name: use letters, digits and underscores, and no digit first"
-    )))
 }
 
 impl fmt::Debug for MetricsLayerBuilder {

@@ -1,26 +1,17 @@
 //! The guard: drives the final flush, however the process ends.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tracing::warn;
-
-use crate::delivery::Worker;
 use crate::error::{Error, Kind};
-use crate::layer::OWN_TARGET;
+use crate::flusher::Flusher;
 use crate::report::RunReport;
 use crate::run::Ending;
-use crate::telemetry::Telemetry;
 
 /// How long a flush may take unless `MetricsLayerBuilder::with_flush_timeout` says otherwise.
 pub const DEFAULT_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What is done with the report after the final flush.
-pub(crate) type TakeReport = Box<dyn FnOnce(RunReport) + Send>;
 
 /// Delivers the metrics when it goes out of scope, and on demand before.
 ///
@@ -32,21 +23,13 @@ pub(crate) type TakeReport = Box<dyn FnOnce(RunReport) + Send>;
 /// a thread of its own; [`shutdown_async`](Self::shutdown_async) leaves the runtime's thread free meanwhile.
 #[must_use = "dropping the guard ends the measurement: keep it until the end of `main`, as `let (layer, _guard) = …`"]
 pub struct FlushGuard {
-    telemetry: Arc<Telemetry>,
-    worker: Arc<Worker>,
-    flush_timeout: Duration,
-    report: Option<TakeReport>,
+    flusher: Arc<Flusher>,
     ended: bool,
 }
 
 impl FlushGuard {
-    pub(crate) fn new(
-        telemetry: Arc<Telemetry>,
-        worker: Worker,
-        flush_timeout: Duration,
-        report: Option<TakeReport>,
-    ) -> Self {
-        Self { telemetry, worker: Arc::new(worker), flush_timeout, report, ended: false }
+    pub(crate) fn new(flusher: Arc<Flusher>) -> Self {
+        Self { flusher, ended: false }
     }
 
     /// Delivers the state of this moment to the gateway and the text file and waits for the answer, up to the flush
@@ -56,7 +39,7 @@ impl FlushGuard {
     ///
     /// What kept the metrics from arriving: see [`Error`].
     pub fn flush(&self) -> Result<(), Error> {
-        deliver(&self.worker, Instant::now() + self.flush_timeout, self.flush_timeout, false)
+        self.flusher.flush()
     }
 
     /// As [`flush`](Self::flush), without blocking the thread. Needs no particular runtime.
@@ -65,9 +48,8 @@ impl FlushGuard {
     ///
     /// As [`flush`](Self::flush).
     pub async fn flush_async(&self) -> Result<(), Error> {
-        let (worker, timeout) = (Arc::clone(&self.worker), self.flush_timeout);
-        let deadline = Instant::now() + timeout;
-        elsewhere(move || deliver(&worker, deadline, timeout, false)).await?
+        let flusher = Arc::clone(&self.flusher);
+        elsewhere(move || flusher.flush()).await?
     }
 
     /// Records whether the run succeeded, makes the final flush and hands the result through. What went wrong in the
@@ -82,15 +64,14 @@ impl FlushGuard {
     /// }
     /// ```
     pub fn finish<T, E>(mut self, result: Result<T, E>) -> Result<T, E> {
-        let ending = if result.is_ok() { Ending::Returned } else { Ending::Failed };
-        let flushed = self.end(ending);
-        self.warn_about(flushed);
+        self.ended = true;
+        self.flusher.end_and_warn(if result.is_ok() { Ending::Returned } else { Ending::Failed });
         result
     }
 
     /// This run is no success, whatever its stages say.
     pub fn fail(&self) {
-        self.telemetry.fail();
+        self.flusher.telemetry.fail();
     }
 
     /// The final flush, with its result. Nothing is measured after.
@@ -99,7 +80,8 @@ impl FlushGuard {
     ///
     /// As [`flush`](Self::flush).
     pub fn shutdown(mut self) -> Result<(), Error> {
-        self.end(Ending::Returned)
+        self.ended = true;
+        self.flusher.end(Ending::Returned)
     }
 
     /// As [`shutdown`](Self::shutdown), without blocking the thread. Needs no particular runtime.
@@ -116,80 +98,34 @@ impl FlushGuard {
     /// The final flush, then [`std::process::exit`]. A code other than zero is a failed run. What went wrong in the
     /// delivery is one `warn!`: it does not change the code.
     pub fn exit(mut self, code: i32) -> ! {
-        let flushed = self.end(Ending::Exited(code));
-        self.warn_about(flushed);
-        std::process::exit(code)
+        self.ended = true;
+        self.flusher.end_then(Ending::Exited(code), || std::process::exit(code))
     }
 
     /// The metrics of this moment in the Prometheus text format, in a stable order.
     #[must_use]
     pub fn render(&self) -> String {
-        self.telemetry.render()
+        self.flusher.telemetry.render()
     }
 
     /// The stages of this run so far. `Display` prints them as a table.
     #[must_use]
     pub fn report(&self) -> RunReport {
-        self.telemetry.report()
-    }
-
-    fn end(&mut self, ending: Ending) -> Result<(), Error> {
-        if std::mem::replace(&mut self.ended, true) {
-            return Ok(());
-        }
-        let deadline = Instant::now() + self.flush_timeout;
-        self.telemetry.end(ending);
-        let result = deliver(&self.worker, deadline, self.flush_timeout, true);
-        if let Some(take) = self.report.take() {
-            let report = self.telemetry.report();
-            // The guard may be dropped by a panic already, and a second one would abort the process.
-            if catch_unwind(AssertUnwindSafe(|| take(report))).is_err() {
-                self.telemetry.stages.voice.speak(|| warn!(target: OWN_TARGET, "`with_run_report` panicked"));
-            }
-        }
-        result
-    }
-
-    fn warn_about(&self, flushed: Result<(), Error>) {
-        if let Err(error) = flushed {
-            self.telemetry.stages.voice.speak(|| {
-                warn!(target: OWN_TARGET, error = ?error, "the last state of the metrics was not delivered");
-            });
-        }
+        self.flusher.telemetry.report()
     }
 }
 
 impl Drop for FlushGuard {
     fn drop(&mut self) {
         if !self.ended {
-            let flushed = self.end(if thread::panicking() { Ending::Panicked } else { Ending::Returned });
-            self.warn_about(flushed);
+            self.flusher.end_and_warn(if thread::panicking() { Ending::Panicked } else { Ending::Returned });
         }
     }
 }
 
 impl fmt::Debug for FlushGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlushGuard").field("flush_timeout", &self.flush_timeout).finish_non_exhaustive()
-    }
-}
-
-/// Orders a delivery and waits for it, until the deadline and no longer.
-fn deliver(worker: &Worker, deadline: Instant, allowed: Duration, last: bool) -> Result<(), Error> {
-    let (reply, answer) = mpsc::sync_channel(1);
-    // A little earlier there, so that the answer, which says what went wrong, is here in time.
-    let slack = (allowed / 20).min(Duration::from_millis(50));
-    let send = move |result| {
-        // Nobody waits any more where the deadline has passed.
-        let _ = reply.send(result);
-    };
-    worker.order(deadline.checked_sub(slack).unwrap_or(deadline), last, Box::new(send));
-    match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        Ok(result) => result,
-        Err(mpsc::RecvTimeoutError::Timeout) => {
-            Err(Error::new(Kind::Timeout, format!("the metrics were not delivered in the {allowed:?} allowed")))
-        }
-        Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::new(Kind::Delivery, "the delivery thread is gone")),
+        f.debug_struct("FlushGuard").field("flush_timeout", &self.flusher.timeout()).finish_non_exhaustive()
     }
 }
 
@@ -209,3 +145,8 @@ async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
         .map_err(|error| Error::new(Kind::Delivery, "cannot start a thread for the flush").with_source(error))?;
     result.await.map_err(|_| Error::new(Kind::Delivery, "the thread of the flush is gone"))
 }
+
+const _: () = {
+    const fn shared<T: Send + Sync + 'static>() {}
+    shared::<FlushGuard>();
+};

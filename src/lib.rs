@@ -1,4 +1,57 @@
-//! Prometheus metrics for batch pipelines, from the `tracing` spans they already have.
+//! Prometheus metrics for batch pipelines, from the `tracing` spans they already have, pushed to a Pushgateway however
+//! the process ends.
+//!
+//! ```no_run
+//! # #[cfg(feature = "pushgateway")] {
+//! use tracing_stage_metrics::MetricsLayer;
+//! use tracing_subscriber::prelude::*;
+//!
+//! #[tracing::instrument(fields(stage_id = "foundation.ingest"), err)]
+//! fn ingest(path: &str) -> Result<usize, std::io::Error> {
+//!     Ok(std::fs::read_to_string(path)?.lines().count())
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let (layer, guard) = MetricsLayer::builder().with_env()?.install()?; // TV_PROMETHEUS_PUSHGATEWAY
+//!     tracing_subscriber::registry().with(layer).init();
+//!     guard.finish(ingest("prices.csv"))?;
+//!     Ok(())
+//! }
+//! # }
+//! ```
+//!
+//! # How it works
+//!
+//! [`MetricsLayer`] watches the spans that declare a field `stage_id`. When one closes it records the duration and the
+//! outcome through the [`metrics`] facade. A background thread pushes the recorder's state to a [`Pushgateway`]: at
+//! once, on an interval, and when the [`FlushGuard`] goes out of scope.
+//!
+//! ```text
+//! span -> layer -> metrics facade -> recorder -> delivery thread -> Pushgateway, text file
+//!                                                     ^
+//!                                                   guard
+//! ```
+//!
+//! # Where to look
+//!
+//! - [`MetricsLayer::builder`] and [`MetricsLayerBuilder`]: all settings and their defaults.
+//! - [`FlushGuard`]: flushing, ending, the run report.
+//! - [`FailurePolicy`]: what makes a stage fail.
+//! - [`Pushgateway`]: the client, also on its own.
+//! - [`MetricsLayer::new`]: the layer alone, over a recorder you have.
+//!
+//! The metrics, the environment variables and the traps (filters, groups) are in the README.
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! |---|---|---|
+//! | none | | the layer, over the `metrics` facade |
+//! | `pushgateway` | yes | recorder, delivery thread, Pushgateway client, text file |
+//! | `tls` | yes | https gateways |
+//! | `resource-usage` | yes | CPU and memory of the process (Linux) |
+
+#![cfg_attr(not(feature = "pushgateway"), allow(rustdoc::broken_intra_doc_links))]
 
 mod error;
 mod layer;
@@ -14,7 +67,11 @@ mod env;
 #[cfg(feature = "pushgateway")]
 mod exposition;
 #[cfg(feature = "pushgateway")]
+mod flusher;
+#[cfg(feature = "pushgateway")]
 mod guard;
+#[cfg(feature = "pushgateway")]
+mod histogram;
 #[cfg(feature = "pushgateway")]
 mod recorder;
 #[cfg(feature = "pushgateway")]
@@ -23,13 +80,20 @@ mod report;
 mod resource;
 #[cfg(feature = "pushgateway")]
 mod run;
+#[cfg(all(feature = "pushgateway", unix))]
+mod signals;
+#[cfg(feature = "pushgateway")]
+mod start;
 #[cfg(feature = "pushgateway")]
 mod telemetry;
 
 #[cfg(feature = "pushgateway")]
 pub use builder::{DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};
 #[cfg(feature = "pushgateway")]
-pub use delivery::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
+pub use delivery::{
+    COMPRESSION_THRESHOLD, DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, MAX_SPOOL_BYTES, MAX_SPOOL_FILES,
+    Pushgateway,
+};
 #[cfg(feature = "pushgateway")]
 pub use env::DEFAULT_ENV_PREFIX;
 pub use error::Error;
@@ -43,3 +107,7 @@ pub use report::{RunReport, StageReport};
 #[cfg(feature = "resource-usage")]
 pub use resource::DEFAULT_RESOURCE_INTERVAL;
 pub use schema::DEFAULT_NAMESPACE;
+
+#[cfg(all(doctest, feature = "pushgateway"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,9 +1,10 @@
-//! The Prometheus recorder: its buckets, its escaping, its rendering and its upkeep.
+//! The Prometheus recorder: its buckets, its escaping and its rendering.
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::error::Error;
+use crate::histogram::Histograms;
 
 /// Upper bounds of the buckets of the stage duration, in seconds: batch work, from a millisecond to four hours.
 pub const DEFAULT_BUCKETS: [f64; 14] =
@@ -15,18 +16,27 @@ pub const DEFAULT_BUCKETS: [f64; 14] =
 pub const DEFAULT_HISTOGRAM_BUCKETS: [f64; 16] =
     [1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1e3, 1e4, 1e5, 1e6];
 
-/// Builds the recorder and the handle that reads it. `buckets`: bounds by the full name of the histogram.
-pub(crate) fn build<'a>(
-    buckets: impl IntoIterator<Item = (&'a str, &'a [f64])>,
-) -> Result<(EscapingRecorder, PrometheusHandle), Error> {
-    let refused = |error| Error::config("the Prometheus exporter does not take these buckets").with_source(error);
-    let mut builder = PrometheusBuilder::new().set_buckets(&DEFAULT_HISTOGRAM_BUCKETS).map_err(refused)?;
-    for (name, bounds) in buckets {
-        builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds).map_err(refused)?;
+/// A Prometheus recorder: counters and gauges are the exporter's, histograms our own.
+pub(crate) struct StageRecorder {
+    exporter: PrometheusRecorder,
+    handle: PrometheusHandle,
+    histograms: Histograms,
+}
+
+impl StageRecorder {
+    /// `buckets`: bounds by the full name of the histogram.
+    pub(crate) fn new<'a>(buckets: impl IntoIterator<Item = (&'a str, &'a [f64])>) -> Self {
+        let exporter = PrometheusBuilder::new().build_recorder();
+        let handle = exporter.handle();
+        Self { exporter, handle, histograms: Histograms::new(&DEFAULT_HISTOGRAM_BUCKETS, buckets) }
     }
-    let recorder = builder.build_recorder();
-    let handle = recorder.handle();
-    Ok((EscapingRecorder(recorder), handle))
+
+    /// All metrics in the text format, in no particular order.
+    pub(crate) fn render(&self) -> String {
+        let mut text = self.handle.render();
+        text.push_str(&self.histograms.render());
+        text
+    }
 }
 
 /// Checks bucket bounds: at least one, all finite, strictly ascending. `of` names them in the error.
@@ -48,14 +58,11 @@ pub(crate) fn check_buckets(of: &str, bounds: &[f64]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The exporter's recorder, given label values in the form in which it renders them right.
+/// The key in the form in which the exporter renders its label values right, where that is another.
 ///
 /// The exporter takes a backslash that stands before another, or before a quote, for one that escapes already, so
 /// that two different values are rendered the same, as one series given twice, which a gateway refuses with the whole
 /// push. Where every backslash comes doubled its rendering is exact.
-#[derive(Debug)]
-pub(crate) struct EscapingRecorder(PrometheusRecorder);
-
 fn escaped(key: &Key) -> Option<Key> {
     key.labels().any(|label| label.value().contains('\\')).then(|| {
         let labels = key.labels().map(|label| Label::new(label.key().to_owned(), label.value().replace('\\', r"\\")));
@@ -67,29 +74,29 @@ fn escaped_help(help: SharedString) -> SharedString {
     if help.contains('\\') { help.replace('\\', r"\\").into() } else { help }
 }
 
-impl Recorder for EscapingRecorder {
+impl Recorder for StageRecorder {
     fn describe_counter(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
-        self.0.describe_counter(name, unit, escaped_help(help));
+        self.exporter.describe_counter(name, unit, escaped_help(help));
     }
 
     fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
-        self.0.describe_gauge(name, unit, escaped_help(help));
+        self.exporter.describe_gauge(name, unit, escaped_help(help));
     }
 
-    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
-        self.0.describe_histogram(name, unit, escaped_help(help));
+    fn describe_histogram(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
+        self.histograms.describe(name.as_str(), help);
     }
 
     fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
-        self.0.register_counter(escaped(key).as_ref().unwrap_or(key), metadata)
+        self.exporter.register_counter(escaped(key).as_ref().unwrap_or(key), metadata)
     }
 
     fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
-        self.0.register_gauge(escaped(key).as_ref().unwrap_or(key), metadata)
+        self.exporter.register_gauge(escaped(key).as_ref().unwrap_or(key), metadata)
     }
 
-    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
-        self.0.register_histogram(escaped(key).as_ref().unwrap_or(key), metadata)
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        self.histograms.register(key)
     }
 }
 
@@ -101,13 +108,14 @@ mod tests {
     static METADATA: Metadata<'static> = Metadata::new("test", metrics::Level::INFO, None);
 
     fn rendered(values: &[&str]) -> Vec<String> {
-        let (recorder, handle) = build([]).unwrap();
+        let recorder = StageRecorder::new([]);
         for value in values {
             let key = Key::from_parts("m", vec![Label::new("l", (*value).to_owned())]);
             recorder.register_counter(&key, &METADATA).increment(1);
+            recorder.register_histogram(&Key::from_parts("h", vec![Label::new("l", (*value).to_owned())]), &METADATA);
         }
-        let mut lines: Vec<_> =
-            handle.render().lines().filter(|line| line.starts_with("m{")).map(str::to_owned).collect();
+        let text = recorder.render();
+        let mut lines: Vec<_> = text.lines().filter(|line| line.starts_with("m{")).map(str::to_owned).collect();
         lines.sort();
         lines
     }
@@ -140,11 +148,11 @@ mod tests {
 
     #[test]
     fn a_histogram_of_the_application_is_no_summary() {
-        let (recorder, handle) = build([("rows", &[1.0, 2.0][..])]).unwrap();
+        let recorder = StageRecorder::new([("rows", &[1.0, 2.0][..])]);
         for name in ["rows", "other"] {
             recorder.register_histogram(&Key::from_name(name), &METADATA).record(1.5);
         }
-        let text = handle.render();
+        let text = recorder.render();
         assert!(text.contains("# TYPE rows histogram\nrows_bucket{le=\"1\"} 0\nrows_bucket{le=\"2\"} 1\n"), "{text}");
         assert!(text.contains("# TYPE other histogram\n"), "{text}");
     }

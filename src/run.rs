@@ -17,15 +17,15 @@ pub(crate) enum Ending {
     Panicked,
     /// `exit` with this code.
     Exited(i32),
+    /// SIGTERM or SIGINT.
+    #[cfg(unix)]
+    Signalled,
 }
 
 impl Ending {
     /// Whether stages still open are cut off in their work.
     pub(crate) fn is_cut_off(self) -> bool {
-        match self {
-            Self::Returned | Self::Failed | Self::Exited(0) => false,
-            Self::Panicked | Self::Exited(_) => true,
-        }
+        !matches!(self, Self::Returned | Self::Failed | Self::Exited(0))
     }
 
     fn allows_success(self) -> bool {
@@ -42,7 +42,7 @@ impl Run {
     /// Begins the run: its start is the first thing the gateway hears of it.
     pub(crate) fn begin(stages: &Stages) -> Self {
         stages.series.bind();
-        stages.set_gauge(&schema::RUN_START, unix_time());
+        stages.set_gauge(&schema::RUN_START, &[], unix_time());
         Self { begun: Instant::now(), failed: AtomicBool::new(false) }
     }
 
@@ -54,14 +54,14 @@ impl Run {
     /// Ends the run: counts the stages still open, decides whether it was a success, sets its gauges.
     ///
     /// It succeeded if at least one outermost stage finished, none failed, every expected stage succeeded at least
-    /// once, and it did not end by `fail()`, `finish(Err)`, a panic or a non-zero `exit`.
+    /// once, and it did not end by `fail()`, `finish(Err)`, a panic, a signal or a non-zero `exit`.
     pub(crate) fn end(&self, stages: &Stages, ending: Ending) {
         stages.end(ending.is_cut_off());
         let now = unix_time();
-        stages.set_gauge(&schema::RUN_DURATION, self.begun.elapsed().as_secs_f64());
-        stages.set_gauge(&schema::RUN_LAST_COMPLETION, now);
+        stages.set_gauge(&schema::RUN_DURATION, &[], self.begun.elapsed().as_secs_f64());
+        stages.set_gauge(&schema::RUN_LAST_COMPLETION, &[], now);
         if ending.allows_success() && !self.failed.load(Ordering::Relaxed) && stages.all_well() {
-            stages.set_gauge(&schema::RUN_LAST_SUCCESS, now);
+            stages.set_gauge(&schema::RUN_LAST_SUCCESS, &[], now);
         }
     }
 }

@@ -145,6 +145,28 @@ pub(crate) const OVERFLOW_TOTAL: Metric = Metric {
     help: "Finished stages counted in an overflow series, because there were too many label sets.",
 };
 
+pub(crate) const LAST_PUSH_DURATION: Metric = Metric {
+    suffix: "telemetry_last_push_duration_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    help: "Duration of the last push, retries included.",
+};
+pub(crate) const SPOOL_FILES: Metric = Metric {
+    suffix: "telemetry_spool_files",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Payloads in the spool directory that wait to be delivered.",
+};
+pub(crate) const SPOOL_DROPPED: Metric = Metric {
+    suffix: "telemetry_spool_dropped_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    help: "Payloads dropped from the spool to stay within its bounds.",
+};
+
 /// All of them, in the order in which the documentation lists them.
 pub(crate) const METRICS: &[&Metric] = &[
     &STAGE_DURATION,
@@ -162,4 +184,49 @@ pub(crate) const METRICS: &[&Metric] = &[
     &RUN_LAST_SUCCESS,
     &PUSH_TOTAL,
     &OVERFLOW_TOTAL,
+    &LAST_PUSH_DURATION,
+    &SPOOL_FILES,
+    &SPOOL_DROPPED,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_help_a_base_unit_and_the_right_suffix() {
+        for metric in METRICS {
+            let name = metric.name(DEFAULT_NAMESPACE);
+            assert!(metric.help.ends_with('.') && metric.help.len() > 10, "{name}: {}", metric.help);
+            assert!(metric.help.starts_with(char::is_uppercase), "{name}: {}", metric.help);
+            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+            assert_eq!(metric.unit == Unit::Seconds, name.ends_with("_seconds"), "{name}");
+            assert_eq!(metric.unit == Unit::Bytes, name.ends_with("_bytes"), "{name}");
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+        }
+        let different: std::collections::HashSet<_> = METRICS.iter().map(|metric| metric.suffix).collect();
+        assert_eq!(different.len(), METRICS.len());
+    }
+
+    #[test]
+    fn the_readme_lists_every_metric_with_its_type_and_labels_and_no_other() {
+        let readme = include_str!("../README.md");
+        let rows: Vec<_> = readme.lines().filter(|line| line.starts_with("| `quant_")).collect();
+        for metric in METRICS {
+            let kind = format!("{:?}", metric.kind).to_lowercase();
+            let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+            let labels = if labels.is_empty() { "|".to_owned() } else { format!("| {} |", labels.join(", ")) };
+            let row = format!("| `{}` | {kind} {labels}", metric.name(DEFAULT_NAMESPACE));
+            assert_eq!(rows.iter().filter(|line| line.starts_with(&row)).count(), 1, "{row}");
+        }
+        assert_eq!(rows.len(), METRICS.len());
+    }
+
+    #[test]
+    fn what_a_metric_has_as_a_label_cannot_group() {
+        let labels = METRICS.iter().flat_map(|metric| metric.labels);
+        for label in labels.filter(|label| **label != PROFILE && **label != RUN_ID) {
+            assert!(RESERVED_LABELS.contains(label), "{label}");
+        }
+    }
+}

@@ -1,16 +1,17 @@
 //! What is delivered: the stages, the run, the process's resources and the recorder that holds their metrics.
 
-use std::sync::Arc;
-use std::sync::{Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use metrics::Counter;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tracing::{info, warn};
 
 use crate::delivery::{Source, State};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::exposition;
 use crate::layer::{OWN_TARGET, Stages, outward};
+use crate::recorder::StageRecorder;
 use crate::report::RunReport;
 use crate::run::{Ending, Run};
 use crate::schema;
@@ -19,7 +20,7 @@ use crate::schema;
 pub(crate) enum Exposition {
     /// The recorder this crate built.
     Own {
-        handle: PrometheusHandle,
+        recorder: Arc<StageRecorder>,
         /// One at a time gives the recorder the latest values and reads it.
         rendering: Mutex<()>,
     },
@@ -43,37 +44,38 @@ struct Pushes {
     failure: Counter,
 }
 
-/// The process's resources, with the gauges that show them.
+/// The process's resources, and the node they are reported for.
 #[cfg(feature = "resource-usage")]
 pub(crate) struct Resources {
     meter: crate::resource::Meter,
-    cpu: metrics::Gauge,
-    memory: metrics::Gauge,
+    node: String,
 }
 
 #[cfg(feature = "resource-usage")]
 impl Resources {
-    pub(crate) fn new(stages: &Stages, node: &str) -> Self {
-        let gauge = |resource| stages.series.sink.gauge(&schema::RESOURCE_USAGE, &[resource, node]);
-        Self { meter: crate::resource::Meter::new(), cpu: gauge("cpu"), memory: gauge("mem") }
+    pub(crate) fn new(node: String) -> Self {
+        Self { meter: crate::resource::Meter::new(), node }
     }
 
-    fn sample(&self) {
+    /// The gauges exist from the first sample on: a zero before would be no measurement.
+    fn sample(&self, stages: &Stages) {
         let sample = self.meter.sample();
+        let set = |resource, value| stages.set_gauge(&schema::RESOURCE_USAGE, &[resource, &self.node], value);
         if let Some(cores) = sample.cores {
-            outward(|| self.cpu.set(cores));
+            set("cpu", cores);
         }
         if let Some(bytes) = sample.resident_bytes {
-            outward(|| self.memory.set(bytes as f64));
+            set("mem", bytes as f64);
         }
     }
 
     fn end(&self, stages: &Stages) {
+        self.sample(stages);
         if let Some(used) = self.meter.cpu_used() {
-            stages.set_gauge(&schema::RUN_CPU, used.as_secs_f64());
+            stages.set_gauge(&schema::RUN_CPU, &[], used.as_secs_f64());
         }
         if let Some(bytes) = self.meter.peak_bytes() {
-            stages.set_gauge(&schema::RUN_PEAK_MEMORY, bytes as f64);
+            stages.set_gauge(&schema::RUN_PEAK_MEMORY, &[], bytes as f64);
         }
     }
 }
@@ -102,10 +104,10 @@ impl Telemetry {
     /// The state of this moment as text, in a stable order.
     pub(crate) fn render(&self) -> String {
         let text = match &self.exposition {
-            Exposition::Own { handle, rendering } => {
+            Exposition::Own { recorder, rendering } => {
                 let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
                 self.stages.publish();
-                handle.render()
+                recorder.render()
             }
             Exposition::Foreign(render) => render(),
         };
@@ -125,39 +127,41 @@ impl Telemetry {
         self.run.end(&self.stages, ending);
         #[cfg(feature = "resource-usage")]
         if let Some(resources) = &self.resources {
-            resources.sample();
             resources.end(&self.stages);
         }
     }
 }
 
 impl Source for Telemetry {
-    fn exposition(&self) -> String {
-        self.render()
+    fn exposition(&self) -> Result<String, Error> {
+        // With `with_exposition` this is the application's code, on the delivery thread, which must go on.
+        catch_unwind(AssertUnwindSafe(|| self.render()))
+            .map_err(|_| Error::new(Kind::Delivery, "the function given to `with_exposition` panicked"))
     }
 
     fn own_families(&self, exposition: &str) -> String {
         exposition::only(exposition, |name| self.own.iter().any(|own| own == name))
     }
 
-    fn upkeep(&self) {
-        if let Exposition::Own { handle, .. } = &self.exposition {
-            handle.run_upkeep();
-        }
-    }
-
     fn sample(&self) {
         #[cfg(feature = "resource-usage")]
         if let Some(resources) = &self.resources {
-            resources.sample();
+            resources.sample(&self.stages);
         }
     }
 
-    fn pushed(&self, result: &Result<(), Error>) {
+    fn pushed(&self, result: &Result<(), Error>, took: Duration) {
         outward(|| match result {
             Ok(()) => self.pushed.success.increment(1),
             Err(_) => self.pushed.failure.increment(1),
         });
+        self.stages.set_gauge(&schema::LAST_PUSH_DURATION, &[], took.as_secs_f64());
+    }
+
+    fn spooled(&self, files: usize, dropped: u64) {
+        self.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
+        let counter = self.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
+        outward(|| counter.absolute(dropped));
     }
 
     fn changed(&self, state: State<'_>) {
@@ -166,6 +170,16 @@ impl Source for Telemetry {
                 warn!(target: OWN_TARGET, error = ?error, "metrics are not delivered; tried again on the interval");
             }
             State::Back => info!(target: OWN_TARGET, "metrics are delivered again"),
+            State::NotSpooled(error) => {
+                warn!(target: OWN_TARGET, error = ?error, "the last state of the metrics is not in the spool");
+            }
+            State::ReplayRefused(error) => {
+                warn!(
+                    target: OWN_TARGET,
+                    error = ?error,
+                    "the gateway refused what an earlier run had left in the spool; it is set aside as *.refused"
+                );
+            }
         });
     }
 }

@@ -112,6 +112,9 @@ quant_stage_last_success_timestamp_seconds{stage_id=\"foundation.ingest\",profil
 # TYPE quant_stage_total counter
 quant_stage_total{stage_id=\"foundation.ingest\",status=\"failure\"} 1
 quant_stage_total{stage_id=\"foundation.ingest\",status=\"success\"} 1
+# HELP quant_telemetry_last_push_duration_seconds Duration of the last push, retries included.
+# TYPE quant_telemetry_last_push_duration_seconds gauge
+quant_telemetry_last_push_duration_seconds <seconds>
 # HELP quant_telemetry_overflow_total Finished stages counted in an overflow series, because there were too many label sets.
 # TYPE quant_telemetry_overflow_total counter
 quant_telemetry_overflow_total 0

@@ -1,6 +1,7 @@
 //! The Pushgateway client on its own: against servers that misbehave, over TLS, through a proxy, and against the real
 //! gateway.
 #![cfg(feature = "pushgateway")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "the lints are meant for the library")]
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing_stage_metrics::{Error, Pushgateway};
 
@@ -164,8 +165,21 @@ async fn a_header_that_cannot_be_sent_is_an_error_of_the_push() {
 async fn large_texts_arrive_whole() {
     let server = Server::answering(OK).await;
     let text = METRIC.repeat(500_000);
-    server.gateway().push_add(&text).await.unwrap();
+    server.gateway().without_compression().push_add(&text).await.unwrap();
     assert!(server.request().ends_with(&text));
+    assert_eq!(header(&server.request(), "content-encoding"), None);
+}
+
+#[tokio::test]
+async fn large_texts_are_compressed_and_small_ones_are_not() {
+    let server = Server::answering(OK).await;
+    server.gateway().push_add(METRIC).await.unwrap();
+    server.gateway().push_add(&METRIC.repeat(10_000)).await.unwrap();
+    let requests = server.requests.lock().unwrap();
+    assert_eq!(header(&requests[0], "content-encoding"), None);
+    assert_eq!(header(&requests[1], "content-encoding"), Some("gzip"));
+    let length: usize = header(&requests[1], "content-length").unwrap().parse().unwrap();
+    assert!(length < METRIC.len() * 10_000 / 20, "{length}");
 }
 
 #[test]
@@ -427,6 +441,7 @@ async fn a_proxy_is_used_but_not_for_this_machine() {
 mod tls {
     use std::io::Write as _;
 
+    use tokio::io::AsyncWrite;
     use tokio_rustls::TlsAcceptor;
     use tokio_rustls::rustls::ServerConfig;
     use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -547,6 +562,7 @@ mod tls {
 struct RealGateway {
     process: Child,
     base: String,
+    http: reqwest::Client,
 }
 
 impl Drop for RealGateway {
@@ -560,7 +576,7 @@ impl Drop for RealGateway {
 /// A gateway under `prefix`, ready to be pushed to; `None`, and said out loud, where none is installed.
 async fn real_gateway(prefix: &str) -> Option<RealGateway> {
     const BINARY: &str = "prometheus-pushgateway";
-    let http = http();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
     // Another process may take the port before the gateway does.
     for _ in 0..5 {
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -584,10 +600,11 @@ async fn real_gateway(prefix: &str) -> Option<RealGateway> {
             }
             Err(error) => panic!("cannot start {BINARY}: {error}"),
         };
-        let mut gateway = RealGateway { process, base: format!("http://{address}{}", prefix.trim_end_matches('/')) };
+        let base = format!("http://{address}{}", prefix.trim_end_matches('/'));
+        let mut gateway = RealGateway { process, base, http: http.clone() };
         let give_up = Instant::now() + Duration::from_secs(20);
         while Instant::now() < give_up && gateway.process.try_wait().unwrap().is_none() {
-            let answer = http.get(format!("{}/-/ready", gateway.base)).send().await;
+            let answer = gateway.get("/-/ready").await;
             if answer.is_ok_and(|answer| answer.status().is_success()) {
                 return Some(gateway);
             }
@@ -597,25 +614,25 @@ async fn real_gateway(prefix: &str) -> Option<RealGateway> {
     panic!("{BINARY} does not become ready");
 }
 
-fn http() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().unwrap()
-}
-
 impl RealGateway {
     fn client(&self, job: &str) -> Pushgateway {
         Pushgateway::new(&self.base, job).unwrap()
     }
 
+    async fn get(&self, path: &str) -> reqwest::Result<reqwest::Response> {
+        self.http.get(format!("{}{path}", self.base)).send().await
+    }
+
     /// The groups as its API lists them.
     async fn groups(&self) -> Vec<serde_json::Value> {
-        let text = http().get(format!("{}/api/v1/metrics", self.base)).send().await.unwrap().text().await.unwrap();
+        let text = self.get("/api/v1/metrics").await.unwrap().text().await.unwrap();
         let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(answer["status"], "success", "{text}");
         answer["data"].as_array().cloned().unwrap_or_default()
     }
 
     async fn exposition(&self) -> String {
-        http().get(format!("{}/metrics", self.base)).send().await.unwrap().text().await.unwrap()
+        self.get("/metrics").await.unwrap().text().await.unwrap()
     }
 }
 

@@ -83,6 +83,8 @@ fn measured(options: &Options) -> Result<Outcome, Box<dyn Error>> {
         .with_env()? // TV_PROMETHEUS_PUSHGATEWAY and the others
         .with_expected_stages(STAGES)
         .with_textfile(&options.textfile)
+        .with_flush_on_signals()
+        .with_flush_on_panic_abort()
         .with_run_report(|report| eprintln!("{report}"))
         .install()?;
     let log = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

@@ -63,7 +63,7 @@ impl Failure {
     }
 
     /// The answer to `request` was other than a success.
-    pub(crate) async fn refused(request: String, address: &Address, response: Response) -> Self {
+    pub(crate) async fn refused(request: &str, address: &Address, response: Response) -> Self {
         let status = response.status();
         let retry_after = match status {
             // Its other form, a date, needs a clock that agrees with the gateway's.
@@ -175,7 +175,8 @@ mod tests {
             assert_ne!(connection.read(&mut request).await.unwrap(), 0);
             connection.write_all(format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await.unwrap();
         };
-        let (result, ()) = tokio::join!(gateway.send(reqwest::Method::DELETE, bytes::Bytes::new()), answer);
+        let (result, ()) =
+            tokio::join!(gateway.send(reqwest::Method::DELETE, crate::delivery::compression::Body::plain("")), answer);
         result.unwrap_err()
     }
 

@@ -4,7 +4,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::Error;
 use crate::schema::RESERVED_LABELS;
@@ -63,6 +63,33 @@ impl Grouping {
             append(&mut path, name, value);
         }
         path
+    }
+}
+
+impl Grouping {
+    /// Reads what [`path`](Self::path) wrote. `None` where it is no such path.
+    pub(crate) fn from_path(path: &str) -> Option<Self> {
+        let mut segments = path.strip_prefix("/metrics/")?.split('/');
+        let mut pair = || {
+            let (name, segment) = (segments.next()?, segments.next());
+            Some(match (name.strip_suffix("@base64"), segment) {
+                (Some(name), Some(segment)) => {
+                    let bytes = URL_SAFE_NO_PAD.decode(segment.trim_end_matches('=')).ok();
+                    bytes.and_then(|bytes| String::from_utf8(bytes).ok()).map(|value| (name, value))
+                }
+                (None, Some(segment)) => {
+                    percent_decode_str(segment).decode_utf8().ok().map(|value| (name, value.into_owned()))
+                }
+                (_, None) => None,
+            })
+        };
+        let (_, job) = pair()?.filter(|(name, _)| *name == "job")?;
+        let mut grouping = Self::new(job).ok()?;
+        while let Some(label) = pair() {
+            let (name, value) = label?;
+            grouping.add(name, value).ok()?;
+        }
+        Some(grouping)
     }
 }
 
@@ -332,6 +359,21 @@ mod tests {
         prop_oneof![any::<String>(), "\\PC{0,8}", prop::collection::vec(special, 0..4).prop_map(|parts| parts.concat())]
     }
 
+    #[test]
+    fn what_is_no_path_of_a_group_is_none() {
+        for path in [
+            "",
+            "/metrics",
+            "/metrics/job",
+            "/metrics/profile/a",
+            "/metrics/job/a/b",
+            "/metrics/job@base64/%%",
+            "job/a",
+        ] {
+            assert_eq!(Grouping::from_path(path), None, "{path}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_value_comes_back_from_the_path(
@@ -346,6 +388,7 @@ mod tests {
                 expected.push((name, value));
             }
             prop_assert_eq!(decode(&grouping.path()), expected);
+            prop_assert_eq!(Grouping::from_path(&grouping.path()), Some(grouping));
         }
 
         #[test]

@@ -1,37 +1,46 @@
 //! Exposition in, bytes out: everything that leaves the process. Knows nothing of spans.
 
 mod address;
+mod compression;
 mod failure;
 mod grouping;
 mod headers;
+mod last_push;
+mod push;
 mod pushgateway;
 mod retry;
+mod spool;
 mod textfile;
 mod worker;
 
+pub use compression::COMPRESSION_THRESHOLD;
 pub(crate) use grouping::parse_grouping;
 pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
+pub(crate) use spool::Spool;
+pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
 pub(crate) use textfile::Textfile;
 pub(crate) use worker::{Plan, Worker};
+
+use std::time::Duration;
 
 use crate::error::Error;
 
 /// What the delivery thread reads, and whom it tells.
 pub(crate) trait Source: Send + Sync {
     /// The state of this moment in the text format.
-    fn exposition(&self) -> String;
+    fn exposition(&self) -> Result<String, Error>;
 
     /// The part of an exposition that is this crate's own metrics.
     fn own_families(&self, exposition: &str) -> String;
 
-    /// Keeps what the recorder holds in memory small.
-    fn upkeep(&self);
-
     /// Samples the process's resources.
     fn sample(&self);
 
-    /// A push to the gateway ended.
-    fn pushed(&self, result: &Result<(), Error>);
+    /// A push to the gateway ended, retries included.
+    fn pushed(&self, result: &Result<(), Error>, took: Duration);
+
+    /// What the spool holds now, and what was dropped from it since the start.
+    fn spooled(&self, files: usize, dropped: u64);
 
     /// Delivery stopped working, or works again.
     fn changed(&self, state: State<'_>);
@@ -41,4 +50,8 @@ pub(crate) trait Source: Send + Sync {
 pub(crate) enum State<'a> {
     Lost(&'a Error),
     Back,
+    /// The final payload could not be written to the spool. It is pushed all the same.
+    NotSpooled(&'a Error),
+    /// The gateway refused what an earlier run had left.
+    ReplayRefused(&'a Error),
 }

@@ -5,13 +5,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::CONTENT_TYPE;
-use reqwest::{Client, Method, RequestBuilder, StatusCode, redirect};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
 
 use super::address::Address;
+use super::compression::Body;
 use super::failure::Failure;
 use super::grouping::Grouping;
 use super::headers::Headers;
+use super::last_push::LastPush;
 use crate::error::Error;
 
 /// How long one request may take, from the connection to the answer, unless [`Pushgateway::with_timeout`] says
@@ -68,6 +70,7 @@ pub struct Pushgateway {
     headers: Headers,
     timeout: Duration,
     connect_timeout: Duration,
+    compression: bool,
     /// Built when first needed. Clones share it as long as they agree on what it is built from.
     client: Arc<OnceLock<Client>>,
 }
@@ -96,6 +99,7 @@ impl Pushgateway {
             headers,
             timeout: DEFAULT_REQUEST_TIMEOUT,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            compression: true,
             client: Arc::default(),
         })
     }
@@ -163,6 +167,14 @@ impl Pushgateway {
         self
     }
 
+    /// Sends every body as it is, for gateways before 1.5.0, which take a compressed one for text. Without it, bodies of
+    /// [`COMPRESSION_THRESHOLD`](crate::COMPRESSION_THRESHOLD) bytes and more are sent with gzip.
+    #[must_use]
+    pub fn without_compression(mut self) -> Self {
+        self.compression = false;
+        self
+    }
+
     /// Pushes metrics in the [text format](https://prometheus.io/docs/instrumenting/exposition_formats/) with POST:
     /// metrics of the group with the same names are replaced, with all their label sets; the others stay.
     ///
@@ -175,7 +187,7 @@ impl Pushgateway {
     /// when the gateway cannot be reached or the connection breaks; a [configuration error](Error::is_config) when a
     /// header cannot be sent or TLS cannot be set up.
     pub async fn push_add(&self, exposition: &str) -> Result<(), Error> {
-        Ok(self.send(Method::POST, Bytes::copy_from_slice(exposition.as_bytes())).await?)
+        Ok(self.send(Method::POST, self.body(Bytes::copy_from_slice(exposition.as_bytes()))).await?)
     }
 
     /// Pushes metrics with PUT: they replace the whole group.
@@ -184,7 +196,7 @@ impl Pushgateway {
     ///
     /// As [`push_add`](Self::push_add).
     pub async fn push_replace(&self, exposition: &str) -> Result<(), Error> {
-        Ok(self.send(Method::PUT, Bytes::copy_from_slice(exposition.as_bytes())).await?)
+        Ok(self.send(Method::PUT, self.body(Bytes::copy_from_slice(exposition.as_bytes()))).await?)
     }
 
     /// Removes the group from the gateway with DELETE. A group that is not there is no error.
@@ -193,7 +205,7 @@ impl Pushgateway {
     ///
     /// As [`push_add`](Self::push_add).
     pub async fn delete(&self) -> Result<(), Error> {
-        Ok(self.send(Method::DELETE, Bytes::new()).await?)
+        Ok(self.send(Method::DELETE, Body::plain(Bytes::new())).await?)
     }
 
     pub(crate) fn grouping(&self) -> &Grouping {
@@ -225,8 +237,49 @@ impl Pushgateway {
         Ok(())
     }
 
+    /// The same gateway, with all its settings, and another group on it.
+    pub(crate) fn for_group(&self, grouping: Grouping) -> Self {
+        Self { grouping, ..self.clone() }
+    }
+
+    /// An exposition as it is to be sent.
+    pub(crate) fn body(&self, exposition: Bytes) -> Body {
+        if self.compression { Body::compressed(exposition) } else { Body::plain(exposition) }
+    }
+
     /// Sends one request. The body is not copied, so that a caller can keep it for another try.
-    pub(crate) async fn send(&self, method: Method, body: Bytes) -> Result<(), Failure> {
+    pub(crate) async fn send(&self, method: Method, body: Body) -> Result<(), Failure> {
+        let url = self.url();
+        let request = self.start(&method, &url)?;
+        let request = match method {
+            Method::DELETE => request,
+            _ if body.is_gzip => {
+                request.header(CONTENT_TYPE, EXPOSITION).header(CONTENT_ENCODING, "gzip").body(body.bytes)
+            }
+            _ => request.header(CONTENT_TYPE, EXPOSITION).body(body.bytes),
+        };
+        self.answer(&method, &url, request).await.map(drop)
+    }
+
+    /// When the gateway last took a push of this group, in Unix time; `None`: it does not know the group.
+    pub(crate) async fn last_push(&self) -> Result<Option<f64>, Failure> {
+        let url = format!("{}/metrics", self.address);
+        let request = self.start(&Method::GET, &url)?;
+        let mut response = self.answer(&Method::GET, &url, request).await?;
+        let mut reader = LastPush::of(&self.grouping);
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) => reader.read(&chunk),
+                Ok(None) => return Ok(reader.found()),
+                Err(error) => {
+                    let target = format!("GET {url}");
+                    return Err(Failure::unanswered(&target, self.timeout, self.connect_timeout, error));
+                }
+            }
+        }
+    }
+
+    fn start(&self, method: &Method, url: &str) -> Result<RequestBuilder, Failure> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::config(format!(
                 "cannot reach gateway {}: there is no tokio runtime here, call it inside one",
@@ -235,28 +288,21 @@ impl Pushgateway {
             .into());
         }
         self.check()?;
-        let request = self.request(method.clone(), body)?;
+        Ok(self.client()?.request(method.clone(), url).timeout(self.timeout).headers(self.headers.to_map()?))
+    }
+
+    async fn answer(&self, method: &Method, url: &str, request: RequestBuilder) -> Result<Response, Failure> {
         match request.send().await {
-            Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => Ok(()),
-            Ok(response) => Err(Failure::refused(format!("{method} {}", self.url()), &self.address, response).await),
+            Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => Ok(response),
+            Ok(response) => Err(Failure::refused(&format!("{method} {url}"), &self.address, response).await),
             Err(error) => {
-                let request = format!("{method} {}", self.url());
-                Err(Failure::unanswered(&request, self.timeout, self.connect_timeout, error))
+                Err(Failure::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))
             }
         }
     }
 
     fn url(&self) -> String {
         format!("{}{}", self.address, self.grouping.path())
-    }
-
-    fn request(&self, method: Method, body: Bytes) -> Result<RequestBuilder, Error> {
-        let request = self.client()?.request(method.clone(), self.url()).timeout(self.timeout);
-        let request = match method {
-            Method::DELETE => request,
-            _ => request.header(CONTENT_TYPE, EXPOSITION).body(body),
-        };
-        Ok(request.headers(self.headers.to_map()?))
     }
 
     fn client(&self) -> Result<Client, Error> {

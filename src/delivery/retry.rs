@@ -1,13 +1,14 @@
 //! Tries a push again, as long as that can help and there is time.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use reqwest::Method;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::failure::Failure;
+use super::compression::Body;
 use super::pushgateway::Pushgateway;
 use crate::error::{Error, Kind};
 
@@ -18,15 +19,17 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a push may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Budget {
     pub(crate) deadline: Instant,
     /// Somebody waits for the process to end.
     pub(crate) last: bool,
+    /// Told when a newer state is to be pushed: there is no other try then.
+    pub(crate) hurry: Arc<Notify>,
 }
 
 /// Pushes with POST until the gateway took it, refused it for good, or the time is over.
-pub(crate) async fn push(gateway: &Pushgateway, body: Bytes, budget: Budget) -> Result<(), Error> {
+pub(crate) async fn push(gateway: &Pushgateway, body: Body, budget: &Budget) -> Result<(), Error> {
     let begun = Instant::now();
     for tries in 0.. {
         let failure = match timeout_at(budget.deadline, gateway.send(Method::POST, body.clone())).await {
@@ -38,10 +41,12 @@ pub(crate) async fn push(gateway: &Pushgateway, body: Bytes, budget: Budget) -> 
             && failure.error.kind() == Kind::Unreachable
             && begun.elapsed() + wait_before(tries) > UNREACHABLE_PATIENCE;
         let wait = wait_before(tries).max(failure.retry_after.unwrap_or_default());
-        if !may_help(&failure) || out_of_patience || Instant::now() + wait >= budget.deadline {
+        if !may_help(&failure.error) || out_of_patience || Instant::now() + wait >= budget.deadline {
             return Err(failure.error);
         }
-        sleep(wait).await;
+        if timeout(wait, budget.hurry.notified()).await.is_ok() {
+            return Err(failure.error);
+        }
     }
     Err(out_of_time(gateway, begun))
 }
@@ -52,8 +57,8 @@ fn out_of_time(gateway: &Pushgateway, begun: Instant) -> Error {
 }
 
 /// Whether another try can end otherwise: not after a refusal, but for those that say "later".
-fn may_help(failure: &Failure) -> bool {
-    match failure.error.kind() {
+pub(crate) fn may_help(error: &Error) -> bool {
+    match error.kind() {
         Kind::Refused(status) => matches!(status, 408 | 425 | 429 | 500..),
         Kind::Unreachable | Kind::Timeout | Kind::Delivery => true,
         Kind::Config => false,
@@ -99,13 +104,12 @@ mod tests {
             (503, true),
             (504, true),
         ] {
-            let failure = Failure::from(Error::new(Kind::Refused(status), "refused"));
-            assert_eq!(may_help(&failure), again, "{status}");
+            assert_eq!(may_help(&Error::new(Kind::Refused(status), "refused")), again, "{status}");
         }
         for (kind, again) in
             [(Kind::Unreachable, true), (Kind::Timeout, true), (Kind::Delivery, true), (Kind::Config, false)]
         {
-            assert_eq!(may_help(&Failure::from(Error::new(kind, "x"))), again, "{kind:?}");
+            assert_eq!(may_help(&Error::new(kind, "x")), again, "{kind:?}");
         }
     }
 }

@@ -11,24 +11,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 use tracing::subscriber::NoSubscriber;
 
+use super::push::{Replayed, push_state, replay};
 use super::pushgateway::Pushgateway;
-use super::retry::{self, Budget};
+use super::retry::Budget;
+use super::spool::Spool;
 use super::textfile::Textfile;
 use super::{Source, State};
 use crate::error::{Error, Kind};
-
-/// How often the recorder's histograms are emptied into their buckets.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is to be delivered, where, and how often.
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) gateway: Option<Pushgateway>,
     pub(crate) textfile: Option<Textfile>,
+    /// Of use with a gateway only.
+    pub(crate) spool: Option<Arc<Spool>>,
     pub(crate) push_interval: Duration,
     /// `None`: never.
     pub(crate) sample_interval: Option<Duration>,
@@ -89,6 +91,8 @@ struct Push {
     order: Option<Order>,
     /// What went wrong beside it.
     textfile: Result<(), Error>,
+    /// Keeps it from trying again.
+    hurry: Arc<Notify>,
 }
 
 enum Event {
@@ -96,7 +100,20 @@ enum Event {
     /// Nobody can order any more.
     Abandoned,
     Pushed(Result<(), Error>),
+    Replayed(Replayed),
     Due,
+}
+
+/// What earlier runs left in the spool.
+enum Replay {
+    /// Nothing is left, or there is no spool.
+    Done,
+    /// To be gone on with after the next push of our own that succeeds: not before one did, and not after a replay
+    /// failed.
+    AfterPush,
+    /// To be gone on with as soon as there is nothing of our own to do.
+    Ready,
+    Running(Pin<Box<dyn Future<Output = Replayed>>>),
 }
 
 struct Thread {
@@ -105,8 +122,8 @@ struct Thread {
     orders: UnboundedReceiver<Order>,
     waiting: VecDeque<Order>,
     push: Option<Push>,
+    replay: Replay,
     next_push: Instant,
-    next_upkeep: Instant,
     next_sample: Option<Instant>,
     lost: bool,
 }
@@ -115,15 +132,15 @@ impl Thread {
     fn new(plan: Plan, source: Arc<dyn Source>, orders: UnboundedReceiver<Order>) -> Self {
         let now = Instant::now();
         let next_sample = plan.sample_interval.map(|_| now);
-        let next_upkeep = now + UPKEEP_INTERVAL;
+        let replay = if plan.spool.is_some() { Replay::AfterPush } else { Replay::Done };
         Self {
             plan,
             source,
             orders,
             waiting: VecDeque::new(),
             push: None,
+            replay,
             next_push: now,
-            next_upkeep,
             next_sample,
             lost: false,
         }
@@ -131,6 +148,7 @@ impl Thread {
 
     /// Runs until the last order was carried out or nobody can give one.
     fn run(mut self, runtime: &Runtime) {
+        self.tell_spool();
         loop {
             self.routine();
             match self.next_event(runtime) {
@@ -139,18 +157,29 @@ impl Thread {
                 Event::Ordered(order) if order.last => {
                     return self.finish(runtime, order);
                 }
-                Event::Ordered(order) => self.waiting.push_back(order),
+                Event::Ordered(order) => {
+                    if let Some(push) = self.push.as_ref().filter(|push| push.order.is_none()) {
+                        push.hurry.notify_one();
+                    }
+                    self.waiting.push_back(order);
+                }
                 Event::Pushed(result) => self.delivered(result),
+                Event::Replayed(replayed) => self.replayed(replayed),
             }
-            if self.push.is_none()
-                && let Some(order) = self.waiting.pop_front()
-            {
+            if self.push.is_some() {
+                continue;
+            }
+            // Whoever ordered what is late has gone.
+            self.waiting.retain(|order| order.deadline > Instant::now());
+            if let Some(order) = self.waiting.pop_front() {
                 self.deliver(order.deadline, false, Some(order));
+            } else if matches!(self.replay, Replay::Ready) {
+                self.start_replay();
             }
         }
     }
 
-    /// Does what is due: a sample, upkeep, a push on the interval. One that is late does not pile up.
+    /// Does what is due: a sample, a push on the interval. One that is late does not pile up.
     fn routine(&mut self) {
         let now = Instant::now();
         if let (Some(due), Some(interval)) = (self.next_sample, self.plan.sample_interval)
@@ -158,10 +187,6 @@ impl Thread {
         {
             self.source.sample();
             self.next_sample = Some(now + interval);
-        }
-        if self.next_upkeep <= now {
-            self.source.upkeep();
-            self.next_upkeep = now + UPKEEP_INTERVAL;
         }
         if self.next_push <= now {
             self.next_push = now + self.plan.push_interval;
@@ -173,20 +198,66 @@ impl Thread {
 
     /// Writes the file and sets the push going.
     fn deliver(&mut self, deadline: Instant, last: bool, order: Option<Order>) {
-        let exposition = match (&self.plan.gateway, &self.plan.textfile) {
-            (None, None) => String::new(),
-            _ => self.source.exposition(),
-        };
-        let textfile = self.plan.textfile.as_ref().map_or(Ok(()), |textfile| textfile.write(&exposition));
+        if matches!(self.replay, Replay::Running(_)) {
+            // What it was at stays in the spool.
+            self.replay = Replay::AfterPush;
+        }
         let (gateway, source) = (self.plan.gateway.clone(), Arc::clone(&self.source));
-        let budget = Budget { deadline, last };
+        let spool = self.plan.spool.clone().filter(|_| last);
+        let hurry = Arc::new(Notify::new());
+        let budget = Budget { deadline, last, hurry: Arc::clone(&hurry) };
+        let (exposition, textfile) = self.render();
         let result = Box::pin(async move {
-            match gateway {
-                Some(gateway) => push_counted(&gateway, &*source, exposition, budget).await,
-                None => Ok(()),
+            let exposition = exposition?;
+            let Some(gateway) = gateway else { return Ok(()) };
+            let entry = spool.and_then(|spool| {
+                let written = spool.write(gateway.grouping(), exposition.clone());
+                written.map_err(|error| source.changed(State::NotSpooled(&error))).ok()
+            });
+            let result = push_state(&gateway, &*source, exposition, &budget).await;
+            if let Some(entry) = entry.filter(|_| result.is_ok()) {
+                entry.remove();
             }
+            result
         });
-        self.push = Some(Push { result, order, textfile });
+        self.push = Some(Push { result, order, textfile, hurry });
+    }
+
+    fn start_replay(&mut self) {
+        let (Some(gateway), Some(spool)) = (self.plan.gateway.clone(), self.plan.spool.clone()) else { return };
+        let deadline = self.next_push;
+        self.replay = Replay::Running(Box::pin(async move { replay(&gateway, &spool, deadline).await }));
+    }
+
+    fn replayed(&mut self, replayed: Replayed) {
+        if let Replayed::Refused(error) = &replayed {
+            self.source.changed(State::ReplayRefused(error));
+        }
+        self.replay = match replayed {
+            Replayed::Nothing => Replay::Done,
+            Replayed::Done | Replayed::Refused(_) => Replay::Ready,
+            Replayed::Failed => Replay::AfterPush,
+        };
+        self.tell_spool();
+    }
+
+    fn tell_spool(&self) {
+        if let Some(spool) = &self.plan.spool {
+            self.source.spooled(spool.len(), spool.dropped());
+        }
+    }
+
+    /// The state of this moment, and how it went to write it to the file. Not rendered where nobody takes it.
+    fn render(&self) -> (Result<Bytes, Error>, Result<(), Error>) {
+        if self.plan.gateway.is_none() && self.plan.textfile.is_none() {
+            return (Ok(Bytes::new()), Ok(()));
+        }
+        let exposition = self.source.exposition();
+        let textfile = match (&self.plan.textfile, &exposition) {
+            (Some(textfile), Ok(exposition)) => textfile.write(exposition),
+            _ => Ok(()),
+        };
+        (exposition.map(Bytes::from), textfile)
     }
 
     /// A push ended: tells who waits for it, and the user if that changes anything.
@@ -199,15 +270,19 @@ impl Thread {
             _ => {}
         }
         self.lost = result.is_err();
+        if result.is_ok() && matches!(self.replay, Replay::AfterPush) {
+            self.replay = Replay::Ready;
+        }
         if let Some(order) = push.order {
             (order.reply)(result);
         }
     }
 
-    /// The final flush. A push in flight has half of the time to end, so that the gateway gets the two in order, and is
-    /// aborted then.
+    /// The final flush. A request in flight has half of the time to end, so that the gateway gets the two in order, and
+    /// is aborted then.
     fn finish(&mut self, runtime: &Runtime, order: Order) {
         if let Some(push) = &mut self.push {
+            push.hurry.notify_one();
             let half = Instant::now() + order.deadline.saturating_duration_since(Instant::now()) / 2;
             let ended = mute(|| runtime.block_on(async { timeout_at(half, push.result.as_mut()).await }));
             if let Some(waiting) = self.push.take().and_then(|push| push.order) {
@@ -218,63 +293,44 @@ impl Thread {
         self.deliver(order.deadline, true, None);
         let Some(push) = self.push.take() else { return };
         let result = mute(|| runtime.block_on(push.result));
+        if result.is_ok() {
+            mute(|| runtime.block_on(self.replay_rest(order.deadline)));
+        }
         for waiting in self.waiting.drain(..) {
             (waiting.reply)(Err(Error::new(Kind::Delivery, "the final flush came first")));
         }
         (order.reply)(push.textfile.and(result));
     }
 
+    /// After our own payload, what earlier runs left, as far as the time goes.
+    async fn replay_rest(&self, deadline: Instant) {
+        let (Some(gateway), Some(spool)) = (&self.plan.gateway, &self.plan.spool) else { return };
+        while Instant::now() < deadline
+            && matches!(replay(gateway, spool, deadline).await, Replayed::Done | Replayed::Refused(_))
+        {}
+    }
+
     /// Waits for an order, for the push in flight, or until something is due.
     fn next_event(&mut self, runtime: &Runtime) -> Event {
-        let due = [Some(self.next_push), Some(self.next_upkeep), self.next_sample].into_iter().flatten().min();
-        let due = due.unwrap_or_else(Instant::now);
-        let (orders, push) = (&mut self.orders, &mut self.push);
-        let pushing = push.is_some();
+        let due = self.next_sample.map_or(self.next_push, |sample| sample.min(self.next_push));
+        let (orders, push, replay) = (&mut self.orders, &mut self.push, &mut self.replay);
+        let sending = push.is_some() || matches!(replay, Replay::Running(_));
         let event = poll_fn(|context| {
             if let Poll::Ready(order) = orders.poll_recv(context) {
                 return Poll::Ready(order.map_or(Event::Abandoned, Event::Ordered));
             }
-            match push {
-                Some(push) => push.result.as_mut().poll(context).map(Event::Pushed),
-                None => Poll::Pending,
+            match (&mut *push, &mut *replay) {
+                (Some(push), _) => push.result.as_mut().poll(context).map(Event::Pushed),
+                (None, Replay::Running(replay)) => replay.as_mut().poll(context).map(Event::Replayed),
+                (None, _) => Poll::Pending,
             }
         });
         let wait = || runtime.block_on(async { timeout_at(due, event).await.unwrap_or(Event::Due) });
-        if pushing { mute(wait) } else { wait() }
+        if sending { mute(wait) } else { wait() }
     }
 }
 
 /// Keeps the events of the HTTP client out of the application's log.
 fn mute<T>(work: impl FnOnce() -> T) -> T {
     tracing::subscriber::with_default(NoSubscriber::new(), work)
-}
-
-/// Pushes and counts it. What the gateway refuses as a bad request is pushed once more without the application's own
-/// metrics: one of them must not take the stages down with it.
-async fn push_counted(
-    gateway: &Pushgateway,
-    source: &dyn Source,
-    exposition: String,
-    budget: Budget,
-) -> Result<(), Error> {
-    let body = Bytes::from(exposition);
-    let result = retry::push(gateway, body.clone(), budget).await;
-    source.pushed(&result);
-    let refusal = match result {
-        Err(error) if error.status() == Some(400) => error,
-        other => return other,
-    };
-    let text = std::str::from_utf8(&body).unwrap_or_default();
-    let own = source.own_families(text);
-    if own.is_empty() || own.len() == text.len() {
-        return Err(refusal);
-    }
-    let again = retry::push(gateway, Bytes::from(own), budget).await;
-    source.pushed(&again);
-    let outcome = match again {
-        Ok(()) => "the stages were pushed without them",
-        Err(_) => "pushing the stages without them failed too",
-    };
-    let text = format!("gateway {} refused the application's own metrics; {outcome}", gateway.endpoint());
-    Err(Error::new(Kind::Refused(400), text).with_source(refusal))
 }

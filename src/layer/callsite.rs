@@ -83,16 +83,33 @@ fn is_exactly(fields: &FieldSet, name: &str) -> bool {
     fields.len() == 1 && fields.field(name).is_some()
 }
 
-/// Whether this event is the `err` (or `ret`) event that `#[instrument]` put into the function of this span: its
-/// only field is `error` (or `return`), and it has the span's target, file and line, since the attribute expands to
-/// both. A bare `error!(error = %e)` in the body has the same field and another line. Several functions made by one
-/// line of a macro cannot be told apart.
-pub(crate) fn is_from_instrument(event: &Metadata<'_>, span: &Metadata<'_>) -> bool {
-    event.line().is_some()
+/// What `#[instrument]` says a function returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Returned {
+    /// `err`.
+    Error,
+    /// `ret`.
+    Value,
+}
+
+/// Whether this event is the `err` or `ret` event that `#[instrument]` put into the function of this span: its only field
+/// is `error` or `return`, and it has the span's target, file and line, since the attribute expands to both. A bare
+/// `error!(error = %e)` in the body has the same field and another line. Several functions made by one line of a macro
+/// cannot be told apart.
+pub(crate) fn returned(event: &Metadata<'_>, span: &Metadata<'_>) -> Option<Returned> {
+    let same_place = event.line().is_some()
         && event.line() == span.line()
         && event.file() == span.file()
-        && event.target() == span.target()
-        && (is_exactly(event.fields(), "error") || is_exactly(event.fields(), "return"))
+        && event.target() == span.target();
+    if !same_place {
+        None
+    } else if is_exactly(event.fields(), "error") {
+        Some(Returned::Error)
+    } else if is_exactly(event.fields(), "return") {
+        Some(Returned::Value)
+    } else {
+        None
+    }
 }
 
 /// Which labels come from spans. One that does not is fixed for the process or left out.

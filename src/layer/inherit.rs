@@ -116,13 +116,20 @@ impl Inheritance {
     /// Decides whether a stage span repeats the stage around it: the same id, and no profile or run id of its own
     /// that differs. Called when its stage id becomes known.
     pub(crate) fn decide_part(&self, open: &OpenSpans, slot: &Slot) {
-        let part = stage_around(open, slot).is_some_and(|around| {
+        let part_of = stage_around(open, slot).filter(|around| {
             let known = self.resolve(open, around.slot);
             let same = |own: Label, around: Label| own.is_none() || own == around;
             slot.stage() == around.stage()
                 && same(self.profile.or(slot.profile()), known.profile)
                 && same(self.run_id.or(slot.run_id()), known.run_id)
         });
+        if let Some(stage) = part_of
+            && slot.facts().has(Facts::ERROR_EVENT.with(Facts::ERROR_WITHIN))
+        {
+            // From before its id was known. They happened in an ordinary span of that stage, as it turns out.
+            stage.add_fact(Facts::ERROR_WITHIN);
+        }
+        let part = part_of.is_some();
         slot.update_facts(
             |facts| {
                 if part { facts.with(Facts::PART_OF_STAGE) } else { facts.without(Facts::PART_OF_STAGE) }

@@ -15,7 +15,9 @@ mod outcome;
 mod series;
 mod sink;
 mod stages;
+mod summary;
 mod unwinding;
+mod warnings;
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,9 +38,9 @@ pub use outcome::FailurePolicy;
 pub(crate) use sink::Target;
 #[cfg(feature = "pushgateway")]
 pub(crate) use sink::outward;
-#[cfg(feature = "pushgateway")]
-pub(crate) use stages::StageState;
 pub(crate) use stages::{Settings, Stages};
+#[cfg(feature = "pushgateway")]
+pub(crate) use summary::StageState;
 
 use crate::schema::DEFAULT_NAMESPACE;
 
@@ -139,3 +141,8 @@ where
         self.stages.closed(&id);
     }
 }
+
+const _: () = {
+    const fn shared<T: Send + Sync + 'static>() {}
+    shared::<MetricsLayer>();
+};

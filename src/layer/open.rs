@@ -44,7 +44,8 @@ pub(crate) struct Slot {
     run_id: AtomicU32,
     /// Profile and run id with what it inherits, and when that was found out.
     pub(crate) resolved: AtomicU64,
-    /// The active gauge that counts it now, where gauges are written at once: a number plus one.
+    /// The active gauge that counts it now, where gauges are written at once: a number plus one. Zero when the slot is
+    /// free, but for the moment in which someone who goes over the open spans finds that out.
     pub(crate) shown: AtomicU32,
 }
 
@@ -181,7 +182,6 @@ impl Slot {
         self.profile.store(0, Ordering::Relaxed);
         self.run_id.store(0, Ordering::Relaxed);
         self.resolved.store(0, Ordering::Relaxed);
-        self.shown.store(0, Ordering::Relaxed);
     }
 }
 

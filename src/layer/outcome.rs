@@ -133,16 +133,16 @@ impl FailurePolicy {
         if failed { Outcome::Failure(Reason::Error) } else { Outcome::Success }
     }
 
-    /// The outcome of a stage that is still open at the end of the run. `running`: it is entered, or the process ends
-    /// by a signal, a panic or a non-zero exit.
-    pub(crate) fn outcome_at_end(self, facts: Facts, running: bool) -> Outcome {
+    /// The outcome of a stage that is still open at the end of the run. `cut_off`: the process ends by a signal, a panic
+    /// or a non-zero exit.
+    pub(crate) fn outcome_at_end(self, facts: Facts, entered: bool, cut_off: bool) -> Outcome {
         if facts.has(Facts::PANICKED) {
             Outcome::Failure(Reason::Panic)
-        } else if running {
-            Outcome::Failure(Reason::Interrupted)
-        } else if facts.has(Facts::RETURNED_VALUE) {
+        } else if facts.has(Facts::RETURNED_VALUE) && !entered {
             // It returned; only a child or a kept handle holds its span open.
             self.outcome(facts)
+        } else if entered || cut_off {
+            Outcome::Failure(Reason::Interrupted)
         } else {
             Outcome::Failure(Reason::Unfinished)
         }
@@ -194,11 +194,14 @@ mod tests {
     fn a_stage_open_at_the_end_is_interrupted_or_unfinished_unless_it_returned() {
         for policy in POLICIES {
             let logged = Facts::ERROR_EVENT;
-            assert_eq!(policy.outcome_at_end(logged, true), Failure(Reason::Interrupted));
-            assert_eq!(policy.outcome_at_end(logged, false), Failure(Reason::Unfinished));
-            assert_eq!(policy.outcome_at_end(Facts::RETURNED_VALUE, false), Success);
-            assert_eq!(policy.outcome_at_end(Facts::RETURNED_VALUE, true), Failure(Reason::Interrupted));
-            assert_eq!(policy.outcome_at_end(Facts::PANICKED, false), Failure(Reason::Panic));
+            assert_eq!(policy.outcome_at_end(logged, true, false), Failure(Reason::Interrupted));
+            assert_eq!(policy.outcome_at_end(logged, false, true), Failure(Reason::Interrupted));
+            assert_eq!(policy.outcome_at_end(logged, false, false), Failure(Reason::Unfinished));
+            for cut_off in [false, true] {
+                assert_eq!(policy.outcome_at_end(Facts::RETURNED_VALUE, false, cut_off), Success);
+                assert_eq!(policy.outcome_at_end(Facts::RETURNED_VALUE, true, cut_off), Failure(Reason::Interrupted));
+                assert_eq!(policy.outcome_at_end(Facts::PANICKED, false, cut_off), Failure(Reason::Panic));
+            }
         }
     }
 }

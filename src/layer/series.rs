@@ -5,8 +5,8 @@
 //! about to look, unless nobody says when that is. Handles are registered before a table's lock is taken: that runs
 //! the recorder's code.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, Histogram};
@@ -32,6 +32,7 @@ pub(crate) struct StageSeries {
 }
 
 /// What a stage's runs add up to.
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StageTotals {
     pub(crate) succeeded: u64,
@@ -51,6 +52,8 @@ pub(crate) struct PairSeries {
     last_duration: AtomicU64,
     /// On the clock of the spans; zero: none yet.
     last_success: AtomicU64,
+    /// The success that was published last, and its Unix time: found out once, so that the value stays.
+    published_success: Mutex<(u64, f64)>,
     last_duration_gauge: OnceLock<Gauge>,
     last_success_gauge: OnceLock<Gauge>,
 }
@@ -221,6 +224,7 @@ impl Series {
                 failures: [const { OnceLock::new() }; Reason::COUNT],
                 last_duration: AtomicU64::new(f64::NAN.to_bits()),
                 last_success: AtomicU64::new(0),
+                published_success: Mutex::default(),
                 last_duration_gauge: OnceLock::new(),
                 last_success_gauge: OnceLock::new(),
             };
@@ -317,11 +321,19 @@ impl PairSeries {
         }
         let success = self.last_success.load(Ordering::Relaxed);
         if success != 0 {
-            let age = series.clock.delta(success, series.clock.raw());
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
-            let metric = &schema::STAGE_LAST_SUCCESS;
-            self.set_gauge(&self.last_success_gauge, metric, series, labels, at.as_secs_f64());
+            let at = self.unix_time_of(success, &series.clock);
+            self.set_gauge(&self.last_success_gauge, &schema::STAGE_LAST_SUCCESS, series, labels, at);
         }
+    }
+
+    fn unix_time_of(&self, success: u64, clock: &quanta::Clock) -> f64 {
+        let mut published = self.published_success.lock().unwrap_or_else(PoisonError::into_inner);
+        if published.0 != success {
+            let age = clock.delta(success, clock.raw());
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
+            *published = (success, at.as_secs_f64());
+        }
+        published.1
     }
 
     fn set_gauge(

@@ -4,21 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Subscriber, warn};
+use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::admission::Overflow;
-use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, OWN_TARGET, is_from_instrument};
+use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned, returned};
 use super::fields::{HasError, SpanFields};
 use super::inherit::{Inheritance, Origin, stage_around};
 use super::labels::{Label, Labels};
 use super::open::{Found, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
-use super::series::{Finished, Series, StageTotals};
-use super::sink::{Sink, Target, is_outward, outward};
+use super::series::{Finished, Series};
+use super::sink::{Sink, Target, is_outward};
 use super::unwinding;
-use crate::schema::Metric;
 use crate::voice::Voice;
 
 /// How the layer is set up.
@@ -38,27 +36,19 @@ pub(crate) struct Settings {
 
 /// The stages of this process: shared by the layer, which tells what happens, and the guard, which asks.
 pub(crate) struct Stages {
-    callsites: Callsites,
-    labels: Labels,
-    open: OpenSpans,
-    inheritance: Inheritance,
+    pub(super) callsites: Callsites,
+    pub(super) labels: Labels,
+    pub(super) open: OpenSpans,
+    pub(super) inheritance: Inheritance,
     pub(crate) series: Series,
-    policy: FailurePolicy,
-    clock: quanta::Clock,
+    pub(super) policy: FailurePolicy,
+    pub(super) clock: quanta::Clock,
     pub(crate) voice: Arc<Voice>,
-    expected: Vec<Label>,
-    ended: AtomicBool,
+    pub(super) expected: Vec<Label>,
+    pub(super) ended: AtomicBool,
     warned_inert: AtomicBool,
-    outermost_finished: AtomicBool,
-    outermost_failed: AtomicBool,
-}
-
-/// A stage as the run report shows it.
-#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
-pub(crate) struct StageState {
-    pub(crate) stage: String,
-    pub(crate) totals: StageTotals,
-    pub(crate) open: u64,
+    pub(super) outermost_finished: AtomicBool,
+    pub(super) outermost_failed: AtomicBool,
 }
 
 impl Stages {
@@ -139,13 +129,7 @@ impl Stages {
     fn is_inert(&self, facts: Facts) -> bool {
         let ended = self.ended.load(Ordering::Relaxed);
         if ended && facts.is_stage() && !self.warned_inert.swap(true, Ordering::Relaxed) {
-            self.voice.defer(|| {
-                warn!(
-                    target: OWN_TARGET,
-                    "a stage opened after the final flush and is not measured: keep the guard until the end of `main` \
-                     (`let (layer, _guard) = …`; a bare `_` drops it at once)"
-                );
-            });
+            self.warn_inert();
         }
         ended
     }
@@ -235,12 +219,13 @@ impl Stages {
         };
         let Some(span) = ctx.event_span(event) else { return };
         if let Some(found) = self.open.find(&span.id()).filter(|found| found.facts().is_stage()) {
-            let own = self.callsite(found).is_some_and(|callsite| is_from_instrument(event.metadata(), callsite.meta));
-            match (is_error, own) {
-                (true, true) => found.add_fact(Facts::ERROR_EVENT.with(Facts::RETURNED_ERROR)),
-                (true, false) => found.add_fact(Facts::ERROR_EVENT),
-                (false, true) => found.add_fact(Facts::RETURNED_VALUE),
-                (false, false) => {}
+            if is_error {
+                found.add_fact(Facts::ERROR_EVENT);
+            }
+            match self.callsite(found).and_then(|callsite| returned(event.metadata(), callsite.meta)) {
+                Some(Returned::Error) => found.add_fact(Facts::RETURNED_ERROR),
+                Some(Returned::Value) => found.add_fact(Facts::RETURNED_VALUE),
+                None => {}
             }
         } else if is_error && self.policy == FailurePolicy::ErrorsWithin {
             let around = span.scope().filter_map(|span| self.open.find(&span.id()));
@@ -251,6 +236,7 @@ impl Stages {
     }
 
     pub(crate) fn closed(&self, id: &Id) {
+        self.voice.speak_deferred();
         let Some(found) = self.open.find(id) else { return };
         if found.facts().has(Facts::STAGE) {
             let now = self.clock.raw();
@@ -269,12 +255,12 @@ impl Stages {
         self.open.release(found);
     }
 
-    fn callsite(&self, found: Found<'_>) -> Option<&Callsite> {
+    pub(super) fn callsite(&self, found: Found<'_>) -> Option<&Callsite> {
         self.callsites.get(found.callsite.load(Ordering::Relaxed))
     }
 
     /// A stage id that was declared and never recorded is the span's name.
-    fn ensure_stage_id(&self, found: Found<'_>) {
+    pub(super) fn ensure_stage_id(&self, found: Found<'_>) {
         if found.stage().is_none()
             && let Some(callsite) = self.callsite(found)
         {
@@ -285,7 +271,7 @@ impl Stages {
     }
 
     /// Records a stage that ended. The caller has settled it.
-    fn count(&self, found: Found<'_>, outcome: Outcome, ended: u64) {
+    pub(super) fn count(&self, found: Found<'_>, outcome: Outcome, ended: u64) {
         let resolved = self.inheritance.resolve(&self.open, found.slot);
         let nanos = self.clock.delta_as_nanos(found.started.load(Ordering::Relaxed), ended);
         if stage_around(&self.open, found.slot).is_none() {
@@ -302,39 +288,6 @@ impl Stages {
         }
     }
 
-    #[cold]
-    fn warn_overflow(&self, overflow: &Overflow) {
-        let Overflow { max, label, values, example } = overflow;
-        self.voice.speak(|| {
-            warn!(
-                target: OWN_TARGET,
-                max_series = max,
-                label,
-                values,
-                example,
-                "more than {max} label sets: new ones are counted as \"_overflow\" from now on. `{label}` has the most \
-                 values ({values}, one is {example:?}); leave the run id out with `without_run_id_label()`, take a \
-                 value with fewer different ones, or raise `with_max_series`"
-            );
-        });
-    }
-
-    #[cold]
-    fn warn_cancelled(&self, found: Found<'_>) {
-        let Some(callsite) = self.callsite(found).filter(|callsite| callsite.warn_once()) else { return };
-        let (stage_id, span) = (self.labels.text(found.stage()), callsite.meta.name());
-        let (file, line) = (callsite.meta.file().unwrap_or("?"), callsite.meta.line().unwrap_or(0));
-        self.voice.speak(|| {
-            warn!(
-                target: OWN_TARGET,
-                stage_id,
-                "stage {stage_id} (span {span} at {file}:{line}) closed without having returned and counts as \
-                 cancelled; if it was not, its function needs `#[instrument(err, ret)]`, at levels that reach this \
-                 layer, since the failure policy is ProvenSuccess"
-            );
-        });
-    }
-
     /// Counts the stage in its active gauge, where gauges are written at once.
     fn show(&self, found: Found<'_>) {
         let facts = found.facts();
@@ -344,16 +297,20 @@ impl Stages {
         let profile = self.inheritance.resolve(&self.open, found.slot).profile;
         self.series.stage(&self.labels, found.stage());
         let (pair, _) = self.series.pair(&self.labels, found.stage(), profile);
-        let before = found.shown.swap(pair + 1, Ordering::Relaxed);
+        let before = found.shown.swap(pair + 1, Ordering::SeqCst);
         if before != pair + 1 {
             self.series.move_active(pair, 1.0);
             self.unshow(before);
         }
+        if !found.is_open() {
+            // Its end came in between, and took back what was shown before this.
+            self.hide(found);
+        }
     }
 
-    fn hide(&self, found: Found<'_>) {
-        if found.shown.load(Ordering::Relaxed) != 0 {
-            self.unshow(found.shown.swap(0, Ordering::Relaxed));
+    pub(super) fn hide(&self, found: Found<'_>) {
+        if found.shown.load(Ordering::SeqCst) != 0 {
+            self.unshow(found.shown.swap(0, Ordering::SeqCst));
         }
     }
 
@@ -361,102 +318,5 @@ impl Stages {
         if let Some(pair) = shown.checked_sub(1) {
             self.series.move_active(pair, -1.0);
         }
-    }
-}
-
-/// What the guard asks and tells.
-#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
-impl Stages {
-    /// Gives the recorder the state of this moment. To be called before it is rendered.
-    pub(crate) fn publish(&self) {
-        if self.series.sink.is_live() {
-            return;
-        }
-        let mut active = std::collections::HashMap::new();
-        for found in self.open.iter().filter(|found| found.facts().is_stage() && !found.stage().is_none()) {
-            let profile = self.inheritance.resolve(&self.open, found.slot).profile;
-            self.series.stage(&self.labels, found.stage());
-            let (pair, _) = self.series.pair(&self.labels, found.stage(), profile);
-            *active.entry(pair).or_insert(0_u64) += 1;
-        }
-        self.series.publish(&self.labels, |pair| active.get(&pair).copied().unwrap_or(0));
-    }
-
-    /// The run is over: counts the stages that are still open, once, and measures nothing from now on.
-    /// `cut_off`: the process ends by a signal, a panic or a non-zero exit.
-    pub(crate) fn end(&self, cut_off: bool) {
-        if self.ended.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let now = self.clock.raw();
-        for found in self.open.iter().filter(|found| found.facts().has(Facts::STAGE)) {
-            // First, so that what is read below is of the span that is settled in the end.
-            let reference = found.reference();
-            self.ensure_stage_id(found);
-            let facts = found.facts();
-            let running = cut_off || found.entered.load(Ordering::Relaxed) > 0;
-            let outcome = self.policy.outcome_at_end(facts, running);
-            let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !running);
-            if facts.is_stage() && found.settle(reference) {
-                self.count(found, outcome, last_exit.unwrap_or(now));
-                self.hide(found);
-                if let Outcome::Failure(reason) = outcome {
-                    self.warn_open(found, reason);
-                }
-            }
-        }
-        self.voice.speak_deferred();
-    }
-
-    fn warn_open(&self, found: Found<'_>, reason: Reason) {
-        let resolved = self.inheritance.resolve(&self.open, found.slot);
-        let stage_id = self.labels.text(found.stage());
-        let (profile, run_id) = (self.labels.text(resolved.profile), self.labels.text(resolved.run_id));
-        let reason = reason.as_str();
-        outward(|| {
-            self.voice.speak(|| {
-                warn!(
-                    target: OWN_TARGET,
-                    stage_id, profile, run_id, reason,
-                    "stage {stage_id} was still open at the final flush and is counted as a failure ({reason})"
-                );
-            });
-        });
-    }
-
-    /// Sets a gauge that has no labels.
-    pub(crate) fn set_gauge(&self, metric: &Metric, value: f64) {
-        let gauge = self.series.sink.gauge(metric, &[]);
-        outward(|| gauge.set(value));
-    }
-
-    /// Whether the stages of this run allow to call it a success: at least one outermost stage finished, none failed,
-    /// and every expected stage succeeded at least once.
-    pub(crate) fn all_well(&self) -> bool {
-        self.outermost_finished.load(Ordering::Relaxed)
-            && !self.outermost_failed.load(Ordering::Relaxed)
-            && self.expected.iter().all(|stage| self.series.stage(&self.labels, *stage).1.totals().succeeded > 0)
-    }
-
-    /// The stages in the order in which they first finished; those that have not, last.
-    pub(crate) fn states(&self) -> Vec<StageState> {
-        let mut open = std::collections::HashMap::new();
-        for found in self.open.iter().filter(|found| found.facts().is_stage()) {
-            let name =
-                || self.callsite(found).map_or(Label::EMPTY, |callsite| self.labels.intern(callsite.meta.name()));
-            let stage = Some(found.stage()).filter(|stage| !stage.is_none()).unwrap_or_else(name);
-            let stage = self.series.stage(&self.labels, stage).1.stage;
-            *open.entry(stage).or_insert(0_u64) += 1;
-        }
-        let mut states: Vec<_> = self.series.totals().collect();
-        states.sort_by_key(|(_, totals)| totals.first_finished.wrapping_sub(1));
-        states
-            .into_iter()
-            .map(|(stage, totals)| StageState {
-                stage: self.labels.text(stage).to_owned(),
-                totals,
-                open: open.get(&stage).copied().unwrap_or(0),
-            })
-            .collect()
     }
 }

@@ -9,6 +9,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 pub mod child;
+pub mod example;
 pub mod exposition;
 pub mod http;
 pub mod log;
@@ -26,6 +27,8 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use mock_gateway::{MockGateway, Reply};
+#[cfg(feature = "pushgateway")]
+pub use pipeline::Pipeline;
 pub use servers::{NodeExporter, Prometheus, Pushgateway};
 
 /// How long a test waits for something that is bound to happen. Only a failing test waits this long.

@@ -1,0 +1,90 @@
+//! One delivery to the gateway: the present state, or what an earlier run left in the spool.
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+
+use super::Source;
+use super::failure::Failure;
+use super::pushgateway::Pushgateway;
+use super::retry::{self, Budget};
+use super::spool::Spool;
+use crate::error::{Error, Kind};
+
+/// Pushes the state and counts it. What the gateway refuses as a bad request is pushed once more without the
+/// application's own metrics: one of them must not take the stages down with it.
+pub(crate) async fn push_state(
+    gateway: &Pushgateway,
+    source: &dyn Source,
+    exposition: Bytes,
+    budget: &Budget,
+) -> Result<(), Error> {
+    let refusal = match push_counted(gateway, source, exposition.clone(), budget).await {
+        Err(error) if error.status() == Some(400) => error,
+        other => return other,
+    };
+    let text = std::str::from_utf8(&exposition).unwrap_or_default();
+    let own = source.own_families(text);
+    if own.is_empty() || own.len() == text.len() {
+        return Err(refusal);
+    }
+    let outcome = match push_counted(gateway, source, Bytes::from(own), budget).await {
+        Ok(()) => "the stages were pushed without them",
+        Err(_) => "pushing the stages without them failed too",
+    };
+    let text = format!("gateway {} refused the application's own metrics; {outcome}", gateway.endpoint());
+    Err(Error::new(Kind::Refused(400), text).with_source(refusal))
+}
+
+async fn push_counted(
+    gateway: &Pushgateway,
+    source: &dyn Source,
+    exposition: Bytes,
+    budget: &Budget,
+) -> Result<(), Error> {
+    let begun = Instant::now();
+    let result = retry::push(gateway, gateway.body(exposition), budget).await;
+    source.pushed(&result, begun.elapsed());
+    result
+}
+
+/// What became of the oldest payload in the spool.
+#[derive(Debug)]
+pub(crate) enum Replayed {
+    /// There is none that nobody else works with.
+    Nothing,
+    /// It is off the spool: delivered, or the gateway has a newer push of its group, or this run writes that group.
+    Done,
+    /// The gateway refused it for good. It is set aside.
+    Refused(Error),
+    /// It stays where it is.
+    Failed,
+}
+
+/// Delivers the oldest payload that an earlier run left, to its own group. Dropped half-way, it stays in the spool.
+pub(crate) async fn replay(gateway: &Pushgateway, spool: &Spool, deadline: Instant) -> Replayed {
+    let Some(entry) = spool.next() else { return Replayed::Nothing };
+    if entry.group == *gateway.grouping() {
+        // This run has pushed its own state there, which is newer.
+        entry.remove();
+        return Replayed::Done;
+    }
+    let gateway = gateway.for_group(entry.group.clone());
+    let deliver = async {
+        // Another node may have run the pipeline since.
+        match gateway.last_push().await? {
+            Some(pushed) if pushed > entry.written => Ok(()),
+            _ => gateway.send(reqwest::Method::POST, gateway.body(entry.exposition.clone())).await,
+        }
+    };
+    match timeout_at(deadline, deliver).await {
+        Ok(Ok(())) => {
+            entry.remove();
+            Replayed::Done
+        }
+        Ok(Err(Failure { error, .. })) if error.is_refused() && !retry::may_help(&error) => {
+            entry.refused();
+            Replayed::Refused(error)
+        }
+        Ok(Err(_)) | Err(_) => Replayed::Failed,
+    }
+}

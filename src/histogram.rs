@@ -1,0 +1,256 @@
+//! Histograms whose samples are counted into their buckets as they come.
+//!
+//! The exporter keeps raw samples and sorts them into buckets when it is read. That takes memory until somebody does, and
+//! it loses samples: one that a thread writes while the list is taken away is gone, with all before it if it is unlucky
+//! (`AtomicBucket::clear_with` of metrics-util 0.20 against `push`). Two atomics a sample are exact, take no memory, and
+//! cost less.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use metrics::{HistogramFn, Key, SharedString};
+use metrics_util::registry::{Registry, Storage};
+
+/// Counts by upper bound, and the sum.
+#[derive(Debug)]
+pub(crate) struct BucketHistogram {
+    /// Ascending.
+    bounds: Arc<[f64]>,
+    /// One for each bound, not cumulative, and one for what is above all.
+    counts: Box<[AtomicU64]>,
+    /// Bits of an `f64`.
+    sum: AtomicU64,
+}
+
+impl BucketHistogram {
+    fn new(bounds: Arc<[f64]>) -> Self {
+        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Self { bounds, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
+    }
+
+    fn add(&self, value: f64, count: u64) {
+        // Upper bounds are inclusive. What is not a number is below no bound.
+        let bucket =
+            if value.is_nan() { self.bounds.len() } else { self.bounds.partition_point(|bound| *bound < value) };
+        if let Some(bucket) = self.counts.get(bucket) {
+            bucket.fetch_add(count, Ordering::Relaxed);
+        }
+        let added = value * count as f64;
+        let mut sum = self.sum.load(Ordering::Relaxed);
+        while let Err(other) = self.sum.compare_exchange_weak(
+            sum,
+            (f64::from_bits(sum) + added).to_bits(),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        ) {
+            sum = other;
+        }
+    }
+}
+
+impl HistogramFn for BucketHistogram {
+    fn record(&self, value: f64) {
+        self.add(value, 1);
+    }
+
+    fn record_many(&self, value: f64, count: usize) {
+        self.add(value, count as u64);
+    }
+}
+
+/// What the registry makes. Counters and gauges are the exporter's and never asked for here.
+struct NewHistogram {
+    default: Arc<[f64]>,
+    by_name: HashMap<String, Arc<[f64]>>,
+}
+
+impl Storage<Key> for NewHistogram {
+    type Counter = Arc<AtomicU64>;
+    type Gauge = Arc<AtomicU64>;
+    type Histogram = Arc<BucketHistogram>;
+
+    fn counter(&self, _: &Key) -> Self::Counter {
+        Arc::default()
+    }
+
+    fn gauge(&self, _: &Key) -> Self::Gauge {
+        Arc::default()
+    }
+
+    fn histogram(&self, key: &Key) -> Self::Histogram {
+        Arc::new(BucketHistogram::new(Arc::clone(self.by_name.get(key.name()).unwrap_or(&self.default))))
+    }
+}
+
+/// All histograms of a recorder.
+pub(crate) struct Histograms {
+    registry: Registry<Key, NewHistogram>,
+    help: Mutex<HashMap<String, SharedString>>,
+}
+
+impl Histograms {
+    /// `by_name`: the bounds of those that do not have the default ones, by the name they are recorded under.
+    pub(crate) fn new<'a>(default: &[f64], by_name: impl IntoIterator<Item = (&'a str, &'a [f64])>) -> Self {
+        let by_name = by_name.into_iter().map(|(name, bounds)| (name.to_owned(), Arc::from(bounds))).collect();
+        let storage = NewHistogram { default: Arc::from(default), by_name };
+        Self { registry: Registry::new(storage), help: Mutex::default() }
+    }
+
+    /// The first description of a name counts.
+    pub(crate) fn describe(&self, name: &str, help: SharedString) {
+        let mut known = self.help.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(metric_name(name)).or_insert(help);
+    }
+
+    pub(crate) fn register(&self, key: &Key) -> metrics::Histogram {
+        let key = key.to_retained();
+        self.registry.get_or_create_histogram(&key, |histogram| metrics::Histogram::from_arc(Arc::clone(histogram)))
+    }
+
+    /// In the text format. Series that differ in characters a label name cannot have are added up.
+    pub(crate) fn render(&self) -> String {
+        let mut families: BTreeMap<String, BTreeMap<String, Snapshot>> = BTreeMap::new();
+        for (key, histogram) in self.registry.get_histogram_handles() {
+            let labels =
+                key.labels().map(|label| format!("{}=\"{}\"", label_name(label.key()), escaped(label.value(), true)));
+            let labels = labels.collect::<Vec<_>>().join(",");
+            families.entry(metric_name(key.name())).or_default().entry(labels).or_default().add(&histogram);
+        }
+        let help = self.help.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        for (name, series) in &families {
+            if let Some(help) = help.get(name) {
+                let _ = writeln!(text, "# HELP {name} {}", escaped(help, false));
+            }
+            let _ = writeln!(text, "# TYPE {name} histogram");
+            for (labels, snapshot) in series {
+                snapshot.render(&mut text, name, labels);
+            }
+        }
+        text
+    }
+}
+
+#[derive(Default)]
+struct Snapshot {
+    bounds: Arc<[f64]>,
+    counts: Vec<u64>,
+    sum: f64,
+}
+
+impl Snapshot {
+    fn add(&mut self, histogram: &BucketHistogram) {
+        self.bounds = Arc::clone(&histogram.bounds);
+        self.counts.resize(histogram.counts.len(), 0);
+        for (sum, count) in self.counts.iter_mut().zip(&histogram.counts) {
+            *sum += count.load(Ordering::Relaxed);
+        }
+        self.sum += f64::from_bits(histogram.sum.load(Ordering::Relaxed));
+    }
+
+    fn render(&self, text: &mut String, name: &str, labels: &str) {
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut count = 0;
+        for (n, in_bucket) in self.counts.iter().enumerate() {
+            count += in_bucket;
+            let _ = match self.bounds.get(n) {
+                Some(bound) => writeln!(text, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}"),
+                None => writeln!(text, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}"),
+            };
+        }
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+        let _ = writeln!(text, "{name}_sum{labels} {}\n{name}_count{labels} {count}", self.sum);
+    }
+}
+
+/// With `_` for every character that a metric name cannot have.
+fn metric_name(name: &str) -> String {
+    clean(name, |c| c.is_ascii_alphabetic() || c == '_' || c == ':')
+}
+
+fn label_name(name: &str) -> String {
+    clean(name, |c| c.is_ascii_alphabetic() || c == '_')
+}
+
+fn clean(name: &str, begins: impl Fn(char) -> bool) -> String {
+    let clean = |(at, c): (usize, char)| if begins(c) || (at > 0 && c.is_ascii_digit()) { c } else { '_' };
+    name.chars().enumerate().map(clean).collect()
+}
+
+/// By the rule of the text format: backslash and line feed, and in a label value the quote.
+fn escaped(text: &str, quote: bool) -> String {
+    let text = text.replace('\\', r"\\").replace('\n', r"\n");
+    if quote { text.replace('"', "\\\"") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics::Label;
+
+    fn histograms() -> Histograms {
+        Histograms::new(&[1.0, 10.0], [("fine", &[0.25, 0.5][..])])
+    }
+
+    #[test]
+    fn samples_are_counted_up_to_and_with_their_bound() {
+        let histograms = histograms();
+        let rows = histograms.register(&Key::from_name("rows"));
+        for value in [0.0, 1.0, 1.5, 10.0, 11.0, f64::INFINITY, -3.0] {
+            rows.record(value);
+        }
+        rows.record_many(2.0, 3);
+        histograms.register(&Key::from_parts("fine", vec![Label::new("a-b", "x\\y\"z\nw"), Label::new("c", "")]));
+        histograms.describe("rows", "Rows \\ read\nper batch.".into());
+        histograms.describe("rows", "Another.".into());
+        let expected = "\
+# TYPE fine histogram
+fine_bucket{a_b=\"x\\\\y\\\"z\\nw\",c=\"\",le=\"0.25\"} 0
+fine_bucket{a_b=\"x\\\\y\\\"z\\nw\",c=\"\",le=\"0.5\"} 0
+fine_bucket{a_b=\"x\\\\y\\\"z\\nw\",c=\"\",le=\"+Inf\"} 0
+fine_sum{a_b=\"x\\\\y\\\"z\\nw\",c=\"\"} 0
+fine_count{a_b=\"x\\\\y\\\"z\\nw\",c=\"\"} 0
+# HELP rows Rows \\\\ read\\nper batch.
+# TYPE rows histogram
+rows_bucket{le=\"1\"} 3
+rows_bucket{le=\"10\"} 8
+rows_bucket{le=\"+Inf\"} 10
+rows_sum inf
+rows_count 10
+";
+        assert_eq!(histograms.render(), expected);
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_counted_above_all_bounds() {
+        let histograms = histograms();
+        histograms.register(&Key::from_name("rows")).record(f64::NAN);
+        let text = histograms.render();
+        assert!(text.contains("rows_bucket{le=\"10\"} 0\nrows_bucket{le=\"+Inf\"} 1\nrows_sum NaN\n"), "{text}");
+    }
+
+    #[test]
+    fn nothing_is_lost_while_it_is_read() {
+        let histograms = histograms();
+        let rows = histograms.register(&Key::from_name("rows"));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..50_000).for_each(|_| rows.record(2.0)));
+            }
+            for _ in 0..200 {
+                histograms.render();
+            }
+        });
+        let text = histograms.render();
+        assert!(text.ends_with("rows_sum 400000\nrows_count 200000\n"), "{text}");
+    }
+
+    #[test]
+    fn names_become_what_the_format_allows() {
+        assert_eq!(metric_name("a.b-c:d1"), "a_b_c:d1");
+        assert_eq!(metric_name("1ä"), "__");
+        assert_eq!(label_name("x:y"), "x_y");
+    }
+}

@@ -1,0 +1,110 @@
+//! The stages as a whole: their state for whoever looks, and the end of the run.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use super::labels::Label;
+use super::outcome::{Facts, Outcome, Reason};
+use super::series::StageTotals;
+use super::sink::outward;
+use super::stages::Stages;
+use crate::schema::Metric;
+
+/// A stage as the run report shows it.
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+pub(crate) struct StageState {
+    pub(crate) stage: String,
+    pub(crate) totals: StageTotals,
+    pub(crate) open: u64,
+}
+
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+impl Stages {
+    /// Gives the recorder the state of this moment. To be called before it is rendered.
+    pub(crate) fn publish(&self) {
+        if self.series.sink.is_live() {
+            return;
+        }
+        // In the order in which they opened: the limit on label sets goes by who comes first.
+        let mut stages: Vec<_> = self
+            .open
+            .iter()
+            .filter(|found| found.facts().is_stage() && !found.stage().is_none())
+            .map(|found| {
+                let profile = self.inheritance.resolve(&self.open, found.slot).profile;
+                (found.started.load(Ordering::Relaxed), found.stage(), profile)
+            })
+            .collect();
+        stages.sort_by_key(|(started, ..)| *started);
+        let mut active = HashMap::new();
+        for (_, stage, profile) in stages {
+            self.series.stage(&self.labels, stage);
+            let (pair, _) = self.series.pair(&self.labels, stage, profile);
+            *active.entry(pair).or_insert(0_u64) += 1;
+        }
+        self.series.publish(&self.labels, |pair| active.get(&pair).copied().unwrap_or(0));
+    }
+
+    /// The run is over: counts the stages that are still open, once, and measures nothing from now on.
+    /// `cut_off`: the process ends by a signal, a panic or a non-zero exit.
+    pub(crate) fn end(&self, cut_off: bool) {
+        if self.ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let now = self.clock.raw();
+        for found in self.open.iter().filter(|found| found.facts().has(Facts::STAGE)) {
+            // First, so that what is read below is of the span that is settled in the end.
+            let reference = found.reference();
+            self.ensure_stage_id(found);
+            let facts = found.facts();
+            let entered = found.entered.load(Ordering::Relaxed) > 0;
+            let outcome = self.policy.outcome_at_end(facts, entered, cut_off);
+            let runs_until_now = outcome == Outcome::Failure(Reason::Interrupted);
+            let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
+            if facts.is_stage() && found.settle(reference) {
+                self.count(found, outcome, last_exit.unwrap_or(now));
+                self.hide(found);
+                if let Outcome::Failure(reason) = outcome {
+                    self.warn_open(found, reason);
+                }
+            }
+        }
+        self.voice.speak_deferred();
+    }
+
+    /// Sets a gauge that is not a stage's, and not set often.
+    pub(crate) fn set_gauge(&self, metric: &Metric, labels: &[&str], value: f64) {
+        let gauge = self.series.sink.gauge(metric, labels);
+        outward(|| gauge.set(value));
+    }
+
+    /// Whether the stages of this run allow to call it a success: at least one outermost stage finished, none failed,
+    /// and every expected stage succeeded at least once.
+    pub(crate) fn all_well(&self) -> bool {
+        self.outermost_finished.load(Ordering::Relaxed)
+            && !self.outermost_failed.load(Ordering::Relaxed)
+            && self.expected.iter().all(|stage| self.series.stage(&self.labels, *stage).1.totals().succeeded > 0)
+    }
+
+    /// The stages in the order in which they first finished; those that have not, last.
+    pub(crate) fn states(&self) -> Vec<StageState> {
+        let mut open = HashMap::new();
+        for found in self.open.iter().filter(|found| found.facts().is_stage()) {
+            let name =
+                || self.callsite(found).map_or(Label::EMPTY, |callsite| self.labels.intern(callsite.meta.name()));
+            let stage = Some(found.stage()).filter(|stage| !stage.is_none()).unwrap_or_else(name);
+            let stage = self.series.stage(&self.labels, stage).1.stage;
+            *open.entry(stage).or_insert(0_u64) += 1;
+        }
+        let mut states: Vec<_> = self.series.totals().collect();
+        states.sort_by_key(|(_, totals)| totals.first_finished.wrapping_sub(1));
+        states
+            .into_iter()
+            .map(|(stage, totals)| StageState {
+                stage: self.labels.text(stage).to_owned(),
+                totals,
+                open: open.get(&stage).copied().unwrap_or(0),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,73 @@
+//! What the layer has to say.
+
+use tracing::warn;
+
+use super::admission::Overflow;
+use super::callsite::OWN_TARGET;
+use super::open::Found;
+use super::outcome::Reason;
+use super::sink::outward;
+use super::stages::Stages;
+
+impl Stages {
+    /// After the end nothing is measured: whoever opens a stage then has probably dropped the guard too early.
+    #[cold]
+    pub(super) fn warn_inert(&self) {
+        self.voice.defer(|| {
+            warn!(
+                target: OWN_TARGET,
+                "a stage opened after the final flush and is not measured: keep the guard until the end of `main` \
+                 (`let (layer, _guard) = …`; a bare `_` drops it at once)"
+            );
+        });
+    }
+
+    #[cold]
+    pub(super) fn warn_overflow(&self, overflow: &Overflow) {
+        let Overflow { max, label, values, example } = overflow;
+        self.voice.speak(|| {
+            warn!(
+                target: OWN_TARGET,
+                max_series = max,
+                label,
+                values,
+                example,
+                "more than {max} label sets: new ones are counted as \"_overflow\" from now on. `{label}` has the most \
+                 values ({values}, one is {example:?}); leave the run id out with `without_run_id_label()`, take a \
+                 value with fewer different ones, or raise `with_max_series`"
+            );
+        });
+    }
+
+    #[cold]
+    pub(super) fn warn_cancelled(&self, found: Found<'_>) {
+        let Some(callsite) = self.callsite(found).filter(|callsite| callsite.warn_once()) else { return };
+        let (stage_id, span) = (self.labels.text(found.stage()), callsite.meta.name());
+        let (file, line) = (callsite.meta.file().unwrap_or("?"), callsite.meta.line().unwrap_or(0));
+        self.voice.speak(|| {
+            warn!(
+                target: OWN_TARGET,
+                stage_id,
+                "stage {stage_id} (span {span} at {file}:{line}) closed without having returned and counts as \
+                 cancelled; if it was not, its function needs `#[instrument(err, ret)]`, at levels that reach this \
+                 layer, since the failure policy is ProvenSuccess"
+            );
+        });
+    }
+
+    pub(super) fn warn_open(&self, found: Found<'_>, reason: Reason) {
+        let resolved = self.inheritance.resolve(&self.open, found.slot);
+        let stage_id = self.labels.text(found.stage());
+        let (profile, run_id) = (self.labels.text(resolved.profile), self.labels.text(resolved.run_id));
+        let reason = reason.as_str();
+        outward(|| {
+            self.voice.speak(|| {
+                warn!(
+                    target: OWN_TARGET,
+                    stage_id, profile, run_id, reason,
+                    "stage {stage_id} was still open at the final flush and is counted as a failure ({reason})"
+                );
+            });
+        });
+    }
+}

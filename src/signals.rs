@@ -1,0 +1,120 @@
+//! SIGTERM and SIGINT: the final flush, then the death the signal means.
+
+use std::fs;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+use signal_hook::{flag, low_level};
+
+use crate::error::{Error, Kind};
+use crate::flusher::Flusher;
+use crate::run::Ending;
+
+/// What a shell reports of a process that a signal ended: this and the number of the signal.
+const EXIT_BASE: i32 = 128;
+
+/// Handlers that are in place and a thread that waits to be told what to flush.
+///
+/// Dropped before that, signals act as if never caught.
+pub(crate) struct Watch {
+    start: SyncSender<Arc<Flusher>>,
+    release: Release,
+}
+
+/// Gives the signals back.
+struct Release {
+    /// Whether the next signal acts as by default. Set by the first signal too, so that a second one does not wait for
+    /// the flush.
+    by_default: Arc<AtomicBool>,
+    handle: Handle,
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.by_default.store(true, Ordering::SeqCst);
+        self.handle.close();
+    }
+}
+
+impl Watch {
+    /// Catches the signals, but for one that was ignored when the process started (`nohup`): it stays ignored.
+    pub(crate) fn new() -> Result<Self, Error> {
+        let failed = |error| Error::new(Kind::Delivery, "cannot catch SIGTERM and SIGINT").with_source(error);
+        let caught: Vec<_> = [SIGTERM, SIGINT].into_iter().filter(|signal| !is_ignored(*signal)).collect();
+        let by_default = Arc::new(AtomicBool::new(false));
+        for signal in &caught {
+            // In this order: the flag the first signal sets is for the second to find.
+            if is_init() {
+                flag::register_conditional_shutdown(*signal, EXIT_BASE + signal, Arc::clone(&by_default))
+            } else {
+                flag::register_conditional_default(*signal, Arc::clone(&by_default))
+            }
+            .and_then(|_| flag::register(*signal, Arc::clone(&by_default)))
+            .map_err(failed)?;
+        }
+        let mut signals = Signals::new(caught).map_err(failed)?;
+        let release = Release { by_default, handle: signals.handle() };
+        let (start, flusher) = sync_channel::<Arc<Flusher>>(1);
+        let watch = move || {
+            if let Ok(flusher) = flusher.recv()
+                && let Some(signal) = signals.forever().next()
+            {
+                flusher.end_then(Ending::Signalled, || die(signal));
+            }
+        };
+        thread::Builder::new().name("stage-metrics-signals".to_owned()).spawn(watch).map_err(failed)?;
+        Ok(Self { start, release })
+    }
+
+    /// Flushes with this when a signal comes, until it made its final flush.
+    pub(crate) fn start(self, flusher: &Arc<Flusher>) {
+        let Self { start, release } = self;
+        // The thread waits for it.
+        let _ = start.send(Arc::clone(flusher));
+        flusher.then(Box::new(move || {
+            release.by_default.store(true, Ordering::SeqCst);
+            release.handle.close();
+        }));
+    }
+}
+
+/// The first process of a container: the kernel ignores a signal that it raises for itself.
+fn is_init() -> bool {
+    process::id() == 1
+}
+
+/// Ends the process as the signal would have.
+fn die(signal: i32) {
+    if !is_init() {
+        // Returns only where it could not.
+        let _ = low_level::emulate_default_handler(signal);
+    }
+    process::exit(EXIT_BASE + signal);
+}
+
+/// Whether the process was started with this signal ignored, as far as the system tells (Linux).
+fn is_ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored_mask(&status) & (1 << (signal - 1)) != 0
+}
+
+fn ignored_mask(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_signals_that_are_ignored() {
+        assert_eq!(ignored_mask("Name:\tx\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001002\n"), 0x1002);
+        assert_eq!(ignored_mask("Name:\tx\n"), 0);
+    }
+}

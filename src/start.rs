@@ -1,0 +1,163 @@
+//! Checks the settings and starts everything: whatever can fail comes before the global recorder is installed, which
+//! cannot be undone.
+
+use std::collections::HashSet;
+use std::panic;
+use std::sync::{Arc, Mutex};
+
+use tracing::warn;
+
+use crate::builder::MetricsLayerBuilder;
+use crate::delivery::{Plan, Pushgateway, Spool, Textfile, Worker};
+use crate::env::MAX_DURATION;
+use crate::error::Error;
+use crate::flusher::Flusher;
+use crate::guard::FlushGuard;
+use crate::layer::{MAX_MAX_SERIES, MetricsLayer, OWN_TARGET, Settings, Stages, Target};
+use crate::recorder::{StageRecorder, check_buckets};
+use crate::run::Ending;
+use crate::schema;
+#[cfg(unix)]
+use crate::signals::Watch;
+use crate::telemetry::{Exposition, Telemetry};
+use crate::voice::Voice;
+
+impl MetricsLayerBuilder {
+    /// `install` makes the recorder the global one, or does not.
+    pub(crate) fn start(
+        self,
+        install: impl FnOnce(Arc<StageRecorder>) -> Result<(), Error>,
+    ) -> Result<(MetricsLayer, FlushGuard), Error> {
+        self.check()?;
+        let textfile = self.textfile.map(Textfile::new).transpose()?;
+        if let Some(textfile) = &textfile {
+            textfile.check()?;
+        }
+        let spool = self.spool_directory.map(Spool::open).transpose()?;
+        let (target, exposition, recorder) = match self.exposition {
+            Some(render) => (Target::Facade, Exposition::Foreign(render), None),
+            None => {
+                let duration = schema::STAGE_DURATION.name(&self.namespace);
+                let histograms = self.histogram_buckets.iter().map(|(name, bounds)| (name.as_str(), bounds.as_slice()));
+                let buckets = std::iter::once((duration.as_str(), self.buckets.as_slice())).chain(histograms);
+                let recorder = Arc::new(StageRecorder::new(buckets));
+                let exposition = Exposition::Own { recorder: Arc::clone(&recorder), rendering: Mutex::new(()) };
+                (Target::Own(Arc::clone(&recorder) as _), exposition, Some(recorder))
+            }
+        };
+        let grouping = |label| self.gateway.as_ref().and_then(|gateway| gateway.grouping().get(label));
+        let voice = Arc::new(Voice::default());
+        let stages = Arc::new(Stages::new(Settings {
+            namespace: self.namespace.clone(),
+            policy: self.policy,
+            max_series: self.max_series,
+            expected_stages: self.expected_stages,
+            profile: grouping(schema::PROFILE).map(str::to_owned),
+            run_id: grouping(schema::RUN_ID).map(str::to_owned),
+            run_id_label: self.run_id_label,
+            target,
+            clock: quanta::Clock::new(),
+            voice: Arc::clone(&voice),
+        }));
+        if let Some(gateway) = self.gateway.as_ref().filter(|_| self.job_by_default) {
+            let job = gateway.grouping().job().to_owned();
+            voice.defer(move || {
+                warn!(
+                    target: OWN_TARGET,
+                    job,
+                    "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {job:?}: \
+                     set TV_PROMETHEUS_JOB, since jobs that share a group overwrite each other"
+                );
+            });
+        }
+        #[cfg(feature = "resource-usage")]
+        let resources = {
+            let node = self.node.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
+            Some(crate::telemetry::Resources::new(node))
+        };
+        let telemetry = Arc::new(Telemetry::new(
+            Arc::clone(&stages),
+            exposition,
+            &self.namespace,
+            #[cfg(feature = "resource-usage")]
+            resources,
+        ));
+        let plan = Plan {
+            gateway: self.gateway,
+            textfile,
+            spool: spool.map(Arc::new),
+            push_interval: self.push_interval,
+            #[cfg(feature = "resource-usage")]
+            sample_interval: Some(self.resource_interval),
+            #[cfg(not(feature = "resource-usage"))]
+            sample_interval: None,
+        };
+        #[cfg(unix)]
+        let signals = if self.flush_on_signals { Some(Watch::new()?) } else { None };
+        let worker = Worker::new(plan, Arc::clone(&telemetry) as _)?;
+        if let Some(recorder) = recorder {
+            // The last step that can fail: it cannot be undone.
+            install(recorder)?;
+        }
+        worker.go();
+        let flusher = Arc::new(Flusher::new(telemetry, worker, self.flush_timeout, self.report));
+        #[cfg(unix)]
+        if let Some(signals) = signals {
+            signals.start(&flusher);
+        }
+        if self.flush_on_panic_abort && cfg!(panic = "abort") {
+            flush_in_panic_hook(&flusher);
+        }
+        Ok((MetricsLayer::over(stages), FlushGuard::new(flusher)))
+    }
+
+    /// Everything that can be found wrong without building anything.
+    fn check(&self) -> Result<(), Error> {
+        check_namespace(&self.namespace)?;
+        check_buckets("the stage duration", &self.buckets)?;
+        for (histogram, bounds) in &self.histogram_buckets {
+            check_buckets(&format!("histogram `{histogram}`"), bounds)?;
+        }
+        let different = self.expected_stages.iter().collect::<HashSet<_>>().len();
+        if self.max_series < different.max(1) || self.max_series > MAX_MAX_SERIES {
+            return Err(Error::config(format!(
+                "the limit on label sets is {}: it must be at least 1, at least the number of expected stages \
+                 ({different}), and at most {MAX_MAX_SERIES}",
+                self.max_series
+            )));
+        }
+        let durations = [
+            ("push interval", self.push_interval),
+            ("flush timeout", self.flush_timeout),
+            #[cfg(feature = "resource-usage")]
+            ("interval of the resource usage", self.resource_interval),
+        ];
+        for (what, duration) in durations {
+            if duration.is_zero() || duration > MAX_DURATION {
+                return Err(Error::config(format!(
+                    "the {what} is {duration:?}: it must be above zero and at most a year"
+                )));
+            }
+        }
+        self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
+    }
+}
+
+fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
+    let (flusher, before) = (Arc::clone(flusher), panic::take_hook());
+    panic::set_hook(Box::new(move |info| {
+        before(info);
+        flusher.end_and_warn(Ending::Panicked);
+    }));
+}
+
+fn check_namespace(namespace: &str) -> Result<(), Error> {
+    let mut characters = namespace.chars();
+    let begins = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if begins && characters.all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "the namespace {namespace:?} cannot begin a metric name: use letters, digits and underscores, and no digit first"
+    )))
+}

@@ -1,0 +1,142 @@
+//! What a stage span costs in memory once its stage is known: nothing of the layer's own.
+//!
+//! Counted on the thread that runs the spans.
+#![cfg(feature = "pushgateway")]
+// Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+
+use allocation_counter::measure;
+use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder};
+use metrics::{SharedString, Unit};
+use support::Pipeline;
+use tracing::field::{Empty, display};
+use tracing::{Dispatch, error, info_span};
+use tracing_stage_metrics::MetricsLayer;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Layer, Registry};
+
+const WARM_UP: u64 = 1_000;
+const SPANS: u64 = 6_400;
+
+/// Takes everything and keeps nothing.
+struct Nothing;
+
+impl CounterFn for Nothing {
+    fn increment(&self, _: u64) {}
+    fn absolute(&self, _: u64) {}
+}
+
+impl GaugeFn for Nothing {
+    fn increment(&self, _: f64) {}
+    fn decrement(&self, _: f64) {}
+    fn set(&self, _: f64) {}
+}
+
+impl HistogramFn for Nothing {
+    fn record(&self, _: f64) {}
+}
+
+impl Recorder for Nothing {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(Arc::new(Self))
+    }
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Arc::new(Self))
+    }
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(Arc::new(Self))
+    }
+}
+
+/// Every kind of span the layer has to do something for.
+fn spans() {
+    info_span!("pipeline", profile = "crypto_production", run_id = "20260105-191332").in_scope(|| {
+        info_span!("x", stage_id = "foundation.ingest").in_scope(|| ());
+        info_span!("plain").in_scope(|| {
+            let late = info_span!("x", stage_id = Empty, profile = Empty, run_id = 42, otel.status_code = Empty);
+            late.record("stage_id", display("alpha.inference"));
+            late.record("profile", "late");
+            late.record("otel.status_code", "OK");
+            late.in_scope(|| error!("it broke"));
+        });
+        let failing = info_span!("x", stage_id = "risk.optimize");
+        failing.in_scope(|| {
+            error!(error = "no");
+            info_span!("helper", stage_id = "risk.optimize", rows = 3).in_scope(|| ());
+        });
+    });
+}
+
+/// Allocations of so many runs, after a warm-up, under this subscriber.
+fn allocations(dispatch: &Dispatch, runs: u64) -> u64 {
+    tracing::dispatcher::with_default(dispatch, || {
+        (0..WARM_UP).for_each(|_| spans());
+        measure(|| (0..runs).for_each(|_| spans())).count_total
+    })
+}
+
+/// A layer that allocates once for each span, so that it is known what the counting finds.
+struct Allocates;
+
+impl<S: tracing::Subscriber> Layer<S> for Allocates {
+    fn on_new_span(
+        &self,
+        _: &tracing::span::Attributes<'_>,
+        _: &tracing::Id,
+        _: tracing_subscriber::layer::Context<'_, S>,
+    ) {
+        std::hint::black_box(Box::new(1_u64));
+    }
+}
+
+#[test]
+fn the_counting_finds_what_a_layer_allocates() {
+    let dispatch = Dispatch::new(Registry::default().with(Allocates));
+    assert_eq!(allocations(&dispatch, SPANS), 6 * SPANS);
+}
+
+#[test]
+fn the_layer_alone_allocates_nothing() {
+    let dispatch = Dispatch::new(Registry::default().with(MetricsLayer::new()));
+    metrics::with_local_recorder(&Nothing, || assert_eq!(allocations(&dispatch, SPANS), 0));
+}
+
+#[test]
+fn with_the_own_recorder_there_are_only_its_blocks() {
+    let pipeline = Pipeline::start();
+    // Durations are kept until the recorder's upkeep, in blocks of 64 for each of the three stages.
+    let blocks = 3 * (SPANS / 64 + 1);
+    let found = allocations(&pipeline.dispatch(), SPANS);
+    assert!((1..=blocks).contains(&found), "{found} allocations, {blocks} blocks");
+    assert_eq!(pipeline.now().runs().len(), 3);
+}
+
+#[test]
+fn ordinary_spans_and_events_allocate_nothing() {
+    let _pipeline = Pipeline::start();
+    let ordinary = || {
+        info_span!("plain", rows = 3).in_scope(|| tracing::info!(rows = 3, "fine"));
+        info_span!("context", profile = "p", run_id = 7).in_scope(|| error!("it broke"));
+    };
+    (0..WARM_UP).for_each(|_| ordinary());
+    assert_eq!(measure(|| (0..SPANS).for_each(|_| ordinary())).count_total, 0);
+}
+
+#[test]
+fn values_of_any_type_allocate_nothing_once_they_are_known() {
+    let dispatch = Dispatch::new(Registry::default().with(MetricsLayer::new()));
+    let typed = |n: u64| drop(info_span!("x", stage_id = n % 3, profile = ?Some(n % 2), run_id = (n % 2) as f64));
+    metrics::with_local_recorder(&Nothing, || {
+        tracing::dispatcher::with_default(&dispatch, || {
+            (0..WARM_UP).for_each(typed);
+            assert_eq!(measure(|| (0..SPANS).for_each(typed)).count_total, 0);
+        });
+    });
+}

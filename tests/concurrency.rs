@@ -1,0 +1,156 @@
+//! Many threads at once: every count is exact.
+#![cfg(feature = "pushgateway")]
+
+mod support;
+
+use std::sync::Barrier;
+
+use support::Pipeline;
+use tracing::{error, info_span};
+
+const THREADS: usize = 8;
+const SPANS: usize = 50_000;
+
+/// Runs it on all threads at once, each with its number.
+fn on_threads(pipeline: &Pipeline, run: impl Fn(usize) + Sync) {
+    on_threads_while(pipeline, run, || ());
+}
+
+/// The same, and something on this thread meanwhile.
+fn on_threads_while(pipeline: &Pipeline, run: impl Fn(usize) + Sync, meanwhile: impl FnOnce()) {
+    let start = Barrier::new(THREADS);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (dispatch, start, run) = (pipeline.dispatch(), &start, &run);
+            scope.spawn(move || {
+                tracing::dispatcher::with_default(&dispatch, || {
+                    start.wait();
+                    run(thread);
+                });
+            });
+        }
+        meanwhile();
+    });
+}
+
+#[test]
+fn the_same_stage_on_all_threads() {
+    let pipeline = Pipeline::start();
+    on_threads(&pipeline, |_| {
+        for _ in 0..SPANS {
+            info_span!("x", stage_id = "a", profile = "p", run_id = "r").in_scope(|| ());
+        }
+    });
+    let now = pipeline.now();
+    assert_eq!(now.totals(), ["a 400000 0"]);
+    assert_eq!(now.runs(), ["a,p,r 400000"]);
+    assert!(now.active().is_empty());
+    let report = pipeline.guard().report();
+    assert_eq!(report.stage("a").map(|stage| (stage.runs(), stage.failures())), Some((400_000, 0)));
+}
+
+#[test]
+fn different_stages_below_a_shared_root() {
+    let pipeline = Pipeline::start();
+    let root = info_span!("pipeline", profile = "p", run_id = "r");
+    on_threads(&pipeline, |thread| {
+        let id = format!("stage-{thread}");
+        let _root = root.enter();
+        for n in 0..SPANS / 2 {
+            info_span!("x", stage_id = id.as_str()).in_scope(|| {
+                info_span!("y", stage_id = "shared").in_scope(|| {
+                    if n % 10 == 0 {
+                        error!("it broke");
+                    }
+                });
+            });
+        }
+    });
+    let now = pipeline.now();
+    let mut totals = vec!["shared 180000 20000".to_owned()];
+    totals.extend((0..THREADS).map(|thread| format!("stage-{thread} 25000 0")));
+    assert_eq!(now.totals(), totals);
+    let mut runs = vec!["shared,p,r 200000".to_owned()];
+    runs.extend((0..THREADS).map(|thread| format!("stage-{thread},p,r 25000")));
+    assert_eq!(now.runs(), runs);
+    assert_eq!(now.failures(), ["shared,p,error 20000"]);
+    assert!(now.active().is_empty());
+}
+
+/// The root's values change all the time: each stage is counted once, under one of them.
+#[test]
+fn values_recorded_while_stages_close() {
+    let pipeline = Pipeline::start();
+    let root = info_span!("pipeline", profile = 0);
+    on_threads(&pipeline, |thread| {
+        for n in 0..5_000 {
+            if thread == 0 {
+                root.record("profile", n % 10);
+            } else {
+                info_span!(parent: &root, "x", stage_id = "a").in_scope(|| ());
+            }
+        }
+    });
+    let now = pipeline.now();
+    assert_eq!(now.totals(), ["a 35000 0"]);
+    assert!(now.runs().len() <= 10, "{:?}", now.runs());
+    root.record("profile", "last");
+    info_span!(parent: &root, "x", stage_id = "b").in_scope(|| ());
+    assert!(pipeline.now().runs().contains(&"b,last, 1".to_owned()));
+}
+
+/// What is read meanwhile never goes back, and never tells of more than there was.
+#[test]
+fn read_while_stages_run() {
+    let pipeline = Pipeline::start();
+    let run = |thread| {
+        for _ in 0..5_000 {
+            info_span!("x", stage_id = "a", profile = thread).in_scope(|| ());
+        }
+    };
+    on_threads_while(&pipeline, run, || {
+        let mut before = 0.0;
+        for _ in 0..50 {
+            let exposition = support::exposition::parse(&pipeline.guard().render());
+            let total = exposition.value("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
+            let total = total.unwrap_or(0.0);
+            assert!((before..=40_000.0).contains(&total), "{before} {total}");
+            before = total;
+            let active: f64 = exposition.matching("quant_stage_active", &[]).iter().map(|sample| sample.value).sum();
+            assert!((0.0..=THREADS as f64).contains(&active), "{active}");
+        }
+    });
+    assert_eq!(pipeline.now().totals(), ["a 40000 0"]);
+}
+
+/// Stages that open, run and close while the run ends are counted once or not at all, and nothing is after.
+#[test]
+fn ended_while_stages_run() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let pipeline = Pipeline::start();
+    let (started, over) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
+    let dispatch = pipeline.dispatch();
+    let ended = std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let (dispatch, started, over) = (dispatch.clone(), &started, &over);
+            scope.spawn(move || {
+                tracing::dispatcher::with_default(&dispatch, || {
+                    info_span!("x", stage_id = "a").in_scope(|| ());
+                    started.wait();
+                    while !over.load(Ordering::Relaxed) {
+                        info_span!("x", stage_id = "a").in_scope(|| ());
+                    }
+                });
+            });
+        }
+        started.wait();
+        let ended = pipeline.end();
+        over.store(true, Ordering::Relaxed);
+        ended
+    });
+    // That durations, totals and reasons agree was checked when it was read.
+    let counts = |status| ended.last.exposition.expect("quant_stage_total", &[("stage_id", "a"), ("status", status)]);
+    assert!(counts("success") >= THREADS as f64);
+    assert!(counts("failure") <= THREADS as f64);
+    assert!(ended.last.active().is_empty());
+}

@@ -1,0 +1,256 @@
+//! Stages that are still open when the run ends, stages that open after it, and whether the run was a success.
+#![cfg(feature = "pushgateway")]
+// Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use support::Pipeline;
+use tracing::instrument::WithSubscriber;
+use tracing::{Instrument, error, info_span, instrument};
+use tracing_stage_metrics::FailurePolicy::{ErrorEvents, ErrorsWithin, ProvenSuccess, ReturnedError};
+
+const PAUSE: Duration = Duration::from_millis(30);
+
+fn pass() {
+    let begun = Instant::now();
+    while begun.elapsed() < PAUSE {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn entered_is_interrupted_with_its_duration_to_now() {
+    for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
+        let pipeline = Pipeline::under(policy);
+        let begun = Instant::now();
+        let span = info_span!("x", stage_id = "a", profile = "p", run_id = "r").entered();
+        pass();
+        let ended = pipeline.end();
+        let most = begun.elapsed();
+        drop(span);
+        assert_eq!(ended.last.runs(), ["a,p,r 1"]);
+        assert_eq!(ended.last.failures(), ["a,p,interrupted 1"]);
+        assert!((PAUSE.as_secs_f64()..=most.as_secs_f64()).contains(&ended.last.seconds("a")));
+    }
+}
+
+#[test]
+fn entered_on_another_thread_is_interrupted() {
+    let pipeline = Pipeline::start();
+    let dispatch = pipeline.dispatch();
+    let (entered, is_entered) = std::sync::mpsc::channel();
+    let (leave, may_leave) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        tracing::dispatcher::with_default(&dispatch, || {
+            info_span!("x", stage_id = "a").in_scope(|| {
+                entered.send(()).unwrap();
+                may_leave.recv().unwrap();
+            });
+        });
+    });
+    is_entered.recv().unwrap();
+    let ended = pipeline.end();
+    leave.send(()).unwrap();
+    thread.join().unwrap();
+    assert_eq!(ended.last.failures(), ["a,,interrupted 1"]);
+}
+
+#[test]
+fn left_is_unfinished_with_its_duration_to_its_last_exit() {
+    for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
+        let pipeline = Pipeline::under(policy);
+        let begun = Instant::now();
+        let span = info_span!("x", stage_id = "a");
+        span.in_scope(pass);
+        let most = begun.elapsed();
+        pass();
+        let ended = pipeline.end();
+        drop(span);
+        assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
+        assert!((PAUSE.as_secs_f64()..=most.as_secs_f64()).contains(&ended.last.seconds("a")));
+    }
+}
+
+#[test]
+fn never_entered_is_unfinished_with_its_duration_to_now() {
+    let pipeline = Pipeline::start();
+    let span = info_span!("x", stage_id = "a");
+    pass();
+    let ended = pipeline.end();
+    drop(span);
+    assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
+    assert!(ended.last.seconds("a") >= PAUSE.as_secs_f64());
+}
+
+#[test]
+fn these_reasons_win_over_an_error_logged_before() {
+    let pipeline = Pipeline::start();
+    let one = info_span!("x", stage_id = "a").entered();
+    error!("it broke");
+    let two = info_span!(parent: None, "x", stage_id = "b");
+    two.in_scope(|| error!("it broke"));
+    let ended = pipeline.end();
+    drop((one, two));
+    assert_eq!(ended.last.failures(), ["a,,interrupted 1", "b,,unfinished 1"]);
+}
+
+/// A function whose span outlives it, since a detached child holds it open.
+#[instrument(fields(stage_id = "a"), err, ret)]
+fn spawns(answer: Result<u32, u32>) -> Result<u32, u32> {
+    DETACHED.with(|detached| detached.replace(Some(info_span!("detached"))));
+    answer
+}
+
+thread_local! {
+    static DETACHED: std::cell::RefCell<Option<tracing::Span>> = const { std::cell::RefCell::new(None) };
+}
+
+#[test]
+fn one_that_returned_finished_though_its_span_is_held_open() {
+    for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
+        let pipeline = Pipeline::under(policy);
+        spawns(Ok(1)).unwrap();
+        pass();
+        assert_eq!(pipeline.now().active(), ["a, 1"]);
+        let ended = pipeline.end();
+        drop(DETACHED.take());
+        assert_eq!(ended.last.totals(), ["a 1 0"]);
+        assert!(ended.last.seconds("a") < PAUSE.as_secs_f64());
+        assert!(ended.last.has("quant_run_last_success_timestamp_seconds"));
+        assert!(ended.heard().is_empty(), "{:?}", ended.heard());
+    }
+}
+
+#[test]
+fn one_that_returned_an_error_and_is_held_open_is_unfinished() {
+    let pipeline = Pipeline::start();
+    spawns(Err(1)).unwrap_err();
+    let ended = pipeline.end();
+    drop(DETACHED.take());
+    assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
+}
+
+#[test]
+fn each_is_in_the_report_of_the_run() {
+    let (report, reported) = std::sync::mpsc::channel();
+    let pipeline = Pipeline::with(|builder| builder.with_run_report(move |taken| report.send(taken).unwrap()));
+    let open = info_span!("x", stage_id = "a");
+    info_span!("y", stage_id = "b").in_scope(|| ());
+    let ended = pipeline.end();
+    drop(open);
+    let report = reported.recv().unwrap();
+    let stage = |id| report.stage(id).map(|stage| (stage.runs(), stage.failures(), stage.open()));
+    assert_eq!((stage("a"), stage("b")), (Some((1, 1, 0)), Some((1, 0, 0))));
+    assert_eq!(ended.last.totals(), ["a 0 1", "b 1 0"]);
+}
+
+#[test]
+fn a_warning_names_each() {
+    let pipeline = Pipeline::start();
+    let open = [
+        info_span!("x", stage_id = "foundation.ingest", profile = "crypto", run_id = "42"),
+        info_span!("x", stage_id = "alpha.inference"),
+        info_span!("named", stage_id = tracing::field::Empty),
+    ];
+    let entered = open[1].clone().entered();
+    let ended = pipeline.end();
+    drop((entered, open));
+    let mut heard = ended.heard();
+    heard.sort();
+    assert_eq!(heard.len(), 3, "{heard:#?}");
+    assert!(heard.iter().all(|line| line.starts_with("WARN")), "{heard:#?}");
+    assert!(heard[0].contains("alpha.inference") && heard[0].contains("interrupted"), "{heard:#?}");
+    assert!(heard[1].contains("foundation.ingest") && heard[1].contains("unfinished"), "{heard:#?}");
+    assert!(heard[1].contains("crypto") && heard[1].contains("42"), "{heard:#?}");
+    assert!(heard[2].contains("named") && heard[2].contains("unfinished"), "{heard:#?}");
+}
+
+#[test]
+fn parts_of_a_stage_and_ordinary_spans_are_not_counted() {
+    let pipeline = Pipeline::start();
+    let outer = info_span!("x", stage_id = "a");
+    let open =
+        outer.in_scope(|| [info_span!("helper", stage_id = "a"), info_span!("plain"), info_span!("p", profile = 1)]);
+    let ended = pipeline.end();
+    drop((open, outer));
+    assert_eq!(ended.last.totals(), ["a 0 1"]);
+    assert_eq!(ended.heard().len(), 1);
+}
+
+#[test]
+fn the_active_gauge_is_zero_after_the_end() {
+    let pipeline = Pipeline::start();
+    let open: Vec<_> = (0..10).map(|n| info_span!("x", stage_id = n % 2, profile = n)).collect();
+    assert_eq!(pipeline.now().active().len(), 10);
+    let ended = pipeline.end();
+    drop(open);
+    let active = ended.last.exposition.matching("quant_stage_active", &[]);
+    assert_eq!((active.len(), active.iter().map(|sample| sample.value).sum::<f64>()), (10, 0.0));
+}
+
+#[test]
+fn a_stage_that_opens_after_the_guard_is_gone_is_one_warning() {
+    let ended = Pipeline::start().end();
+    for _ in 0..3 {
+        info_span!("x", stage_id = "late").in_scope(|| info_span!("y", stage_id = "later").in_scope(|| ()));
+    }
+    let heard = ended.heard();
+    assert_eq!(heard.len(), 1, "{heard:#?}");
+    assert!(heard[0].starts_with("WARN") && heard[0].contains("_guard"), "{heard:#?}");
+    assert!(ended.last.totals().is_empty());
+}
+
+#[test]
+fn a_stage_that_opens_after_the_guard_is_gone_and_is_never_entered_is_one_warning_too() {
+    let ended = Pipeline::start().end();
+    drop(info_span!("x", stage_id = "late"));
+    drop(info_span!("x", stage_id = "late"));
+    assert_eq!(ended.heard().len(), 1, "{:#?}", ended.heard());
+}
+
+#[test]
+fn ordinary_spans_after_the_guard_is_gone_are_nothing_to_warn_of() {
+    let ended = Pipeline::start().end();
+    info_span!("pipeline", profile = "p").in_scope(|| error!("it broke"));
+    assert!(ended.heard().is_empty());
+}
+
+#[tokio::test]
+async fn a_task_that_waits_at_the_end_is_unfinished() {
+    let pipeline = Pipeline::start();
+    let stage = std::future::pending::<()>().instrument(info_span!("x", stage_id = "a"));
+    let task = tokio::spawn(stage.with_subscriber(pipeline.dispatch()));
+    tokio::task::yield_now().await;
+    let ended = pipeline.end();
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
+}
+
+#[test]
+fn a_panic_that_drops_the_guard_interrupts_what_is_open() {
+    let pipeline = Pipeline::start();
+    let (waits, entered) = (info_span!("x", stage_id = "waits"), info_span!(parent: None, "x", stage_id = "entered"));
+    waits.in_scope(|| ());
+    let returned = spawns(Ok(1));
+    let ended = pipeline.end_by(|guard| {
+        catch_unwind(AssertUnwindSafe(|| {
+            let _guard = guard;
+            let _entered = entered.enter();
+            panic!("on purpose")
+        }))
+        .map(|()| unreachable!("it panics"))
+        .is_err()
+    });
+    drop((waits, DETACHED.take()));
+    assert!(ended.result && returned.is_ok());
+    assert!(!ended.last.has("quant_run_last_success_timestamp_seconds"));
+    let failures = ended.last.failures();
+    assert!(failures.contains(&"waits,,interrupted 1".to_owned()), "{failures:?}");
+    // It was left by the panic before the guard was dropped.
+    assert!(failures.contains(&"entered,,panic 1".to_owned()), "{failures:?}");
+}

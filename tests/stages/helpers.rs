@@ -1,0 +1,164 @@
+//! A stage inside itself: a helper that repeats the stage's id is part of it.
+
+use tracing::field::Empty;
+use tracing::{error, info_span, instrument};
+use tracing_stage_metrics::FailurePolicy;
+
+use super::Pipeline;
+
+#[test]
+fn the_same_id_inside_is_an_ordinary_span() {
+    #[instrument]
+    fn helper(stage_id: &str, depth: u32) {
+        if depth > 0 {
+            helper(stage_id, depth - 1);
+        }
+    }
+    let pipeline = Pipeline::start();
+    info_span!("x", stage_id = "a", profile = "p", run_id = "r").in_scope(|| {
+        helper("a", 3);
+        info_span!("plain").in_scope(|| helper("a", 0));
+        assert_eq!(pipeline.now().active(), ["a,p 1"]);
+    });
+    assert_eq!(pipeline.now().runs(), ["a,p,r 1"]);
+}
+
+#[test]
+fn only_the_nearest_stage_is_compared() {
+    let pipeline = Pipeline::start();
+    info_span!("x", stage_id = "a").in_scope(|| {
+        info_span!("y", stage_id = "b").in_scope(|| {
+            info_span!("z", stage_id = "a").in_scope(|| info_span!("z", stage_id = "a").in_scope(|| ()));
+        });
+        info_span!("helper", stage_id = "a").in_scope(|| info_span!("y", stage_id = "b").in_scope(|| ()));
+    });
+    assert_eq!(pipeline.now().totals(), ["a 2 0", "b 2 0"]);
+}
+
+#[test]
+fn side_by_side_they_are_two() {
+    let pipeline = Pipeline::start();
+    info_span!("root").in_scope(|| {
+        for _ in 0..2 {
+            info_span!("x", stage_id = "a").in_scope(|| ());
+        }
+    });
+    assert_eq!(pipeline.now().totals(), ["a 2 0"]);
+}
+
+#[test]
+fn a_profile_or_run_id_of_its_own_that_differs_makes_it_another_stage() {
+    let pipeline = Pipeline::start();
+    info_span!("root", profile = "p", run_id = "r").in_scope(|| {
+        info_span!("x", stage_id = "a").in_scope(|| {
+            info_span!("x", stage_id = "a", profile = "p").in_scope(|| ());
+            info_span!("x", stage_id = "a", run_id = "r", profile = "p").in_scope(|| ());
+            info_span!("x", stage_id = "a", profile = "q").in_scope(|| ());
+            info_span!("x", stage_id = "a", run_id = "s", profile = "p").in_scope(|| ());
+        });
+    });
+    assert_eq!(pipeline.now().runs(), ["a,p,r 1", "a,p,s 1", "a,q,r 1"]);
+}
+
+#[test]
+fn a_profile_between_them_is_not_its_own() {
+    let pipeline = Pipeline::start();
+    info_span!("x", stage_id = "a", profile = "p").in_scope(|| {
+        info_span!("context", profile = "q").in_scope(|| info_span!("x", stage_id = "a").in_scope(|| ()));
+    });
+    assert_eq!(pipeline.now().runs(), ["a,p, 1"]);
+}
+
+#[test]
+fn without_the_run_id_label_a_run_id_makes_no_difference() {
+    let pipeline = Pipeline::with(|builder| builder.without_run_id_label());
+    info_span!("x", stage_id = "a", run_id = "r").in_scope(|| {
+        info_span!("x", stage_id = "a", run_id = "s").in_scope(|| ());
+    });
+    assert_eq!(pipeline.now().totals(), ["a 1 0"]);
+}
+
+#[test]
+fn decided_when_a_late_id_is_known() {
+    let pipeline = Pipeline::start();
+    info_span!("x", stage_id = "a").in_scope(|| {
+        let same = info_span!("y", stage_id = Empty);
+        same.record("stage_id", "a");
+        assert_eq!(pipeline.now().active(), ["a, 1"]);
+        let other = info_span!("y", stage_id = Empty);
+        other.record("stage_id", "b");
+        assert_eq!(pipeline.now().active(), ["a, 1", "b, 1"]);
+        // The name is the id where none was recorded.
+        info_span!("a", stage_id = Empty).in_scope(|| ());
+    });
+    assert_eq!(pipeline.now().totals(), ["a 1 0", "b 1 0"]);
+}
+
+#[test]
+fn decided_when_its_id_is_known_and_not_again_for_what_is_recorded_after() {
+    let pipeline = Pipeline::start();
+    info_span!("x", stage_id = "a", profile = "p").in_scope(|| {
+        let helper = info_span!("y", stage_id = "a", profile = Empty);
+        helper.record("profile", "q");
+    });
+    assert_eq!(pipeline.now().runs(), ["a,p, 1"]);
+}
+
+#[test]
+fn a_stage_whose_id_changes_to_that_of_the_stage_around_becomes_part_of_it() {
+    let pipeline = Pipeline::start();
+    info_span!("x", stage_id = "a").in_scope(|| {
+        let inner = info_span!("y", stage_id = "b");
+        inner.record("stage_id", "a");
+        drop(inner);
+        let inner = info_span!("y", stage_id = "a");
+        inner.record("stage_id", "c");
+    });
+    assert_eq!(pipeline.now().totals(), ["a 1 0", "c 1 0"]);
+}
+
+#[test]
+fn an_error_in_the_helper_is_one_in_an_ordinary_span() {
+    for (policy, totals) in [
+        (FailurePolicy::ErrorEvents, "a 1 0"),
+        (FailurePolicy::ReturnedError, "a 1 0"),
+        (FailurePolicy::ErrorsWithin, "a 0 1"),
+    ] {
+        let pipeline = Pipeline::under(policy);
+        info_span!("x", stage_id = "a").in_scope(|| {
+            info_span!("helper", stage_id = "a").in_scope(|| error!("inside"));
+        });
+        assert_eq!(pipeline.now().totals(), [totals], "{policy:?}");
+    }
+}
+
+#[test]
+fn an_error_in_a_helper_before_its_late_id_is_one_in_an_ordinary_span_too() {
+    let pipeline = Pipeline::under(FailurePolicy::ErrorsWithin);
+    info_span!("x", stage_id = "a").in_scope(|| {
+        let helper = info_span!("helper", stage_id = Empty);
+        helper.in_scope(|| error!("inside"));
+        helper.record("stage_id", "a");
+    });
+    assert_eq!(pipeline.now().totals(), ["a 0 1"]);
+}
+
+#[test]
+fn the_error_a_helper_returns_is_not_that_of_the_stage() {
+    #[instrument(err)]
+    fn helper(stage_id: &str) -> Result<(), &'static str> {
+        Err("no")
+    }
+    let pipeline = Pipeline::under(FailurePolicy::ReturnedError);
+    info_span!("x", stage_id = "a").in_scope(|| helper("a").unwrap_err());
+    assert_eq!(pipeline.now().totals(), ["a 1 0"]);
+}
+
+#[test]
+fn a_panic_through_the_helper_alone_does_not_fail_the_stage() {
+    let pipeline = Pipeline::start();
+    info_span!("x", stage_id = "a").in_scope(|| {
+        std::panic::catch_unwind(|| info_span!("helper", stage_id = "a").in_scope(|| panic!("on purpose"))).unwrap_err()
+    });
+    assert_eq!(pipeline.now().totals(), ["a 1 0"]);
+}
