@@ -1,6 +1,6 @@
 //! The environment variables, in processes of their own: what they set, what wins, and what a wrong one says.
 #![cfg(feature = "pushgateway")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;
 
