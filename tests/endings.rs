@@ -8,12 +8,9 @@ mod support;
 #[path = "endings/scenarios.rs"]
 mod scenarios;
 
-use std::marker::PhantomData;
-
 use support::MockGateway;
 use support::child::{self, Ended};
 use support::exposition::{self, Exposition};
-use tracing_stage_metrics::FlushGuard;
 
 /// What a child left behind: how it ended, and the final push.
 struct Left {
@@ -104,6 +101,7 @@ fn without_blocking() {
         "shutdown_async without tokio",
         "shutdown_async never polled",
         "flush_async, then return",
+        "flush_async in a task, then return",
         "flush_async without tokio, then return",
     ] {
         assert_success(scenario);
@@ -168,29 +166,4 @@ fn an_exit_inside_a_stage_interrupts_it() {
         assert_eq!((left.outcome("failure"), left.failures("interrupted")), (1.0, Some(1.0)), "{scenario}");
         assert_eq!(left.ended.stderr.matches("stage a was still open at the final flush").count(), 1, "{scenario}");
     }
-}
-
-/// Tells at run time whether a type is `Sync`, so that one that is not fails a test and not the build.
-struct Probe<T>(PhantomData<T>);
-
-impl<T: Sync> Probe<T> {
-    #[allow(clippy::unused_self)]
-    fn is_sync(&self) -> bool {
-        true
-    }
-}
-
-trait Otherwise {
-    fn is_sync(&self) -> bool {
-        false
-    }
-}
-
-impl<T> Otherwise for Probe<T> {}
-
-/// A service keeps the guard in an `Arc`, and a future of `flush_async` holds a reference to it.
-#[test]
-fn the_guard_can_be_shared() {
-    assert!(Probe::<u8>(PhantomData).is_sync() && !Probe::<std::cell::Cell<u8>>(PhantomData).is_sync());
-    assert!(Probe::<FlushGuard>(PhantomData).is_sync());
 }
