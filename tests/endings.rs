@@ -8,9 +8,13 @@ mod support;
 #[path = "endings/scenarios.rs"]
 mod scenarios;
 
-use support::MockGateway;
+use std::time::Duration;
+
 use support::child::{self, Ended};
 use support::exposition::{self, Exposition};
+use support::measured::{Measured, measured, stage};
+use support::{MockGateway, Reply};
+use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
 /// What a child left behind: how it ended, and the final push.
 struct Left {
@@ -166,4 +170,34 @@ fn an_exit_inside_a_stage_interrupts_it() {
         assert_eq!((left.outcome("failure"), left.failures("interrupted")), (1.0, Some(1.0)), "{scenario}");
         assert_eq!(left.ended.stderr.matches("stage a was still open at the final flush").count(), 1, "{scenario}");
     }
+}
+
+#[test]
+fn the_report_comes_though_the_gateway_is_silent() {
+    let server = MockGateway::start([Reply::Silent]);
+    let (tell, told) = std::sync::mpsc::channel();
+    let builder = MetricsLayer::builder()
+        .with_pushgateway(Pushgateway::new(server.url(), "j").unwrap())
+        .with_flush_timeout(Duration::from_millis(300))
+        .with_run_report(move |report| tell.send(report.stage("a").unwrap().runs()).unwrap());
+    let Measured { guard, log: _, default: _default } = measured(builder);
+    stage("a");
+    assert!(guard.flush().unwrap_err().is_timeout());
+    assert!(told.try_recv().is_err(), "not for a flush on the way");
+    stage("a");
+    assert!(guard.shutdown().unwrap_err().is_timeout());
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_report_that_panics_is_told_and_changes_nothing() {
+    let server = MockGateway::ok();
+    let builder = MetricsLayer::builder()
+        .with_pushgateway(Pushgateway::new(server.url(), "j").unwrap())
+        .with_run_report(|_| panic!("as told"));
+    let Measured { guard, log, default: _default } = measured(builder);
+    stage("a");
+    assert_eq!(guard.finish(Ok::<_, ()>(7)), Ok(7));
+    assert_eq!(log.own(), ["`with_run_report` panicked"]);
+    assert!(server.requests().last().unwrap().text().contains("quant_run_last_success_timestamp_seconds "));
 }
