@@ -143,6 +143,7 @@ fn blocking_work_belongs_to_the_stage_that_takes_its_span_along() {
 }
 
 #[test]
+#[allow(clippy::async_yields_async)] // The task is to be awaited outside the stage.
 fn a_detached_task_holds_its_parent_open_and_does_not_stretch_it() {
     on_both(async |pipeline| {
         let (release, released) = oneshot::channel::<()>();

@@ -1,7 +1,7 @@
 //! Random programs of spans, run for real and by a model written from the contract: the metrics must be the same.
 #![cfg(feature = "pushgateway")]
 // Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::print_stderr, clippy::unwrap_used)]
 
 mod support;
 
