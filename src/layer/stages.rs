@@ -253,12 +253,13 @@ impl Stages {
     pub(crate) fn closed(&self, id: &Id) {
         let Some(found) = self.open.find(id) else { return };
         if found.facts().has(Facts::STAGE) {
-            let now = self.clock.raw();
             self.ensure_stage_id(found);
             let (facts, reference) = (found.facts(), found.reference());
             if facts.is_stage() && found.settle(reference) {
                 let outcome = self.policy.outcome(facts);
-                let ended = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0).unwrap_or(now);
+                let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
+                // A look at the clock is a large part of what a span costs: only where it was never entered.
+                let ended = last_exit.unwrap_or_else(|| self.clock.raw());
                 self.count(found, outcome, ended);
                 if outcome == Outcome::Failure(Reason::Cancelled) {
                     self.warn_cancelled(found);
@@ -288,11 +289,11 @@ impl Stages {
     fn count(&self, found: Found<'_>, outcome: Outcome, ended: u64) {
         let resolved = self.inheritance.resolve(&self.open, found.slot);
         let nanos = self.clock.delta_as_nanos(found.started.load(Ordering::Relaxed), ended);
-        if stage_around(&self.open, found.slot).is_none() {
-            let flag = match outcome {
-                Outcome::Success => &self.outermost_finished,
-                Outcome::Failure(_) => &self.outermost_failed,
-            };
+        let flag = match outcome {
+            Outcome::Success => &self.outermost_finished,
+            Outcome::Failure(_) => &self.outermost_failed,
+        };
+        if !flag.load(Ordering::Relaxed) && stage_around(&self.open, found.slot).is_none() {
             flag.store(true, Ordering::Relaxed);
         }
         let (profile, run_id) = (resolved.profile, resolved.run_id);
