@@ -132,10 +132,6 @@ impl Slot {
         SlotRef(self.parent.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn set_parent(&self, parent: SlotRef) {
-        self.parent.store(parent.0, Ordering::Relaxed);
-    }
-
     pub(crate) fn facts(&self) -> Facts {
         Facts(self.facts.load(Ordering::Relaxed))
     }
@@ -170,19 +166,33 @@ impl Slot {
     }
 
     /// Makes it a new span's. The fields are written before the phase says so.
-    fn reset(&self, callsite: Number, started: u64, facts: Facts) {
-        self.callsite.store(callsite, Ordering::Relaxed);
-        self.parent.store(0, Ordering::Relaxed);
-        self.started.store(started, Ordering::Relaxed);
+    #[inline]
+    fn reset(&self, span: NewSpan) {
+        self.callsite.store(span.callsite, Ordering::Relaxed);
+        self.parent.store(span.parent.0, Ordering::Relaxed);
+        self.started.store(span.started, Ordering::Relaxed);
         self.last_exit.store(0, Ordering::Relaxed);
         self.entered.store(0, Ordering::Relaxed);
-        self.facts.store(facts.0, Ordering::Relaxed);
-        self.stage.store(0, Ordering::Relaxed);
-        self.profile.store(0, Ordering::Relaxed);
-        self.run_id.store(0, Ordering::Relaxed);
+        self.facts.store(span.facts.0, Ordering::Relaxed);
+        self.stage.store(span.stage.bits(), Ordering::Relaxed);
+        self.profile.store(span.profile.bits(), Ordering::Relaxed);
+        self.run_id.store(span.run_id.bits(), Ordering::Relaxed);
         self.resolved.store(0, Ordering::Relaxed);
         self.shown.store(0, Ordering::Relaxed);
     }
+}
+
+/// What a slot is told of its span when that opens.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct NewSpan {
+    pub(crate) callsite: Number,
+    /// The nearest span around it that has a slot.
+    pub(crate) parent: SlotRef,
+    pub(crate) started: u64,
+    pub(crate) facts: Facts,
+    pub(crate) stage: Label,
+    pub(crate) profile: Label,
+    pub(crate) run_id: Label,
 }
 
 #[repr(align(64))]
@@ -298,9 +308,7 @@ impl OpenSpans {
     pub(crate) fn claim(
         &self,
         id: &Id,
-        callsite: Number,
-        started: u64,
-        facts: Facts,
+        span: NewSpan,
         wanted: impl FnOnce() -> bool,
         fill: impl FnOnce(&Slot),
     ) -> Option<Found<'_>> {
@@ -309,7 +317,7 @@ impl OpenSpans {
             found.key.store(0, Ordering::Release);
             return None;
         }
-        found.slot.reset(callsite, started, facts);
+        found.slot.reset(span);
         fill(found.slot);
         let turn = found.slot.turn() + 1;
         found.slot.life.store(turn << 2 | Phase::Open as u64, Ordering::Release);
@@ -387,7 +395,8 @@ mod tests {
 
     fn claim(open: &OpenSpans, id: u64, mark: u64) -> Found<'_> {
         evict(open, id);
-        open.claim(&Id::from_u64(id), 0, mark, Facts::STAGE, || true, |_| ()).unwrap()
+        let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
+        open.claim(&Id::from_u64(id), span, || true, |_| ()).unwrap()
     }
 
     fn evict(open: &OpenSpans, id: u64) {

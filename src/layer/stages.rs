@@ -13,7 +13,7 @@ use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, OWN_TARG
 use super::fields::{HasError, SpanFields};
 use super::inherit::{Inheritance, Origin, stage_around};
 use super::labels::{Label, Labels};
-use super::open::{Found, OpenSpans, SlotRef};
+use super::open::{Found, NewSpan, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
 use super::series::{Finished, Series, StageTotals};
 use super::sink::{Sink, Target, is_outward, outward};
@@ -115,14 +115,14 @@ impl Stages {
         }
         let started = self.clock.raw();
         // Values are printed before the slot is taken: that runs the user's code.
-        let mut fields = SpanFields::new(&self.labels);
+        let mut fields = SpanFields::new(&self.labels, &callsite.positions);
         attrs.record(&mut fields);
         let facts = fields.declared.map_or(facts, |declared| facts.declared(declared));
         let parent = self.parent(attrs, id, ctx);
         let wanted = || !self.ended.load(Ordering::SeqCst);
-        let found = self.open.claim(id, number, started, facts, wanted, |slot| {
-            slot.set_parent(parent);
-            slot.set_values(fields.stage, fields.profile, fields.run_id);
+        let (stage, profile, run_id) = (fields.stage, fields.profile, fields.run_id);
+        let span = NewSpan { callsite: number, parent, started, facts, stage, profile, run_id };
+        let found = self.open.claim(id, span, wanted, |slot| {
             self.inheritance.resolve(&self.open, slot);
             if !fields.stage.is_none() && parent != SlotRef::NONE {
                 self.inheritance.decide_part(&self.open, slot);
@@ -171,7 +171,8 @@ impl Stages {
 
     pub(crate) fn recorded(&self, id: &Id, values: &Record<'_>) {
         let Some(found) = self.open.find(id) else { return };
-        let mut fields = SpanFields::new(&self.labels);
+        let Some(callsite) = self.callsite(found) else { return };
+        let mut fields = SpanFields::new(&self.labels, &callsite.positions);
         values.record(&mut fields);
         if let Some(declared) = fields.declared {
             found.update_facts(|facts| facts.declared(declared));
