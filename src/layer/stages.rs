@@ -47,6 +47,8 @@ pub(crate) struct Stages {
     clock: quanta::Clock,
     pub(crate) voice: Arc<Voice>,
     expected: Vec<Label>,
+    /// Whether some thread gives a slot to a span that has none of its own, see `parent_further`.
+    leading: AtomicBool,
     ended: AtomicBool,
     warned_inert: AtomicBool,
     outermost_finished: AtomicBool,
@@ -80,6 +82,7 @@ impl Stages {
             voice: settings.voice,
             expected: settings.expected_stages.iter().map(|stage| labels.intern(stage)).collect(),
             labels,
+            leading: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             warned_inert: AtomicBool::new(false),
             outermost_finished: AtomicBool::new(false),
@@ -165,8 +168,38 @@ impl Stages {
         if let Some(found) = self.open.find(parent) {
             return found.reference();
         }
-        let around = ctx.span(id).and_then(|span| span.scope().skip(1).find_map(|span| self.open.find(&span.id())));
-        around.map_or(SlotRef::NONE, |found| found.reference())
+        self.parent_further(id, ctx)
+    }
+
+    /// The same where the nearest span is no stage and brings nothing: looks for one further out. The nearest span
+    /// gets a slot that leads there, so that the next stage within it need not look again.
+    fn parent_further<S>(&self, id: &Id, ctx: &Context<'_, S>) -> SlotRef
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        let Some(span) = ctx.span(id) else { return SlotRef::NONE };
+        // Without those that a filter hides from this layer: it is not told when they close.
+        let mut around = span.scope().skip(1);
+        let Some(nearest) = around.next() else { return SlotRef::NONE };
+        if let Some(found) = self.open.find(&nearest.id()) {
+            return found.reference();
+        }
+        let further = around.find_map(|span| self.open.find(&span.id()));
+        let further = further.map_or(SlotRef::NONE, |found| found.reference());
+        // An id has one slot. Nobody waits: who comes second has what it came for, the next one tries again.
+        if self.leading.swap(true, Ordering::Acquire) {
+            return further;
+        }
+        let found = self.open.find(&nearest.id()).or_else(|| {
+            let callsite = self.callsites.find(nearest.metadata()).0;
+            let span = NewSpan { callsite, parent: further, ..NewSpan::default() };
+            let wanted = || !self.ended.load(Ordering::SeqCst);
+            self.open.claim(&nearest.id(), span, wanted, |slot| {
+                self.inheritance.resolve(&self.open, slot);
+            })
+        });
+        self.leading.store(false, Ordering::Release);
+        found.map_or(further, |found| found.reference())
     }
 
     pub(crate) fn recorded(&self, id: &Id, values: &Record<'_>) {
