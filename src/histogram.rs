@@ -202,7 +202,8 @@ mod tests {
             rows.record(value);
         }
         rows.record_many(2.0, 3);
-        histograms.register(&Key::from_parts("fine", vec![Label::new("a-b", "x\\y\"z\nw"), Label::new("c", "")]));
+        let _ =
+            histograms.register(&Key::from_parts("fine", vec![Label::new("a-b", "x\\y\"z\nw"), Label::new("c", "")]));
         histograms.describe("rows", "Rows \\ read\nper batch.".into());
         histograms.describe("rows", "Another.".into());
         let expected = "\

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
@@ -17,6 +18,9 @@ use crate::run::Ending;
 
 /// What a shell reports of a process that a signal ended: this and the number of the signal.
 const EXIT_BASE: i32 = 128;
+
+/// Ample for a handler that has begun to come to its end: it sets two flags and writes a byte.
+const HANDLER_TIME: Duration = Duration::from_millis(50);
 
 /// Handlers that are in place and a thread that waits to be told what to flush.
 ///
@@ -61,9 +65,13 @@ impl Watch {
         let release = Release { by_default, handle: signals.handle() };
         let (start, flusher) = sync_channel::<Arc<Flusher>>(1);
         let watch = move || {
-            if let Ok(flusher) = flusher.recv()
-                && let Some(signal) = signals.forever().next()
-            {
+            let Ok(flusher) = flusher.recv() else { return };
+            let signal = signals.forever().next().or_else(|| {
+                // Closed: the final flush was made. A signal whose handler began before may have told nobody yet.
+                thread::sleep(HANDLER_TIME);
+                signals.pending().next()
+            });
+            if let Some(signal) = signal {
                 flusher.end_then(Ending::Signalled, || die(signal));
             }
         };

@@ -1,6 +1,8 @@
 //! What is delivered: the stages, the run, the process's resources and the recorder that holds their metrics.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "resource-usage")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -49,16 +51,18 @@ struct Pushes {
 pub(crate) struct Resources {
     meter: crate::resource::Meter,
     node: String,
+    sampled: AtomicBool,
 }
 
 #[cfg(feature = "resource-usage")]
 impl Resources {
     pub(crate) fn new(node: String) -> Self {
-        Self { meter: crate::resource::Meter::new(), node }
+        Self { meter: crate::resource::Meter::new(), node, sampled: AtomicBool::new(false) }
     }
 
     /// The gauges exist from the first sample on: a zero before would be no measurement.
     fn sample(&self, stages: &Stages) {
+        self.sampled.store(true, Ordering::Relaxed);
         let sample = self.meter.sample();
         let set = |resource, value| stages.set_gauge(&schema::RESOURCE_USAGE, &[resource, &self.node], value);
         if let Some(cores) = sample.cores {
@@ -103,6 +107,11 @@ impl Telemetry {
 
     /// The state of this moment as text, in a stable order.
     pub(crate) fn render(&self) -> String {
+        #[cfg(feature = "resource-usage")]
+        if let Some(resources) = self.resources.as_ref().filter(|resources| !resources.sampled.load(Ordering::Relaxed))
+        {
+            resources.sample(&self.stages);
+        }
         let text = match &self.exposition {
             Exposition::Own { recorder, rendering } => {
                 let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);

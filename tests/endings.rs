@@ -8,12 +8,13 @@ mod support;
 #[path = "endings/scenarios.rs"]
 mod scenarios;
 
-use std::marker::PhantomData;
+use std::time::Duration;
 
-use support::MockGateway;
 use support::child::{self, Ended};
 use support::exposition::{self, Exposition};
-use tracing_stage_metrics::FlushGuard;
+use support::measured::{Measured, measured, stage};
+use support::{MockGateway, Reply};
+use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
 /// What a child left behind: how it ended, and the final push.
 struct Left {
@@ -104,6 +105,7 @@ fn without_blocking() {
         "shutdown_async without tokio",
         "shutdown_async never polled",
         "flush_async, then return",
+        "flush_async in a task, then return",
         "flush_async without tokio, then return",
     ] {
         assert_success(scenario);
@@ -170,27 +172,32 @@ fn an_exit_inside_a_stage_interrupts_it() {
     }
 }
 
-/// Tells at run time whether a type is `Sync`, so that one that is not fails a test and not the build.
-struct Probe<T>(PhantomData<T>);
-
-impl<T: Sync> Probe<T> {
-    #[allow(clippy::unused_self)]
-    fn is_sync(&self) -> bool {
-        true
-    }
-}
-
-trait Otherwise {
-    fn is_sync(&self) -> bool {
-        false
-    }
-}
-
-impl<T> Otherwise for Probe<T> {}
-
-/// A service keeps the guard in an `Arc`, and a future of `flush_async` holds a reference to it.
 #[test]
-fn the_guard_can_be_shared() {
-    assert!(Probe::<u8>(PhantomData).is_sync() && !Probe::<std::cell::Cell<u8>>(PhantomData).is_sync());
-    assert!(Probe::<FlushGuard>(PhantomData).is_sync());
+fn the_report_comes_though_the_gateway_is_silent() {
+    let server = MockGateway::start([Reply::Silent]);
+    let (tell, told) = std::sync::mpsc::channel();
+    let builder = MetricsLayer::builder()
+        .with_pushgateway(Pushgateway::new(server.url(), "j").unwrap())
+        .with_flush_timeout(Duration::from_millis(300))
+        .with_run_report(move |report| tell.send(report.stage("a").unwrap().runs()).unwrap());
+    let Measured { guard, log: _, default: _default } = measured(builder);
+    stage("a");
+    assert!(guard.flush().unwrap_err().is_timeout());
+    assert!(told.try_recv().is_err(), "not for a flush on the way");
+    stage("a");
+    assert!(guard.shutdown().unwrap_err().is_timeout());
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_report_that_panics_is_told_and_changes_nothing() {
+    let server = MockGateway::ok();
+    let builder = MetricsLayer::builder()
+        .with_pushgateway(Pushgateway::new(server.url(), "j").unwrap())
+        .with_run_report(|_| panic!("as told"));
+    let Measured { guard, log, default: _default } = measured(builder);
+    stage("a");
+    assert_eq!(guard.finish(Ok::<_, ()>(7)), Ok(7));
+    assert_eq!(log.own(), ["`with_run_report` panicked"]);
+    assert!(server.requests().last().unwrap().text().contains("quant_run_last_success_timestamp_seconds "));
 }

@@ -5,6 +5,9 @@
 
 mod support;
 
+#[path = "open_at_the_end/run.rs"]
+mod run;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 

@@ -11,6 +11,9 @@ mod child_processes;
 mod exposition_text;
 #[path = "support_works/http_client.rs"]
 mod http_client;
+#[cfg(feature = "pushgateway")]
+#[path = "support_works/measured.rs"]
+mod measured;
 #[path = "support_works/mock.rs"]
 mod mock;
 #[path = "support_works/real_servers.rs"]

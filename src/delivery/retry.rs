@@ -31,11 +31,12 @@ pub(crate) struct Budget {
 /// Pushes with POST until the gateway took it, refused it for good, or the time is over.
 pub(crate) async fn push(gateway: &Pushgateway, body: Body, budget: &Budget) -> Result<(), Error> {
     let begun = Instant::now();
+    let mut earlier = None;
     for tries in 0.. {
         let failure = match timeout_at(budget.deadline, gateway.send(Method::POST, body.clone())).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(failure)) => failure,
-            Err(_) => return Err(out_of_time(gateway, begun)),
+            Err(_) => return Err(out_of_time(gateway, begun, earlier)),
         };
         let out_of_patience = budget.last
             && failure.error.kind() == Kind::Unreachable
@@ -47,13 +48,19 @@ pub(crate) async fn push(gateway: &Pushgateway, body: Body, budget: &Budget) -> 
         if timeout(wait, budget.hurry.notified()).await.is_ok() {
             return Err(failure.error);
         }
+        earlier = Some(failure.error);
     }
-    Err(out_of_time(gateway, begun))
+    Err(out_of_time(gateway, begun, earlier))
 }
 
-fn out_of_time(gateway: &Pushgateway, begun: Instant) -> Error {
-    let endpoint = gateway.endpoint();
-    Error::new(Kind::Timeout, format!("gateway {endpoint} gave no answer in the {:.1?} allowed", begun.elapsed()))
+/// What the try before met with, if there was one, is the cause.
+fn out_of_time(gateway: &Pushgateway, begun: Instant, earlier: Option<Error>) -> Error {
+    let (endpoint, allowed) = (gateway.endpoint(), begun.elapsed());
+    let error = Error::new(Kind::Timeout, format!("gateway {endpoint} gave no answer in the {allowed:.1?} allowed"));
+    match earlier {
+        Some(earlier) => error.with_source(earlier),
+        None => error,
+    }
 }
 
 /// Whether another try can end otherwise: not after a refusal, but for those that say "later".

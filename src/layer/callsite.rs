@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::field::FieldSet;
 use tracing::{Level, Metadata};
 
+use super::fields::Positions;
 use super::index::{InsertOnly, Number, mix};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 
@@ -16,6 +17,7 @@ pub(crate) const OWN_TARGET: &str = "tracing_stage_metrics";
 pub(crate) struct Callsite {
     pub(crate) meta: &'static Metadata<'static>,
     pub(crate) kind: Kind,
+    pub(crate) positions: Positions,
     /// Whether the one warning about its spans was given.
     pub(crate) warned: AtomicBool,
 }
@@ -44,7 +46,12 @@ pub(crate) enum ErrorEvent {
 
 impl Callsite {
     fn new(meta: &'static Metadata<'static>, context: &Inherited) -> Self {
-        Self { meta, kind: Kind::of(meta, context), warned: AtomicBool::new(false) }
+        Self {
+            meta,
+            kind: Kind::of(meta, context),
+            positions: Positions::of(meta.fields()),
+            warned: AtomicBool::new(false),
+        }
     }
 
     /// Whether this is the first call.

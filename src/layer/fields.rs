@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fmt::{self, Write};
 
-use tracing::field::{Field, Visit};
+use tracing::field::{Field, FieldSet, Visit};
 
 use super::labels::{Label, Labels};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
@@ -23,9 +23,48 @@ pub(crate) enum Declared {
     Unset,
 }
 
+/// Which field of a callsite is which: found by name once, told by position after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Positions {
+    /// One more than the position; zero: it has no such field.
+    of: [usize; Role::ALL.len()],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Stage,
+    Profile,
+    RunId,
+    StatusCode,
+    StatusDescription,
+}
+
+impl Role {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Stage, STAGE_ID),
+        (Self::Profile, PROFILE),
+        (Self::RunId, RUN_ID),
+        (Self::StatusCode, "otel.status_code"),
+        (Self::StatusDescription, "otel.status_description"),
+    ];
+}
+
+impl Positions {
+    pub(crate) fn of(fields: &FieldSet) -> Self {
+        Self { of: Role::ALL.map(|(_, name)| fields.field(name).map_or(0, |field| field.index() + 1)) }
+    }
+
+    #[inline]
+    fn role(&self, field: &Field) -> Option<Role> {
+        let position = field.index() + 1;
+        Role::ALL.iter().zip(self.of).find(|(_, of)| *of == position).map(|((role, _), _)| *role)
+    }
+}
+
 /// The fields that matter, of those one call brought.
 pub(crate) struct SpanFields<'a> {
     labels: &'a Labels,
+    positions: &'a Positions,
     pub(crate) stage: Label,
     pub(crate) profile: Label,
     pub(crate) run_id: Label,
@@ -33,25 +72,20 @@ pub(crate) struct SpanFields<'a> {
 }
 
 impl<'a> SpanFields<'a> {
-    pub(crate) fn new(labels: &'a Labels) -> Self {
-        Self { labels, stage: Label::NONE, profile: Label::NONE, run_id: Label::NONE, declared: None }
+    pub(crate) fn new(labels: &'a Labels, positions: &'a Positions) -> Self {
+        Self { labels, positions, stage: Label::NONE, profile: Label::NONE, run_id: Label::NONE, declared: None }
     }
 
     #[inline]
-    fn take(&mut self, field: &Field, value: &str) {
-        match field.name() {
-            STAGE_ID => self.stage = self.labels.intern(value),
-            PROFILE => self.profile = self.labels.intern(value),
-            RUN_ID => self.run_id = self.labels.intern(value),
-            "otel.status_code" => self.declared = Some(Declared::from_code(value)),
-            "otel.status_description" => self.declared = Some(Declared::Error),
-            _ => {}
+    fn take(&mut self, role: Role, value: &str) {
+        match role {
+            Role::Stage => self.stage = self.labels.intern(value),
+            Role::Profile => self.profile = self.labels.intern(value),
+            Role::RunId => self.run_id = self.labels.intern(value),
+            Role::StatusCode => self.declared = Some(Declared::from_code(value)),
+            Role::StatusDescription => self.declared = Some(Declared::Error),
         }
     }
-}
-
-fn matters(field: &Field) -> bool {
-    matches!(field.name(), STAGE_ID | PROFILE | RUN_ID | "otel.status_code" | "otel.status_description")
 }
 
 impl Declared {
@@ -69,20 +103,20 @@ impl Declared {
 impl Visit for SpanFields<'_> {
     #[inline]
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.take(field, value);
+        if let Some(role) = self.positions.role(field) {
+            self.take(role, value);
+        }
     }
 
     /// `%display`, `?debug`, and numbers and bools by the trait's defaults: the label is what they print.
     #[inline]
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if !matters(field) {
-            return;
-        }
+        let Some(role) = self.positions.role(field) else { return };
         let mut text = SCRATCH.try_with(Cell::take).unwrap_or_default();
         text.clear();
         // A `Debug` that fails prints what it printed until then.
         let _ = write!(text, "{value:?}");
-        self.take(field, &text);
+        self.take(role, &text);
         let _ = SCRATCH.try_with(|scratch| scratch.set(text));
     }
 }

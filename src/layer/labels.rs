@@ -3,7 +3,7 @@
 //! A span carries the numbers of its values, a child takes its ancestor's over as integers, and a series is found by
 //! three of them: strings are compared once, when a value comes in.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 
 use rapidhash::fast::RandomState;
 
@@ -79,7 +79,10 @@ impl Labels {
 
     #[inline]
     fn intern_exact(&self, value: &str) -> Label {
-        let hash = self.hasher.hash_one(value);
+        // The bytes alone: `hash_one` adds a mark for the end, which a value that stands alone does not need.
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(value.as_bytes());
+        let hash = hasher.finish();
         match self.values.find(hash, |known| **known == *value) {
             Some((number, _)) => Label(number + 1),
             None => self.add(hash, value),

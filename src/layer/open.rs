@@ -11,11 +11,11 @@
 
 use std::hint;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use tracing::span::Id;
 
-use super::index::{Number, mix};
+use super::index::Number;
 use super::labels::Label;
 use super::outcome::Facts;
 
@@ -133,10 +133,6 @@ impl Slot {
         SlotRef(self.parent.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn set_parent(&self, parent: SlotRef) {
-        self.parent.store(parent.0, Ordering::Relaxed);
-    }
-
     pub(crate) fn facts(&self) -> Facts {
         Facts(self.facts.load(Ordering::Relaxed))
     }
@@ -171,18 +167,32 @@ impl Slot {
     }
 
     /// Makes it a new span's. The fields are written before the phase says so.
-    fn reset(&self, callsite: Number, started: u64, facts: Facts) {
-        self.callsite.store(callsite, Ordering::Relaxed);
-        self.parent.store(0, Ordering::Relaxed);
-        self.started.store(started, Ordering::Relaxed);
+    #[inline]
+    fn reset(&self, span: NewSpan) {
+        self.callsite.store(span.callsite, Ordering::Relaxed);
+        self.parent.store(span.parent.0, Ordering::Relaxed);
+        self.started.store(span.started, Ordering::Relaxed);
         self.last_exit.store(0, Ordering::Relaxed);
         self.entered.store(0, Ordering::Relaxed);
-        self.facts.store(facts.0, Ordering::Relaxed);
-        self.stage.store(0, Ordering::Relaxed);
-        self.profile.store(0, Ordering::Relaxed);
-        self.run_id.store(0, Ordering::Relaxed);
+        self.facts.store(span.facts.0, Ordering::Relaxed);
+        self.stage.store(span.stage.bits(), Ordering::Relaxed);
+        self.profile.store(span.profile.bits(), Ordering::Relaxed);
+        self.run_id.store(span.run_id.bits(), Ordering::Relaxed);
         self.resolved.store(0, Ordering::Relaxed);
     }
+}
+
+/// What a slot is told of its span when that opens.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct NewSpan {
+    pub(crate) callsite: Number,
+    /// The nearest span around it that has a slot.
+    pub(crate) parent: SlotRef,
+    pub(crate) started: u64,
+    pub(crate) facts: Facts,
+    pub(crate) stage: Label,
+    pub(crate) profile: Label,
+    pub(crate) run_id: Label,
 }
 
 #[repr(align(64))]
@@ -191,28 +201,71 @@ struct Bucket([AtomicU64; BUCKET]);
 
 struct Level {
     buckets: Box<[Bucket]>,
+    /// Bucket by bucket, how many of its places were ever in use: the others need not be looked at. Most are at one
+    /// or none, so that an id that is not here is told from a single key.
+    used: Box<[AtomicU8]>,
     slots: Box<[Slot]>,
     /// Slots in the levels before.
     before: usize,
+    /// What leaves the number of a bucket of the upper bits of a hash.
+    shift: u32,
 }
 
 impl Level {
     fn new(level: usize) -> Self {
         let slots = level_slots(level);
+        let buckets = slots / BUCKET;
         Self {
-            buckets: (0..slots / BUCKET).map(|_| Bucket::default()).collect(),
+            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            used: (0..buckets).map(|_| AtomicU8::new(0)).collect(),
             slots: (0..slots).map(|_| Slot::default()).collect(),
             before: (0..level).map(level_slots).sum(),
+            shift: u64::BITS - buckets.ilog2(),
         }
     }
 
+    #[inline]
+    fn find(&self, id: u64) -> Option<Found<'_>> {
+        let bucket = self.bucket_of(id);
+        let used = self.used.get(bucket)?.load(Ordering::Acquire);
+        if used == 0 {
+            return None;
+        }
+        let keys = self.buckets.get(bucket)?.0.iter().take(usize::from(used));
+        let place = keys.enumerate().find(|(_, key)| key.load(Ordering::Acquire) == id)?.0;
+        self.found(bucket, place)
+    }
+
+    fn claim(&self, id: u64) -> Option<Found<'_>> {
+        let bucket = self.bucket_of(id);
+        for (place, key) in self.buckets.get(bucket)?.0.iter().enumerate() {
+            if key.load(Ordering::Relaxed) != 0 {
+                continue;
+            }
+            // Before the key is there, so that whoever is told the id sees both.
+            let used = self.used.get(bucket)?;
+            if usize::from(used.load(Ordering::Relaxed)) <= place {
+                used.fetch_max(place as u8 + 1, Ordering::AcqRel);
+            }
+            // Sequentially consistent: the end of the run is announced and the keys are read in that order, here
+            // the key is written and the announcement read, so that one of the two sees the other.
+            if key.compare_exchange(0, id, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                return self.found(bucket, place);
+            }
+        }
+        None
+    }
+
+    #[inline]
     fn found(&self, bucket: usize, place: usize) -> Option<Found<'_>> {
         let at = bucket * BUCKET + place;
         Some(Found { slot: self.slots.get(at)?, index: self.before + at, key: self.buckets.get(bucket)?.0.get(place)? })
     }
 
+    /// Multiplying by the golden ratio spreads ids that follow each other over the upper bits.
+    #[inline]
     fn bucket_of(&self, id: u64) -> usize {
-        mix(id) as usize & (self.buckets.len() - 1)
+        (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
     }
 }
 
@@ -221,30 +274,32 @@ const fn level_slots(level: usize) -> usize {
 }
 
 pub(crate) struct OpenSpans {
-    levels: [OnceLock<Level>; LEVELS],
+    first: Level,
+    more: [OnceLock<Level>; LEVELS - 1],
 }
 
 impl OpenSpans {
     pub(crate) fn new() -> Self {
-        let levels = [const { OnceLock::new() }; LEVELS];
-        let _ = levels[0].set(Level::new(0));
-        Self { levels }
+        Self { first: Level::new(0), more: [const { OnceLock::new() }; LEVELS - 1] }
     }
 
     /// The slot of this span, if it has one.
     #[inline]
     pub(crate) fn find(&self, id: &Id) -> Option<Found<'_>> {
         let id = id.into_u64();
-        for level in &self.levels {
-            let level = level.get()?;
-            let bucket = level.bucket_of(id);
-            for (place, key) in level.buckets[bucket].0.iter().enumerate() {
-                if key.load(Ordering::Acquire) == id {
-                    return level.found(bucket, place);
-                }
-            }
+        match self.first.find(id) {
+            None if self.more[0].get().is_some() => self.find_further(id),
+            found => found,
         }
-        None
+    }
+
+    #[cold]
+    fn find_further(&self, id: u64) -> Option<Found<'_>> {
+        self.more.iter().map_while(OnceLock::get).find_map(|level| level.find(id))
+    }
+
+    fn levels(&self) -> impl Iterator<Item = &Level> {
+        std::iter::once(&self.first).chain(self.more.iter().map_while(OnceLock::get))
     }
 
     /// Gives a new span a slot and lets `fill` write into it before anyone who goes over the open spans sees it. What
@@ -253,9 +308,7 @@ impl OpenSpans {
     pub(crate) fn claim(
         &self,
         id: &Id,
-        callsite: Number,
-        started: u64,
-        facts: Facts,
+        span: NewSpan,
         wanted: impl FnOnce() -> bool,
         fill: impl FnOnce(&Slot),
     ) -> Option<Found<'_>> {
@@ -264,28 +317,21 @@ impl OpenSpans {
             found.key.store(0, Ordering::Release);
             return None;
         }
-        found.slot.reset(callsite, started, facts);
+        found.slot.reset(span);
         fill(found.slot);
         let turn = found.slot.turn() + 1;
         found.slot.life.store(turn << 2 | Phase::Open as u64, Ordering::Release);
         Some(found)
     }
 
+    #[inline]
     fn take_place(&self, id: u64) -> Option<Found<'_>> {
-        for (n, level) in self.levels.iter().enumerate() {
-            let level = level.get_or_init(|| Level::new(n));
-            let bucket = level.bucket_of(id);
-            for (place, key) in level.buckets[bucket].0.iter().enumerate() {
-                // Sequentially consistent: the end of the run is announced and the keys are read in that order, here
-                // the key is written and the announcement read, so that one of the two sees the other.
-                if key.load(Ordering::Relaxed) == 0
-                    && key.compare_exchange(0, id, Ordering::SeqCst, Ordering::Relaxed).is_ok()
-                {
-                    return level.found(bucket, place);
-                }
-            }
-        }
-        None
+        self.first.claim(id).or_else(|| self.take_place_further(id))
+    }
+
+    #[cold]
+    fn take_place_further(&self, id: u64) -> Option<Found<'_>> {
+        self.more.iter().zip(1..).find_map(|(level, n)| level.get_or_init(|| Level::new(n)).claim(id))
     }
 
     /// The span closed: its slot is free for another.
@@ -296,10 +342,14 @@ impl OpenSpans {
     }
 
     /// The slot referred to, if it is still that span's.
+    #[inline]
     pub(crate) fn get(&self, reference: SlotRef) -> Option<Found<'_>> {
         let index = reference.index()?;
-        let level =
-            self.levels.iter().map_while(OnceLock::get).find(|level| index - level.before < level.slots.len())?;
+        let level = if index < FIRST_LEVEL {
+            &self.first
+        } else {
+            self.levels().find(|level| index - level.before < level.slots.len())?
+        };
         let at = index - level.before;
         let found = level.found(at / BUCKET, at % BUCKET)?;
         (reference.is_turn(found.slot.turn()) && found.slot.phase() != Phase::Free).then_some(found)
@@ -307,7 +357,7 @@ impl OpenSpans {
 
     /// The spans open now.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Found<'_>> {
-        self.levels.iter().map_while(OnceLock::get).flat_map(|level| {
+        self.levels().flat_map(|level| {
             let places = (0..level.buckets.len()).flat_map(|bucket| (0..BUCKET).map(move |place| (bucket, place)));
             places.filter_map(|(bucket, place)| {
                 let found = level.found(bucket, place)?;
@@ -345,7 +395,8 @@ mod tests {
 
     fn claim(open: &OpenSpans, id: u64, mark: u64) -> Found<'_> {
         evict(open, id);
-        open.claim(&Id::from_u64(id), 0, mark, Facts::STAGE, || true, |_| ()).unwrap()
+        let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
+        open.claim(&Id::from_u64(id), span, || true, |_| ()).unwrap()
     }
 
     fn evict(open: &OpenSpans, id: u64) {

@@ -12,7 +12,7 @@ use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned
 use super::fields::{HasError, SpanFields};
 use super::inherit::{Inheritance, Origin, stage_around};
 use super::labels::{Label, Labels};
-use super::open::{Found, OpenSpans, SlotRef};
+use super::open::{Found, NewSpan, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
 use super::series::{Finished, Series};
 use super::sink::{Sink, Target, is_outward};
@@ -45,6 +45,8 @@ pub(crate) struct Stages {
     pub(super) clock: quanta::Clock,
     pub(crate) voice: Arc<Voice>,
     pub(super) expected: Vec<Label>,
+    /// Whether some thread gives a slot to a span that has none of its own, see `parent_further`.
+    leading: AtomicBool,
     pub(super) ended: AtomicBool,
     warned_inert: AtomicBool,
     pub(super) outermost_finished: AtomicBool,
@@ -70,6 +72,7 @@ impl Stages {
             voice: settings.voice,
             expected: settings.expected_stages.iter().map(|stage| labels.intern(stage)).collect(),
             labels,
+            leading: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             warned_inert: AtomicBool::new(false),
             outermost_finished: AtomicBool::new(false),
@@ -105,14 +108,14 @@ impl Stages {
         }
         let started = self.clock.raw();
         // Values are printed before the slot is taken: that runs the user's code.
-        let mut fields = SpanFields::new(&self.labels);
+        let mut fields = SpanFields::new(&self.labels, &callsite.positions);
         attrs.record(&mut fields);
         let facts = fields.declared.map_or(facts, |declared| facts.declared(declared));
         let parent = self.parent(attrs, id, ctx);
         let wanted = || !self.ended.load(Ordering::SeqCst);
-        let found = self.open.claim(id, number, started, facts, wanted, |slot| {
-            slot.set_parent(parent);
-            slot.set_values(fields.stage, fields.profile, fields.run_id);
+        let (stage, profile, run_id) = (fields.stage, fields.profile, fields.run_id);
+        let span = NewSpan { callsite: number, parent, started, facts, stage, profile, run_id };
+        let found = self.open.claim(id, span, wanted, |slot| {
             self.inheritance.resolve(&self.open, slot);
             if !fields.stage.is_none() && parent != SlotRef::NONE {
                 self.inheritance.decide_part(&self.open, slot);
@@ -149,13 +152,44 @@ impl Stages {
         if let Some(found) = self.open.find(parent) {
             return found.reference();
         }
-        let around = ctx.span(id).and_then(|span| span.scope().skip(1).find_map(|span| self.open.find(&span.id())));
-        around.map_or(SlotRef::NONE, |found| found.reference())
+        self.parent_further(id, ctx)
+    }
+
+    /// The same where the nearest span is no stage and brings nothing: looks for one further out. The nearest span
+    /// gets a slot that leads there, so that the next stage within it need not look again.
+    fn parent_further<S>(&self, id: &Id, ctx: &Context<'_, S>) -> SlotRef
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        let Some(span) = ctx.span(id) else { return SlotRef::NONE };
+        // Without those that a filter hides from this layer: it is not told when they close.
+        let mut around = span.scope().skip(1);
+        let Some(nearest) = around.next() else { return SlotRef::NONE };
+        if let Some(found) = self.open.find(&nearest.id()) {
+            return found.reference();
+        }
+        let further = around.find_map(|span| self.open.find(&span.id()));
+        let further = further.map_or(SlotRef::NONE, |found| found.reference());
+        // An id has one slot. Nobody waits: who comes second has what it came for, the next one tries again.
+        if self.leading.swap(true, Ordering::Acquire) {
+            return further;
+        }
+        let found = self.open.find(&nearest.id()).or_else(|| {
+            let callsite = self.callsites.find(nearest.metadata()).0;
+            let span = NewSpan { callsite, parent: further, ..NewSpan::default() };
+            let wanted = || !self.ended.load(Ordering::SeqCst);
+            self.open.claim(&nearest.id(), span, wanted, |slot| {
+                self.inheritance.resolve(&self.open, slot);
+            })
+        });
+        self.leading.store(false, Ordering::Release);
+        found.map_or(further, |found| found.reference())
     }
 
     pub(crate) fn recorded(&self, id: &Id, values: &Record<'_>) {
         let Some(found) = self.open.find(id) else { return };
-        let mut fields = SpanFields::new(&self.labels);
+        let Some(callsite) = self.callsite(found) else { return };
+        let mut fields = SpanFields::new(&self.labels, &callsite.positions);
         values.record(&mut fields);
         if let Some(declared) = fields.declared {
             found.update_facts(|facts| facts.declared(declared));
@@ -239,12 +273,13 @@ impl Stages {
         self.voice.speak_deferred();
         let Some(found) = self.open.find(id) else { return };
         if found.facts().has(Facts::STAGE) {
-            let now = self.clock.raw();
             self.ensure_stage_id(found);
             let (facts, reference) = (found.facts(), found.reference());
             if facts.is_stage() && found.settle(reference) {
                 let outcome = self.policy.outcome(facts);
-                let ended = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0).unwrap_or(now);
+                let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
+                // A look at the clock is a large part of what a span costs: only where it was never entered.
+                let ended = last_exit.unwrap_or_else(|| self.clock.raw());
                 self.count(found, outcome, ended);
                 if outcome == Outcome::Failure(Reason::Cancelled) {
                     self.warn_cancelled(found);
@@ -274,11 +309,11 @@ impl Stages {
     pub(super) fn count(&self, found: Found<'_>, outcome: Outcome, ended: u64) {
         let resolved = self.inheritance.resolve(&self.open, found.slot);
         let nanos = self.clock.delta_as_nanos(found.started.load(Ordering::Relaxed), ended);
-        if stage_around(&self.open, found.slot).is_none() {
-            let flag = match outcome {
-                Outcome::Success => &self.outermost_finished,
-                Outcome::Failure(_) => &self.outermost_failed,
-            };
+        let flag = match outcome {
+            Outcome::Success => &self.outermost_finished,
+            Outcome::Failure(_) => &self.outermost_failed,
+        };
+        if !flag.load(Ordering::Relaxed) && stage_around(&self.open, found.slot).is_none() {
             flag.store(true, Ordering::Relaxed);
         }
         let (profile, run_id) = (resolved.profile, resolved.run_id);

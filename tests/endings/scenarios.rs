@@ -236,6 +236,13 @@ fn end_as_told() {
             guard.flush_async().await.unwrap();
             last_value();
         }),
+        "flush_async in a task, then return" => multi_thread().block_on(async {
+            stage("a");
+            let shared = std::sync::Arc::new(guard);
+            let flushing = std::sync::Arc::clone(&shared);
+            tokio::spawn(async move { flushing.flush_async().await }).await.unwrap().unwrap();
+            last_value();
+        }),
         "flush_async without tokio, then return" => {
             stage("a");
             poll_to_the_end(guard.flush_async()).unwrap();

@@ -52,7 +52,7 @@ fn an_error_that_is_returned_and_reported_by_nothing_cannot_be_seen() {
     fn stage() -> Answer {
         no()
     }
-    assert_eq!(ends(|| stage()), [OK, OK, OK, "cancelled"]);
+    assert_eq!(ends(stage), [OK, OK, OK, "cancelled"]);
 }
 
 #[test]
@@ -69,8 +69,8 @@ fn a_value_that_is_reported() {
     fn both(answer: Answer) -> Answer {
         answer
     }
-    assert_eq!(ends(|| value()), [OK, OK, OK, OK]);
-    assert_eq!(ends(|| shown()), [OK, OK, OK, OK]);
+    assert_eq!(ends(value), [OK, OK, OK, OK]);
+    assert_eq!(ends(shown), [OK, OK, OK, OK]);
     assert_eq!(ends(|| both(Ok(1))), [OK, OK, OK, OK]);
     assert_eq!(ends(|| both(no())), ["error", "error", "error", "error"]);
 }
@@ -101,14 +101,14 @@ fn a_bare_error_event_in_the_body_is_not_the_error_it_returned() {
         error!(error = %e);
         Ok(1)
     }
-    assert_eq!(ends(|| survived()), ["error", OK, "error", OK]);
+    assert_eq!(ends(survived), ["error", OK, "error", OK]);
     #[instrument(fields(stage_id = "a"), err, ret)]
     fn quietly() -> Answer {
         let e = "no";
         info!(error = ?e);
         Ok(1)
     }
-    assert_eq!(ends(|| quietly()), ["error", OK, "error", OK]);
+    assert_eq!(ends(quietly), ["error", OK, "error", OK]);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_bare_event_like_that_of_ret_is_not_the_value_it_returned() {
         info!(r#return = 1);
         Ok(1)
     }
-    assert_eq!(ends(|| stage()), [OK, OK, OK, "cancelled"]);
+    assert_eq!(ends(stage), [OK, OK, OK, "cancelled"]);
 }
 
 #[test]
@@ -177,5 +177,5 @@ fn an_error_that_is_returned_is_counted_once_however_often_it_is_logged() {
         error!(error = "no", "failing");
         no()
     }
-    assert_eq!(ends(|| stage()), ["error", "error", "error", "error"]);
+    assert_eq!(ends(stage), ["error", "error", "error", "error"]);
 }

@@ -29,10 +29,14 @@ pub fn matches(text: &str, template: &str) -> Result<(), String> {
     lines.next().map_or(Ok(()), |line| Err(format!("the text goes on with {line:?}")))
 }
 
+/// What a placeholder is called, and what it stands for.
+type Placeholder = (&'static str, fn(&str) -> bool);
+
+const PLACEHOLDERS: [Placeholder; 4] =
+    [("<seconds>", is_positive), ("<unix>", is_now), ("<bytes>", is_bytes), ("<cores>", is_plain)];
+
 fn line_matches(line: &str, wanted: &str) -> bool {
-    let placeholders: [(&str, fn(&str) -> bool); 4] =
-        [("<seconds>", is_positive), ("<unix>", is_now), ("<bytes>", is_bytes), ("<cores>", is_plain)];
-    let Some((name, fits)) = placeholders.into_iter().find(|(name, _)| wanted.ends_with(name)) else {
+    let Some((name, fits)) = PLACEHOLDERS.into_iter().find(|(name, _)| wanted.ends_with(name)) else {
         return line == wanted;
     };
     line.strip_prefix(wanted.trim_end_matches(name)).is_some_and(fits)

@@ -1,0 +1,365 @@
+//! What is measured: a kind of work, on a stack that does it.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::{Subscriber, info, info_span};
+use tracing_stage_metrics::{FlushGuard, MetricsLayer};
+use tracing_subscriber::prelude::*;
+
+use super::by_hand::{self, AnHour, Handles, Recorder};
+
+pub(crate) const PROFILE: &str = "crypto_production";
+pub(crate) const RUN_ID: &str = "20260105-191332";
+
+/// What is done again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// A stage span with `stage_id`, `profile` and `run_id`: created, entered, left, closed.
+    Own,
+    /// A stage span with `stage_id`, in a root span with `profile` and `run_id`.
+    Child,
+    /// The same with a plain span between the two.
+    Through,
+    /// A span without any of the three.
+    Untagged,
+    /// An event that is no error, in a stage.
+    Event,
+    /// A stage that is open entered and left, as a future is that is polled.
+    Reenter,
+    /// As `Own`, going round so many label sets.
+    Sets(usize),
+    /// As `Own`, on so many threads, a stage each.
+    Threads(usize),
+}
+
+/// Who does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stack {
+    /// A registry with a layer that does nothing.
+    Floor,
+    /// The layer through the `metrics` facade, with no recorder behind it.
+    Silent,
+    /// The layer with the recorder that `build()` makes.
+    Layer,
+    /// Handles kept in a struct: histogram and counter.
+    KeptPair,
+    /// The same, and the gauges the layer keeps too: active, last duration, last success.
+    KeptFull,
+    /// `histogram!` and `counter!` with their labels, each time.
+    Macros,
+    /// A layer as written in an hour.
+    AnHour,
+}
+
+impl Work {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Own,
+        Self::Child,
+        Self::Through,
+        Self::Untagged,
+        Self::Event,
+        Self::Reenter,
+        Self::Sets(16),
+        Self::Sets(4096),
+        Self::Threads(1),
+        Self::Threads(2),
+    ];
+
+    fn stacks(self) -> &'static [Stack] {
+        use Stack::{AnHour, Floor, KeptFull, KeptPair, Layer, Macros, Silent};
+        match self {
+            Self::Own => &[Floor, Silent, Layer, KeptPair, KeptFull, Macros, AnHour],
+            Self::Sets(_) | Self::Threads(_) => &[Floor, Silent, Layer, KeptPair, KeptFull],
+            _ => &[Floor, Silent, Layer],
+        }
+    }
+
+    fn threads(self) -> usize {
+        if let Self::Threads(threads) = self { threads } else { 1 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Case {
+    pub(crate) work: Work,
+    pub(crate) stack: Stack,
+}
+
+pub(crate) fn all() -> Vec<Case> {
+    Work::ALL.iter().flat_map(|work| work.stacks().iter().map(|stack| Case { work: *work, stack: *stack })).collect()
+}
+
+impl Case {
+    pub(crate) fn name(self) -> String {
+        let work = match self.work {
+            Work::Sets(sets) => format!("sets-{sets}"),
+            Work::Threads(threads) => format!("threads-{threads}"),
+            work => format!("{work:?}").to_lowercase(),
+        };
+        format!("{}/{work}", format!("{:?}", self.stack).to_lowercase())
+    }
+
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
+        let names = || all().into_iter().map(Self::name).collect::<Vec<_>>().join(", ");
+        all()
+            .into_iter()
+            .find(|case| case.name() == name)
+            .ok_or_else(|| format!("no case {name:?}; there are {}", names()))
+    }
+
+    /// How many stages are recorded when it runs that many times.
+    pub(crate) fn stages_in(self, times: u64) -> u64 {
+        match (self.stack, self.work) {
+            (Stack::Floor, _) | (_, Work::Untagged | Work::Event | Work::Reenter) => 0,
+            (_, work) => times * work.threads() as u64,
+        }
+    }
+
+    /// Installs what it needs in this process, for good.
+    pub(crate) fn prepare(self) -> Prepared {
+        let recorded = Recorded::install(self.stack);
+        let run = match self.stack {
+            Stack::KeptPair => self.by_hand(|set| {
+                let handles = Handles::new(&set);
+                move || handles.pair()
+            }),
+            Stack::KeptFull => self.by_hand(|set| {
+                let handles = Handles::new(&set);
+                move || handles.full()
+            }),
+            Stack::Macros => self.by_hand(|set| move || by_hand::macros(&set)),
+            Stack::Floor | Stack::Silent | Stack::Layer | Stack::AnHour => self.spans(),
+        };
+        Prepared { run, recorded, rested: Instant::now() }
+    }
+
+    fn by_hand<F: FnMut() + 'static>(self, make: impl Fn(LabelSet) -> F + Sync + 'static) -> Run {
+        match self.work {
+            Work::Sets(sets) => {
+                let mut all: Vec<_> = LabelSet::all(sets).into_iter().map(make).collect();
+                let mut order = Order::new(sets);
+                timed(move || all[order.next()]())
+            }
+            Work::Threads(threads) => on_threads(threads, move |thread| make(LabelSet::of_thread(thread))),
+            _ => timed(make(LabelSet::one())),
+        }
+    }
+
+    fn spans(self) -> Run {
+        match self.work {
+            Work::Own => {
+                let set = LabelSet::one();
+                timed(move || stage(&set))
+            }
+            Work::Child => {
+                let root = info_span!("pipeline", profile = PROFILE, run_id = RUN_ID);
+                within(root, child)
+            }
+            Work::Through => {
+                let root = info_span!("pipeline", profile = PROFILE, run_id = RUN_ID);
+                let plain = root.in_scope(|| info_span!("step", number = 1));
+                within(plain, child)
+            }
+            Work::Untagged => {
+                let value = black_box("prices.csv");
+                timed(move || drop(info_span!("step", path = value, number = 1, quick = true).entered()))
+            }
+            Work::Event => {
+                let span = info_span!("stage", stage_id = "foundation.ingest", profile = PROFILE, run_id = RUN_ID);
+                within(span, || info!(rows = 17, "read"))
+            }
+            Work::Reenter => {
+                let span = info_span!("stage", stage_id = "foundation.ingest", profile = PROFILE, run_id = RUN_ID);
+                timed(move || drop(black_box(&span).enter()))
+            }
+            Work::Sets(sets) => {
+                let all = LabelSet::all(sets);
+                let mut order = Order::new(sets);
+                timed(move || stage(&all[order.next()]))
+            }
+            Work::Threads(threads) => on_threads(threads, |thread| {
+                let set = LabelSet::of_thread(thread);
+                move || stage(&set)
+            }),
+        }
+    }
+}
+
+#[inline]
+fn stage(set: &LabelSet) {
+    let LabelSet { stage, profile, run_id } = black_box(set);
+    drop(info_span!("stage", stage_id = stage, profile, run_id = %run_id).entered());
+}
+
+#[inline]
+fn child() {
+    drop(info_span!("stage", stage_id = black_box("foundation.ingest")).entered());
+}
+
+/// The values of the three labels.
+pub(crate) struct LabelSet {
+    pub(crate) stage: String,
+    pub(crate) profile: String,
+    pub(crate) run_id: String,
+}
+
+impl LabelSet {
+    fn new(stage: impl Into<String>, run_id: impl Into<String>) -> Self {
+        Self { stage: stage.into(), profile: PROFILE.to_owned(), run_id: run_id.into() }
+    }
+
+    fn one() -> Self {
+        Self::new("foundation.ingest", RUN_ID)
+    }
+
+    fn of_thread(thread: usize) -> Self {
+        Self::new(format!("foundation.ingest_{thread}"), RUN_ID)
+    }
+
+    /// As many stages as runs.
+    fn all(sets: usize) -> Vec<Self> {
+        let side = sets.isqrt();
+        let run = |n| format!("20260105-{n:06}");
+        (0..sets).map(|n| Self::new(format!("foundation.ingest_{}", n % side), run(n / side))).collect()
+    }
+}
+
+/// Goes through the numbers below a power of two, back and forth.
+struct Order {
+    last: usize,
+    mask: usize,
+}
+
+impl Order {
+    fn new(below: usize) -> Self {
+        Self { last: 0, mask: below - 1 }
+    }
+
+    fn next(&mut self) -> usize {
+        self.last = (self.last * 1_229 + 7) & self.mask;
+        self.last
+    }
+}
+
+/// Runs a case so many times and says how long that took.
+type Run = Box<dyn FnMut(u64) -> Duration>;
+
+fn timed(mut once: impl FnMut() + 'static) -> Run {
+    Box::new(move |times| {
+        let start = Instant::now();
+        for _ in 0..times {
+            once();
+        }
+        start.elapsed()
+    })
+}
+
+fn within(span: tracing::Span, mut once: impl FnMut() + 'static) -> Run {
+    Box::new(move |times| {
+        let _entered = span.enter();
+        let start = Instant::now();
+        for _ in 0..times {
+            once();
+        }
+        start.elapsed()
+    })
+}
+
+/// Each thread runs it so many times; the slowest counts.
+fn on_threads<F: FnMut()>(threads: usize, make: impl Fn(usize) -> F + Sync + 'static) -> Run {
+    Box::new(move |times| {
+        let ready = Barrier::new(threads);
+        let run = |thread| {
+            let mut once = make(thread);
+            ready.wait();
+            let start = Instant::now();
+            for _ in 0..times {
+                once();
+            }
+            start.elapsed()
+        };
+        thread::scope(|scope| {
+            let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
+            running.into_iter().filter_map(|thread| thread.join().ok()).max().unwrap_or_default()
+        })
+    })
+}
+
+/// A case that is ready to run.
+pub(crate) struct Prepared {
+    run: Run,
+    recorded: Recorded,
+    rested: Instant,
+}
+
+impl Prepared {
+    pub(crate) fn run(&mut self, times: u64) -> Duration {
+        (self.run)(times)
+    }
+
+    /// What need not happen within the time that is measured: as often as the layer's own thread does it.
+    pub(crate) fn rest(&mut self) {
+        if let Recorded::ByHand(recorder) = &self.recorded
+            && self.rested.elapsed() >= Duration::from_secs(1)
+        {
+            recorder.upkeep();
+            self.rested = Instant::now();
+        }
+    }
+
+    /// The stages recorded so far.
+    pub(crate) fn recorded(&self) -> u64 {
+        match &self.recorded {
+            Recorded::Nothing => 0,
+            Recorded::ByLayer(guard) => guard.report().stages().map(|stage| stage.runs()).sum(),
+            Recorded::ByHand(recorder) => recorder.stages(),
+        }
+    }
+}
+
+/// Where the records of a case are.
+enum Recorded {
+    Nothing,
+    ByLayer(FlushGuard),
+    ByHand(Recorder),
+}
+
+impl Recorded {
+    #[expect(clippy::expect_used, reason = "a benchmark that cannot be set up has nothing to go on with")]
+    fn install(stack: Stack) -> Self {
+        // Above the number of sets that any case has.
+        let builder = || MetricsLayer::builder().with_max_series(10_000);
+        match stack {
+            Stack::Floor => {
+                tracing_subscriber::registry().with(Nothing).init();
+                Self::Nothing
+            }
+            Stack::Silent => {
+                let (layer, guard) = builder().with_exposition(String::new).build().expect("no recorder");
+                tracing_subscriber::registry().with(layer).init();
+                Self::ByLayer(guard)
+            }
+            Stack::Layer => {
+                let (layer, guard) = builder().build().expect("the Prometheus recorder");
+                tracing_subscriber::registry().with(layer).init();
+                Self::ByLayer(guard)
+            }
+            Stack::AnHour => {
+                let recorder = Recorder::install().expect("the Prometheus recorder");
+                tracing_subscriber::registry().with(AnHour).init();
+                Self::ByHand(recorder)
+            }
+            Stack::KeptPair | Stack::KeptFull | Stack::Macros => {
+                Self::ByHand(Recorder::install().expect("the Prometheus recorder"))
+            }
+        }
+    }
+}
+
+/// The floor: a registry without any layer keeps its spans for ever, and is slower.
+struct Nothing;
+
+impl<S: Subscriber> tracing_subscriber::Layer<S> for Nothing {}

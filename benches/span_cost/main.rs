@@ -1,0 +1,100 @@
+//! What a stage span costs: beside a registry that measures nothing, and beside metrics written by hand.
+//!
+//! Every case runs in a process of its own, with the global subscriber and the global recorder an application would
+//! have. The processes take turns, a few milliseconds each, round after round: what slows the machine down for a
+//! while slows every case down, so the ratios of one run hold where its nanoseconds do not. (`criterion` and `divan`
+//! measure one case to its end before they begin the next, and print no ratios between cases; hence a `main` of our
+//! own.) After the last round each process says how many stages it recorded, and that must be how many it was asked
+//! to run.
+//!
+//! ```text
+//! cargo bench --bench span_cost                           the table
+//! cargo bench --bench span_cost -- --rounds 500           more rounds than the default
+//! cargo bench --bench span_cost -- sets                   the cases whose name contains this
+//! cargo bench --bench span_cost -- --alone layer/own 1000000      one case in this process, for a profiler
+//! ```
+//!
+//! Allocations are counted by `span_allocations`: counting them slows down whoever allocates.
+
+mod by_hand;
+mod cases;
+mod process;
+mod table;
+
+use std::error::Error;
+use std::io::Write;
+use std::time::Duration;
+
+use cases::{Case, Work};
+use process::Child;
+use table::Measured;
+
+/// How long a case runs before it is another's turn.
+const TURN: Duration = Duration::from_millis(3);
+
+/// The same where there are many label sets: each is to come up several times in a turn.
+const LONG_TURN: Duration = Duration::from_millis(20);
+
+struct Options {
+    rounds: usize,
+    wanted: String,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut options = Options { rounds: 0, wanted: String::new() };
+    let mut is_bench = false;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or_else(|| format!("{argument} takes a value"));
+        match argument.as_str() {
+            "--bench" => is_bench = true,
+            "--rounds" => options.rounds = value()?.parse()?,
+            "--child" => return process::serve(Case::named(&value()?)?, |_| None),
+            "--alone" => {
+                let case = Case::named(&value()?)?;
+                let times = value()?.parse()?;
+                case.prepare().run(times);
+                return Ok(());
+            }
+            _ => options.wanted = argument,
+        }
+    }
+    if options.rounds == 0 {
+        // `cargo test --benches` only wants to see it work.
+        options.rounds = if is_bench { 150 } else { 2 };
+    }
+    measure(&options)
+}
+
+/// Warms a case up, and finds how many times it fits into a turn.
+fn calibrate(child: &mut Child, turn: Duration) -> Result<u64, Box<dyn Error>> {
+    let mut times = 64;
+    while child.run(times)? < turn {
+        times *= 2;
+    }
+    let took = child.run(times)?;
+    Ok((times as f64 * turn.as_secs_f64() / took.as_secs_f64()).ceil() as u64)
+}
+
+fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
+    let cases = cases::all().into_iter().filter(|case| case.name().contains(&options.wanted));
+    let mut cases = cases.map(|case| Ok((case, Child::start(case)?))).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+    let mut times = Vec::new();
+    for (case, child) in &mut cases {
+        let turn = if matches!(case.work, Work::Sets(_)) { LONG_TURN } else { TURN };
+        times.push(calibrate(child, turn)?);
+    }
+    let mut measured: Vec<_> = cases.iter().map(|(case, _)| Measured::new(*case)).collect();
+    for _ in 0..options.rounds {
+        for (((_, child), times), measured) in cases.iter_mut().zip(&times).zip(&mut measured) {
+            measured.add(child.run(*times)?, *times);
+        }
+    }
+    for (case, child) in cases {
+        child.finish(case)?;
+    }
+    let mut out = std::io::stdout().lock();
+    table::print(&mut out, &measured)?;
+    writeln!(out, "\n{} rounds; ratios are of the minima, and hold within one run.", options.rounds)?;
+    Ok(())
+}

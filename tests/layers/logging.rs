@@ -1,0 +1,188 @@
+//! Layers that log from their own callbacks, and the crate's warnings under the filters of others.
+
+use std::cell::Cell;
+
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Dispatch, Event, Subscriber, debug, error, info, info_span, warn};
+use tracing_stage_metrics::FailurePolicy;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, filter_fn};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, Registry};
+
+use super::support::pipeline::Heard;
+use super::{Log, Pipeline, fmt_layer, program};
+
+thread_local! {
+    static TALKING: Cell<bool> = const { Cell::new(false) };
+    static SAID: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Emits events from every callback.
+struct Talks {
+    errors: bool,
+}
+
+impl Talks {
+    fn talk(&self, about: &str) {
+        if TALKING.replace(true) {
+            return;
+        }
+        SAID.set(SAID.get() + 1);
+        info!("{about}");
+        if self.errors {
+            error!("{about}");
+            info!(error = about);
+        }
+        TALKING.set(false);
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Talks {
+    fn on_new_span(&self, _: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
+        self.talk("new span");
+    }
+    fn on_record(&self, _: &Id, _: &Record<'_>, _: Context<'_, S>) {
+        self.talk("record");
+    }
+    fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+        self.talk("event");
+    }
+    fn on_enter(&self, _: &Id, _: Context<'_, S>) {
+        self.talk("enter");
+    }
+    fn on_exit(&self, _: &Id, _: Context<'_, S>) {
+        self.talk("exit");
+    }
+    fn on_close(&self, _: Id, _: Context<'_, S>) {
+        self.talk("close");
+    }
+}
+
+#[test]
+fn beside_a_layer_that_logs_what_happens() {
+    for first in [true, false] {
+        let talks = Talks { errors: false };
+        SAID.set(0);
+        let pipeline = super::stacked(|layer, _| match first {
+            true => Registry::default().with(layer).with(talks).into(),
+            false => Registry::default().with(talks).with(layer).into(),
+        });
+        super::all_seen(&pipeline);
+        assert!(SAID.get() > 20, "{}", SAID.get());
+    }
+}
+
+#[test]
+fn beside_a_layer_that_logs_errors_each_stage_is_still_counted_once() {
+    for first in [true, false] {
+        for policy in [FailurePolicy::ErrorEvents, FailurePolicy::ErrorsWithin, FailurePolicy::ProvenSuccess] {
+            let talks = Talks { errors: true };
+            let pipeline = Pipeline::stacked(
+                |builder| builder.with_failure_policy(policy).with_max_series(1),
+                |layer, _| match first {
+                    true => Registry::default().with(layer).with(talks).into(),
+                    false => Registry::default().with(talks).with(layer).into(),
+                },
+            );
+            program();
+            let open = info_span!("x", stage_id = "open").entered();
+            let counted: u64 = pipeline.guard().report().stages().map(|stage| stage.runs()).sum();
+            assert_eq!(counted, 3);
+            let ended = pipeline.end();
+            drop(open);
+            assert!(
+                ended.last.failures().iter().any(|line| line.contains("interrupted")),
+                "{:?}",
+                ended.last.failures()
+            );
+        }
+    }
+}
+
+/// Brings out each of the crate's warnings: an overflow, stages that cannot prove their success, one that is open at
+/// the end, one that opens after it. Between them events whose way through the filters must not be disturbed.
+fn warnings(stack: impl FnOnce(tracing_stage_metrics::MetricsLayer, Heard) -> Dispatch) -> Vec<String> {
+    let pipeline = Pipeline::stacked(
+        |builder| builder.with_failure_policy(FailurePolicy::ProvenSuccess).with_max_series(1),
+        stack,
+    );
+    for run_id in 0..3 {
+        info_span!("x", stage_id = "a", run_id).in_scope(|| events(1));
+        events(1);
+    }
+    let open = info_span!("x", stage_id = "open");
+    open.in_scope(|| events(1));
+    let ended = pipeline.end();
+    events(1);
+    info_span!("x", stage_id = "late").in_scope(|| events(1));
+    events(1);
+    drop(open);
+    ended.heard()
+}
+
+/// How many times `events` runs in it.
+const EVENTS: usize = 10;
+
+fn events(times: usize) {
+    for _ in 0..times {
+        debug!("of level debug");
+        warn!("of level warn");
+        error!("of level error");
+    }
+}
+
+#[track_caller]
+fn all_warnings(heard: &[String]) {
+    assert_eq!(heard.len(), 4, "{heard:#?}");
+    for part in ["_overflow", "err, ret", "still open", "_guard"] {
+        assert!(heard.iter().any(|line| line.contains(part)), "{part}: {heard:#?}");
+    }
+}
+
+#[test]
+fn the_crates_warnings_pass_through_the_filters_of_others() {
+    let log = Log::default();
+    macro_rules! strict {
+        () => {
+            fmt_layer!(log).with_filter(LevelFilter::ERROR)
+        };
+    }
+    all_warnings(&warnings(|layer, heard| Registry::default().with(layer).with(strict!()).with(heard).into()));
+    all_warnings(&warnings(|layer, heard| Registry::default().with(strict!()).with(heard).with(layer).into()));
+    all_warnings(&warnings(|layer, heard| {
+        let layer = layer.with_filter(LevelFilter::INFO);
+        Registry::default().with(layer).with(strict!()).with(heard.with_filter(LevelFilter::WARN)).into()
+    }));
+    let text = log.text();
+    assert_eq!(text.matches("of level error").count(), 3 * EVENTS, "{text}");
+    assert_eq!(text.matches("of level").count(), 3 * EVENTS, "only errors: {text}");
+    assert!(!text.contains("WARN"), "{text}");
+}
+
+#[test]
+fn the_crates_warnings_are_in_the_log() {
+    let log = Log::default();
+    warnings(|layer, heard| {
+        let fmt = fmt_layer!(log).with_filter(EnvFilter::new("warn"));
+        Registry::default().with(layer.with_filter(LevelFilter::INFO)).with(fmt).with(heard).into()
+    });
+    let text = log.text();
+    assert_eq!(text.matches(" tracing_stage_metrics:").count(), 4, "{text}");
+    assert_eq!(text.matches("of level warn").count(), EVENTS, "{text}");
+    assert_eq!(text.matches("of level debug").count(), 0, "{text}");
+}
+
+#[test]
+fn where_nobody_wants_them_the_crates_warnings_do_no_harm() {
+    let log = Log::default();
+    let heard = warnings(|layer, heard| {
+        let silent = filter_fn(|metadata| metadata.target() != "tracing_stage_metrics");
+        Registry::default().with(silent).with(layer).with(heard).with(fmt_layer!(log)).into()
+    });
+    assert!(heard.is_empty(), "{heard:#?}");
+    assert_eq!(log.text().matches("of level debug").count(), EVENTS);
+    let heard =
+        warnings(|layer, heard| Registry::default().with(EnvFilter::new("error")).with(layer).with(heard).into());
+    assert!(heard.is_empty(), "spans of level INFO are hidden, and so is what there is to warn of: {heard:#?}");
+}

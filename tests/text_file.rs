@@ -1,0 +1,119 @@
+//! The text file: written at once and on the interval, replaced as a whole, and its troubles told.
+#![cfg(feature = "pushgateway")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use support::MockGateway;
+use support::exposition::{self, Exposition};
+use support::measured::{Measured, measured, stage};
+use tracing_stage_metrics::{MetricsLayer, Pushgateway};
+
+/// The file once it is as wanted; panics if it never is.
+#[track_caller]
+fn await_file(path: &Path, wanted: impl Fn(&Exposition) -> bool) -> Exposition {
+    let deadline = Instant::now() + support::PATIENCE;
+    loop {
+        if let Ok(text) = fs::read_to_string(path) {
+            let found = exposition::parse(&text);
+            if wanted(&found) {
+                return found;
+            }
+        }
+        assert!(Instant::now() < deadline, "{} is not as wanted", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn successes(found: &Exposition, id: &str) -> Option<f64> {
+    found.value("quant_stage_total", &[("stage_id", id), ("status", "success")])
+}
+
+#[test]
+fn it_is_written_at_once_on_the_interval_and_at_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("job.prom");
+    fs::write(&path, "# TYPE of_yesterday gauge\nof_yesterday 1\n").unwrap();
+    let builder = MetricsLayer::builder().with_textfile(&path).with_push_interval(Duration::from_millis(50));
+    let Measured { guard, log, default: _default } = measured(builder);
+    let first = await_file(&path, |found| found.family("quant_run_start_timestamp_seconds").is_some());
+    assert!(first.family("of_yesterday").is_none());
+    stage("a");
+    await_file(&path, |found| successes(found, "a") == Some(1.0));
+    stage("b");
+    guard.shutdown().unwrap();
+    let last = exposition::parse(&fs::read_to_string(&path).unwrap());
+    assert_eq!(successes(&last, "b"), Some(1.0));
+    assert!(last.family("quant_run_last_success_timestamp_seconds").is_some());
+    assert_eq!(last.expect("quant_telemetry_push_total", &[("result", "success")]), 0.0, "a file is no push");
+    assert_eq!(log.own(), [""; 0]);
+}
+
+#[test]
+fn a_reader_never_sees_half_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("job.prom");
+    let Measured { guard, log: _, default: _default } = measured(MetricsLayer::builder().with_textfile(&path));
+    for id in 0..50 {
+        stage(&format!("stage {id}"));
+    }
+    guard.flush().unwrap();
+    let (done, whole) = (AtomicBool::new(false), fs::read_to_string(&path).unwrap().lines().count());
+    let reads = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0;
+            while !done.load(Ordering::Relaxed) || reads == 0 {
+                let text = fs::read_to_string(&path).unwrap();
+                assert!(
+                    text.ends_with('\n') && text.lines().count() == whole,
+                    "{} lines of {whole}",
+                    text.lines().count()
+                );
+                reads += 1;
+            }
+            reads
+        });
+        for _ in 0..100 {
+            guard.flush().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        reader.join().unwrap()
+    });
+    assert!(reads > 10, "{reads}");
+    let names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(names, ["job.prom"]);
+}
+
+#[test]
+fn a_directory_that_goes_away_is_told_and_does_not_stop_the_push() {
+    let directory = tempfile::tempdir().unwrap();
+    let inner = directory.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    let path = inner.join("job.prom");
+    let server = MockGateway::ok();
+    let builder = MetricsLayer::builder()
+        .with_textfile(&path)
+        .with_pushgateway(Pushgateway::new(server.url(), "j").unwrap())
+        .with_push_interval(Duration::from_secs(3_600));
+    let Measured { guard, log, default: _default } = measured(builder);
+    guard.flush().unwrap();
+    fs::remove_dir_all(&inner).unwrap();
+    stage("a");
+    let error = guard.flush().unwrap_err();
+    assert_eq!(error.to_string(), format!("cannot write the text file {}", path.display()));
+    assert_eq!(format!("{error:?}"), format!("{error}: No such file or directory (os error 2)"));
+    assert!(!error.is_config() && !error.is_timeout() && !error.is_refused());
+    let pushed = exposition::parse(server.requests().last().unwrap().text());
+    assert_eq!(successes(&pushed, "a"), Some(1.0), "the gateway has it");
+
+    fs::create_dir(&inner).unwrap();
+    guard.shutdown().unwrap();
+    assert_eq!(successes(&exposition::parse(&fs::read_to_string(&path).unwrap()), "a"), Some(1.0));
+    let told = |begin: &str| log.own().iter().filter(|text| text.starts_with(begin)).count();
+    assert_eq!(told("metrics are not delivered"), 1, "{:?}", log.own());
+}
