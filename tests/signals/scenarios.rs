@@ -1,0 +1,116 @@
+//! What the child processes do: run stages, tell that they have, wait for a signal or for a word from the test.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing_stage_metrics::{FlushGuard, MetricsLayer};
+use tracing_subscriber::prelude::*;
+
+use super::support::measured::stage;
+use super::support::{child, http};
+
+/// Where a child asks whether it may go on: the answer is held until it may.
+pub(crate) const GATE: &str = "TSM_GATE";
+
+/// Everything global, as in an application.
+fn set_up(on_signals: bool) -> FlushGuard {
+    let builder = MetricsLayer::builder().with_env().unwrap().with_run_report(|report| {
+        let stage = |id| report.stage(id).map_or((0, 0), |stage| (stage.runs(), stage.failures()));
+        println!("the report: done {:?}, open {:?}", stage("done"), stage("open"));
+    });
+    let builder = if on_signals { builder.with_flush_on_signals() } else { builder };
+    let (layer, guard) = builder.install().unwrap();
+    let log = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(layer).with(log).init();
+    guard
+}
+
+fn last_value() {
+    metrics::gauge!("last_value").set(42.0);
+}
+
+/// Waits until the test says so.
+fn pass_gate() {
+    let gate: SocketAddr = std::env::var(GATE).unwrap().parse().unwrap();
+    assert_eq!(http::get(gate, "/").unwrap().status, 200);
+}
+
+fn wait_for_the_end(said: &str) -> ! {
+    println!("{said}");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Not a test: what the children do.
+#[test]
+fn end_as_told() {
+    let Some(scenario) = child::scenario() else { return };
+    let guard = set_up(scenario != "without the flush");
+    stage("done");
+    match scenario.as_str() {
+        "in a stage" => {
+            let _open = tracing::info_span!("work", stage_id = "open").entered();
+            last_value();
+            wait_for_the_end("it works")
+        }
+        // `/proc` shows the processes of the namespace it was mounted in.
+        "as process 1" => {
+            assert_eq!(std::process::id(), 1);
+            last_value();
+            wait_for_the_end(&format!("it is {}.", std::fs::read_link("/proc/self").unwrap().display()))
+        }
+        "without the flush" => {
+            guard.flush().unwrap();
+            stage("done");
+            wait_for_the_end("it works")
+        }
+        "through the gate" => {
+            last_value();
+            pass_gate();
+        }
+        "guard gone" => {
+            guard.shutdown().unwrap();
+            wait_for_the_end("the guard is gone")
+        }
+        "shutdown through the gate" => {
+            last_value();
+            pass_gate();
+            // With a signal in the middle this does not say.
+            let _ = guard.shutdown();
+            wait_for_the_end("the guard is gone")
+        }
+        "exit through the gate" => {
+            last_value();
+            pass_gate();
+            guard.exit(3)
+        }
+        "runtime" => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async {
+                for _ in 0..4 {
+                    tokio::spawn(async { in_a_task().await });
+                }
+                tokio::task::spawn_blocking(|| {
+                    let _open = tracing::info_span!("blocking", stage_id = "open").entered();
+                    last_value();
+                    wait_for_the_end("it works")
+                })
+                .await
+                .unwrap()
+            })
+        }
+        "panic later" => {
+            let _guard = guard;
+            last_value();
+            pass_gate();
+            panic!("as told");
+        }
+        unknown => panic!("no scenario {unknown}"),
+    }
+}
+
+#[tracing::instrument(fields(stage_id = "task"))]
+async fn in_a_task() {
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+}

@@ -1,0 +1,52 @@
+//! A spool directory from outside.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::support::PATIENCE;
+
+/// The names of all files, sorted.
+pub(crate) fn names(spool: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(spool) else { return Vec::new() };
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The payloads that wait, oldest first.
+pub(crate) fn payloads(spool: &Path) -> Vec<PathBuf> {
+    names(spool).into_iter().filter(|name| name.ends_with(".spool")).map(|name| spool.join(name)).collect()
+}
+
+/// The one payload that waits.
+#[track_caller]
+pub(crate) fn only_payload(spool: &Path) -> PathBuf {
+    let mut payloads = payloads(spool);
+    assert_eq!(payloads.len(), 1, "{:?}", names(spool));
+    payloads.remove(0)
+}
+
+/// The group's path and the exposition of a file.
+#[track_caller]
+pub(crate) fn content(payload: &Path) -> (String, String) {
+    let text = fs::read_to_string(payload).unwrap();
+    let (head, exposition) = text.split_once("\n\n").unwrap();
+    let group = head.lines().find_map(|line| line.strip_prefix("group ")).unwrap();
+    (group.to_owned(), exposition.to_owned())
+}
+
+#[track_caller]
+pub(crate) fn await_no_payload(spool: &Path) {
+    await_true(&format!("no payload in {}", spool.display()), || payloads(spool).is_empty());
+}
+
+/// Waits for what happens on another thread or in another process.
+#[track_caller]
+pub(crate) fn await_true(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

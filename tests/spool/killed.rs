@@ -1,0 +1,163 @@
+//! SIGKILL at every step of writing to the spool, pushing and delivering what was left: nothing is lost.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::support::child::{self, Running, Signal};
+use super::support::exposition;
+use super::support::measured::{Measured, measured};
+use super::support::mock_gateway::{Answer, Request};
+use super::support::{MockGateway, Reply};
+use super::{all_asked, asked, builder, directory, leave, pushes_of, scenarios};
+
+fn held() -> Reply {
+    Reply::Held(Answer::new(200))
+}
+
+/// A run that finds everything in order and delivers what is there.
+#[track_caller]
+fn last_run(server: &MockGateway, spool: &Path) {
+    let Measured { guard, log, default: _default } = measured(builder(&server.url(), "last", spool));
+    directory::await_no_payload(spool);
+    guard.shutdown().unwrap();
+    assert_eq!(directory::names(spool), [""; 0]);
+    assert_eq!(log.own(), [""; 0]);
+}
+
+#[track_caller]
+fn kill(running: Running) {
+    running.signal(Signal::KILL);
+    running.wait();
+}
+
+/// The payload was on disk before the push of it began, and the two are the same.
+#[test]
+fn while_the_final_push_is_on_its_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    let server = MockGateway::start([Reply::ok(), held()]);
+    let running = child::start(scenarios::command("end", &server.url(), "killed", spool));
+    let pushed = server.await_requests(2).pop().unwrap();
+    let (group, text) = directory::content(&directory::only_payload(spool));
+    assert_eq!((group.as_str(), text.as_str()), ("/metrics/job/killed", pushed.text()));
+    assert!(exposition::parse(&text).expect("quant_run_duration_seconds", &[]) > 0.0);
+    kill(running);
+
+    let server = MockGateway::ok();
+    last_run(&server, spool);
+    let delivered = server.await_request(|request| asked(request) == "POST job/killed");
+    assert_eq!(delivered.text(), text);
+}
+
+#[test]
+fn while_what_was_left_is_on_its_way() {
+    for requests in [2, 3] {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = directory.path();
+        for job in ["one", "two"] {
+            leave(spool, job, "left");
+        }
+        let mut replies = vec![Reply::ok(); requests - 1];
+        replies.push(held());
+        let server = MockGateway::start(replies);
+        let running = child::start(scenarios::command("stay", &server.url(), "killed", spool));
+        server.await_requests(requests);
+        kill(running);
+        assert_eq!(directory::payloads(spool).len(), 2);
+
+        let server = MockGateway::ok();
+        last_run(&server, spool);
+        assert_eq!((pushes_of(&server, "one"), pushes_of(&server, "two")), (1, 1), "{:?}", all_asked(&server));
+    }
+}
+
+/// Delays that cover a span evenly, in an order that is the same in every run.
+fn delays(span: Duration, count: u32) -> impl Iterator<Item = Duration> {
+    // Steps that share no factor with the count visit each place once.
+    (0..count).map(move |round| span * (round * 7 % count) / count)
+}
+
+fn is_final(request: &Request) -> bool {
+    exposition::parse(request.text()).value("quant_run_duration_seconds", &[]).is_some()
+}
+
+/// Kills children at all times from before the final flush to after it. What was in the spool at that time arrives, and
+/// so does what a child that came to its end delivered; only a child that was killed before its payload was written
+/// has none.
+#[test]
+fn at_any_time_of_the_final_flush() {
+    const ROUNDS: u32 = 41;
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    let server = MockGateway::ok();
+    let start = |job: &str| {
+        let mut running = child::start(scenarios::command("end", &server.url(), job, spool));
+        running.await_line("go");
+        (running, Instant::now())
+    };
+    // How long the flush and the end of the process take.
+    let (running, begun) = start("measured");
+    running.wait();
+    let span = begun.elapsed();
+
+    let (mut ended, mut spooled) = (BTreeSet::new(), BTreeSet::new());
+    for (round, delay) in delays(span, ROUNDS).enumerate() {
+        let job = format!("k{round}");
+        let (running, begun) = start(&job);
+        std::thread::sleep(delay.saturating_sub(begun.elapsed()));
+        running.signal(Signal::KILL);
+        if running.wait().status.success() {
+            ended.insert(job);
+        }
+        for payload in directory::payloads(spool) {
+            let (group, text) = directory::content(&payload);
+            assert!(
+                exposition::parse(&text).value("quant_run_duration_seconds", &[]).is_some(),
+                "it is the last state"
+            );
+            spooled.insert(group.replace("/metrics/job/", ""));
+        }
+    }
+    last_run(&server, spool);
+    let arrived: BTreeSet<String> = server
+        .requests()
+        .iter()
+        .filter(|request| request.method == "POST" && is_final(request))
+        .map(|request| request.path.replace("/metrics/job/", ""))
+        .collect();
+    println!("of {ROUNDS} in {span:?}: {} came to their end, {} left a payload", ended.len(), spooled.len());
+    assert!(ended.is_subset(&arrived), "{ended:?} of {arrived:?}");
+    assert!(spooled.is_subset(&arrived), "{spooled:?} of {arrived:?}");
+    assert!(ended.len() < ROUNDS as usize, "not one was killed in {span:?}");
+}
+
+/// The same for processes that deliver what others left.
+#[test]
+fn at_any_time_of_a_replay() {
+    const LEFT: usize = 60;
+    const ROUNDS: u32 = 23;
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    let left: BTreeSet<String> = (0..LEFT).map(|number| format!("left{number}")).collect();
+    for job in &left {
+        leave(spool, job, "left");
+    }
+    let server = MockGateway::ok();
+    for (round, delay) in delays(Duration::from_millis(6), ROUNDS).enumerate() {
+        let before = server.requests().len();
+        let running = child::start(scenarios::command("stay", &server.url(), &format!("killed{round}"), spool));
+        server.await_requests(before + 1);
+        std::thread::sleep(delay);
+        kill(running);
+    }
+    println!("{} of {LEFT} were left after {ROUNDS} processes were killed", directory::payloads(spool).len());
+    last_run(&server, spool);
+    let posts: Vec<String> =
+        all_asked(&server).iter().filter_map(|asked| Some(asked.strip_prefix("POST job/")?.into())).collect();
+    let arrived: BTreeSet<String> = posts.iter().filter(|job| job.starts_with("left")).cloned().collect();
+    assert_eq!(arrived, left);
+    // At most what a killed process had just sent came twice.
+    let times = posts.iter().filter(|job| job.starts_with("left")).count();
+    assert!(times <= LEFT + ROUNDS as usize, "{times} times");
+}

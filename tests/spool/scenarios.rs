@@ -1,0 +1,47 @@
+//! What the child processes do.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use tracing_stage_metrics::MetricsLayer;
+use tracing_subscriber::prelude::*;
+
+use super::directory::await_no_payload;
+use super::support::child;
+use super::support::measured::stage;
+
+/// A child with a job of its own and this spool.
+#[track_caller]
+pub(crate) fn command(scenario: &str, url: &str, job: &str, spool: &std::path::Path) -> Command {
+    let mut command = child::command("scenarios::end_as_told", scenario);
+    command
+        .env("TV_PROMETHEUS_PUSHGATEWAY", url)
+        .env("TV_PROMETHEUS_JOB", job)
+        .env("TV_PROMETHEUS_PUSH_INTERVAL", "1h")
+        .env("TV_PROMETHEUS_FLUSH_TIMEOUT", "20s")
+        .env("TV_PROMETHEUS_SPOOL_DIR", spool);
+    command
+}
+
+/// Not a test: what the children do.
+#[test]
+fn end_as_told() {
+    let Some(scenario) = child::scenario() else { return };
+    let builder = MetricsLayer::builder().with_env().unwrap().with_flush_on_signals();
+    let (layer, guard) = builder.install().unwrap();
+    let log = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(layer).with(log).init();
+    stage("a");
+    println!("go");
+    match scenario.as_str() {
+        "end" => guard.shutdown().unwrap(),
+        "end when the spool is empty" => {
+            await_no_payload(&PathBuf::from(std::env::var_os("TV_PROMETHEUS_SPOOL_DIR").unwrap()));
+            guard.shutdown().unwrap();
+        }
+        "stay" => loop {
+            std::thread::park();
+        },
+        unknown => panic!("no scenario {unknown}"),
+    }
+}
