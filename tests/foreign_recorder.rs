@@ -171,11 +171,12 @@ fn the_active_gauge_is_exact_under_threads() {
         }
     });
     assert_eq!(book.nonzero_gauges("quant_stage_active"), Vec::<String>::new());
-    let counted: u64 = book.counters().iter().filter(|line| line.contains("status=success")).map(count).sum();
+    let counted: u64 =
+        book.counters().iter().filter(|line| line.contains("status=success")).map(|line| count(line)).sum();
     assert_eq!(counted, 1 + 4 * 5_000);
 }
 
-fn count(line: &String) -> u64 {
+fn count(line: &str) -> u64 {
     line.rsplit_once(' ').unwrap().1.parse().unwrap()
 }
 
