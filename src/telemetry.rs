@@ -182,6 +182,9 @@ impl Source for Telemetry {
             State::NotSpooled(error) => {
                 warn!(target: OWN_TARGET, error = ?error, "the last state of the metrics is not in the spool");
             }
+            State::SpoolFull => {
+                warn!(target: OWN_TARGET, "the spool directory is full: its oldest payloads are dropped, undelivered");
+            }
             State::ReplayRefused(error) => {
                 warn!(
                     target: OWN_TARGET,

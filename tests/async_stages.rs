@@ -148,16 +148,17 @@ fn a_detached_task_holds_its_parent_open_and_does_not_stretch_it() {
     on_both(async |pipeline| {
         let (release, released) = oneshot::channel::<()>();
         let begun = Instant::now();
-        let detached = async {
-            let task = async move { released.await.unwrap() }.instrument(info_span!("detached"));
-            tokio::spawn(task)
+        let mut task = None;
+        let stage = async {
+            let detached = async move { released.await.unwrap() }.instrument(info_span!("detached"));
+            task = Some(tokio::spawn(detached));
         };
-        let task = detached.instrument(info_span!("x", stage_id = "a")).await;
+        stage.instrument(info_span!("x", stage_id = "a")).await;
         let most = begun.elapsed().as_secs_f64();
         assert_eq!(pipeline.now().active(), ["a, 1"]);
         pass();
         release.send(()).unwrap();
-        task.await.unwrap();
+        task.unwrap().await.unwrap();
         let now = pipeline.now();
         assert_eq!(now.totals(), ["a 1 0"]);
         assert!(now.seconds("a") <= most, "{} {most}", now.seconds("a"));

@@ -4,6 +4,7 @@
 mod support;
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use support::Pipeline;
 use tracing::{error, info_span};
@@ -126,7 +127,18 @@ fn read_while_stages_run() {
 /// Stages that open, run and close while the run ends are counted once or not at all, and nothing is after.
 #[test]
 fn ended_while_stages_run() {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    (0..20).for_each(|_| end_while_stages_run());
+}
+
+struct SetWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn end_while_stages_run() {
     let pipeline = Pipeline::start();
     let (started, over) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
     let dispatch = pipeline.dispatch();
@@ -143,10 +155,10 @@ fn ended_while_stages_run() {
                 });
             });
         }
+        // The threads must come to their end where a check here fails, too.
+        let _over = SetWhenDropped(&over);
         started.wait();
-        let ended = pipeline.end();
-        over.store(true, Ordering::Relaxed);
-        ended
+        pipeline.end()
     });
     // That durations, totals and reasons agree was checked when it was read.
     let counts = |status| ended.last.exposition.expect("quant_stage_total", &[("stage_id", "a"), ("status", status)]);

@@ -130,7 +130,9 @@ fn status_and_reason_are_kept() {
 #[test]
 fn the_gauges_overflow_too() {
     let pipeline = limited(1);
-    let open: Vec<Span> = ["p", "q", "r"].into_iter().map(|profile| stage("a", profile, "1")).collect();
+    let first = stage("a", "p", "1");
+    assert_eq!(pipeline.now().active(), ["a,p 1"]);
+    let open = (first, ["q", "r"].map(|profile| stage("a", profile, "1")));
     let other = stage("b", "p", "1");
     assert_eq!(pipeline.now().active(), ["_overflow,_overflow 1", "a,_overflow 2", "a,p 1"]);
     drop((open, other));
@@ -157,6 +159,37 @@ fn without_the_run_id_label_new_run_ids_are_no_new_sets() {
     assert_eq!(pipeline.now().totals(), ["a 100 0"]);
     assert_eq!(overflowed(&pipeline), 0.0);
     assert!(pipeline.heard().is_empty());
+}
+
+/// More different values than anything in the layer has room for.
+const VERY_MANY: u32 = 150_000;
+
+#[test]
+fn run_ids_that_are_left_out_take_no_room_from_what_is_shown() {
+    let pipeline = Pipeline::with(|builder| builder.without_run_id_label());
+    for run_id in 0..VERY_MANY {
+        drop(info_span!("x", stage_id = "a", run_id));
+    }
+    drop(info_span!("x", stage_id = "b", profile = "new"));
+    let now = pipeline.now();
+    assert_eq!(now.totals(), ["a 150000 0", "b 1 0"]);
+    let labels = [("stage_id", "b"), ("profile", "new")];
+    assert_eq!(now.exposition.expect("quant_stage_duration_seconds_count", &labels), 1.0);
+    assert_eq!(overflowed(&pipeline), 0.0);
+}
+
+#[test]
+fn after_very_many_run_ids_a_new_stage_is_still_itself_where_there_is_room() {
+    let pipeline = Pipeline::start();
+    for run_id in 0..VERY_MANY {
+        drop(info_span!("x", stage_id = "a", profile = "p", run_id));
+    }
+    info_span!("x", stage_id = "b", profile = "q").in_scope(|| error!("it broke"));
+    let now = pipeline.now();
+    assert_eq!(now.totals(), ["a 150000 0", "b 0 1"]);
+    assert_eq!(now.failures(), ["b,q,error 1"]);
+    assert_eq!(now.runs().len(), 2_000 + 2, "the limit, and an overflow set for each stage");
+    assert_eq!(overflowed(&pipeline), f64::from(VERY_MANY - 2_000 + 1));
 }
 
 #[test]

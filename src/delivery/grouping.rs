@@ -2,6 +2,8 @@
 //!
 //! The rules are the gateway's: <https://github.com/prometheus/pushgateway#url>.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -53,6 +55,13 @@ impl Grouping {
     /// The value of a grouping label; the job is none.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.labels.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The labels that name the group, in an order of their own. To the gateway their order makes no difference, and a
+    /// label without a value is the same as none.
+    pub(crate) fn identity(&self) -> BTreeMap<&str, &str> {
+        let labels = self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        labels.chain([("job", self.job.as_str())]).filter(|(_, value)| !value.is_empty()).collect()
     }
 
     /// `/metrics/job/<job>/<name>/<value>...`, to be appended to the gateway's base URL.

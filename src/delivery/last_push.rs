@@ -17,8 +17,8 @@ pub(crate) struct LastPush {
 
 impl LastPush {
     pub(crate) fn of(group: &Grouping) -> Self {
-        let labels = group.labels().iter().cloned().chain([("job".to_owned(), group.job().to_owned())]);
-        Self { labels: labels.filter(|(_, value)| !value.is_empty()).collect(), line: Vec::new(), found: None }
+        let labels = group.identity().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self { labels: labels.collect(), line: Vec::new(), found: None }
     }
 
     pub(crate) fn read(&mut self, mut piece: &[u8]) {

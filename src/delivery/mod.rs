@@ -54,4 +54,6 @@ pub(crate) enum State<'a> {
     NotSpooled(&'a Error),
     /// The gateway refused what an earlier run had left.
     ReplayRefused(&'a Error),
+    /// Payloads were dropped from the spool for the first time.
+    SpoolFull,
 }

@@ -63,7 +63,7 @@ pub(crate) enum Replayed {
 /// Delivers the oldest payload that an earlier run left, to its own group. Dropped half-way, it stays in the spool.
 pub(crate) async fn replay(gateway: &Pushgateway, spool: &Spool, deadline: Instant) -> Replayed {
     let Some(entry) = spool.next() else { return Replayed::Nothing };
-    if entry.group == *gateway.grouping() {
+    if entry.group.identity() == gateway.grouping().identity() {
         // This run has pushed its own state there, which is newer.
         entry.remove();
         return Replayed::Done;
@@ -72,8 +72,11 @@ pub(crate) async fn replay(gateway: &Pushgateway, spool: &Spool, deadline: Insta
     let deliver = async {
         // Another node may have run the pipeline since.
         match gateway.last_push().await? {
-            Some(pushed) if pushed > entry.written => Ok(()),
-            _ => gateway.send(reqwest::Method::POST, gateway.body(entry.exposition.clone())).await,
+            Some(pushed) if pushed > entry.newest_known => Ok(()),
+            _ => {
+                spool.keep_others_due(&entry);
+                gateway.send(reqwest::Method::POST, gateway.body(entry.exposition.clone())).await
+            }
         }
     };
     match timeout_at(deadline, deliver).await {

@@ -7,12 +7,15 @@
 //! with a file holds a lock on it, which the system takes back when the process dies: two processes neither send the
 //! same file nor remove what the other is sending. A file that is not whole, or that the gateway refuses, gets another
 //! ending and is left for people to look at.
+//!
+//! The name of a file is the time it was written, the group's hash, and what makes it one process's own; a mark of time may
+//! follow, see [`Spool::keep_others_due`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -23,6 +26,13 @@ use crate::error::{Error, Kind};
 pub const MAX_SPOOL_FILES: usize = 1_000;
 /// Bytes its files have together; beyond, the oldest are dropped.
 pub const MAX_SPOOL_BYTES: u64 = 256 << 20;
+
+/// How long a payload that is sent may take to be the gateway's push time of its group.
+const SENDING: Duration = Duration::from_secs(15);
+/// Age from which a temporary file that nobody holds was left by a process that is gone.
+const ABANDONED: Duration = Duration::from_secs(60);
+/// Between the name of a file and the moment until which a push of its group may be one of a file before it.
+const MARK: char = '~';
 
 const FORMAT: &str = "tracing-stage-metrics spool 1";
 const ENDING: &str = "spool";
@@ -49,8 +59,8 @@ pub(crate) struct Entry {
     /// Locked.
     _file: File,
     pub(crate) group: Grouping,
-    /// Unix time, in seconds.
-    pub(crate) written: f64,
+    /// A push of the group after this moment, in Unix seconds, is newer than this payload.
+    pub(crate) newest_known: f64,
     pub(crate) exposition: Bytes,
 }
 
@@ -59,7 +69,7 @@ impl Spool {
     pub(crate) fn open(directory: PathBuf) -> Result<Self, Error> {
         let spool =
             Self { directory, max_files: MAX_SPOOL_FILES, max_bytes: MAX_SPOOL_BYTES, dropped: AtomicU64::new(0) };
-        let probe = spool.directory.join(format!(".probe.{}", unique_name()));
+        let probe = spool.directory.join(format!(".{}.tmp", unique_name("probe")));
         create_directory(&spool.directory)
             .and_then(|()| create(&probe))
             .and_then(|_| fs::remove_file(&probe))
@@ -74,8 +84,9 @@ impl Spool {
     /// Writes a payload and keeps it from others. When this returns, it is on disk.
     pub(crate) fn write(&self, group: &Grouping, exposition: Bytes) -> Result<Entry, Error> {
         self.make_room(exposition.len() as u64);
-        let name = unique_name();
-        let (temporary, path) = (self.directory.join(format!(".{name}.tmp")), self.file(&name, ENDING));
+        let name = unique_name(&hash_of(group));
+        let temporary = self.directory.join(format!(".{name}.tmp"));
+        let path = self.directory.join(format!("{name}.{ENDING}"));
         let written = unix_time();
         let head = format!(
             "{FORMAT}\ngroup {}\ntime {written}\nlength {}\ncrc32 {:08x}\n\n",
@@ -95,7 +106,7 @@ impl Spool {
             Ok(file)
         };
         match store() {
-            Ok(file) => Ok(Entry { path, _file: file, group: group.clone(), written, exposition }),
+            Ok(file) => Ok(Entry { path, _file: file, group: group.clone(), newest_known: written, exposition }),
             Err(error) => {
                 // What was written of it is of no use.
                 let _ = fs::remove_file(&temporary);
@@ -114,6 +125,25 @@ impl Spool {
             }
             entry
         })
+    }
+
+    /// To be called before a payload is sent. The gateway's push time of the group is then ours: what else of this group
+    /// waits here, newer than the payload, must not look older than that. Their names get a mark of the moment until which
+    /// a push of the group may be ours; it is on disk before the payload is on the wire.
+    pub(crate) fn keep_others_due(&self, sent: &Entry) {
+        let hash = hash_of(&sent.group);
+        let until = format!("{:020}", (unix_time() + SENDING.as_secs_f64()) as u64);
+        for path in self.paths().unwrap_or_default() {
+            let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
+            if path <= sent.path || name.split('-').nth(1) != Some(&hash) {
+                continue;
+            }
+            if let Some(_lock) = lock(&path) {
+                let unmarked = name.split_once(MARK).map_or(name, |(unmarked, _)| unmarked);
+                let _ = fs::rename(&path, self.directory.join(format!("{unmarked}{MARK}{until}.{ENDING}")));
+            }
+        }
+        let _ = sync_directory(&self.directory);
     }
 
     /// How many payloads wait.
@@ -137,7 +167,8 @@ impl Spool {
 
     /// Drops the oldest files until one more of this size is within the bounds: torn and refused ones, and temporary
     /// ones whose writer is gone, count and are dropped like others.
-    fn make_room(&self, size: u64) {
+    pub(crate) fn make_room(&self, size: u64) {
+        let now = unix_time();
         let Ok(entries) = fs::read_dir(&self.directory) else { return };
         let mut files: Vec<_> = entries
             .filter_map(|entry| {
@@ -149,9 +180,12 @@ impl Spool {
             .collect();
         files.sort();
         let (mut count, mut bytes) = (files.len(), files.iter().map(|(_, size, _)| size).sum::<u64>());
-        for (_, length, path) in files {
-            let abandoned = path.extension().is_some_and(|ending| ending == "tmp");
-            if !abandoned && count < self.max_files && bytes + size <= self.max_bytes {
+        for (name, length, path) in files {
+            // Its writer may not have come to lock it yet.
+            let age = now - name[..20].parse::<f64>().unwrap_or(f64::MAX) / 1e9;
+            let is_temporary = path.extension().is_some_and(|ending| ending == "tmp");
+            let abandoned = is_temporary && age > ABANDONED.as_secs_f64();
+            if is_temporary != abandoned || !abandoned && count < self.max_files && bytes + size <= self.max_bytes {
                 continue;
             }
             // Held by a process that is at work with it: not ours to drop.
@@ -164,10 +198,6 @@ impl Spool {
                 }
             }
         }
-    }
-
-    fn file(&self, name: &str, ending: &str) -> PathBuf {
-        self.directory.join(format!("{name}.{ending}"))
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
@@ -223,12 +253,14 @@ fn read(path: &Path, mut file: File) -> Option<Entry> {
     let mut lines = head.lines();
     (lines.next()? == FORMAT).then_some(())?;
     let group = Grouping::from_path(lines.next()?.strip_prefix("group ")?)?;
-    let written = lines.next()?.strip_prefix("time ")?.parse().ok()?;
+    let written: f64 = lines.next()?.strip_prefix("time ")?.parse().ok()?;
+    let due: Option<f64> = path.file_stem()?.to_str()?.split_once(MARK).and_then(|(_, until)| until.parse().ok());
     let length: usize = lines.next()?.strip_prefix("length ")?.parse().ok()?;
     let crc = u32::from_str_radix(lines.next()?.strip_prefix("crc32 ")?, 16).ok()?;
     let exposition = Bytes::from(content).slice(end + 2..);
     let whole = exposition.len() == length && checksum(&exposition) == crc;
-    whole.then(|| Entry { path: path.to_owned(), _file: file, group, written, exposition })
+    let newest_known = due.map_or(written, |until| until.max(written));
+    whole.then(|| Entry { path: path.to_owned(), _file: file, group, newest_known, exposition })
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
@@ -241,11 +273,17 @@ fn unix_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
+/// Of the group, whatever the order of its labels.
+fn hash_of(group: &Grouping) -> String {
+    let identity: Vec<_> = group.identity().into_iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+    format!("{:08x}", checksum(identity.join(",").as_bytes()))
+}
+
 /// Sorts by time, and is one process's own.
-fn unique_name() -> String {
+fn unique_name(group: &str) -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    format!("{nanos:020}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+    format!("{nanos:020}-{group}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 fn is_ours(name: &str) -> bool {
@@ -324,7 +362,7 @@ mod tests {
         assert_eq!(spool.len(), 2);
         let first = spool.next().unwrap();
         assert_eq!((&first.group, &*first.exposition), (&group("one"), &b"a 1\n"[..]));
-        assert!((unix_time() - first.written).abs() < 60.0);
+        assert!((unix_time() - first.newest_known).abs() < 60.0);
         let second = spool.next().unwrap();
         assert_eq!((&second.group, &*second.exposition), (&group("two"), &b"b 2\n\nc 3\n"[..]));
         assert!(spool.next().is_none());
@@ -332,6 +370,40 @@ mod tests {
         second.refused();
         assert_eq!(spool.len(), 0);
         assert!(names(&spool)[0].ends_with(".refused"), "{:?}", names(&spool));
+    }
+
+    #[test]
+    fn what_waits_behind_a_payload_of_its_group_is_not_older_than_that_is_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = spool(&directory);
+        for job in ["one", "two", "one"] {
+            write(&spool, job, "a 1\n");
+        }
+        let first = spool.next().unwrap();
+        spool.keep_others_due(&first);
+        first.remove();
+        let now = unix_time();
+        let second = spool.next().unwrap();
+        assert_eq!(second.group.job(), "two");
+        assert!(second.newest_known <= now, "another group is not marked");
+        second.remove();
+        let third = spool.next().unwrap();
+        assert_eq!(third.group.job(), "one");
+        assert!(third.newest_known > now && third.newest_known < now + 60.0, "{now} {}", third.newest_known);
+        spool.keep_others_due(&third);
+        third.remove();
+        assert_eq!(spool.len(), 0);
+    }
+
+    #[test]
+    fn the_order_of_the_labels_makes_no_other_group() {
+        let mut groups = [Grouping::new("a").unwrap(), Grouping::new("a").unwrap()];
+        for (group, order) in groups.iter_mut().zip([["x", "y"], ["y", "x"]]) {
+            order.into_iter().for_each(|name| group.add(name, name).unwrap());
+        }
+        groups[1].add("z", "").unwrap();
+        assert_eq!(hash_of(&groups[0]), hash_of(&groups[1]));
+        assert_ne!(hash_of(&groups[0]), hash_of(&Grouping::new("a").unwrap()));
     }
 
     #[test]
@@ -389,9 +461,12 @@ mod tests {
         write(&spool, "last", "a 1\n".repeat(1_000).as_str());
         assert_eq!(spool.len(), 2, "one that is being sent stays");
         held.remove();
-        fs::write(spool.directory.join(".00000000000000000001-1-1.tmp"), "half").unwrap();
+        fs::write(spool.directory.join(".00000000000000000001-0-1-1.tmp"), "half").unwrap();
+        let at_work = format!(".{}.tmp", unique_name("0"));
+        fs::write(spool.directory.join(&at_work), "half").unwrap();
         write(&spool, "after", "a 1\n");
-        assert!(!names(&spool).iter().any(|name| name.ends_with(".tmp")), "{:?}", names(&spool));
+        let temporary: Vec<_> = names(&spool).into_iter().filter(|name| name.ends_with(".tmp")).collect();
+        assert_eq!(temporary, [at_work], "its writer is about to lock it");
         assert_eq!(spool.dropped(), 5, "half a payload is no payload");
     }
 

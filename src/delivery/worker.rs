@@ -126,6 +126,7 @@ struct Thread {
     next_push: Instant,
     next_sample: Option<Instant>,
     lost: bool,
+    told_full: bool,
 }
 
 impl Thread {
@@ -143,6 +144,7 @@ impl Thread {
             next_push: now,
             next_sample,
             lost: false,
+            told_full: false,
         }
     }
 
@@ -206,6 +208,11 @@ impl Thread {
         let spool = self.plan.spool.clone().filter(|_| last);
         let hurry = Arc::new(Notify::new());
         let budget = Budget { deadline, last, hurry: Arc::clone(&hurry) };
+        if let Some(spool) = &spool {
+            // Before the state is rendered, which tells of it. Writing looks again, at the size.
+            spool.make_room(0);
+            self.tell_spool();
+        }
         let (exposition, textfile) = self.render();
         let result = Box::pin(async move {
             let exposition = exposition?;
@@ -241,9 +248,13 @@ impl Thread {
         self.tell_spool();
     }
 
-    fn tell_spool(&self) {
+    fn tell_spool(&mut self) {
         if let Some(spool) = &self.plan.spool {
-            self.source.spooled(spool.len(), spool.dropped());
+            let dropped = spool.dropped();
+            self.source.spooled(spool.len(), dropped);
+            if dropped > 0 && !std::mem::replace(&mut self.told_full, true) {
+                self.source.changed(State::SpoolFull);
+            }
         }
     }
 
@@ -305,9 +316,13 @@ impl Thread {
     /// After our own payload, what earlier runs left, as far as the time goes.
     async fn replay_rest(&self, deadline: Instant) {
         let (Some(gateway), Some(spool)) = (&self.plan.gateway, &self.plan.spool) else { return };
-        while Instant::now() < deadline
-            && matches!(replay(gateway, spool, deadline).await, Replayed::Done | Replayed::Refused(_))
-        {}
+        while Instant::now() < deadline {
+            match replay(gateway, spool, deadline).await {
+                Replayed::Done => {}
+                Replayed::Refused(error) => self.source.changed(State::ReplayRefused(&error)),
+                Replayed::Nothing | Replayed::Failed => break,
+            }
+        }
     }
 
     /// Waits for an order, for the push in flight, or until something is due.

@@ -59,10 +59,11 @@ fn reloadable() {
 #[test]
 fn taken_out_while_stages_run_and_put_back() {
     let mut handle = None;
-    let pipeline = stacked(|layer, _| {
+    // With another layer, since spans that no layer wants are not opened.
+    let pipeline = stacked(|layer, heard| {
         let (layer, reload) = reload::Layer::new(Some(layer));
         handle = Some(reload);
-        Registry::default().with(layer).into()
+        Registry::default().with(layer).with(heard).into()
     });
     let handle = handle.unwrap();
     all_seen(&pipeline);

@@ -126,7 +126,6 @@ fn what_a_killed_writer_left_half_done_is_cleared_away() {
     let nanos: u128 = stem.split('-').next().unwrap().parse().unwrap();
     let old = stem.replace(&nanos.to_string(), &(nanos - 3_600_000_000_000).to_string());
     fs::write(spool.join(format!(".{old}.tmp")), "half a payl").unwrap();
-    fs::write(spool.join(format!(".probe.{old}")), "").unwrap();
 
     let server = MockGateway::start([Reply::ok()]);
     let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
