@@ -1,0 +1,121 @@
+//! A gateway behind https. What a process trusts is in its environment, so these are child processes.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
+use tracing_stage_metrics::MetricsLayer;
+
+use super::support::child::{self, Ended};
+use super::support::measured::{Measured, measured, stage};
+use super::support::{PATIENCE, exposition};
+
+struct Gateway {
+    /// By the name its certificate has.
+    url: String,
+    certificate: PathBuf,
+    _directory: TempDir,
+    /// The bodies of the pushes.
+    pushed: Receiver<String>,
+}
+
+/// Answers with 200 whoever trusts its certificate. Ends with the process.
+fn start() -> Gateway {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let certificate = directory.path().join("certificate.pem");
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key);
+    let config = Arc::new(config.unwrap());
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let (push, pushed) = channel();
+    std::thread::spawn(move || {
+        for connection in listener.incoming().map_while(Result::ok) {
+            let session = ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = StreamOwned::new(session, connection);
+            if let Some(body) = read_body(&mut stream) {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                let _ = push.send(body);
+            }
+        }
+    });
+    Gateway { url, certificate, _directory: directory, pushed }
+}
+
+/// The body of a request; `None` where there is none, since the other end goes away.
+fn read_body(stream: &mut impl std::io::Read) -> Option<String> {
+    let mut text = String::new();
+    let mut piece = [0; 4096];
+    loop {
+        let read = stream.read(&mut piece).ok().filter(|read| *read > 0)?;
+        text.push_str(str::from_utf8(&piece[..read]).ok()?);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length =
+                head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            if body.len() >= length.unwrap_or(0) {
+                return Some(body.to_owned());
+            }
+        }
+    }
+}
+
+/// Not a test: what the children do.
+#[test]
+fn push_and_say_how_it_went() {
+    let Some(_) = child::scenario() else { return };
+    let Measured { guard, log, default: _default } = measured(MetricsLayer::builder().with_env().unwrap());
+    stage("a");
+    match guard.shutdown() {
+        Ok(()) => println!("it went well {:?}", log.own()),
+        Err(error) => {
+            println!("refused {}, timeout {}, config {}", error.is_refused(), error.is_timeout(), error.is_config());
+            println!("{error:?}");
+        }
+    }
+}
+
+fn push(gateway: &Gateway, trusted: &Gateway) -> Ended {
+    let mut command = child::command("certificates::push_and_say_how_it_went", "push");
+    command
+        .env("TV_PROMETHEUS_PUSHGATEWAY", &gateway.url)
+        .env("TV_PROMETHEUS_JOB", "j")
+        .env("TV_PROMETHEUS_FLUSH_TIMEOUT", "1500ms")
+        .env("SSL_CERT_FILE", &trusted.certificate);
+    for name in ["http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY"] {
+        command.env_remove(name);
+    }
+    child::start(command).wait()
+}
+
+#[test]
+fn a_certificate_that_is_trusted() {
+    let gateway = start();
+    let ended = push(&gateway, &gateway);
+    assert!(ended.stdout.contains("it went well []"), "{ended:?}");
+    let last = std::iter::from_fn(|| gateway.pushed.try_recv().ok()).last();
+    let last = exposition::parse(&last.unwrap_or_else(|| panic!("nothing came: {ended:?}")));
+    assert_eq!(last.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+    assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0);
+}
+
+#[test]
+fn a_certificate_that_nobody_trusts() {
+    let (gateway, other) = (start(), start());
+    let ended = push(&gateway, &other);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert!(ended.elapsed < Duration::from_millis(4_500), "{:?}", ended.elapsed);
+    assert!(ended.stdout.contains("refused false, timeout false, config false"), "{ended:?}");
+    let expected = format!("POST {}/metrics/job/j failed: no connection came about", gateway.url);
+    assert!(ended.stdout.contains(&expected), "{ended:?}");
+    assert!(ended.stdout.contains("invalid peer certificate"), "with its cause: {ended:?}");
+    assert!(gateway.pushed.recv_timeout(PATIENCE.min(Duration::from_millis(50))).is_err(), "nothing was sent");
+}
