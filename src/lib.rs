@@ -42,6 +42,37 @@
 //!
 //! The metrics, the environment variables and the traps (filters, groups) are in the README.
 //!
+//! # Delivery guarantees
+//!
+//! What arrives depends on how the process ends and on what the gateway does. Times are the most the end of the process
+//! waits; T is the flush timeout. The exit code is never changed. The files named are in `tests/`.
+//!
+//! | the process ends by | a gateway in good order gets | shown by |
+//! |---|---|---|
+//! | return, `?`, `finish`, `shutdown`, drop on any thread, in or after a runtime | the last state | `endings.rs` |
+//! | a panic that unwinds through the guard | the last state: a run that failed, its stages by `panic` | `endings.rs`, `example_pipeline.rs` |
+//! | [`FlushGuard::exit`] | the last state; stages still open are `interrupted` unless the code is 0 | `endings.rs` |
+//! | SIGTERM, SIGINT with `with_flush_on_signals` | the last state, open stages `interrupted`; the process dies of the signal | `signals.rs` |
+//! | a panic that aborts, with `with_flush_on_panic_abort` | the last state | `panic_abort.rs` |
+//! | a second signal during the flush | the state of the last push, with a spool the last one later | `signals.rs`, `spool.rs` |
+//! | SIGKILL, another signal, `std::process::exit`, `mem::forget` of the guard | the state of the last push, an interval old at most | `signals.rs` |
+//!
+//! | the gateway at the end | delivered | waits at most | shown by |
+//! |---|---|---|---|
+//! | answers | the last state | its answer | `real_gateway.rs`, `prometheus_metrics.rs` |
+//! | refuses the connection, or its name is unknown | nothing, [spooled](MetricsLayerBuilder::with_spool_dir) | a second | `giving_up.rs`, `bounded.rs` |
+//! | accepts and stays silent, is frozen, answers byte by byte | best effort, spooled | T | `bounded.rs` |
+//! | still has a push of before in flight | the last state after it, or in its place | T | `giving_up.rs` |
+//! | answers 408, 425, 429, 5xx, or resets the connection | tried again with backoff, `Retry-After` kept, spooled | T | `bounded.rs`, `gateways.rs` |
+//! | answers 3xx or another 4xx | nothing, spooled; redirects are not followed | its answer | `bounded.rs` |
+//! | answers 400 to an application metric | the stages alone | two answers | `real_gateway.rs`, `bounded.rs` |
+//! | answers without end | the last state; the answer is not read | its first bytes | `bounded.rs` |
+//! | has a wrong certificate | nothing, spooled | T | `gateways.rs` |
+//!
+//! What is spooled, a later run with the same directory delivers (`spool.rs`). While the process runs, a gateway that is
+//! away costs nothing but warnings, two of them: one when it is lost, one when it is back (`gateways.rs`,
+//! `while_it_runs.rs`).
+//!
 //! # Features
 //!
 //! | feature | default | adds |

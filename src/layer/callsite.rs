@@ -49,7 +49,7 @@ impl Callsite {
         Self {
             meta,
             kind: Kind::of(meta, context),
-            positions: Positions::of(meta.fields()),
+            positions: Positions::of(meta.fields(), context),
             warned: AtomicBool::new(false),
         }
     }

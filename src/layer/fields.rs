@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 
 use tracing::field::{Field, FieldSet, Visit};
 
+use super::callsite::Inherited;
 use super::labels::{Label, Labels};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 
@@ -50,8 +51,15 @@ impl Role {
 }
 
 impl Positions {
-    pub(crate) fn of(fields: &FieldSet) -> Self {
-        Self { of: Role::ALL.map(|(_, name)| fields.field(name).map_or(0, |field| field.index() + 1)) }
+    /// A label that does not come from spans is not read.
+    pub(crate) fn of(fields: &FieldSet, inherited: &Inherited) -> Self {
+        let read = |role| match role {
+            Role::Profile => inherited.profile,
+            Role::RunId => inherited.run_id,
+            _ => true,
+        };
+        let position = |name| fields.field(name).map_or(0, |field| field.index() + 1);
+        Self { of: Role::ALL.map(|(role, name)| if read(role) { position(name) } else { 0 }) }
     }
 
     #[inline]
@@ -65,6 +73,8 @@ impl Positions {
 pub(crate) struct SpanFields<'a> {
     labels: &'a Labels,
     positions: &'a Positions,
+    /// Whether a run id seen for the first time has a place: not once the metric that shows it has all its label sets.
+    new_run_ids: bool,
     pub(crate) stage: Label,
     pub(crate) profile: Label,
     pub(crate) run_id: Label,
@@ -72,8 +82,16 @@ pub(crate) struct SpanFields<'a> {
 }
 
 impl<'a> SpanFields<'a> {
-    pub(crate) fn new(labels: &'a Labels, positions: &'a Positions) -> Self {
-        Self { labels, positions, stage: Label::NONE, profile: Label::NONE, run_id: Label::NONE, declared: None }
+    pub(crate) fn new(labels: &'a Labels, positions: &'a Positions, new_run_ids: bool) -> Self {
+        Self {
+            labels,
+            positions,
+            new_run_ids,
+            stage: Label::NONE,
+            profile: Label::NONE,
+            run_id: Label::NONE,
+            declared: None,
+        }
     }
 
     #[inline]
@@ -81,7 +99,8 @@ impl<'a> SpanFields<'a> {
         match role {
             Role::Stage => self.stage = self.labels.intern(value),
             Role::Profile => self.profile = self.labels.intern(value),
-            Role::RunId => self.run_id = self.labels.intern(value),
+            Role::RunId if self.new_run_ids => self.run_id = self.labels.intern(value),
+            Role::RunId => self.run_id = self.labels.find(value).unwrap_or(Label::OVERFLOW),
             Role::StatusCode => self.declared = Some(Declared::from_code(value)),
             Role::StatusDescription => self.declared = Some(Declared::Error),
         }

@@ -77,15 +77,29 @@ impl Labels {
         self.intern_exact(value)
     }
 
+    /// The number of this value, if it has one.
+    pub(crate) fn find(&self, value: &str) -> Option<Label> {
+        if value.len() > MAX_VALUE_BYTES {
+            return self.find_exact(&cut(value)).ok();
+        }
+        self.find_exact(value).ok()
+    }
+
     #[inline]
     fn intern_exact(&self, value: &str) -> Label {
+        self.find_exact(value).unwrap_or_else(|hash| self.add(hash, value))
+    }
+
+    /// The number, or the hash to add it with.
+    #[inline]
+    fn find_exact(&self, value: &str) -> Result<Label, u64> {
         // The bytes alone: `hash_one` adds a mark for the end, which a value that stands alone does not need.
         let mut hasher = self.hasher.build_hasher();
         hasher.write(value.as_bytes());
         let hash = hasher.finish();
         match self.values.find(hash, |known| **known == *value) {
-            Some((number, _)) => Label(number + 1),
-            None => self.add(hash, value),
+            Some((number, _)) => Ok(Label(number + 1)),
+            None => Err(hash),
         }
     }
 

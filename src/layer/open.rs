@@ -357,32 +357,37 @@ impl OpenSpans {
 
     /// The spans open now.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Found<'_>> {
+        self.places().filter(|found| found.phase_now() == Phase::Open)
+    }
+
+    /// The spans whose slots are not free: open, or settled by a thread that is about to count them.
+    pub(crate) fn taken(&self) -> impl Iterator<Item = Found<'_>> {
+        self.places().filter(|found| found.phase_now() != Phase::Free)
+    }
+
+    fn places(&self) -> impl Iterator<Item = Found<'_>> {
         self.levels().flat_map(|level| {
             let places = (0..level.buckets.len()).flat_map(|bucket| (0..BUCKET).map(move |place| (bucket, place)));
-            places.filter_map(|(bucket, place)| {
-                let found = level.found(bucket, place)?;
-                found.is_taken().then_some(found)
-            })
+            places.filter_map(|(bucket, place)| level.found(bucket, place))
         })
     }
 }
 
 impl Found<'_> {
-    /// Whether there is a span in it that is open. One that is being written at this moment is waited for: that
-    /// takes its thread a few nanoseconds, or a time slice where it was interrupted just there.
-    fn is_taken(&self) -> bool {
+    /// The phase of the span in this place. One that is being written at this moment is waited for: that takes its
+    /// thread a few nanoseconds, or a time slice where it was interrupted just there.
+    fn phase_now(&self) -> Phase {
         for spin in 0..1_000 {
             if self.key.load(Ordering::SeqCst) == 0 {
-                return false;
+                return Phase::Free;
             }
             match self.slot.phase() {
-                Phase::Open => return true,
-                Phase::Settled => return false,
                 Phase::Free if spin < 100 => hint::spin_loop(),
                 Phase::Free => std::thread::yield_now(),
+                phase => return phase,
             }
         }
-        false
+        Phase::Free
     }
 }
 

@@ -137,6 +137,12 @@ impl Series {
         self.admission.overflow_once(labels)
     }
 
+    /// Whether a new run id can have a series of its own.
+    #[inline]
+    pub(crate) fn has_room_for_runs(&self) -> bool {
+        !self.admission.sets_are_full()
+    }
+
     #[inline]
     fn place(&self, labels: &Labels, key: Key) -> Place<'_> {
         if let Some((_, set)) = self.find_set(key)

@@ -108,7 +108,7 @@ impl Stages {
         }
         let started = self.clock.raw();
         // Values are printed before the slot is taken: that runs the user's code.
-        let mut fields = SpanFields::new(&self.labels, &callsite.positions);
+        let mut fields = SpanFields::new(&self.labels, &callsite.positions, self.series.has_room_for_runs());
         attrs.record(&mut fields);
         let facts = fields.declared.map_or(facts, |declared| facts.declared(declared));
         let parent = self.parent(attrs, id, ctx);
@@ -189,7 +189,7 @@ impl Stages {
     pub(crate) fn recorded(&self, id: &Id, values: &Record<'_>) {
         let Some(found) = self.open.find(id) else { return };
         let Some(callsite) = self.callsite(found) else { return };
-        let mut fields = SpanFields::new(&self.labels, &callsite.positions);
+        let mut fields = SpanFields::new(&self.labels, &callsite.positions, self.series.has_room_for_runs());
         values.record(&mut fields);
         if let Some(declared) = fields.declared {
             found.update_facts(|facts| facts.declared(declared));

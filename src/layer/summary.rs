@@ -2,13 +2,18 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::labels::Label;
+use super::open::SlotRef;
 use super::outcome::{Facts, Outcome, Reason};
 use super::series::StageTotals;
 use super::sink::outward;
 use super::stages::Stages;
 use crate::schema::Metric;
+
+/// Ample for a stage that closes to be counted.
+const CLOSING_TIME: Duration = Duration::from_millis(100);
 
 /// A stage as the run report shows it.
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
@@ -52,7 +57,8 @@ impl Stages {
             return;
         }
         let now = self.clock.raw();
-        for found in self.open.iter().filter(|found| found.facts().has(Facts::STAGE)) {
+        let mut closing = Vec::new();
+        for found in self.open.taken().filter(|found| found.facts().has(Facts::STAGE)) {
             // First, so that what is read below is of the span that is settled in the end.
             let reference = found.reference();
             self.ensure_stage_id(found);
@@ -61,15 +67,32 @@ impl Stages {
             let outcome = self.policy.outcome_at_end(facts, entered, cut_off);
             let runs_until_now = outcome == Outcome::Failure(Reason::Interrupted);
             let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
-            if facts.is_stage() && found.settle(reference) {
-                self.count(found, outcome, last_exit.unwrap_or(now));
-                self.hide(found);
-                if let Outcome::Failure(reason) = outcome {
-                    self.warn_open(found, reason);
-                }
+            if !facts.is_stage() {
+                continue;
+            }
+            if !found.settle(reference) {
+                closing.push(reference);
+                continue;
+            }
+            self.count(found, outcome, last_exit.unwrap_or(now));
+            self.hide(found);
+            if let Outcome::Failure(reason) = outcome {
+                self.warn_open(found, reason);
             }
         }
+        self.await_closed(&closing);
         self.voice.speak_deferred();
+    }
+
+    /// Waits for the threads that are closing these stages to have counted them. Not for ever: one of them may be the
+    /// thread that ends the run, from within a recorder.
+    fn await_closed(&self, closing: &[SlotRef]) {
+        let deadline = Instant::now() + CLOSING_TIME;
+        for reference in closing {
+            while self.open.get(*reference).is_some() && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        }
     }
 
     /// Sets a gauge that is not a stage's, and not set often.

@@ -9,7 +9,7 @@ thread_local! {
 }
 
 /// Entries kept. A guard made while unwinding and never dropped leaves one behind.
-const MAX: usize = 64;
+const MAX: usize = 1_024;
 
 /// To call when a span is entered. Costs a load while nothing panics.
 #[inline]
