@@ -171,14 +171,24 @@ impl Thread {
             if self.push.is_some() {
                 continue;
             }
-            // Whoever ordered what is late has gone.
-            self.waiting.retain(|order| order.deadline > Instant::now());
-            if let Some(order) = self.waiting.pop_front() {
+            if let Some(order) = self.next_order() {
                 self.deliver(order.deadline, false, Some(order));
             } else if matches!(self.replay, Replay::Ready) {
                 self.start_replay();
             }
         }
+    }
+
+    /// The next order that is not late. Whoever gave one that is has gone, or is about to.
+    fn next_order(&mut self) -> Option<Order> {
+        while let Some(order) = self.waiting.pop_front() {
+            if order.deadline > Instant::now() {
+                return Some(order);
+            }
+            let late = "the push before it took all the time that this one was allowed";
+            (order.reply)(Err(Error::new(Kind::Timeout, late)));
+        }
+        None
     }
 
     /// Does what is due: a sample, a push on the interval. One that is late does not pile up.
