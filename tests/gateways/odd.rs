@@ -53,8 +53,9 @@ fn what_is_no_gateway_is_told_as_that_in_time() {
         let begun = Instant::now();
         let error = guard.shutdown().unwrap_err();
         assert!(begun.elapsed() < TIMEOUT + SLACK, "{:?}", begun.elapsed());
-        assert!(!error.is_refused() && !error.is_timeout() && !error.is_config(), "{error:?}");
-        assert!(error.to_string().contains("the connection broke, or carried no HTTP"), "{error}");
+        assert!(!error.is_refused() && !error.is_config(), "{error:?}");
+        // Of the last try, or of the one before where the time was over in the middle of it.
+        assert!(format!("{error:?}").contains("the connection broke, or carried no HTTP"), "{error:?}");
     }
 }
 

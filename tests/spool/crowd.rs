@@ -72,6 +72,38 @@ fn what_one_process_delivers_no_other_touches() {
     assert_eq!(directory::names(spool), [""; 0]);
 }
 
+/// The younger of two payloads of a group waits for the older one: sent at the same time by another process, it could
+/// come first, and the older state would be the one that stays.
+#[test]
+fn what_waits_behind_a_payload_in_other_hands_is_left_alone_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    for (job, id) in [("left", "monday"), ("left", "tuesday"), ("unrelated", "monday")] {
+        leave(spool, job, id);
+    }
+    let slow = MockGateway::start([Reply::ok(), Reply::Silent]);
+    let running = child::start(scenarios::command("stay", &slow.url(), "slow", spool));
+    slow.await_requests(2);
+
+    let server = MockGateway::ok();
+    let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "later", spool));
+    server.await_request(|request| asked(request) == "POST job/unrelated");
+    guard.flush().unwrap();
+    guard.shutdown().unwrap();
+    assert_eq!(pushes_of(&server, "left"), 0, "monday is in other hands: {:?}", super::all_asked(&server));
+    assert_eq!(directory::payloads(spool).len(), 2);
+
+    running.signal(child::Signal::KILL);
+    running.wait();
+    let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "later", spool));
+    directory::await_no_payload(spool);
+    guard.shutdown().unwrap();
+    let left: Vec<_> = server.requests().into_iter().filter(|request| asked(request) == "POST job/left").collect();
+    assert_eq!(left.len(), 2);
+    assert_has_stage(left[0].text(), "monday");
+    assert_has_stage(left[1].text(), "tuesday");
+}
+
 /// Those that end at the same time clear each other's half-written files away as little as the whole ones.
 #[test]
 fn many_that_end_at_once_each_leave_their_payload() {

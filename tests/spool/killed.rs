@@ -8,7 +8,7 @@ use super::support::child::{self, Running, Signal};
 use super::support::exposition;
 use super::support::measured::{Measured, measured};
 use super::support::mock_gateway::{Answer, Request};
-use super::support::{MockGateway, Reply};
+use super::support::{self, MockGateway, Reply};
 use super::{all_asked, asked, builder, directory, leave, pushes_of, scenarios};
 
 fn held() -> Reply {
@@ -80,6 +80,30 @@ fn while_what_was_left_is_on_its_way() {
         let server = MockGateway::ok();
         last_run(&server, spool);
         assert_eq!((pushes_of(&server, "one"), pushes_of(&server, "two")), (1, 1), "{:?}", all_asked(&server));
+    }
+}
+
+/// With a gateway that keeps the time of its pushes: what was delivered of a group is no reason to drop what waits behind it.
+#[test]
+fn between_two_payloads_of_one_group() {
+    let Some(server) = support::pushgateway() else { return };
+    for round in 0..8 {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = directory.path();
+        let job = format!("left{round}");
+        for id in ["monday", "tuesday", "wednesday"] {
+            leave(spool, &job, id);
+        }
+        let running = child::start(scenarios::command("stay", &server.url(), "killed", spool));
+        directory::await_true("the first is delivered", || directory::payloads(spool).len() < 3);
+        kill(running);
+        let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "last", spool));
+        directory::await_no_payload(spool);
+        guard.shutdown().unwrap();
+        let found = exposition::parse(&server.metrics());
+        let labels = [("instance", ""), ("job", &job), ("stage_id", "wednesday"), ("status", "success")];
+        assert_eq!(found.expect("quant_stage_total", &labels), 1.0);
+        assert_eq!(found.matching("quant_stage_total", &labels[1..2]).len(), 2, "of wednesday alone");
     }
 }
 
