@@ -223,7 +223,7 @@ impl MetricsLayerBuilder {
     /// Keeps the final payload in this directory until the gateway has it: it is written there first, pushed, and removed.
     /// What a run leaves there, since the gateway was gone or the process was killed, a later run with the same directory
     /// delivers to its own group: oldest first, in the background from its start and after its own payload at its end,
-    /// and not where the gateway has a newer push of that group. Without it, what is not delivered in time is lost.
+    /// and not where the gateway has a later run of that group. Without it, what is not delivered in time is lost.
     ///
     /// The directory is made if it is not there. Processes may share it. It keeps at most
     /// [`MAX_SPOOL_FILES`](crate::MAX_SPOOL_FILES) files and [`MAX_SPOOL_BYTES`](crate::MAX_SPOOL_BYTES) bytes, the oldest
@@ -267,8 +267,9 @@ impl MetricsLayerBuilder {
     /// process 1 of a container, where it cannot, it exits with 128 and the number of the signal). Without it a signal
     /// ends the process with the state of the last push.
     ///
-    /// A second signal during the flush ends the process at once. One that was ignored when the process started
-    /// (`nohup`) stays ignored. After the final flush signals act as if never caught.
+    /// A second signal during the flush ends the process at once. One that was ignored when the process started, as
+    /// SIGINT is for what a shell script puts in the background, stays ignored (on Linux). After the final flush signals act
+    /// as if never caught. One guard of a process can have the signals; for a second it is an error of `install()`.
     ///
     /// Not for a program with a shutdown handler of its own: that drops the guard when it is done.
     #[cfg(unix)]

@@ -69,7 +69,8 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
             Ok(value) if value.is_empty() => Ok(None),
             Ok(value) => Ok(Some(value)),
             Err(VarError::NotPresent) => Ok(None),
-            Err(VarError::NotUnicode(value)) => Err(Error::config(format!("{name} is not UTF-8: {value:?}"))),
+            // Not quoted: a password is how an address comes not to be UTF-8.
+            Err(VarError::NotUnicode(_)) => Err(Error::config(format!("{name} is not UTF-8: set it to text that is"))),
         }
     }
 
@@ -218,6 +219,19 @@ mod tests {
             let message = message(&[("TV_PROMETHEUS_PUSHGATEWAY", url)]);
             assert!(!message.contains("secret"), "{message}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_value_that_is_not_utf_8_is_not_shown() {
+        use std::os::unix::ffi::OsStringExt;
+        let value = std::ffi::OsString::from_vec(b"http://me:secr\xe4t@gateway".to_vec());
+        let lookup = |name: &str| match name {
+            "TV_PROMETHEUS_PUSHGATEWAY" => Err(VarError::NotUnicode(value.clone())),
+            _ => Err(VarError::NotPresent),
+        };
+        let error = Reader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read().unwrap_err();
+        assert_eq!(error.to_string(), "TV_PROMETHEUS_PUSHGATEWAY is not UTF-8: set it to text that is");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
@@ -26,6 +27,8 @@ pub(crate) struct Flusher {
     afterwards: OnceLock<Afterwards>,
     /// Whether the final flush was made. Held while it is, so that a second one waits for it.
     ended: Mutex<bool>,
+    /// The thread that makes it now.
+    ending: Mutex<Option<ThreadId>>,
 }
 
 impl Flusher {
@@ -36,7 +39,15 @@ impl Flusher {
         report: Option<TakeReport>,
     ) -> Self {
         let report = Mutex::new(report);
-        Self { telemetry, worker, timeout, report, afterwards: OnceLock::new(), ended: Mutex::new(false) }
+        Self {
+            telemetry,
+            worker,
+            timeout,
+            report,
+            afterwards: OnceLock::new(),
+            ended: Mutex::new(false),
+            ending: Mutex::new(None),
+        }
     }
 
     pub(crate) fn timeout(&self) -> Duration {
@@ -59,26 +70,36 @@ impl Flusher {
     }
 
     /// As [`end`](Self::end). Nobody else gets past the end of the run for as long as the second value is kept.
-    fn end_held(&self, ending: Ending) -> (Result<(), Error>, MutexGuard<'_, bool>) {
+    fn end_held(&self, ending: Ending) -> (Result<(), Error>, Option<MutexGuard<'_, bool>>) {
         let deadline = Instant::now() + self.timeout;
+        if *self.ending_thread() == Some(thread::current().id()) {
+            // A panic hook, called for a panic in the midst of it.
+            return (Ok(()), None);
+        }
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::replace(&mut *ended, true) {
-            return (Ok(()), ended);
+            return (Ok(()), Some(ended));
         }
-        self.telemetry.end(ending);
+        *self.ending_thread() = Some(thread::current().id());
+        self.telemetry.end(ending, self.timeout / 10);
         let result = self.deliver(deadline, true);
+        self.worker.await_end(deadline);
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(take) = report {
-            let report = self.telemetry.report();
             // The guard may be dropped by a panic already, and a second one would abort the process.
-            if catch_unwind(AssertUnwindSafe(|| take(report))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| take(self.telemetry.report()))).is_err() {
                 self.telemetry.stages.voice.speak(|| warn!(target: OWN_TARGET, "`with_run_report` panicked"));
             }
         }
         if let Some(afterwards) = self.afterwards.get() {
             afterwards();
         }
-        (result, ended)
+        *self.ending_thread() = None;
+        (result, Some(ended))
+    }
+
+    fn ending_thread(&self) -> MutexGuard<'_, Option<ThreadId>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The final flush where nobody is there to be told of an error: it is one warning.

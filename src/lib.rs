@@ -23,13 +23,14 @@
 //! # How it works
 //!
 //! [`MetricsLayer`] watches the spans that declare a field `stage_id`. When one closes it records the duration and the
-//! outcome through the [`metrics`] facade. A background thread pushes the recorder's state to a [`Pushgateway`]: at
-//! once, on an interval, and when the [`FlushGuard`] goes out of scope.
+//! outcome with a recorder of the [`metrics`] facade: the one that `install()` makes the global one, so that the
+//! application's own metrics are beside them, or with [`MetricsLayer::new`] the one that is there. A background thread
+//! pushes the recorder's state to a [`Pushgateway`]: at once, on an interval, and when the [`FlushGuard`] goes out of scope.
 //!
 //! ```text
-//! span -> layer -> metrics facade -> recorder -> delivery thread -> Pushgateway, text file
-//!                                                     ^
-//!                                                   guard
+//! span -> layer -> recorder -> delivery thread -> Pushgateway, text file
+//!                                   ^
+//!                                 guard
 //! ```
 //!
 //! # Where to look
@@ -51,17 +52,17 @@
 //! |---|---|---|
 //! | return, `?`, `finish`, `shutdown`, drop on any thread, in or after a runtime | the last state | `endings.rs` |
 //! | a panic that unwinds through the guard | the last state: a run that failed, its stages by `panic` | `endings.rs`, `example_pipeline.rs` |
-//! | [`FlushGuard::exit`] | the last state; stages still open are `interrupted` unless the code is 0 | `endings.rs` |
+//! | [`FlushGuard::exit`] | the last state; stages still open are failures, `interrupted` or `unfinished` | `endings.rs` |
 //! | SIGTERM, SIGINT with `with_flush_on_signals` | the last state, open stages `interrupted`; the process dies of the signal | `signals.rs` |
 //! | a panic that aborts, with `with_flush_on_panic_abort` | the last state | `panic_abort.rs` |
 //! | a second signal during the flush | the state of the last push, with a spool the last one later | `signals.rs`, `spool.rs` |
-//! | SIGKILL, another signal, `std::process::exit`, `mem::forget` of the guard | the state of the last push, an interval old at most | `signals.rs` |
+//! | SIGKILL, another signal, `std::process::exit`, `mem::forget` of the guard | the state of the last push that arrived | `signals.rs`, `spool.rs` |
 //!
 //! | the gateway at the end | delivered | waits at most | shown by |
 //! |---|---|---|---|
-//! | answers | the last state | its answer | `real_gateway.rs`, `prometheus_metrics.rs` |
-//! | refuses the connection, or its name is unknown | nothing, [spooled](MetricsLayerBuilder::with_spool_dir) | a second | `giving_up.rs`, `bounded.rs` |
-//! | accepts and stays silent, is frozen, answers byte by byte | best effort, spooled | T | `bounded.rs` |
+//! | answers | the last state | its answer; T while a spool of earlier runs is delivered | `real_gateway.rs`, `spool.rs` |
+//! | refuses the connection, or its name is unknown | nothing, [spooled](MetricsLayerBuilder::with_spool_dir) | about a second, or until the name is known to be unknown, within T | `giving_up.rs`, `bounded.rs` |
+//! | accepts and stays silent, is frozen, drops packets, answers byte by byte | best effort, spooled | T | `bounded.rs` |
 //! | still has a push of before in flight | the last state after it, or in its place | T | `giving_up.rs` |
 //! | answers 408, 425, 429, 5xx, or resets the connection | tried again with backoff, `Retry-After` kept, spooled | T | `bounded.rs`, `gateways.rs` |
 //! | answers 3xx or another 4xx | nothing, spooled; redirects are not followed | its answer | `bounded.rs` |
@@ -70,7 +71,7 @@
 //! | has a wrong certificate | nothing, spooled | T | `gateways.rs` |
 //!
 //! What is spooled, a later run with the same directory delivers (`spool.rs`). While the process runs, a gateway that is
-//! away costs nothing but warnings, two of them: one when it is lost, one when it is back (`gateways.rs`,
+//! away costs nothing but two events: a warning when it is lost, an `info!` when it is back (`gateways.rs`,
 //! `while_it_runs.rs`).
 //!
 //! # Features

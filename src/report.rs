@@ -104,6 +104,9 @@ impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:STAGE$} {:>NUMBER$} {:>NUMBER$}", "stage", "runs", "failed")?;
         write!(f, " {:>TIME$} {:>TIME$} {:>TIME$}", "total", "mean", "slowest")?;
+        if self.stages.is_empty() {
+            write!(f, "\nno stage was measured: is the layer in the subscriber, is a filter in the way?")?;
+        }
         for stage in &self.stages {
             write!(f, "\n{stage}")?;
         }
@@ -192,6 +195,13 @@ foundation.ingest                      1       0   12.3 ms   12.3 ms   12.3 ms
 alpha.inference                     open
 risk.optimize                      never"
         );
+    }
+
+    #[test]
+    fn an_empty_report_says_where_to_look() {
+        let text = RunReport { stages: Vec::new() }.to_string();
+        assert!(text.ends_with("\nno stage was measured: is the layer in the subscriber, is a filter in the way?"));
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 
     #[test]

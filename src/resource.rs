@@ -12,13 +12,23 @@ pub const DEFAULT_RESOURCE_INTERVAL: Duration = Duration::from_secs(5);
 /// Measures from its creation on.
 pub(crate) struct Meter {
     cpu_at_start: Duration,
-    last: Mutex<(Instant, Duration)>,
+    last: Mutex<Last>,
 }
+
+struct Last {
+    at: Instant,
+    cpu: Duration,
+    /// Whether it was a sample, and not the beginning.
+    is_sample: bool,
+}
+
+/// Over less than this, CPU use says more of the moment than of the process.
+const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 
 /// What was found at one moment; what this system does not tell is missing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// Cores in use on average since the sample before.
+    /// Cores in use on average since the sample before; none where that was a moment ago.
     pub(crate) cores: Option<f64>,
     /// Resident memory.
     pub(crate) resident_bytes: Option<u64>,
@@ -27,7 +37,7 @@ pub(crate) struct Sample {
 impl Meter {
     pub(crate) fn new() -> Self {
         let cpu = cpu_time().unwrap_or_default();
-        Self { cpu_at_start: cpu, last: Mutex::new((Instant::now(), cpu)) }
+        Self { cpu_at_start: cpu, last: Mutex::new(Last { at: Instant::now(), cpu, is_sample: false }) }
     }
 
     pub(crate) fn sample(&self) -> Sample {
@@ -37,12 +47,12 @@ impl Meter {
     fn cores(&self) -> Option<f64> {
         let (now, cpu) = (Instant::now(), cpu_time()?);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let elapsed = now.saturating_duration_since(last.0);
-        if elapsed.is_zero() {
+        let elapsed = now.saturating_duration_since(last.at);
+        if elapsed.is_zero() || (last.is_sample && elapsed < SHORTEST_WINDOW) {
             return None;
         }
-        let used = cpu.saturating_sub(last.1);
-        *last = (now, cpu);
+        let used = cpu.saturating_sub(last.cpu);
+        *last = Last { at: now, cpu, is_sample: true };
         Some(used.as_secs_f64() / elapsed.as_secs_f64())
     }
 

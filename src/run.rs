@@ -1,7 +1,7 @@
 //! The run: the process from `install()` to the final flush. What makes it a success is decided here.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::layer::Stages;
 use crate::schema;
@@ -55,8 +55,8 @@ impl Run {
     ///
     /// It succeeded if at least one outermost stage finished, none failed, every expected stage succeeded at least
     /// once, and it did not end by `fail()`, `finish(Err)`, a panic, a signal or a non-zero `exit`.
-    pub(crate) fn end(&self, stages: &Stages, ending: Ending) {
-        stages.end(ending.is_cut_off());
+    pub(crate) fn end(&self, stages: &Stages, ending: Ending, patience: Duration) {
+        stages.end(ending.is_cut_off(), patience);
         let now = unix_time();
         stages.set_gauge(&schema::RUN_DURATION, &[], self.begun.elapsed().as_secs_f64());
         stages.set_gauge(&schema::RUN_LAST_COMPLETION, &[], now);

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::process;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -30,6 +30,9 @@ pub(crate) struct Watch {
     release: Release,
 }
 
+/// Whether a guard of this process has the signals.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
 /// Gives the signals back.
 struct Release {
     /// Whether the next signal acts as by default. Set by the first signal too, so that a second one does not wait for
@@ -42,12 +45,23 @@ impl Drop for Release {
     fn drop(&mut self) {
         self.by_default.store(true, Ordering::SeqCst);
         self.handle.close();
+        TAKEN.store(false, Ordering::SeqCst);
     }
 }
 
 impl Watch {
     /// Catches the signals, but for one that was ignored when the process started (`nohup`): it stays ignored.
     pub(crate) fn new() -> Result<Self, Error> {
+        if TAKEN.swap(true, Ordering::SeqCst) {
+            return Err(Error::config(
+                "another guard of this process flushes on signals already: call `with_flush_on_signals()` for one of \
+                 them, whose flush ends the process",
+            ));
+        }
+        Self::catch().inspect_err(|_| TAKEN.store(false, Ordering::SeqCst))
+    }
+
+    fn catch() -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::Delivery, "cannot catch SIGTERM and SIGINT").with_source(error);
         let caught: Vec<_> = [SIGTERM, SIGINT].into_iter().filter(|signal| !is_ignored(*signal)).collect();
         let by_default = Arc::new(AtomicBool::new(false));
@@ -84,10 +98,8 @@ impl Watch {
         let Self { start, release } = self;
         // The thread waits for it.
         let _ = start.send(Arc::clone(flusher));
-        flusher.then(Box::new(move || {
-            release.by_default.store(true, Ordering::SeqCst);
-            release.handle.close();
-        }));
+        let release = Mutex::new(Some(release));
+        flusher.then(Box::new(move || drop(release.lock().unwrap_or_else(PoisonError::into_inner).take())));
     }
 }
 

@@ -66,7 +66,7 @@ impl MetricsLayerBuilder {
                     target: OWN_TARGET,
                     job,
                     "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {job:?}: \
-                     set TV_PROMETHEUS_JOB, since jobs that share a group overwrite each other"
+                     give it a job (TV_PROMETHEUS_JOB), since jobs that share a group overwrite each other"
                 );
             });
         }

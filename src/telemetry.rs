@@ -108,7 +108,8 @@ impl Telemetry {
     /// The state of this moment as text, in a stable order.
     pub(crate) fn render(&self) -> String {
         #[cfg(feature = "resource-usage")]
-        if let Some(resources) = self.resources.as_ref().filter(|resources| !resources.sampled.load(Ordering::Relaxed))
+        if let Some(resources) =
+            self.resources.as_ref().filter(|resources| !resources.sampled.swap(true, Ordering::Relaxed))
         {
             resources.sample(&self.stages);
         }
@@ -132,13 +133,20 @@ impl Telemetry {
     }
 
     /// The run is over: what is still open is counted, and the gauges of the run are set.
-    pub(crate) fn end(&self, ending: Ending) {
-        self.run.end(&self.stages, ending);
+    /// `patience`: how long a stage that closes at this moment may take to be counted.
+    pub(crate) fn end(&self, ending: Ending, patience: Duration) {
+        guarded(|| self.run.end(&self.stages, ending, patience));
         #[cfg(feature = "resource-usage")]
         if let Some(resources) = &self.resources {
-            resources.end(&self.stages);
+            guarded(|| resources.end(&self.stages));
         }
     }
+}
+
+/// Calls what may be the application's recorder where a panic of it must not come through: on the delivery thread, which
+/// has to go on, and when the guard is dropped.
+fn guarded(work: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(work));
 }
 
 impl Source for Telemetry {
@@ -155,22 +163,26 @@ impl Source for Telemetry {
     fn sample(&self) {
         #[cfg(feature = "resource-usage")]
         if let Some(resources) = &self.resources {
-            resources.sample(&self.stages);
+            guarded(|| resources.sample(&self.stages));
         }
     }
 
     fn pushed(&self, result: &Result<(), Error>, took: Duration) {
-        outward(|| match result {
-            Ok(()) => self.pushed.success.increment(1),
-            Err(_) => self.pushed.failure.increment(1),
+        guarded(|| {
+            outward(|| match result {
+                Ok(()) => self.pushed.success.increment(1),
+                Err(_) => self.pushed.failure.increment(1),
+            });
+            self.stages.set_gauge(&schema::LAST_PUSH_DURATION, &[], took.as_secs_f64());
         });
-        self.stages.set_gauge(&schema::LAST_PUSH_DURATION, &[], took.as_secs_f64());
     }
 
     fn spooled(&self, files: usize, dropped: u64) {
-        self.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
-        let counter = self.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
-        outward(|| counter.absolute(dropped));
+        guarded(|| {
+            self.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
+            let counter = self.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
+            outward(|| counter.absolute(dropped));
+        });
     }
 
     fn changed(&self, state: State<'_>) {

@@ -1,5 +1,6 @@
 //! How the crate speaks: `tracing` events of its own target, given to the subscriber the layer is part of.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -29,10 +30,11 @@ impl Voice {
     pub(crate) fn speak(&self, say: impl FnOnce()) {
         let subscriber =
             self.subscriber.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(WeakDispatch::upgrade);
-        match subscriber {
+        // A subscriber that panics must not keep the stages from being counted, or end the delivery thread.
+        let _ = catch_unwind(AssertUnwindSafe(|| match subscriber {
             Some(subscriber) => dispatcher::with_default(&subscriber, say),
             None => say(),
-        }
+        }));
     }
 
     /// Emits at the next safe moment: when a span is entered or closed, or at the final flush.

@@ -177,7 +177,7 @@ fn the_job_is_the_programs_name_with_a_warning_where_nothing_tells_jobs_apart() 
         lines(&ended, "said: "),
         [format!(
             "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {program:?}: \
-             set TV_PROMETHEUS_JOB, since jobs that share a group overwrite each other job={program}"
+             give it a job (TV_PROMETHEUS_JOB), since jobs that share a group overwrite each other job={program}"
         )]
     );
     let variables = [("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()), ("TV_PROMETHEUS_GROUPING", "team=x")];
@@ -284,7 +284,7 @@ fn a_value_that_is_no_text_names_its_variable() {
     let mut command = child::command("scenarios", "the environment alone");
     command.env("TV_PROMETHEUS_NODE", std::ffi::OsStr::from_bytes(b"w\xff"));
     let ended = child::start(command).wait();
-    assert_eq!(lines(&ended, "display: "), ["TV_PROMETHEUS_NODE is not UTF-8: \"w\\xFF\""], "{ended:?}");
+    assert_eq!(lines(&ended, "display: "), ["TV_PROMETHEUS_NODE is not UTF-8: set it to text that is"], "{ended:?}");
 }
 
 #[test]

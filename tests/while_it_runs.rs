@@ -68,7 +68,11 @@ fn pushes_follow_the_interval_and_what_changes() {
         .iter()
         .map(|request| parsed(request).expect("quant_telemetry_push_total", &[("result", "success")]))
         .collect();
+    // The last state is made before the push that may be in flight has ended, and does not have that one's count.
+    let (last, counts) = counts.split_last().unwrap();
     assert_eq!(counts, (0..counts.len()).map(|push| push as f64).collect::<Vec<_>>(), "one after the other");
+    let sent = counts.len() as f64;
+    assert!([sent, sent - 1.0].contains(last), "{last} after {sent}");
     assert_eq!(log.own(), [""; 0]);
 }
 

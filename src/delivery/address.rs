@@ -74,6 +74,11 @@ impl Address {
             return Err(fault("cannot be read: write it as http://host:port"));
         }
         let prefix = url.path().trim_end_matches('/').to_owned();
+        if prefix.ends_with("/metrics") || prefix.contains("/metrics/job") {
+            return Err(fault(
+                "goes on with /metrics, which is added: give the base URL alone, and the job as the job",
+            ));
+        }
         url.set_path(&prefix);
         Ok((Self { url }, credentials))
     }
@@ -156,6 +161,15 @@ fn is_scheme(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_path_of_a_push_is_no_base_url() {
+        for url in ["http://gateway:9091/metrics", "gateway/a/metrics/", "gateway:9091/metrics/job/x"] {
+            let error = Address::parse(url).map(|_| ()).unwrap_err();
+            assert!(error.to_string().contains("give the base URL alone"), "{error}");
+        }
+        assert!(Address::parse("http://gateway/my-metrics-gateway").is_ok());
+    }
+
     use proptest::prelude::*;
 
     use super::*;

@@ -1,24 +1,50 @@
-//! Reads a gateway's own metrics for when it last took a push of a group.
+//! Reads a gateway's own metrics for what it has of one group: when that was pushed, and by which run.
 
 use std::collections::BTreeMap;
 
 use super::grouping::Grouping;
+use super::spool::Payload;
+use crate::schema::{RUN_LAST_COMPLETION, RUN_START};
 
 /// Longest line that is looked at. The lines looked for have the labels of one group.
 const MAX_LINE: usize = 64 * 1024;
-const METRIC: &str = "push_time_seconds{";
+const PUSH_TIME: &str = "push_time_seconds";
 
-/// Takes an exposition in pieces, keeps one line of it, and finds the push time of one group.
+/// What a gateway has of a group. What it does not have is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct InPlace {
+    /// When the gateway took its last push, on the gateway's clock.
+    pub(crate) pushed: Option<f64>,
+    /// When the run began whose state it has, and when the last run ended, on the clocks of their nodes.
+    pub(crate) run_start: Option<f64>,
+    pub(crate) run_completion: Option<f64>,
+}
+
+impl InPlace {
+    /// Whether that makes a payload out of date: a later run was here, or the payload itself. The times of runs decide
+    /// where both sides have them, since a push time is of another clock, and of any push of the payload's own run.
+    pub(crate) fn supersedes(self, payload: &Payload) -> bool {
+        match (payload.run_start, self.run_start) {
+            (Some(own), Some(there)) if own == there => {
+                matches!((payload.run_completion, self.run_completion), (Some(own), Some(there)) if there >= own)
+            }
+            (Some(own), Some(there)) => there > own,
+            _ => self.pushed.is_some_and(|pushed| pushed > payload.written),
+        }
+    }
+}
+
+/// Takes an exposition in pieces, keeps one line of it, and finds what it has of one group.
 pub(crate) struct LastPush {
     labels: BTreeMap<String, String>,
     line: Vec<u8>,
-    found: Option<f64>,
+    found: InPlace,
 }
 
 impl LastPush {
     pub(crate) fn of(group: &Grouping) -> Self {
         let labels = group.identity().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { labels: labels.collect(), line: Vec::new(), found: None }
+        Self { labels: labels.collect(), line: Vec::new(), found: InPlace::default() }
     }
 
     pub(crate) fn read(&mut self, mut piece: &[u8]) {
@@ -30,7 +56,7 @@ impl LastPush {
         self.keep(piece);
     }
 
-    pub(crate) fn found(mut self) -> Option<f64> {
+    pub(crate) fn found(mut self) -> InPlace {
         self.end_line();
         self.found
     }
@@ -43,14 +69,29 @@ impl LastPush {
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         if let Ok(line) = std::str::from_utf8(&line)
-            && let Some(rest) = line.strip_prefix(METRIC)
+            && let Some((name, rest)) = line.split_once('{')
+            && let Some(place) = self.found.place_of(name)
             && let Some((labels, value)) = parse(rest)
             && labels == self.labels
         {
-            self.found = value.trim().parse().ok();
+            *place = value.trim().parse().ok();
         }
         self.line = line;
         self.line.clear();
+    }
+}
+
+impl InPlace {
+    fn place_of(&mut self, metric: &str) -> Option<&mut Option<f64>> {
+        if metric == PUSH_TIME {
+            Some(&mut self.pushed)
+        } else if metric.ends_with(RUN_START.suffix) {
+            Some(&mut self.run_start)
+        } else if metric.ends_with(RUN_LAST_COMPLETION.suffix) {
+            Some(&mut self.run_completion)
+        } else {
+            None
+        }
     }
 }
 
@@ -89,10 +130,13 @@ mod tests {
     const TEXT: &str = "# TYPE push_time_seconds gauge\n\
         push_failure_time_seconds{instance=\"\",job=\"a\"} 9\n\
         push_time_seconds{instance=\"\",job=\"a\"} 1.7e+09\n\
+        quant_run_start_timestamp_seconds{instance=\"\",job=\"a\"} 1.6e+09\n\
+        quant_run_last_completion_timestamp_seconds{instance=\"\",job=\"a\"} 1.65e+09\n\
+        quant_run_start_timestamp_seconds{instance=\"\",job=\"b\"} 5\n\
         push_time_seconds{instance=\"\",job=\"a\",profile=\"x\\\\y\\\"}\\n\"} 1.8e+09\n\
         push_time_seconds{instance=\"i\",job=\"a\"} 1.9e+09";
 
-    fn found(labels: &[(&str, &str)]) -> Option<f64> {
+    fn in_place(labels: &[(&str, &str)]) -> InPlace {
         let mut group = Grouping::new("a").unwrap();
         for (name, value) in labels {
             group.add(*name, *value).unwrap();
@@ -108,6 +152,37 @@ mod tests {
             assert_eq!(reader.found(), whole, "in pieces of {size}");
         }
         whole
+    }
+
+    fn found(labels: &[(&str, &str)]) -> Option<f64> {
+        in_place(labels).pushed
+    }
+
+    #[test]
+    fn finds_the_run_too() {
+        assert_eq!(
+            in_place(&[]),
+            InPlace { pushed: Some(1.7e9), run_start: Some(1.6e9), run_completion: Some(1.65e9) }
+        );
+        assert_eq!(in_place(&[("instance", "i")]).run_start, None);
+    }
+
+    #[test]
+    fn a_payload_gives_way_to_a_later_run_and_not_to_an_earlier_state_of_its_own() {
+        let payload = |text: &str| Payload::new(100.0, text.to_owned().into());
+        let own = payload("x_run_start_timestamp_seconds 50\nx_run_last_completion_timestamp_seconds 90\n");
+        let there = |pushed, run_start, run_completion| InPlace { pushed: Some(pushed), run_start, run_completion };
+        // An earlier state of the same run, whatever the gateway's clock says of it.
+        assert!(!there(999.0, Some(50.0), None).supersedes(&own));
+        assert!(!there(999.0, Some(50.0), Some(40.0)).supersedes(&own), "that end is the one of the run before");
+        assert!(there(1.0, Some(50.0), Some(90.0)).supersedes(&own), "it has arrived");
+        assert!(there(1.0, Some(51.0), None).supersedes(&own));
+        assert!(!there(999.0, Some(49.0), Some(60.0)).supersedes(&own));
+        // Without the times of runs, the push time is what there is.
+        assert!(there(101.0, None, None).supersedes(&own));
+        assert!(!there(99.0, None, None).supersedes(&own));
+        assert!(there(101.0, Some(1.0), None).supersedes(&payload("a 1\n")));
+        assert!(!InPlace::default().supersedes(&own));
     }
 
     #[test]
@@ -127,6 +202,6 @@ mod tests {
         }
         assert!(reader.line.len() <= MAX_LINE);
         reader.read(b"\npush_time_seconds{job=\"a\"} 5\n");
-        assert_eq!(reader.found(), Some(5.0));
+        assert_eq!(reader.found().pushed, Some(5.0));
     }
 }

@@ -4,10 +4,9 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::Source;
-use super::failure::Failure;
 use super::pushgateway::Pushgateway;
 use super::retry::{self, Budget};
-use super::spool::Spool;
+use super::spool::{Payload, Spool};
 use crate::error::{Error, Kind};
 
 /// Pushes the state and counts it. What the gateway refuses as a bad request is pushed once more without the
@@ -52,7 +51,7 @@ async fn push_counted(
 pub(crate) enum Replayed {
     /// There is none that nobody else works with.
     Nothing,
-    /// It is off the spool: delivered, or the gateway has a newer push of its group, or this run writes that group.
+    /// It is off the spool: delivered, or the gateway has something newer of its group, or this run writes that group.
     Done,
     /// The gateway refused it for good. It is set aside.
     Refused(Error),
@@ -61,33 +60,48 @@ pub(crate) enum Replayed {
 }
 
 /// Delivers the oldest payload that an earlier run left, to its own group. Dropped half-way, it stays in the spool.
-pub(crate) async fn replay(gateway: &Pushgateway, spool: &Spool, deadline: Instant) -> Replayed {
+pub(crate) async fn replay(gateway: &Pushgateway, source: &dyn Source, spool: &Spool, deadline: Instant) -> Replayed {
     let Some(entry) = spool.next() else { return Replayed::Nothing };
+    let done = |is_gone: bool| if is_gone { Replayed::Done } else { Replayed::Failed };
     if entry.group.identity() == gateway.grouping().identity() {
         // This run has pushed its own state there, which is newer.
-        entry.remove();
-        return Replayed::Done;
+        return done(entry.remove());
     }
     let gateway = gateway.for_group(entry.group.clone());
-    let deliver = async {
-        // Another node may have run the pipeline since.
-        match gateway.last_push().await? {
-            Some(pushed) if pushed > entry.newest_known => Ok(()),
-            _ => {
-                spool.keep_others_due(&entry);
-                gateway.send(reqwest::Method::POST, gateway.body(entry.exposition.clone())).await
-            }
-        }
+    let error = match timeout_at(deadline, deliver(&gateway, source, &entry.payload)).await {
+        Ok(Ok(())) => return done(entry.remove()),
+        Ok(Err(error)) => error,
+        Err(_) => return Replayed::Failed,
     };
-    match timeout_at(deadline, deliver).await {
-        Ok(Ok(())) => {
-            entry.remove();
-            Replayed::Done
+    // Other refusals speak of this client: its address, its password.
+    if matches!(error.status(), Some(400 | 413 | 422)) {
+        return if entry.refused() { Replayed::Refused(error) } else { Replayed::Failed };
+    }
+    if error.kind() != Kind::Unreachable {
+        // It may be this payload alone that does not get through.
+        spool.pass_over(&entry);
+    }
+    Replayed::Failed
+}
+
+async fn deliver(gateway: &Pushgateway, source: &dyn Source, payload: &Payload) -> Result<(), Error> {
+    match gateway.last_push().await {
+        Ok(in_place) if in_place.supersedes(payload) => return Ok(()),
+        Ok(_) => {}
+        // A proxy may let nothing through but pushes. What is not shown is not newer.
+        Err(failure) if failure.error.is_refused() && !retry::may_help(&failure.error) => {}
+        Err(failure) => return Err(failure.error),
+    }
+    let send = async |text: Bytes| gateway.send(reqwest::Method::POST, gateway.body(text)).await;
+    match send(payload.exposition.clone()).await {
+        Err(failure) if failure.error.status() == Some(400) => {
+            let text = std::str::from_utf8(&payload.exposition).unwrap_or_default();
+            let own = source.own_families(text);
+            if own.is_empty() || own.len() == text.len() {
+                return Err(failure.error);
+            }
+            Ok(send(Bytes::from(own)).await?)
         }
-        Ok(Err(Failure { error, .. })) if error.is_refused() && !retry::may_help(&error) => {
-            entry.refused();
-            Replayed::Refused(error)
-        }
-        Ok(Err(_)) | Err(_) => Replayed::Failed,
+        other => Ok(other?),
     }
 }

@@ -13,7 +13,7 @@ use super::compression::Body;
 use super::failure::Failure;
 use super::grouping::Grouping;
 use super::headers::Headers;
-use super::last_push::LastPush;
+use super::last_push::{InPlace, LastPush};
 use crate::error::Error;
 
 /// How long one request may take, from the connection to the answer, unless [`Pushgateway::with_timeout`] says
@@ -199,7 +199,8 @@ impl Pushgateway {
         Ok(self.send(Method::PUT, self.body(Bytes::copy_from_slice(exposition.as_bytes()))).await?)
     }
 
-    /// Removes the group from the gateway with DELETE. A group that is not there is no error.
+    /// Removes the group from the gateway with DELETE. A group that is not there is no error. The gateway answers first and
+    /// removes the group shortly after.
     ///
     /// # Errors
     ///
@@ -261,8 +262,8 @@ impl Pushgateway {
         self.answer(&method, &url, request).await.map(drop)
     }
 
-    /// When the gateway last took a push of this group, in Unix time; `None`: it does not know the group.
-    pub(crate) async fn last_push(&self) -> Result<Option<f64>, Failure> {
+    /// What the gateway has of this group.
+    pub(crate) async fn last_push(&self) -> Result<InPlace, Failure> {
         let url = format!("{}/metrics", self.address);
         let request = self.start(&Method::GET, &url)?;
         let mut response = self.answer(&Method::GET, &url, request).await?;

@@ -38,10 +38,9 @@ pub(crate) async fn push(gateway: &Pushgateway, body: Body, budget: &Budget) -> 
             Ok(Err(failure)) => failure,
             Err(_) => return Err(out_of_time(gateway, begun, earlier)),
         };
-        let out_of_patience = budget.last
-            && failure.error.kind() == Kind::Unreachable
-            && begun.elapsed() + wait_before(tries) > UNREACHABLE_PATIENCE;
         let wait = wait_before(tries).max(failure.retry_after.unwrap_or_default());
+        let out_of_patience =
+            budget.last && failure.error.kind() == Kind::Unreachable && begun.elapsed() + wait > UNREACHABLE_PATIENCE;
         if !may_help(&failure.error) || out_of_patience || Instant::now() + wait >= budget.deadline {
             return Err(failure.error);
         }

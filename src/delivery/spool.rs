@@ -8,31 +8,29 @@
 //! same file nor remove what the other is sending. A file that is not whole, or that the gateway refuses, gets another
 //! ending and is left for people to look at.
 //!
-//! The name of a file is the time it was written, the group's hash, and what makes it one process's own; a mark of time may
-//! follow, see [`Spool::keep_others_due`].
+//! The name of a file is the time it was written, the group's hash, and what makes it one process's own.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
 use super::grouping::Grouping;
 use crate::error::{Error, Kind};
+use crate::schema::{RUN_LAST_COMPLETION, RUN_START};
 
 /// Files a spool directory keeps; beyond, the oldest are dropped.
 pub const MAX_SPOOL_FILES: usize = 1_000;
 /// Bytes its files have together; beyond, the oldest are dropped.
 pub const MAX_SPOOL_BYTES: u64 = 256 << 20;
 
-/// How long a payload that is sent may take to be the gateway's push time of its group.
-const SENDING: Duration = Duration::from_secs(15);
 /// Age from which a temporary file that nobody holds was left by a process that is gone.
 const ABANDONED: Duration = Duration::from_secs(60);
-/// Between the name of a file and the moment until which a push of its group may be one of a file before it.
-const MARK: char = '~';
 
 const FORMAT: &str = "tracing-stage-metrics spool 1";
 const ENDING: &str = "spool";
@@ -50,6 +48,8 @@ pub(crate) struct Spool {
     max_files: usize,
     max_bytes: u64,
     dropped: AtomicU64,
+    /// Groups whose payloads do not get through: not tried again by this process, so that those behind them are.
+    passed_over: Mutex<HashSet<String>>,
 }
 
 /// A payload in the spool that nobody else works with for as long as this is kept.
@@ -59,16 +59,41 @@ pub(crate) struct Entry {
     /// Locked.
     _file: File,
     pub(crate) group: Grouping,
-    /// A push of the group after this moment, in Unix seconds, is newer than this payload.
-    pub(crate) newest_known: f64,
+    pub(crate) payload: Payload,
+}
+
+/// What was to be delivered, and what it says of its run. Times are Unix times in seconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Payload {
+    pub(crate) written: f64,
     pub(crate) exposition: Bytes,
+    pub(crate) run_start: Option<f64>,
+    pub(crate) run_completion: Option<f64>,
+}
+
+impl Payload {
+    pub(crate) fn new(written: f64, exposition: Bytes) -> Self {
+        let text = std::str::from_utf8(&exposition).unwrap_or_default();
+        // Series without labels: the name ends with the suffix whatever the namespace.
+        let value_of = |suffix: &str| {
+            let mut samples = text.lines().filter_map(|line| line.split_once(' '));
+            samples.find(|(name, _)| name.ends_with(suffix)).and_then(|(_, value)| value.parse().ok())
+        };
+        let (run_start, run_completion) = (value_of(RUN_START.suffix), value_of(RUN_LAST_COMPLETION.suffix));
+        Self { written, exposition, run_start, run_completion }
+    }
 }
 
 impl Spool {
     /// Opens the directory, makes it if it is not there, and finds out whether files can be written in it.
     pub(crate) fn open(directory: PathBuf) -> Result<Self, Error> {
-        let spool =
-            Self { directory, max_files: MAX_SPOOL_FILES, max_bytes: MAX_SPOOL_BYTES, dropped: AtomicU64::new(0) };
+        let spool = Self {
+            directory,
+            max_files: MAX_SPOOL_FILES,
+            max_bytes: MAX_SPOOL_BYTES,
+            dropped: AtomicU64::new(0),
+            passed_over: Mutex::default(),
+        };
         let probe = spool.directory.join(format!(".{}.tmp", unique_name("probe")));
         create_directory(&spool.directory)
             .and_then(|()| create(&probe))
@@ -83,6 +108,13 @@ impl Spool {
 
     /// Writes a payload and keeps it from others. When this returns, it is on disk.
     pub(crate) fn write(&self, group: &Grouping, exposition: Bytes) -> Result<Entry, Error> {
+        if exposition.len() as u64 > self.max_bytes {
+            let (bytes, max) = (exposition.len(), self.max_bytes);
+            return Err(Error::new(
+                Kind::Delivery,
+                format!("a payload of {bytes} bytes is more than the spool's {max}"),
+            ));
+        }
         self.make_room(exposition.len() as u64);
         let name = unique_name(&hash_of(group));
         let temporary = self.directory.join(format!(".{name}.tmp"));
@@ -106,7 +138,9 @@ impl Spool {
             Ok(file)
         };
         match store() {
-            Ok(file) => Ok(Entry { path, _file: file, group: group.clone(), newest_known: written, exposition }),
+            Ok(file) => {
+                Ok(Entry { path, _file: file, group: group.clone(), payload: Payload::new(written, exposition) })
+            }
             Err(error) => {
                 // What was written of it is of no use.
                 let _ = fs::remove_file(&temporary);
@@ -115,35 +149,33 @@ impl Spool {
         }
     }
 
-    /// The oldest payload that nobody works with. Sets aside what is not whole.
+    /// The oldest payload that nobody works with. One behind another of its group that somebody does work with is left
+    /// too, so that a group's payloads are sent in their order. Sets aside what is not whole.
     pub(crate) fn next(&self) -> Option<Entry> {
-        self.paths().ok()?.into_iter().find_map(|path| {
-            let file = lock(&path)?;
-            let entry = read(&path, file);
-            if entry.is_none() {
-                set_aside(&path, TORN);
-            }
-            entry
-        })
-    }
-
-    /// To be called before a payload is sent. The gateway's push time of the group is then ours: what else of this group
-    /// waits here, newer than the payload, must not look older than that. Their names get a mark of the moment until which
-    /// a push of the group may be ours; it is on disk before the payload is on the wire.
-    pub(crate) fn keep_others_due(&self, sent: &Entry) {
-        let hash = hash_of(&sent.group);
-        let until = format!("{:020}", (unix_time() + SENDING.as_secs_f64()) as u64);
-        for path in self.paths().unwrap_or_default() {
-            let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
-            if path <= sent.path || name.split('-').nth(1) != Some(&hash) {
+        let mut left = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for path in self.paths().ok()? {
+            // A foreign file has none, and is set aside when it is read.
+            let group = group_of(&path);
+            if group.is_some_and(|group| left.contains(group)) {
                 continue;
             }
-            if let Some(_lock) = lock(&path) {
-                let unmarked = name.split_once(MARK).map_or(name, |(unmarked, _)| unmarked);
-                let _ = fs::rename(&path, self.directory.join(format!("{unmarked}{MARK}{until}.{ENDING}")));
+            let Some(file) = lock(&path) else {
+                left.extend(group.map(str::to_owned));
+                continue;
+            };
+            match read(&path, file) {
+                Some(entry) => return Some(entry),
+                None => drop(set_aside(&path, TORN)),
             }
         }
-        let _ = sync_directory(&self.directory);
+        None
+    }
+
+    /// Leaves the group of this payload to a later process.
+    pub(crate) fn pass_over(&self, entry: &Entry) {
+        if let Some(group) = group_of(&entry.path) {
+            self.passed_over.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned());
+        }
     }
 
     /// How many payloads wait.
@@ -207,14 +239,14 @@ impl Spool {
 }
 
 impl Entry {
-    /// The gateway has it, or something newer.
-    pub(crate) fn remove(self) {
-        let _ = fs::remove_file(&self.path);
+    /// The gateway has it, or something newer. Whether it is gone.
+    pub(crate) fn remove(self) -> bool {
+        fs::remove_file(&self.path).is_ok()
     }
 
-    /// The gateway will never take it.
-    pub(crate) fn refused(self) {
-        set_aside(&self.path, REFUSED);
+    /// The gateway will never take it. Whether it is out of the way.
+    pub(crate) fn refused(self) -> bool {
+        set_aside(&self.path, REFUSED)
     }
 }
 
@@ -240,8 +272,13 @@ fn is_at(_: &File, path: &Path) -> bool {
     path.exists()
 }
 
-fn set_aside(path: &Path, ending: &str) {
-    let _ = fs::rename(path, path.with_extension(ending));
+fn set_aside(path: &Path, ending: &str) -> bool {
+    fs::rename(path, path.with_extension(ending)).is_ok()
+}
+
+/// The hash of the group, from the name of its file.
+fn group_of(path: &Path) -> Option<&str> {
+    path.file_stem()?.to_str()?.split('-').nth(1)
 }
 
 /// `None` where it is not a whole file of ours.
@@ -254,13 +291,11 @@ fn read(path: &Path, mut file: File) -> Option<Entry> {
     (lines.next()? == FORMAT).then_some(())?;
     let group = Grouping::from_path(lines.next()?.strip_prefix("group ")?)?;
     let written: f64 = lines.next()?.strip_prefix("time ")?.parse().ok()?;
-    let due: Option<f64> = path.file_stem()?.to_str()?.split_once(MARK).and_then(|(_, until)| until.parse().ok());
     let length: usize = lines.next()?.strip_prefix("length ")?.parse().ok()?;
     let crc = u32::from_str_radix(lines.next()?.strip_prefix("crc32 ")?, 16).ok()?;
     let exposition = Bytes::from(content).slice(end + 2..);
     let whole = exposition.len() == length && checksum(&exposition) == crc;
-    let newest_known = due.map_or(written, |until| until.max(written));
-    whole.then(|| Entry { path: path.to_owned(), _file: file, group, newest_known, exposition })
+    whole.then(|| Entry { path: path.to_owned(), _file: file, group, payload: Payload::new(written, exposition) })
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
@@ -361,38 +396,41 @@ mod tests {
         write(&spool, "two", "b 2\n\nc 3\n");
         assert_eq!(spool.len(), 2);
         let first = spool.next().unwrap();
-        assert_eq!((&first.group, &*first.exposition), (&group("one"), &b"a 1\n"[..]));
-        assert!((unix_time() - first.newest_known).abs() < 60.0);
+        assert_eq!((&first.group, &*first.payload.exposition), (&group("one"), &b"a 1\n"[..]));
+        assert!((unix_time() - first.payload.written).abs() < 60.0);
         let second = spool.next().unwrap();
-        assert_eq!((&second.group, &*second.exposition), (&group("two"), &b"b 2\n\nc 3\n"[..]));
+        assert_eq!((&second.group, &*second.payload.exposition), (&group("two"), &b"b 2\n\nc 3\n"[..]));
         assert!(spool.next().is_none());
-        first.remove();
-        second.refused();
+        assert!(first.remove());
+        assert!(second.refused());
         assert_eq!(spool.len(), 0);
         assert!(names(&spool)[0].ends_with(".refused"), "{:?}", names(&spool));
     }
 
     #[test]
-    fn what_waits_behind_a_payload_of_its_group_is_not_older_than_that_is_sent() {
+    fn what_waits_behind_a_payload_of_its_group_waits_for_it() {
         let directory = tempfile::tempdir().unwrap();
-        let spool = spool(&directory);
+        let (mine, other) = (spool(&directory), spool(&directory));
         for job in ["one", "two", "one"] {
-            write(&spool, job, "a 1\n");
+            write(&mine, job, "a 1\n");
         }
-        let first = spool.next().unwrap();
-        spool.keep_others_due(&first);
-        first.remove();
-        let now = unix_time();
-        let second = spool.next().unwrap();
-        assert_eq!(second.group.job(), "two");
-        assert!(second.newest_known <= now, "another group is not marked");
-        second.remove();
-        let third = spool.next().unwrap();
-        assert_eq!(third.group.job(), "one");
-        assert!(third.newest_known > now && third.newest_known < now + 60.0, "{now} {}", third.newest_known);
-        spool.keep_others_due(&third);
-        third.remove();
-        assert_eq!(spool.len(), 0);
+        let first = mine.next().unwrap();
+        let theirs = other.next().unwrap();
+        assert_eq!((first.group.job(), theirs.group.job()), ("one", "two"));
+        assert!(theirs.remove());
+        assert!(other.next().is_none(), "the second of one is behind the first");
+        mine.pass_over(&first);
+        drop(first);
+        assert!(mine.next().is_none(), "passed over, with what is behind it");
+        assert!(other.next().unwrap().remove());
+        assert_eq!(other.next().unwrap().group.job(), "one");
+    }
+
+    #[test]
+    fn a_payload_tells_of_its_run() {
+        let text = "# TYPE x_run_start_timestamp_seconds gauge\nx_run_start_timestamp_seconds 1.5\n";
+        let payload = Payload::new(9.0, text.into());
+        assert_eq!((payload.run_start, payload.run_completion), (Some(1.5), None));
     }
 
     #[test]
@@ -418,7 +456,7 @@ mod tests {
         // Opened by one while the other still has it, and removed before the lock is free.
         let late = File::open(&held.path).unwrap();
         let path = held.path.clone();
-        held.remove();
+        assert!(held.remove());
         late.try_lock().unwrap();
         assert!(!is_at(&late, &path));
         assert!(mine.next().is_none());
@@ -460,7 +498,7 @@ mod tests {
         let held = spool.next().unwrap();
         write(&spool, "last", "a 1\n".repeat(1_000).as_str());
         assert_eq!(spool.len(), 2, "one that is being sent stays");
-        held.remove();
+        assert!(held.remove());
         fs::write(spool.directory.join(".00000000000000000001-0-1-1.tmp"), "half").unwrap();
         let at_work = format!(".{}.tmp", unique_name("0"));
         fs::write(spool.directory.join(&at_work), "half").unwrap();

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tracing::subscriber::NoSubscriber;
 use super::push::{Replayed, push_state, replay};
 use super::pushgateway::Pushgateway;
 use super::retry::Budget;
-use super::spool::Spool;
+use super::spool::{Entry, Spool};
 use super::textfile::Textfile;
 use super::{Source, State};
 use crate::error::{Error, Kind};
@@ -50,6 +50,8 @@ struct Order {
 pub(crate) struct Worker {
     orders: UnboundedSender<Order>,
     go: SyncSender<()>,
+    /// Closed when the thread ends.
+    end: Mutex<Receiver<()>>,
 }
 
 impl Worker {
@@ -59,7 +61,9 @@ impl Worker {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (orders, received) = unbounded_channel();
         let (go, gate) = sync_channel(1);
+        let (alive, end) = sync_channel(1);
         let run = move || {
+            let _alive: SyncSender<()> = alive;
             if gate.recv().is_ok() {
                 Thread::new(plan, source, received).run(&runtime);
             }
@@ -67,13 +71,20 @@ impl Worker {
             runtime.shutdown_background();
         };
         thread::Builder::new().name("stage-metrics".to_owned()).spawn(run).map_err(failed)?;
-        Ok(Self { orders, go })
+        Ok(Self { orders, go, end: Mutex::new(end) })
     }
 
     /// Begins, with a push at once.
     pub(crate) fn go(&self) {
         // The thread waits for it, or is gone, which the first order finds out.
         let _ = self.go.try_send(());
+    }
+
+    /// Waits until the thread has ended: after the last order it still delivers what earlier runs left.
+    pub(crate) fn await_end(&self, deadline: std::time::Instant) {
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing is ever sent; it ends by the other side being dropped, or by the time.
+        let _ = end.recv_timeout(deadline.saturating_duration_since(std::time::Instant::now()));
     }
 
     /// Asks for a delivery of the present state. The reply comes by the deadline, unless the system stands still.
@@ -93,6 +104,7 @@ struct Push {
     textfile: Result<(), Error>,
     /// Keeps it from trying again.
     hurry: Arc<Notify>,
+    begun: Instant,
 }
 
 enum Event {
@@ -172,7 +184,7 @@ impl Thread {
                 continue;
             }
             if let Some(order) = self.next_order() {
-                self.deliver(order.deadline, false, Some(order));
+                self.deliver(order.deadline, Some(order));
             } else if matches!(self.replay, Replay::Ready) {
                 self.start_replay();
             }
@@ -203,47 +215,34 @@ impl Thread {
         if self.next_push <= now {
             self.next_push = now + self.plan.push_interval;
             if self.push.is_none() {
-                self.deliver(self.next_push, false, None);
+                self.deliver(self.next_push, None);
             }
         }
     }
 
     /// Writes the file and sets the push going.
-    fn deliver(&mut self, deadline: Instant, last: bool, order: Option<Order>) {
+    fn deliver(&mut self, deadline: Instant, order: Option<Order>) {
         if matches!(self.replay, Replay::Running(_)) {
             // What it was at stays in the spool.
             self.replay = Replay::AfterPush;
         }
         let (gateway, source) = (self.plan.gateway.clone(), Arc::clone(&self.source));
-        let spool = self.plan.spool.clone().filter(|_| last);
         let hurry = Arc::new(Notify::new());
-        let budget = Budget { deadline, last, hurry: Arc::clone(&hurry) };
-        if let Some(spool) = &spool {
-            // Before the state is rendered, which tells of it. Writing looks again, at the size.
-            spool.make_room(0);
-            self.tell_spool();
-        }
+        let budget = Budget { deadline, last: false, hurry: Arc::clone(&hurry) };
         let (exposition, textfile) = self.render();
         let result = Box::pin(async move {
-            let exposition = exposition?;
-            let Some(gateway) = gateway else { return Ok(()) };
-            let entry = spool.and_then(|spool| {
-                let written = spool.write(gateway.grouping(), exposition.clone());
-                written.map_err(|error| source.changed(State::NotSpooled(&error))).ok()
-            });
-            let result = push_state(&gateway, &*source, exposition, &budget).await;
-            if let Some(entry) = entry.filter(|_| result.is_ok()) {
-                entry.remove();
+            match gateway {
+                Some(gateway) => push_state(&gateway, &*source, exposition?, &budget).await,
+                None => exposition.map(drop),
             }
-            result
         });
-        self.push = Some(Push { result, order, textfile, hurry });
+        self.push = Some(Push { result, order, textfile, hurry, begun: Instant::now() });
     }
 
     fn start_replay(&mut self) {
         let (Some(gateway), Some(spool)) = (self.plan.gateway.clone(), self.plan.spool.clone()) else { return };
-        let deadline = self.next_push;
-        self.replay = Replay::Running(Box::pin(async move { replay(&gateway, &spool, deadline).await }));
+        let (source, deadline) = (Arc::clone(&self.source), self.next_push);
+        self.replay = Replay::Running(Box::pin(async move { replay(&gateway, &*source, &spool, deadline).await }));
     }
 
     fn replayed(&mut self, replayed: Replayed) {
@@ -299,35 +298,67 @@ impl Thread {
         }
     }
 
-    /// The final flush. A request in flight has half of the time to end, so that the gateway gets the two in order, and
-    /// is aborted then.
+    /// The final flush. The state is in the file and in the spool before anything is waited for. A request in flight has
+    /// half of the time to end, so that the gateway gets the two in order, and is aborted then.
     fn finish(&mut self, runtime: &Runtime, order: Order) {
-        if let Some(push) = &mut self.push {
-            push.hurry.notify_one();
-            let half = Instant::now() + order.deadline.saturating_duration_since(Instant::now()) / 2;
-            let ended = mute(|| runtime.block_on(async { timeout_at(half, push.result.as_mut()).await }));
-            if let Some(waiting) = self.push.take().and_then(|push| push.order) {
-                let aborted = || Err(Error::new(Kind::Timeout, "the push was aborted by the final flush"));
-                (waiting.reply)(ended.unwrap_or_else(|_| aborted()));
+        self.replay = Replay::Done;
+        if let Some(spool) = &self.plan.spool {
+            // Before the state is rendered, which tells of it. Writing looks again, at the size.
+            spool.make_room(0);
+        }
+        self.tell_spool();
+        let (exposition, textfile) = self.render();
+        let entry = exposition.as_ref().ok().and_then(|exposition| self.spool(exposition));
+        self.end_push(runtime, order.deadline);
+        let hurry = Arc::new(Notify::new());
+        let budget = Budget { deadline: order.deadline, last: true, hurry };
+        let result = match (&self.plan.gateway, exposition) {
+            (_, Err(error)) => Err(error),
+            (None, Ok(_)) => Ok(()),
+            (Some(gateway), Ok(exposition)) => {
+                mute(|| runtime.block_on(push_state(gateway, &*self.source, exposition, &budget)))
             }
-        }
-        self.deliver(order.deadline, true, None);
-        let Some(push) = self.push.take() else { return };
-        let result = mute(|| runtime.block_on(push.result));
-        if result.is_ok() {
-            mute(|| runtime.block_on(self.replay_rest(order.deadline)));
-        }
+        };
         for waiting in self.waiting.drain(..) {
             (waiting.reply)(Err(Error::new(Kind::Delivery, "the final flush came first")));
         }
-        (order.reply)(push.textfile.and(result));
+        let is_delivered = result.is_ok();
+        if let Some(entry) = entry.filter(|_| is_delivered) {
+            // Where it cannot be removed, a later run finds that the gateway has it.
+            entry.remove();
+        }
+        (order.reply)(textfile.and(result));
+        if is_delivered {
+            mute(|| runtime.block_on(self.replay_rest(order.deadline)));
+        }
+    }
+
+    fn spool(&self, exposition: &Bytes) -> Option<Entry> {
+        let (gateway, spool) = (self.plan.gateway.as_ref()?, self.plan.spool.as_ref()?);
+        let written = spool.write(gateway.grouping(), exposition.clone());
+        written.map_err(|error| self.source.changed(State::NotSpooled(&error))).ok()
+    }
+
+    /// Waits for the push in flight, for half of the time.
+    fn end_push(&mut self, runtime: &Runtime, deadline: Instant) {
+        let Some(mut push) = self.push.take() else { return };
+        push.hurry.notify_one();
+        let half = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+        let ended = mute(|| runtime.block_on(async { timeout_at(half, push.result.as_mut()).await }));
+        let aborted = || Err(Error::new(Kind::Timeout, "the push was aborted by the final flush"));
+        if ended.is_err() && self.plan.gateway.is_some() {
+            self.source.pushed(&aborted(), push.begun.elapsed());
+        }
+        if let Some(waiting) = push.order {
+            (waiting.reply)(ended.unwrap_or_else(|_| aborted()));
+        }
     }
 
     /// After our own payload, what earlier runs left, as far as the time goes.
     async fn replay_rest(&self, deadline: Instant) {
         let (Some(gateway), Some(spool)) = (&self.plan.gateway, &self.plan.spool) else { return };
         while Instant::now() < deadline {
-            match replay(gateway, spool, deadline).await {
+            match replay(gateway, &*self.source, spool, deadline).await {
                 Replayed::Done => {}
                 Replayed::Refused(error) => self.source.changed(State::ReplayRefused(&error)),
                 Replayed::Nothing | Replayed::Failed => break,

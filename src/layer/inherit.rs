@@ -71,7 +71,8 @@ impl Inheritance {
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
-    /// The labels of this span under the values known now. A value that is nowhere is the empty string.
+    /// The labels of this span under the values known now, which are kept in its slot. For whoever has the span's id;
+    /// others [`look`](Self::look).
     #[inline]
     pub(crate) fn resolve(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
         // Before the values are read: one recorded meanwhile makes what is stored here out of date at once.
@@ -79,6 +80,19 @@ impl Inheritance {
         if let Some(resolved) = Resolved::unpack(slot.resolved.load(Ordering::Relaxed), epoch) {
             return resolved;
         }
+        let resolved = self.find(open, slot, epoch);
+        slot.resolved.store(resolved.pack(epoch), Ordering::Relaxed);
+        resolved
+    }
+
+    /// The same, without writing: the slot may be another span's by now, which the caller has to find out.
+    pub(crate) fn look(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
+        let epoch = self.epoch.load(Ordering::Acquire) & EPOCH_MASK;
+        self.find(open, slot, epoch)
+    }
+
+    /// A value that is nowhere is the empty string.
+    fn find(&self, open: &OpenSpans, slot: &Slot, epoch: u64) -> Resolved {
         let mut profile = self.profile.or(slot.profile());
         let mut run_id = self.run_id.or(slot.run_id());
         let mut parent = slot.parent();
@@ -94,9 +108,7 @@ impl Inheritance {
             run_id = run_id.or(around.run_id());
             parent = around.parent();
         }
-        let resolved = Resolved { profile: profile.or(Label::EMPTY), run_id: run_id.or(Label::EMPTY) };
-        slot.resolved.store(resolved.pack(epoch), Ordering::Relaxed);
-        resolved
+        Resolved { profile: profile.or(Label::EMPTY), run_id: run_id.or(Label::EMPTY) }
     }
 }
 
@@ -117,8 +129,9 @@ impl Inheritance {
     /// that differs. Called when its stage id becomes known.
     pub(crate) fn decide_part(&self, open: &OpenSpans, slot: &Slot) {
         let part_of = stage_around(open, slot).filter(|around| {
-            let known = self.resolve(open, around.slot);
-            let same = |own: Label, around: Label| own.is_none() || own == around;
+            let known = self.look(open, around.slot);
+            // Two values beyond a limit may be any two.
+            let same = |own: Label, around: Label| own.is_none() || (own == around && own != Label::OVERFLOW);
             slot.stage() == around.stage()
                 && same(self.profile.or(slot.profile()), known.profile)
                 && same(self.run_id.or(slot.run_id()), known.run_id)

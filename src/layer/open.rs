@@ -11,7 +11,7 @@
 
 use std::hint;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use tracing::span::Id;
 
@@ -112,6 +112,14 @@ impl Slot {
             2 => Phase::Settled,
             _ => Phase::Free,
         }
+    }
+
+    /// Whether it is open, and the span referred to: what was read since the reference was made is that span's.
+    pub(crate) fn is_still(&self, reference: SlotRef) -> bool {
+        // What was read before stays before.
+        fence(Ordering::Acquire);
+        let life = self.life.load(Ordering::Relaxed);
+        reference.is_turn(life >> 2) && life & 3 == Phase::Open as u64
     }
 
     pub(crate) fn is_open(&self) -> bool {

@@ -10,7 +10,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned, returned};
 use super::fields::{HasError, SpanFields};
-use super::inherit::{Inheritance, Origin, stage_around};
+use super::inherit::{Inheritance, Origin, Resolved, stage_around};
 use super::labels::{Label, Labels};
 use super::open::{Found, NewSpan, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
@@ -201,7 +201,7 @@ impl Stages {
         if !fields.stage.is_none() {
             self.inheritance.decide_part(&self.open, found.slot);
         }
-        if self.series.sink.is_live() {
+        if self.series.sink.is_live() && !(fields.stage.is_none() && fields.profile.is_none()) {
             self.open.iter().for_each(|open| self.show(open));
         }
     }
@@ -280,7 +280,8 @@ impl Stages {
                 let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
                 // A look at the clock is a large part of what a span costs: only where it was never entered.
                 let ended = last_exit.unwrap_or_else(|| self.clock.raw());
-                self.count(found, outcome, ended);
+                let (ended, is_outermost) = self.ended_stage(found, outcome, ended);
+                self.count(ended, is_outermost);
                 if outcome == Outcome::Failure(Reason::Cancelled) {
                     self.warn_cancelled(found);
                 }
@@ -305,21 +306,33 @@ impl Stages {
         }
     }
 
-    /// Records a stage that ended. The caller has settled it.
-    pub(super) fn count(&self, found: Found<'_>, outcome: Outcome, ended: u64) {
-        let resolved = self.inheritance.resolve(&self.open, found.slot);
+    /// What there is to count of a stage that ends, and whether no other is around it.
+    pub(super) fn ended_stage(&self, found: Found<'_>, outcome: Outcome, ended: u64) -> (Finished, bool) {
+        let Resolved { profile, run_id } = self.inheritance.resolve(&self.open, found.slot);
         let nanos = self.clock.delta_as_nanos(found.started.load(Ordering::Relaxed), ended);
-        let flag = match outcome {
+        let is_outermost = !self.is_known(outcome) && stage_around(&self.open, found.slot).is_none();
+        (Finished { stage: found.stage(), profile, run_id, outcome, nanos, ended }, is_outermost)
+    }
+
+    /// Records a stage that ended. The caller has settled it.
+    pub(super) fn count(&self, ended: Finished, is_outermost: bool) {
+        if is_outermost {
+            self.outermost(ended.outcome).store(true, Ordering::Relaxed);
+        }
+        if let Some(overflow) = self.series.finish(&self.labels, ended) {
+            self.warn_overflow(&overflow);
+        }
+    }
+
+    /// Whether an outermost stage ended so before.
+    fn is_known(&self, outcome: Outcome) -> bool {
+        self.outermost(outcome).load(Ordering::Relaxed)
+    }
+
+    fn outermost(&self, outcome: Outcome) -> &AtomicBool {
+        match outcome {
             Outcome::Success => &self.outermost_finished,
             Outcome::Failure(_) => &self.outermost_failed,
-        };
-        if !flag.load(Ordering::Relaxed) && stage_around(&self.open, found.slot).is_none() {
-            flag.store(true, Ordering::Relaxed);
-        }
-        let (profile, run_id) = (resolved.profile, resolved.run_id);
-        let finished = Finished { stage: found.stage(), profile, run_id, outcome, nanos, ended };
-        if let Some(overflow) = self.series.finish(&self.labels, finished) {
-            self.warn_overflow(&overflow);
         }
     }
 
@@ -329,9 +342,13 @@ impl Stages {
         if !found.is_open() || !facts.is_stage() || found.stage().is_none() {
             return self.hide(found);
         }
-        let profile = self.inheritance.resolve(&self.open, found.slot).profile;
-        self.series.stage(&self.labels, found.stage());
-        let (pair, _) = self.series.pair(&self.labels, found.stage(), profile);
+        let (reference, stage) = (found.reference(), found.stage());
+        let profile = self.inheritance.look(&self.open, found.slot).profile;
+        if !found.is_still(reference) {
+            return;
+        }
+        self.series.stage(&self.labels, stage);
+        let (pair, _) = self.series.pair(&self.labels, stage, profile);
         let before = found.shown.swap(pair + 1, Ordering::SeqCst);
         if before != pair + 1 {
             self.series.move_active(pair, 1.0);

@@ -34,10 +34,13 @@ impl Stages {
         let mut stages: Vec<_> = self
             .open
             .iter()
-            .filter(|found| found.facts().is_stage() && !found.stage().is_none())
-            .map(|found| {
-                let profile = self.inheritance.resolve(&self.open, found.slot).profile;
-                (found.started.load(Ordering::Relaxed), found.stage(), profile)
+            .filter_map(|found| {
+                let reference = found.reference();
+                let (facts, stage) = (found.facts(), found.stage());
+                let profile = self.inheritance.look(&self.open, found.slot).profile;
+                let started = found.started.load(Ordering::Relaxed);
+                let is_shown = facts.is_stage() && !stage.is_none() && found.is_still(reference);
+                is_shown.then_some((started, stage, profile))
             })
             .collect();
         stages.sort_by_key(|(started, ..)| *started);
@@ -51,43 +54,46 @@ impl Stages {
     }
 
     /// The run is over: counts the stages that are still open, once, and measures nothing from now on.
-    /// `cut_off`: the process ends by a signal, a panic or a non-zero exit.
-    pub(crate) fn end(&self, cut_off: bool) {
+    /// `cut_off`: the process ends by a signal, a panic or a non-zero exit. `patience`: how long a stage that closes at
+    /// this moment may take to be counted.
+    pub(crate) fn end(&self, cut_off: bool, patience: Duration) {
         if self.ended.swap(true, Ordering::SeqCst) {
             return;
         }
         let now = self.clock.raw();
         let mut closing = Vec::new();
         for found in self.open.taken().filter(|found| found.facts().has(Facts::STAGE)) {
-            // First, so that what is read below is of the span that is settled in the end.
+            // First, so that what is read below is of the span that is settled in the end. Once it is, its own thread may
+            // free it and what is around it.
             let reference = found.reference();
             self.ensure_stage_id(found);
             let facts = found.facts();
+            if !facts.is_stage() {
+                continue;
+            }
             let entered = found.entered.load(Ordering::Relaxed) > 0;
             let outcome = self.policy.outcome_at_end(facts, entered, cut_off);
             let runs_until_now = outcome == Outcome::Failure(Reason::Interrupted);
             let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
-            if !facts.is_stage() {
-                continue;
-            }
+            let (ended, is_outermost) = self.ended_stage(found, outcome, last_exit.unwrap_or(now));
             if !found.settle(reference) {
                 closing.push(reference);
                 continue;
             }
-            self.count(found, outcome, last_exit.unwrap_or(now));
+            self.count(ended, is_outermost);
             self.hide(found);
             if let Outcome::Failure(reason) = outcome {
-                self.warn_open(found, reason);
+                self.warn_open(ended, reason);
             }
         }
-        self.await_closed(&closing);
+        self.await_closed(&closing, patience.min(CLOSING_TIME));
         self.voice.speak_deferred();
     }
 
     /// Waits for the threads that are closing these stages to have counted them. Not for ever: one of them may be the
     /// thread that ends the run, from within a recorder.
-    fn await_closed(&self, closing: &[SlotRef]) {
-        let deadline = Instant::now() + CLOSING_TIME;
+    fn await_closed(&self, closing: &[SlotRef], patience: Duration) {
+        let deadline = Instant::now() + patience;
         for reference in closing {
             while self.open.get(*reference).is_some() && Instant::now() < deadline {
                 std::thread::yield_now();
@@ -112,12 +118,15 @@ impl Stages {
     /// The stages in the order in which they first finished; those that have not, last.
     pub(crate) fn states(&self) -> Vec<StageState> {
         let mut open = HashMap::new();
-        for found in self.open.iter().filter(|found| found.facts().is_stage()) {
+        for found in self.open.iter() {
+            let reference = found.reference();
             let name =
                 || self.callsite(found).map_or(Label::EMPTY, |callsite| self.labels.intern(callsite.meta.name()));
             let stage = Some(found.stage()).filter(|stage| !stage.is_none()).unwrap_or_else(name);
-            let stage = self.series.stage(&self.labels, stage).1.stage;
-            *open.entry(stage).or_insert(0_u64) += 1;
+            if found.facts().is_stage() && found.is_still(reference) {
+                let stage = self.series.stage(&self.labels, stage).1.stage;
+                *open.entry(stage).or_insert(0_u64) += 1;
+            }
         }
         let mut states: Vec<_> = self.series.totals().collect();
         states.sort_by_key(|(_, totals)| totals.first_finished.wrapping_sub(1));

@@ -6,6 +6,7 @@ use super::admission::Overflow;
 use super::callsite::OWN_TARGET;
 use super::open::Found;
 use super::outcome::Reason;
+use super::series::Finished;
 use super::sink::outward;
 use super::stages::Stages;
 
@@ -55,10 +56,9 @@ impl Stages {
         });
     }
 
-    pub(super) fn warn_open(&self, found: Found<'_>, reason: Reason) {
-        let resolved = self.inheritance.resolve(&self.open, found.slot);
-        let stage_id = self.labels.text(found.stage());
-        let (profile, run_id) = (self.labels.text(resolved.profile), self.labels.text(resolved.run_id));
+    pub(super) fn warn_open(&self, ended: Finished, reason: Reason) {
+        let [stage_id, profile, run_id] =
+            [ended.stage, ended.profile, ended.run_id].map(|label| self.labels.text(label));
         let reason = reason.as_str();
         outward(|| {
             self.voice.speak(|| {
