@@ -8,6 +8,7 @@ mod headers;
 mod last_push;
 mod push;
 mod pushgateway;
+mod quiet;
 mod retry;
 mod spool;
 mod textfile;

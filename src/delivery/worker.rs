@@ -14,10 +14,10 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
-use tracing::subscriber::NoSubscriber;
 
 use super::push::{Replayed, push_state, replay};
 use super::pushgateway::Pushgateway;
+use super::quiet;
 use super::retry::Budget;
 use super::spool::{Entry, Spool};
 use super::textfile::Textfile;
@@ -58,7 +58,12 @@ impl Worker {
     /// Makes the thread, which does nothing before it is told to [`go`](Self::go): what may fail comes first.
     pub(crate) fn new(plan: Plan, source: Arc<dyn Source>) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::Delivery, "cannot start the delivery thread").with_source(error);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .on_thread_park(quiet::end)
+            .on_thread_unpark(quiet::begin)
+            .build()
+            .map_err(failed)?;
         let (orders, received) = unbounded_channel();
         let (go, gate) = sync_channel(1);
         let (alive, end) = sync_channel(1);
@@ -370,7 +375,6 @@ impl Thread {
     fn next_event(&mut self, runtime: &Runtime) -> Event {
         let due = self.next_sample.map_or(self.next_push, |sample| sample.min(self.next_push));
         let (orders, push, replay) = (&mut self.orders, &mut self.push, &mut self.replay);
-        let sending = push.is_some() || matches!(replay, Replay::Running(_));
         let event = poll_fn(|context| {
             if let Poll::Ready(order) = orders.poll_recv(context) {
                 return Poll::Ready(order.map_or(Event::Abandoned, Event::Ordered));
@@ -381,12 +385,14 @@ impl Thread {
                 (None, _) => Poll::Pending,
             }
         });
-        let wait = || runtime.block_on(async { timeout_at(due, event).await.unwrap_or(Event::Due) });
-        if sending { mute(wait) } else { wait() }
+        mute(|| runtime.block_on(async { timeout_at(due, event).await.unwrap_or(Event::Due) }))
     }
 }
 
-/// Keeps the events of the HTTP client out of the application's log.
+/// Keeps the events of the HTTP client, and of what its connections still do afterwards, out of the application's log.
 fn mute<T>(work: impl FnOnce() -> T) -> T {
-    tracing::subscriber::with_default(NoSubscriber::new(), work)
+    quiet::begin();
+    let result = work();
+    quiet::end();
+    result
 }

@@ -1,0 +1,51 @@
+//! No subscriber for this thread, while its runtime is at work.
+//!
+//! Not while it is parked: a subscriber that is set for one thread makes every event and span of the process look for
+//! one of its own thread first.
+
+use std::cell::RefCell;
+
+use tracing::dispatcher::{DefaultGuard, Dispatch, set_default};
+
+thread_local! {
+    static QUIET: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
+}
+
+pub(crate) fn begin() {
+    QUIET.with_borrow_mut(|quiet| {
+        // A second guard would outlive the first one's end.
+        if quiet.is_none() {
+            // Not a subscriber made for it: each new one has all callsites of the process asked anew, and a "never" of
+            // this one would make their "always" a "sometimes".
+            *quiet = Some(set_default(&Dispatch::none()));
+        }
+    });
+}
+
+pub(crate) fn end() {
+    let quiet = QUIET.with_borrow_mut(Option::take);
+    drop(quiet);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::subscriber::NoSubscriber;
+
+    fn is_quiet() -> bool {
+        tracing::dispatcher::get_default(|subscriber| subscriber.is::<NoSubscriber>())
+    }
+
+    #[test]
+    fn begins_once_and_ends() {
+        let _other = set_default(&Dispatch::new(tracing_subscriber::registry()));
+        assert!(!is_quiet());
+        begin();
+        begin();
+        assert!(is_quiet());
+        end();
+        assert!(!is_quiet());
+        end();
+        assert!(!is_quiet());
+    }
+}
