@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::grouping::Grouping;
 use super::spool::Payload;
-use crate::schema::{RUN_LAST_COMPLETION, RUN_START};
+use crate::schema::RUN_START;
 
 /// Longest line that is looked at. The lines looked for have the labels of one group.
 const MAX_LINE: usize = 64 * 1024;
@@ -15,19 +15,16 @@ const PUSH_TIME: &str = "push_time_seconds";
 pub(crate) struct InPlace {
     /// When the gateway took its last push, on the gateway's clock.
     pub(crate) pushed: Option<f64>,
-    /// When the run began whose state it has, and when the last run ended, on the clocks of their nodes.
+    /// When the run began whose state it has, on the clock of its node.
     pub(crate) run_start: Option<f64>,
-    pub(crate) run_completion: Option<f64>,
 }
 
 impl InPlace {
-    /// Whether that makes a payload out of date: a later run was here, or the payload itself. The times of runs decide
-    /// where both sides have them, since a push time is of another clock, and of any push of the payload's own run.
+    /// Whether that makes a payload out of date: a later run was here. The starts of the runs decide where both sides
+    /// have one, since a push time is of another clock, and of any push of the payload's own run. Of that run it is the
+    /// last state, whatever is in place: a gateway that was frozen may have taken its pushes in any order.
     pub(crate) fn supersedes(self, payload: &Payload) -> bool {
         match (payload.run_start, self.run_start) {
-            (Some(own), Some(there)) if own == there => {
-                matches!((payload.run_completion, self.run_completion), (Some(own), Some(there)) if there >= own)
-            }
             (Some(own), Some(there)) => there > own,
             _ => self.pushed.is_some_and(|pushed| pushed > payload.written),
         }
@@ -87,8 +84,6 @@ impl InPlace {
             Some(&mut self.pushed)
         } else if metric.ends_with(RUN_START.suffix) {
             Some(&mut self.run_start)
-        } else if metric.ends_with(RUN_LAST_COMPLETION.suffix) {
-            Some(&mut self.run_completion)
         } else {
             None
         }
@@ -131,7 +126,6 @@ mod tests {
         push_failure_time_seconds{instance=\"\",job=\"a\"} 9\n\
         push_time_seconds{instance=\"\",job=\"a\"} 1.7e+09\n\
         quant_run_start_timestamp_seconds{instance=\"\",job=\"a\"} 1.6e+09\n\
-        quant_run_last_completion_timestamp_seconds{instance=\"\",job=\"a\"} 1.65e+09\n\
         quant_run_start_timestamp_seconds{instance=\"\",job=\"b\"} 5\n\
         push_time_seconds{instance=\"\",job=\"a\",profile=\"x\\\\y\\\"}\\n\"} 1.8e+09\n\
         push_time_seconds{instance=\"i\",job=\"a\"} 1.9e+09";
@@ -160,28 +154,23 @@ mod tests {
 
     #[test]
     fn finds_the_run_too() {
-        assert_eq!(
-            in_place(&[]),
-            InPlace { pushed: Some(1.7e9), run_start: Some(1.6e9), run_completion: Some(1.65e9) }
-        );
+        assert_eq!(in_place(&[]), InPlace { pushed: Some(1.7e9), run_start: Some(1.6e9) });
         assert_eq!(in_place(&[("instance", "i")]).run_start, None);
     }
 
     #[test]
     fn a_payload_gives_way_to_a_later_run_and_not_to_an_earlier_state_of_its_own() {
         let payload = |text: &str| Payload::new(100.0, text.to_owned().into());
-        let own = payload("x_run_start_timestamp_seconds 50\nx_run_last_completion_timestamp_seconds 90\n");
-        let there = |pushed, run_start, run_completion| InPlace { pushed: Some(pushed), run_start, run_completion };
-        // An earlier state of the same run, whatever the gateway's clock says of it.
-        assert!(!there(999.0, Some(50.0), None).supersedes(&own));
-        assert!(!there(999.0, Some(50.0), Some(40.0)).supersedes(&own), "that end is the one of the run before");
-        assert!(there(1.0, Some(50.0), Some(90.0)).supersedes(&own), "it has arrived");
-        assert!(there(1.0, Some(51.0), None).supersedes(&own));
-        assert!(!there(999.0, Some(49.0), Some(60.0)).supersedes(&own));
+        let own = payload("x_run_start_timestamp_seconds 50\n");
+        let there = |pushed, run_start| InPlace { pushed: Some(pushed), run_start };
+        // A state of the same run, whatever the gateway's clock says of it.
+        assert!(!there(999.0, Some(50.0)).supersedes(&own));
+        assert!(there(1.0, Some(51.0)).supersedes(&own));
+        assert!(!there(999.0, Some(49.0)).supersedes(&own));
         // Without the times of runs, the push time is what there is.
-        assert!(there(101.0, None, None).supersedes(&own));
-        assert!(!there(99.0, None, None).supersedes(&own));
-        assert!(there(101.0, Some(1.0), None).supersedes(&payload("a 1\n")));
+        assert!(there(101.0, None).supersedes(&own));
+        assert!(!there(99.0, None).supersedes(&own));
+        assert!(there(101.0, Some(1.0)).supersedes(&payload("a 1\n")));
         assert!(!InPlace::default().supersedes(&own));
     }
 

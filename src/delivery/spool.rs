@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use super::grouping::Grouping;
 use crate::error::{Error, Kind};
-use crate::schema::{RUN_LAST_COMPLETION, RUN_START};
+use crate::schema::RUN_START;
 
 /// Files a spool directory keeps; beyond, the oldest are dropped.
 pub const MAX_SPOOL_FILES: usize = 1_000;
@@ -68,19 +68,16 @@ pub(crate) struct Payload {
     pub(crate) written: f64,
     pub(crate) exposition: Bytes,
     pub(crate) run_start: Option<f64>,
-    pub(crate) run_completion: Option<f64>,
 }
 
 impl Payload {
     pub(crate) fn new(written: f64, exposition: Bytes) -> Self {
         let text = std::str::from_utf8(&exposition).unwrap_or_default();
-        // Series without labels: the name ends with the suffix whatever the namespace.
-        let value_of = |suffix: &str| {
-            let mut samples = text.lines().filter_map(|line| line.split_once(' '));
-            samples.find(|(name, _)| name.ends_with(suffix)).and_then(|(_, value)| value.parse().ok())
-        };
-        let (run_start, run_completion) = (value_of(RUN_START.suffix), value_of(RUN_LAST_COMPLETION.suffix));
-        Self { written, exposition, run_start, run_completion }
+        // A series without labels: its name ends so whatever the namespace.
+        let mut samples = text.lines().filter_map(|line| line.split_once(' '));
+        let run_start = samples.find(|(name, _)| name.ends_with(RUN_START.suffix));
+        let run_start = run_start.and_then(|(_, value)| value.parse().ok());
+        Self { written, exposition, run_start }
     }
 }
 
@@ -430,7 +427,7 @@ mod tests {
     fn a_payload_tells_of_its_run() {
         let text = "# TYPE x_run_start_timestamp_seconds gauge\nx_run_start_timestamp_seconds 1.5\n";
         let payload = Payload::new(9.0, text.into());
-        assert_eq!((payload.run_start, payload.run_completion), (Some(1.5), None));
+        assert_eq!(payload.run_start, Some(1.5));
     }
 
     #[test]
