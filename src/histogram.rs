@@ -13,20 +13,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 use metrics::{HistogramFn, Key, SharedString};
 use metrics_util::registry::{Registry, Storage};
 
-/// Counts by upper bound, and the sum.
+/// Counts by upper bound, and the sum. On cache lines of its own, so that threads that record into different histograms
+/// do not wait for each other.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct BucketHistogram {
     /// Ascending.
     bounds: Arc<[f64]>,
     /// One for each bound, not cumulative, and one for what is above all.
-    counts: Box<[AtomicU64]>,
+    counts: Box<[Line]>,
     /// Bits of an `f64`.
     sum: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Line([AtomicU64; Self::COUNTS]);
+
+impl Line {
+    const COUNTS: usize = 16;
+}
+
 impl BucketHistogram {
     fn new(bounds: Arc<[f64]>) -> Self {
-        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        let counts = (0..(bounds.len() + 1).div_ceil(Line::COUNTS)).map(|_| Line::default()).collect();
         Self { bounds, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
     }
 
@@ -34,8 +44,8 @@ impl BucketHistogram {
         // Upper bounds are inclusive. What is not a number is below no bound.
         let bucket =
             if value.is_nan() { self.bounds.len() } else { self.bounds.partition_point(|bound| *bound < value) };
-        if let Some(bucket) = self.counts.get(bucket) {
-            bucket.fetch_add(count, Ordering::Relaxed);
+        if let Some(line) = self.counts.get(bucket / Line::COUNTS) {
+            line.0[bucket % Line::COUNTS].fetch_add(count, Ordering::Relaxed);
         }
         let added = value * count as f64;
         let mut sum = self.sum.load(Ordering::Relaxed);
@@ -143,8 +153,9 @@ struct Snapshot {
 impl Snapshot {
     fn add(&mut self, histogram: &BucketHistogram) {
         self.bounds = Arc::clone(&histogram.bounds);
-        self.counts.resize(histogram.counts.len(), 0);
-        for (sum, count) in self.counts.iter_mut().zip(&histogram.counts) {
+        self.counts.resize(histogram.bounds.len() + 1, 0);
+        let counts = histogram.counts.iter().flat_map(|line| &line.0);
+        for (sum, count) in self.counts.iter_mut().zip(counts) {
             *sum += count.load(Ordering::Relaxed);
         }
         self.sum += f64::from_bits(histogram.sum.load(Ordering::Relaxed));
