@@ -26,6 +26,7 @@ const LEVELS: usize = 5;
 
 /// One open span. All fields but `life` belong to whoever holds the span's id.
 #[derive(Debug, Default)]
+#[repr(align(128))] // Threads with spans in neighbouring slots do not wait for each other.
 pub(crate) struct Slot {
     /// The slot's turn and its phase.
     life: AtomicU64,
