@@ -88,6 +88,7 @@
 mod error;
 mod layer;
 mod schema;
+mod unix_time;
 mod voice;
 
 #[cfg(feature = "pushgateway")]

@@ -1,10 +1,10 @@
 //! The run: the process from `install()` to the final flush. What makes it a success is decided here.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::layer::Stages;
-use crate::schema;
+use crate::{schema, unix_time};
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Run {
     /// Begins the run: its start is the first thing the gateway hears of it.
     pub(crate) fn begin(stages: &Stages) -> Self {
         stages.series.bind();
-        stages.set_gauge(&schema::RUN_START, &[], unix_time());
+        stages.set_gauge(&schema::RUN_START, &[], unix_time::now().as_secs_f64());
         Self { begun: Instant::now(), failed: AtomicBool::new(false) }
     }
 
@@ -57,15 +57,11 @@ impl Run {
     /// once, and it did not end by `fail()`, `finish(Err)`, a panic, a signal or a non-zero `exit`.
     pub(crate) fn end(&self, stages: &Stages, ending: Ending, patience: Duration) {
         stages.end(ending.is_cut_off(), patience);
-        let now = unix_time();
+        let now = unix_time::now().as_secs_f64();
         stages.set_gauge(&schema::RUN_DURATION, &[], self.begun.elapsed().as_secs_f64());
         stages.set_gauge(&schema::RUN_LAST_COMPLETION, &[], now);
         if ending.allows_success() && !self.failed.load(Ordering::Relaxed) && stages.all_well() {
             stages.set_gauge(&schema::RUN_LAST_SUCCESS, &[], now);
         }
     }
-}
-
-fn unix_time() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -16,13 +16,14 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::grouping::Grouping;
 use crate::error::{Error, Kind};
 use crate::schema::RUN_START;
+use crate::unix_time;
 
 /// Files a spool directory keeps; beyond, the oldest are dropped.
 pub const MAX_SPOOL_FILES: usize = 1_000;
@@ -116,7 +117,7 @@ impl Spool {
         let name = unique_name(&hash_of(group));
         let temporary = self.directory.join(format!(".{name}.tmp"));
         let path = self.directory.join(format!("{name}.{ENDING}"));
-        let written = unix_time();
+        let written = unix_time::now().as_secs_f64();
         let head = format!(
             "{FORMAT}\ngroup {}\ntime {written}\nlength {}\ncrc32 {:08x}\n\n",
             group.path(),
@@ -197,7 +198,7 @@ impl Spool {
     /// Drops the oldest files until one more of this size is within the bounds: torn and refused ones, and temporary
     /// ones whose writer is gone, count and are dropped like others.
     pub(crate) fn make_room(&self, size: u64) {
-        let now = unix_time();
+        let now = unix_time::now().as_secs_f64();
         let Ok(entries) = fs::read_dir(&self.directory) else { return };
         let mut files: Vec<_> = entries
             .filter_map(|entry| {
@@ -301,10 +302,6 @@ fn checksum(bytes: &[u8]) -> u32 {
     crc.sum()
 }
 
-fn unix_time() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
 /// Of the group, whatever the order of its labels.
 fn hash_of(group: &Grouping) -> String {
     let identity: Vec<_> = group.identity().into_iter().map(|(name, value)| format!("{name}={value:?}")).collect();
@@ -314,7 +311,7 @@ fn hash_of(group: &Grouping) -> String {
 /// Sorts by time, and is one process's own.
 fn unique_name(group: &str) -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let nanos = unix_time::now().as_nanos();
     format!("{nanos:020}-{group}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
@@ -394,7 +391,7 @@ mod tests {
         assert_eq!(spool.len(), 2);
         let first = spool.next().unwrap();
         assert_eq!((&first.group, &*first.payload.exposition), (&group("one"), &b"a 1\n"[..]));
-        assert!((unix_time() - first.payload.written).abs() < 60.0);
+        assert!((unix_time::now().as_secs_f64() - first.payload.written).abs() < 60.0);
         let second = spool.next().unwrap();
         assert_eq!((&second.group, &*second.payload.exposition), (&group("two"), &b"b 2\n\nc 3\n"[..]));
         assert!(spool.next().is_none());

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
@@ -16,7 +16,7 @@ use super::index::{InsertOnly, Number, mix};
 use super::labels::{Label, Labels};
 use super::outcome::{Outcome, Reason};
 use super::sink::{Sink, outward};
-use crate::schema;
+use crate::{schema, unix_time};
 
 /// A stage by its id: `quant_stage_total`, and the line of the run report.
 #[repr(align(128))] // Two cache lines, fetched together: threads at different stages do not wait for each other.
@@ -338,7 +338,7 @@ impl PairSeries {
         let mut published = self.published_success.lock().unwrap_or_else(PoisonError::into_inner);
         if published.0 != success {
             let age = clock.delta(success, clock.raw());
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(age);
+            let at = unix_time::now().saturating_sub(age);
             *published = (success, at.as_secs_f64());
         }
         published.1
