@@ -1,6 +1,8 @@
 //! The settings. [`start`](crate::start) checks them and makes the layer and the guard.
 
 use std::fmt;
+#[cfg(feature = "http")]
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,6 +35,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_flush_timeout`](Self::with_flush_timeout) | [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT) |
 /// | [`with_textfile`](Self::with_textfile) | none is written |
 /// | [`with_spool_dir`](Self::with_spool_dir) | what is not delivered in time is lost |
+/// | `with_http_listener` | nothing is served |
 /// | [`with_exposition`](Self::with_exposition) | a recorder of its own |
 /// | `with_resource_usage` | every [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL) |
 /// | [`with_node`](Self::with_node) | the host name |
@@ -56,6 +59,8 @@ pub struct MetricsLayerBuilder {
     pub(crate) flush_timeout: Duration,
     pub(crate) textfile: Option<PathBuf>,
     pub(crate) spool_directory: Option<PathBuf>,
+    #[cfg(feature = "http")]
+    pub(crate) listen: Option<SocketAddr>,
     pub(crate) exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
     #[cfg(feature = "resource-usage")]
     pub(crate) resource_interval: Duration,
@@ -99,6 +104,8 @@ impl MetricsLayerBuilder {
             flush_timeout: DEFAULT_FLUSH_TIMEOUT,
             textfile: None,
             spool_directory: None,
+            #[cfg(feature = "http")]
+            listen: None,
             exposition: None,
             #[cfg(feature = "resource-usage")]
             resource_interval: crate::resource::DEFAULT_RESOURCE_INTERVAL,
@@ -111,13 +118,14 @@ impl MetricsLayerBuilder {
     }
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
-    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_SPOOL_DIR` and `…_NODE`. One that is not set, or empty, changes nothing. Job and grouping
-    /// belong to the gateway's address, and say nothing without it.
+    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR` and `…_NODE`. One that is not set, or empty, changes
+    /// nothing. Job and grouping belong to the gateway's address, and say nothing without it.
     ///
     /// # Errors
     ///
     /// A [configuration error](Error::is_config) that names the variable and quotes its value, but for user and
-    /// password of a URL.
+    /// password of a URL. A variable for something that a feature adds which is not compiled in is one too, and names
+    /// the feature.
     pub fn with_env(self) -> Result<Self, Error> {
         self.with_env_prefix(DEFAULT_ENV_PREFIX)
     }
@@ -138,6 +146,10 @@ impl MetricsLayerBuilder {
         self.flush_timeout = environment.flush_timeout.unwrap_or(self.flush_timeout);
         self.textfile = environment.textfile.or(self.textfile);
         self.spool_directory = environment.spool_directory.or(self.spool_directory);
+        #[cfg(feature = "http")]
+        {
+            self.listen = environment.listen.or(self.listen);
+        }
         self.node = environment.node.or(self.node);
         Ok(self)
     }
@@ -234,6 +246,23 @@ impl MetricsLayerBuilder {
         self
     }
 
+    /// Serves the metrics at `http://ADDRESS/metrics`, for a Prometheus that scrapes: beside pushing, not instead of it.
+    /// Port 0 takes one that is free, which [`FlushGuard::listen_addr`] tells. Without it nothing is served.
+    ///
+    /// Metrics are for everyone who can reach the address, so take a loopback address where Prometheus runs on the same
+    /// machine, and `0.0.0.0` or `[::]`, which reach every network of the machine, only where they are to be reached.
+    ///
+    /// `GET` and `HEAD` of `/metrics` give the text format 0.0.4 (with gzip where it is large and the client takes it),
+    /// `/health` an `OK`, everything else 404. Each connection is for one request. At most
+    /// [`MAX_HTTP_CONNECTIONS`](crate::MAX_HTTP_CONNECTIONS) are open at once: beyond, the oldest that has asked nothing yet
+    /// is closed. A client has [`HTTP_REQUEST_TIMEOUT`](crate::HTTP_REQUEST_TIMEOUT) to ask, and as long again to take its
+    /// answer. The port is bound by `install()`, where one that is taken is an error, and freed when the guard is gone.
+    #[cfg(feature = "http")]
+    pub fn with_http_listener(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
+    }
+
     /// Delivers the metrics of a recorder that the application has installed itself: `render` returns them in the
     /// Prometheus text format. Nothing is installed, and the layer records through the [`metrics`] facade; buckets and
     /// upkeep are that recorder's affair. Without it a recorder is built.
@@ -317,13 +346,16 @@ impl MetricsLayerBuilder {
 
 impl fmt::Debug for MetricsLayerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MetricsLayerBuilder")
+        let mut builder = f.debug_struct("MetricsLayerBuilder");
+        builder
             .field("namespace", &self.namespace)
             .field("policy", &self.policy)
             .field("gateway", &self.gateway)
             .field("push_interval", &self.push_interval)
             .field("flush_timeout", &self.flush_timeout)
-            .field("textfile", &self.textfile)
-            .finish_non_exhaustive()
+            .field("textfile", &self.textfile);
+        #[cfg(feature = "http")]
+        builder.field("listen", &self.listen);
+        builder.finish_non_exhaustive()
     }
 }

@@ -1,6 +1,8 @@
 //! The environment variables, and how their values are read.
 
 use std::env::{self, VarError};
+#[cfg(feature = "http")]
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,6 +25,8 @@ pub(crate) struct Environment {
     pub(crate) flush_timeout: Option<Duration>,
     pub(crate) textfile: Option<PathBuf>,
     pub(crate) spool_directory: Option<PathBuf>,
+    #[cfg(feature = "http")]
+    pub(crate) listen: Option<SocketAddr>,
     pub(crate) node: Option<String>,
 }
 
@@ -47,7 +51,10 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
             Some(url) => Some(self.gateway(&url, job, grouping.unwrap_or_default())?),
             None => None,
         };
-        self.not_in_this_build("LISTEN")?;
+        #[cfg(not(feature = "http"))]
+        self.compiled_out("LISTEN", "http")?;
+        #[cfg(not(feature = "resource-usage"))]
+        self.compiled_out("NODE", "resource-usage")?;
         Ok(Environment {
             job_by_default: job_by_default && gateway.is_some(),
             gateway,
@@ -55,6 +62,8 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
             flush_timeout: self.parsed("FLUSH_TIMEOUT", parse_duration)?,
             textfile: self.value("TEXTFILE")?.map(PathBuf::from),
             spool_directory: self.value("SPOOL_DIR")?.map(PathBuf::from),
+            #[cfg(feature = "http")]
+            listen: self.parsed("LISTEN", parse_listen)?,
             node: self.value("NODE")?,
         })
     }
@@ -97,15 +106,34 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
         Error::config(format!("{}: {error:?}", self.name(variable)))
     }
 
-    fn not_in_this_build(&self, variable: &str) -> Result<(), Error> {
+    #[cfg(not(all(feature = "http", feature = "resource-usage")))]
+    fn compiled_out(&self, variable: &str, feature: &str) -> Result<(), Error> {
         match self.value(variable)? {
             None => Ok(()),
             Some(value) => Err(Error::config(format!(
-                "{} is {value:?}, and this version of the crate cannot do that: unset it",
+                "{} is {value:?}, and the program is built without the feature `{feature}` of tracing-stage-metrics: \
+                 unset it, or build with that feature",
                 self.name(variable)
             ))),
         }
     }
+}
+
+/// An address and a port. A port alone is on the loopback address: what is open to the network is asked for in full.
+#[cfg(feature = "http")]
+fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
+    let trimmed = text.trim();
+    let port = trimmed.strip_prefix("localhost").unwrap_or(trimmed);
+    let port = port.strip_prefix(':').unwrap_or(if port.len() == trimmed.len() { port } else { "" });
+    if let Ok(port) = port.parse() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    trimmed.parse().map_err(|_| {
+        Error::config(format!(
+            "{text:?} is not an address to listen on: give an IP address and a port, such as 127.0.0.1:9464, or \
+             0.0.0.0:9464 for every network of the machine; a port alone is on 127.0.0.1"
+        ))
+    })
 }
 
 /// The name of the running program, which is the job where none is given.
@@ -176,6 +204,9 @@ mod tests {
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
             ("TV_PROMETHEUS_TEXTFILE", "/tmp/x.prom"),
             ("TV_PROMETHEUS_SPOOL_DIR", "/tmp/spool"),
+            #[cfg(feature = "http")]
+            ("TV_PROMETHEUS_LISTEN", "[::1]:9464"),
+            #[cfg(feature = "resource-usage")]
             ("TV_PROMETHEUS_NODE", "worker-7"),
         ])
         .unwrap();
@@ -187,6 +218,9 @@ mod tests {
         assert_eq!(environment.flush_timeout, Some(Duration::from_millis(500)));
         assert_eq!(environment.textfile, Some(PathBuf::from("/tmp/x.prom")));
         assert_eq!(environment.spool_directory, Some(PathBuf::from("/tmp/spool")));
+        #[cfg(feature = "http")]
+        assert_eq!(environment.listen, Some("[::1]:9464".parse().unwrap()));
+        #[cfg(feature = "resource-usage")]
         assert_eq!(environment.node.as_deref(), Some("worker-7"));
         assert!(!environment.job_by_default);
     }
@@ -211,6 +245,44 @@ mod tests {
         }
         let message = message(&[("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"), ("TV_PROMETHEUS_GROUPING", "1st=x")]);
         assert!(message.starts_with("TV_PROMETHEUS_GROUPING: ") && message.contains("1st"), "{message}");
+    }
+
+    #[test]
+    #[cfg(feature = "http")]
+    fn a_port_alone_is_on_the_loopback_address() {
+        for (text, address) in [
+            ("9464", "127.0.0.1:9464"),
+            (":9464", "127.0.0.1:9464"),
+            ("localhost:9464", "127.0.0.1:9464"),
+            (" 0.0.0.0:0 ", "0.0.0.0:0"),
+            ("[::]:9464", "[::]:9464"),
+        ] {
+            assert_eq!(parse_listen(text).unwrap(), address.parse().unwrap(), "{text}");
+        }
+        for text in
+            ["localhost", "localhost9464", "::9464", "127.0.0.1", "65536", "-1", "worker-7:9464", "http://0.0.0.0:1"]
+        {
+            let message = message(&[("TV_PROMETHEUS_LISTEN", text)]);
+            assert!(
+                message.contains(&format!("TV_PROMETHEUS_LISTEN: {text:?} is not an address to listen on")),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    #[cfg(not(all(feature = "http", feature = "resource-usage")))]
+    fn a_variable_of_a_feature_that_is_not_there_names_it() {
+        for (variable, feature) in [
+            #[cfg(not(feature = "http"))]
+            ("LISTEN", "http"),
+            #[cfg(not(feature = "resource-usage"))]
+            ("NODE", "resource-usage"),
+        ] {
+            let name = format!("TV_PROMETHEUS_{variable}");
+            let message = message(&[(&name, "x")]);
+            assert!(message.starts_with(&name) && message.contains(&format!("the feature `{feature}`")), "{message}");
+        }
     }
 
     #[test]

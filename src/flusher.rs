@@ -21,7 +21,7 @@ pub(crate) type Afterwards = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Flusher {
     pub(crate) telemetry: Arc<Telemetry>,
-    worker: Worker,
+    pub(crate) worker: Worker,
     timeout: Duration,
     report: Mutex<Option<TakeReport>>,
     afterwards: OnceLock<Afterwards>,

@@ -1,6 +1,8 @@
 //! The guard: drives the final flush, however the process ends.
 
 use std::fmt;
+#[cfg(feature = "http")]
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -106,6 +108,14 @@ impl FlushGuard {
     #[must_use]
     pub fn render(&self) -> String {
         self.flusher.telemetry.render()
+    }
+
+    /// The address at which metrics are served, with the port that was chosen where none was asked for. `None` where
+    /// nothing is.
+    #[cfg(feature = "http")]
+    #[must_use]
+    pub fn listen_addr(&self) -> Option<SocketAddr> {
+        self.flusher.worker.listen_addr
     }
 
     /// The stages of this run so far. `Display` prints them as a table.

@@ -82,6 +82,7 @@
 //! | `pushgateway` | yes | recorder, delivery thread, Pushgateway client, text file |
 //! | `tls` | yes | https gateways |
 //! | `resource-usage` | yes | CPU and memory of the process (Linux) |
+//! | `http` | yes | a listener for a Prometheus that scrapes |
 
 #![cfg_attr(not(feature = "pushgateway"), allow(rustdoc::broken_intra_doc_links))]
 
@@ -127,6 +128,8 @@ pub use delivery::{
     COMPRESSION_THRESHOLD, DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, MAX_SPOOL_BYTES, MAX_SPOOL_FILES,
     Pushgateway,
 };
+#[cfg(feature = "http")]
+pub use delivery::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
 #[cfg(feature = "pushgateway")]
 pub use env::DEFAULT_ENV_PREFIX;
 pub use error::Error;

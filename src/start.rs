@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use tracing::warn;
 
 use crate::builder::MetricsLayerBuilder;
+#[cfg(feature = "http")]
+use crate::delivery::Listener;
 use crate::delivery::{Plan, Pushgateway, Spool, Textfile, Worker};
 use crate::env::MAX_DURATION;
 use crate::error::Error;
@@ -34,6 +36,8 @@ impl MetricsLayerBuilder {
             textfile.check()?;
         }
         let spool = self.spool_directory.map(Spool::open).transpose()?;
+        #[cfg(feature = "http")]
+        let listener = self.listen.map(Listener::bind).transpose()?;
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (Target::Facade, Exposition::Foreign(render), None),
             None => {
@@ -91,6 +95,8 @@ impl MetricsLayerBuilder {
             sample_interval: Some(self.resource_interval),
             #[cfg(not(feature = "resource-usage"))]
             sample_interval: None,
+            #[cfg(feature = "http")]
+            listener,
         };
         #[cfg(unix)]
         let signals = if self.flush_on_signals { Some(Watch::new()?) } else { None };

@@ -112,6 +112,7 @@ fn every_variable_is_heeded() {
             ("TV_PROMETHEUS_PUSH_INTERVAL", "90m"),
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "1500ms"),
             ("TV_PROMETHEUS_TEXTFILE", textfile.to_str().unwrap()),
+            ("TV_PROMETHEUS_LISTEN", "0"),
             ("TV_PROMETHEUS_NODE", "worker-7"),
         ],
     );
@@ -122,7 +123,7 @@ fn every_variable_is_heeded() {
             "MetricsLayerBuilder {{ namespace: \"quant\", policy: ErrorEvents, gateway: Some(Pushgateway {{ url: \
              \"http://{}/prefix\", job: \"quant pipeline\", grouping: [(\"profile\", \"a,b\"), (\"team\", \"x/y\")], \
              headers: [\"authorization\"], timeout: 10s, connect_timeout: 5s }}), push_interval: 5400s, \
-             flush_timeout: 1.5s, textfile: Some({textfile:?}), .. }}",
+             flush_timeout: 1.5s, textfile: Some({textfile:?}), listen: Some(127.0.0.1:0), .. }}",
             server.addr()
         )]
     );
@@ -256,6 +257,13 @@ fn a_wrong_value_names_its_variable_and_is_quoted() {
             "TV_PROMETHEUS_GROUPING",
             "le=1",
             "grouping label \"le\" is reserved by Prometheus: choose another name".to_owned(),
+        ),
+        (
+            "TV_PROMETHEUS_LISTEN",
+            "everywhere",
+            "\"everywhere\" is not an address to listen on: give an IP address and a port, such as 127.0.0.1:9464, or \
+             0.0.0.0:9464 for every network of the machine; a port alone is on 127.0.0.1"
+                .to_owned(),
         ),
     ] {
         assert_eq!(fault(&[gateway, (name, value)]), format!("{name}: {wrong}"));

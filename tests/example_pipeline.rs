@@ -25,7 +25,7 @@ const GROUP: [(&str, &str); 2] = [("instance", ""), ("job", "quant_pipeline")];
 /// Runs it to its end, pushing to the gateway; the file in the directory is what it wrote.
 #[track_caller]
 fn run(gateway: &Pushgateway, directory: &Path, arguments: &[&str]) -> Ended {
-    let mut command = support::example::command();
+    let mut command = support::example::command("pipeline");
     command
         .args(["--run-id", "20260105-191332", "--textfile"])
         .arg(directory.join("pipeline.prom"))
@@ -150,7 +150,7 @@ fn a_panic_on_a_thread_of_the_pipeline_is_one_too() {
 fn a_gateway_that_is_not_there_changes_nothing_but_the_log() {
     let directory = tempfile::tempdir().unwrap();
     for (arguments, code) in [(&[][..], 0), (&["--fail", "alpha.policy"], 1), (&["--panic", "alpha.policy"], 101)] {
-        let mut command = support::example::command();
+        let mut command = support::example::command("pipeline");
         command
             .arg("--textfile")
             .arg(directory.path().join("pipeline.prom"))

@@ -4,54 +4,28 @@
 //! metrics to a text file. With `TV_PROMETHEUS_PUSHGATEWAY=http://localhost:9091` it pushes them as well. See what a
 //! failure looks like with `--fail alpha.policy` or `--panic risk.optimize`; `--help` lists the rest.
 //!
-//! All that concerns metrics is in [`measured`]. The stages are functions under `#[tracing::instrument]`.
+//! All that concerns metrics is in [`measured`]. The stages are functions under `#[tracing::instrument]`, in
+//! `examples/momentum`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-mod date;
-mod error;
-mod fault;
-mod features;
-mod inference;
+#[path = "../momentum/mod.rs"]
+mod momentum;
 mod options;
-mod outcome;
-mod parallel;
-mod performance;
-mod policy;
-mod prices;
-mod risk;
-mod simulate;
-#[cfg(test)]
-mod tests;
 
 use std::error::Error;
 use std::process::ExitCode;
 use std::{env, io};
 
+use momentum::error::Chain;
+use momentum::outcome::Outcome;
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
-use crate::error::{Chain, PipelineError};
-use crate::fault::Faults;
+use crate::momentum::STAGES;
 use crate::options::{Options, Stop};
-use crate::outcome::Outcome;
-use crate::parallel::in_parallel;
-use crate::performance::Performance;
-use crate::prices::Prices;
-use crate::risk::Allocation;
-use crate::simulate::Portfolio;
-
-/// In the order in which they run.
-const STAGES: [&str; 6] = [
-    "foundation.ingest",
-    "foundation.features",
-    "alpha.inference",
-    "alpha.policy",
-    "risk.optimize",
-    "allocation.simulate",
-];
 
 fn main() -> ExitCode {
     let options = match Options::parse(env::args().skip(1)) {
@@ -97,29 +71,5 @@ fn measured(options: &Options) -> Result<Outcome, Box<dyn Error>> {
     let also = if pushes { ", and are pushed to the Pushgateway" } else { "" };
     eprintln!("metrics are written to {}{also}", options.textfile.display());
 
-    Ok(guard.finish(run(options))?)
-}
-
-/// The pipeline. Every stage inherits `profile` and `run_id` from this span.
-#[tracing::instrument(name = "pipeline", skip_all, fields(profile = options.profile, run_id = options.run_id))]
-fn run(options: &Options) -> Result<Outcome, PipelineError> {
-    let prices = prices::ingest(&options.data, &options.faults)?;
-    let schedule = plan(&prices, &options.faults)?;
-
-    // Both start on the day of the first decision: a comparison over different times would say nothing.
-    let start = schedule[0].day;
-    let portfolios = [Portfolio { name: "momentum", schedule }, Portfolio::buy_and_hold(start, prices.assets.len())];
-    let simulations = in_parallel(&portfolios, |portfolio| simulate::simulate(&prices, portfolio, &options.faults));
-    let simulations = simulations.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let performances = simulations.iter().map(|simulation| Performance::of(simulation, &prices.dates)).collect();
-    Ok(Outcome { from: prices.dates[start], to: prices.dates[prices.dates.len() - 1], performances })
-}
-
-/// What to hold when, of which there is at least one.
-fn plan(prices: &Prices, faults: &Faults) -> Result<Vec<Allocation>, PipelineError> {
-    let features = in_parallel(&prices.assets, |asset| features::features(asset, faults));
-    let features = features.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let scores = inference::infer(&prices.dates, &features, faults)?;
-    let decisions = policy::decide(&prices.dates, &scores, faults)?;
-    risk::optimize(prices, &decisions, faults)
+    Ok(guard.finish(momentum::run(&options.job))?)
 }

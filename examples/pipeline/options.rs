@@ -4,17 +4,14 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 use std::{env, fmt};
 
-use crate::STAGES;
-use crate::date::utc_stamp;
-use crate::fault::{Fault, Faults};
+use crate::momentum::date::utc_stamp;
+use crate::momentum::fault::{Fault, Faults};
+use crate::momentum::{Job, PRICES, STAGES};
 
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) data: PathBuf,
+    pub(crate) job: Job,
     pub(crate) textfile: PathBuf,
-    pub(crate) profile: String,
-    pub(crate) run_id: String,
-    pub(crate) faults: Faults,
 }
 
 /// Why there is nothing to run.
@@ -30,13 +27,13 @@ pub(crate) enum Stop {
 impl Options {
     /// Reads the arguments after the program's name.
     pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Self, Stop> {
-        let mut options = Self {
-            data: concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/daily_closes.csv").into(),
-            textfile: default_textfile(),
+        let mut job = Job {
+            data: PRICES.into(),
             profile: "multi_asset_daily".to_owned(),
             run_id: utc_stamp(SystemTime::now()),
             faults: Faults::default(),
         };
+        let mut textfile = default_textfile();
         let mut arguments = arguments.into_iter();
         while let Some(name) = arguments.next() {
             if matches!(name.as_str(), "-h" | "--help") {
@@ -50,15 +47,15 @@ impl Options {
                 return Err(Stop::NoValue(name));
             };
             match name.as_str() {
-                "--data" => options.data = value.into(),
-                "--textfile" => options.textfile = value.into(),
-                "--profile" => options.profile = value,
-                "--run-id" => options.run_id = value,
-                "--fail" => options.faults.add(known(&value)?, Fault::Error),
-                _ => options.faults.add(known(&value)?, Fault::Panic),
+                "--data" => job.data = value.into(),
+                "--textfile" => textfile = value.into(),
+                "--profile" => job.profile = value,
+                "--run-id" => job.run_id = value,
+                "--fail" => job.faults.add(known(&value)?, Fault::Error),
+                _ => job.faults.add(known(&value)?, Fault::Panic),
             }
         }
-        Ok(options)
+        Ok(Self { job, textfile })
     }
 }
 
@@ -107,7 +104,7 @@ With TV_PROMETHEUS_PUSHGATEWAY=http://HOST:9091 the metrics are pushed there as 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::PipelineError;
+    use crate::momentum::error::PipelineError;
 
     fn parse(arguments: &[&str]) -> Result<Options, Stop> {
         Options::parse(arguments.iter().map(|argument| (*argument).to_owned()))
@@ -116,21 +113,22 @@ mod tests {
     #[test]
     fn every_argument_is_taken() {
         let options = parse(&["--data", "a.csv", "--textfile", "b.prom", "--profile", "c", "--run-id", "d"]).unwrap();
-        assert_eq!((options.data, options.textfile), (PathBuf::from("a.csv"), PathBuf::from("b.prom")));
-        assert_eq!((options.profile.as_str(), options.run_id.as_str()), ("c", "d"));
-        assert_eq!(options.faults, Faults::default());
+        let Options { job, textfile } = options;
+        assert_eq!((job.data, textfile), (PathBuf::from("a.csv"), PathBuf::from("b.prom")));
+        assert_eq!((job.profile.as_str(), job.run_id.as_str()), ("c", "d"));
+        assert_eq!(job.faults, Faults::default());
     }
 
     #[test]
     fn defaults_are_those_of_the_help() {
-        let options = parse(&[]).unwrap();
-        assert!(options.data.is_file(), "{}", options.data.display());
-        assert_eq!((options.profile.as_str(), options.run_id.len()), ("multi_asset_daily", 15));
+        let job = parse(&[]).unwrap().job;
+        assert!(job.data.is_file(), "{}", job.data.display());
+        assert_eq!((job.profile.as_str(), job.run_id.len()), ("multi_asset_daily", 15));
     }
 
     #[test]
     fn faults_reach_their_stage_only() {
-        let faults = parse(&["--fail", "alpha.policy", "--panic", "risk.optimize"]).unwrap().faults;
+        let faults = parse(&["--fail", "alpha.policy", "--panic", "risk.optimize"]).unwrap().job.faults;
         assert!(matches!(faults.check("alpha.policy"), Err(PipelineError::Injected { stage: "alpha.policy" })));
         assert!(matches!(faults.check("alpha.inference"), Ok(())));
         assert!(std::panic::catch_unwind(|| faults.check("risk.optimize")).is_err());

@@ -5,6 +5,8 @@ mod compression;
 mod failure;
 mod grouping;
 mod headers;
+#[cfg(feature = "http")]
+mod http;
 mod last_push;
 mod push;
 mod pushgateway;
@@ -16,6 +18,10 @@ mod worker;
 
 pub use compression::COMPRESSION_THRESHOLD;
 pub(crate) use grouping::parse_grouping;
+#[cfg(feature = "http")]
+pub(crate) use http::Listener;
+#[cfg(feature = "http")]
+pub use http::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
 pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
 pub(crate) use spool::Spool;
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};

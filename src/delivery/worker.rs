@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+#[cfg(feature = "http")]
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +17,8 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
+#[cfg(feature = "http")]
+use super::http::Listener;
 use super::push::{Replayed, push_state, replay};
 use super::pushgateway::Pushgateway;
 use super::quiet;
@@ -25,7 +29,6 @@ use super::{Source, State};
 use crate::error::{Error, Kind};
 
 /// What is to be delivered, where, and how often.
-#[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) gateway: Option<Pushgateway>,
     pub(crate) textfile: Option<Textfile>,
@@ -34,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) push_interval: Duration,
     /// `None`: never.
     pub(crate) sample_interval: Option<Duration>,
+    #[cfg(feature = "http")]
+    pub(crate) listener: Option<Listener>,
 }
 
 /// Receives the result of a delivery.
@@ -52,11 +57,17 @@ pub(crate) struct Worker {
     go: SyncSender<()>,
     /// Closed when the thread ends.
     end: Mutex<Receiver<()>>,
+    /// Where metrics are served.
+    #[cfg(feature = "http")]
+    pub(crate) listen_addr: Option<SocketAddr>,
 }
 
 impl Worker {
     /// Makes the thread, which does nothing before it is told to [`go`](Self::go): what may fail comes first.
-    pub(crate) fn new(plan: Plan, source: Arc<dyn Source>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        #[cfg_attr(not(feature = "http"), allow(unused_mut))] mut plan: Plan,
+        source: Arc<dyn Source>,
+    ) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::Delivery, "cannot start the delivery thread").with_source(error);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -64,19 +75,36 @@ impl Worker {
             .on_thread_unpark(quiet::begin)
             .build()
             .map_err(failed)?;
+        #[cfg(feature = "http")]
+        let listen_addr = plan.listener.as_ref().map(Listener::address);
+        #[cfg(feature = "http")]
+        let server = {
+            let _within = runtime.enter();
+            plan.listener.take().map(|listener| listener.serve(Arc::clone(&source))).transpose()?
+        };
         let (orders, received) = unbounded_channel();
         let (go, gate) = sync_channel(1);
         let (alive, end) = sync_channel(1);
         let run = move || {
             let _alive: SyncSender<()> = alive;
             if gate.recv().is_ok() {
-                Thread::new(plan, source, received).run(&runtime);
+                let _deadline = Thread::new(plan, source, received).run(&runtime);
+                #[cfg(feature = "http")]
+                if let (Some(server), Some(deadline)) = (server, _deadline) {
+                    mute(|| runtime.block_on(server.stop(deadline)));
+                }
             }
             // A name that is still being looked up is not waited for.
             runtime.shutdown_background();
         };
         thread::Builder::new().name("stage-metrics".to_owned()).spawn(run).map_err(failed)?;
-        Ok(Self { orders, go, end: Mutex::new(end) })
+        Ok(Self {
+            orders,
+            go,
+            end: Mutex::new(end),
+            #[cfg(feature = "http")]
+            listen_addr,
+        })
     }
 
     /// Begins, with a push at once.
@@ -165,16 +193,18 @@ impl Thread {
         }
     }
 
-    /// Runs until the last order was carried out or nobody can give one.
-    fn run(mut self, runtime: &Runtime) {
+    /// Runs until the last order was carried out, whose deadline it returns, or nobody can give one.
+    fn run(mut self, runtime: &Runtime) -> Option<Instant> {
         self.tell_spool();
         loop {
             self.routine();
             match self.next_event(runtime) {
                 Event::Due => {}
-                Event::Abandoned => return,
+                Event::Abandoned => return None,
                 Event::Ordered(order) if order.last => {
-                    return self.finish(runtime, order);
+                    let deadline = order.deadline;
+                    self.finish(runtime, order);
+                    return Some(deadline);
                 }
                 Event::Ordered(order) => {
                     if let Some(push) = self.push.as_ref().filter(|push| push.order.is_none()) {

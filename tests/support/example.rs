@@ -1,20 +1,20 @@
-//! The example `pipeline` as a program of its own, with a real `main`.
+//! The examples as programs of their own, with a real `main`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-/// A command that runs the example. Cargo builds it along with the tests, but not for `--test NAME` alone: where it is
+/// A command that runs an example. Cargo builds it along with the tests, but not for `--test NAME` alone: where it is
 /// missing or older than its sources it is built first.
 #[track_caller]
-pub fn command() -> Command {
+pub fn command(example: &str) -> Command {
     let tests = std::env::current_exe().expect("the path of this test binary");
     // target/PROFILE/deps/TEST
     let profile = tests.ancestors().nth(2).expect("the directory of the profile").to_owned();
-    let program = profile.join("examples/pipeline").with_extension(std::env::consts::EXE_EXTENSION);
+    let program = profile.join("examples").join(example).with_extension(std::env::consts::EXE_EXTENSION);
     if is_older_than_its_sources(&program) {
-        build(&profile);
+        build(example, &profile);
     }
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -29,7 +29,7 @@ pub fn command() -> Command {
 fn is_older_than_its_sources(program: &Path) -> bool {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let Ok(built) = fs::metadata(program).and_then(|data| data.modified()) else { return true };
-    newest(&root.join("src")).max(newest(&root.join("examples/pipeline"))) > built
+    newest(&root.join("src")).max(newest(&root.join("examples"))) > built
 }
 
 /// When the youngest file in there was changed.
@@ -43,9 +43,10 @@ fn newest(directory: &Path) -> SystemTime {
 }
 
 #[track_caller]
-fn build(profile: &Path) {
+fn build(example: &str, profile: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--example", "pipeline", "--target-dir"]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--all-features"]);
+    cargo.args(["--example", example, "--target-dir"]);
     cargo.arg(profile.parent().expect("the target directory"));
     if profile.ends_with("release") {
         cargo.arg("--release");

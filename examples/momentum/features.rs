@@ -1,8 +1,8 @@
 //! `foundation.features`: momentum and volatility of one asset.
 
-use crate::error::PipelineError;
-use crate::fault::Faults;
-use crate::prices::Asset;
+use super::error::PipelineError;
+use super::fault::Faults;
+use super::prices::Asset;
 
 /// Momentum looks back one year ...
 pub(crate) const LOOKBACK: usize = 252;
@@ -72,8 +72,8 @@ impl WeightedMean {
 
 #[cfg(test)]
 mod tests {
+    use super::super::prices::Prices;
     use super::*;
-    use crate::prices::Prices;
 
     fn asset(closes: Vec<f64>) -> Asset {
         Asset { symbol: "SP500", closes }

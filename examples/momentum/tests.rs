@@ -3,17 +3,20 @@
 use std::panic::{self, AssertUnwindSafe};
 
 use super::*;
-use crate::simulate::simulate;
+use fault::Fault;
+use simulate::simulate;
 
-fn options(arguments: &[&str]) -> Options {
-    Options::parse(arguments.iter().map(|argument| (*argument).to_owned())).unwrap()
+fn job(faults: &[(&str, Fault)]) -> Job {
+    let mut all = Faults::default();
+    faults.iter().for_each(|(stage, fault)| all.add(stage, *fault));
+    Job { data: PRICES.into(), profile: "test".to_owned(), run_id: "1".to_owned(), faults: all }
 }
 
 /// The expected numbers come from a second implementation that shares nothing with this one: explicit weights instead
 /// of recursions, an optimum found by trying every set of assets, and a simulation that counts shares and cash.
 #[test]
 fn the_outcome_on_the_real_prices_is_that_of_an_independent_calculation() {
-    let outcome = run(&options(&[])).unwrap();
+    let outcome = run(&job(&[])).unwrap();
     assert_eq!((outcome.from.to_string(), outcome.to.to_string()), ("2000-02-01".into(), "2018-12-28".into()));
     let expected = [
         ("momentum", [0.040356431607, 0.096356152068, 0.460852678086, 0.154736211624, 2.696217338544]),
@@ -79,7 +82,7 @@ fn change_after(day: usize, prices: &mut Prices) {
 #[test]
 fn every_stage_can_be_made_to_fail() {
     for stage in STAGES {
-        let error = run(&options(&["--fail", stage])).expect_err(stage);
+        let error = run(&job(&[(stage, Fault::Error)])).expect_err(stage);
         assert!(matches!(error, PipelineError::Injected { stage: failed } if failed == stage), "{error}");
     }
 }
@@ -87,8 +90,8 @@ fn every_stage_can_be_made_to_fail() {
 #[test]
 fn every_stage_can_be_made_to_panic() {
     for stage in STAGES {
-        let options = options(&["--panic", stage]);
-        let payload = panic::catch_unwind(AssertUnwindSafe(|| run(&options).is_ok())).expect_err(stage);
+        let job = job(&[(stage, Fault::Panic)]);
+        let payload = panic::catch_unwind(AssertUnwindSafe(|| run(&job).is_ok())).expect_err(stage);
         let message = payload.downcast_ref::<String>().expect("a formatted message");
         assert!(message.starts_with(stage), "{message}");
     }

@@ -1,10 +1,10 @@
 //! `risk.optimize`: from views to weights, mean-variance with a target volatility and a limit on leverage.
 
-use crate::error::PipelineError;
-use crate::fault::Faults;
-use crate::features::{DAYS_PER_YEAR, WeightedMean};
-use crate::policy::Decision;
-use crate::prices::Prices;
+use super::error::PipelineError;
+use super::fault::Faults;
+use super::features::{DAYS_PER_YEAR, WeightedMean};
+use super::policy::Decision;
+use super::prices::Prices;
 
 /// Annualised volatility aimed at when the strongest view is a full one; a weaker one gets a part of it.
 const TARGET_VOLATILITY: f64 = 0.10;
@@ -240,7 +240,7 @@ mod tests {
         }
         let covariance = covariance.annualised();
         for (index, asset) in prices.assets.iter().enumerate() {
-            let features = crate::features::features(asset, &Faults::default()).unwrap();
+            let features = super::super::features::features(asset, &Faults::default()).unwrap();
             let volatility = features.volatility[99].unwrap();
             assert!((covariance[index][index].sqrt() - volatility).abs() < 1e-15);
         }

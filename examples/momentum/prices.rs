@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use crate::date::Date;
-use crate::error::{LineProblem, PipelineError};
-use crate::fault::Faults;
+use super::date::Date;
+use super::error::{LineProblem, PipelineError};
+use super::fault::Faults;
 
 /// What is traded.
 pub(crate) const UNIVERSE: [&str; 3] = ["SP500", "NASDAQ", "WTI"];
@@ -169,8 +169,8 @@ impl Prices {
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::Chain;
     use super::*;
-    use crate::error::Chain;
 
     #[test]
     fn only_days_that_all_have_are_kept() {

@@ -1,9 +1,9 @@
 //! `alpha.policy`: from scores to views, once a month.
 
-use crate::date::Date;
-use crate::error::PipelineError;
-use crate::fault::Faults;
-use crate::inference::Scores;
+use super::date::Date;
+use super::error::PipelineError;
+use super::fault::Faults;
+use super::inference::Scores;
 
 /// Scores below this, in standard deviations, are noise: no view.
 const DEAD_ZONE: f64 = 0.25;

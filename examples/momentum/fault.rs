@@ -1,6 +1,6 @@
 //! Faults on demand: `--fail STAGE` and `--panic STAGE`, to watch what a failure looks like from outside.
 
-use crate::error::PipelineError;
+use super::error::PipelineError;
 
 /// How a stage is to go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! `allocation.simulate`: what holding the weights would have returned.
 
-use crate::error::PipelineError;
-use crate::fault::Faults;
-use crate::prices::Prices;
-use crate::risk::Allocation;
+use super::error::PipelineError;
+use super::fault::Faults;
+use super::prices::Prices;
+use super::risk::Allocation;
 
 /// Cost of a trade as a fraction of what is traded: ten basis points.
 pub(crate) const COST: f64 = 0.001;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::date::Date;
-use crate::performance::Performance;
-use crate::simulate::COST;
+use super::date::Date;
+use super::performance::Performance;
+use super::simulate::COST;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {

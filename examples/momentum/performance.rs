@@ -1,8 +1,8 @@
 //! What a simulated portfolio achieved.
 
-use crate::date::Date;
-use crate::features::DAYS_PER_YEAR;
-use crate::simulate::Simulation;
+use super::date::Date;
+use super::features::DAYS_PER_YEAR;
+use super::simulate::Simulation;
 
 const CALENDAR_DAYS_PER_YEAR: f64 = 365.25;
 

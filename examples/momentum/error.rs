@@ -5,8 +5,8 @@ use std::num::ParseFloatError;
 use std::path::PathBuf;
 use std::{fmt, io};
 
-use crate::date::{Date, DateError};
-use crate::features::ENOUGH_DAYS;
+use super::date::{Date, DateError};
+use super::features::ENOUGH_DAYS;
 
 #[derive(Debug)]
 pub(crate) enum PipelineError {

@@ -1,9 +1,9 @@
 //! `alpha.inference`: how sure the past is about the direction of each asset.
 
-use crate::date::Date;
-use crate::error::PipelineError;
-use crate::fault::Faults;
-use crate::features::{DAYS_PER_YEAR, Features, LOOKBACK, SKIP};
+use super::date::Date;
+use super::error::PipelineError;
+use super::fault::Faults;
+use super::features::{DAYS_PER_YEAR, Features, LOOKBACK, SKIP};
 
 /// A score for each day and asset, in the order of the features; `None` until every asset has one.
 pub(crate) type Scores = Vec<Option<Vec<f64>>>;

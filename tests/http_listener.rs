@@ -1,0 +1,226 @@
+//! Metrics for a Prometheus that scrapes: what is served, where, and until when.
+#![cfg(feature = "http")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use support::exposition;
+use support::http::{self, Response};
+use support::measured::{Measured, measured, stage};
+use support::mock_gateway::{MockGateway, Reply};
+use tracing_stage_metrics::{COMPRESSION_THRESHOLD, MetricsLayer, MetricsLayerBuilder, Pushgateway};
+
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+fn served() -> MetricsLayerBuilder {
+    MetricsLayer::builder().with_http_listener(LOOPBACK)
+}
+
+/// With an exposition of this size, which no socket takes in one piece where it is large.
+fn serving_bytes(size: usize) -> MetricsLayerBuilder {
+    served().with_exposition(move || format!("{} 1\n", "x".repeat(size - 3)))
+}
+
+fn address(measured: &Measured) -> SocketAddr {
+    measured.guard.listen_addr().unwrap()
+}
+
+/// The answer to a request as given.
+fn answer(to: SocketAddr, request: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(to).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn metrics_are_served_as_they_are_rendered() {
+    let measured = measured(served());
+    stage("a");
+    let Response { status, headers, body } = http::get(address(&measured), "/metrics").unwrap();
+    assert_eq!((status, http::header(&headers, "content-type")), (200, Some(EXPOSITION)));
+    let found = exposition::parse(&body);
+    assert_eq!(found.value("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), Some(1.0));
+    let labels = [("stage_id", "a"), ("profile", ""), ("run_id", "")];
+    assert_eq!(found.value("quant_stage_duration_seconds_count", &labels), Some(1.0));
+
+    stage("a");
+    let found = exposition::parse(&http::get(address(&measured), "/metrics?of=now").unwrap().body);
+    assert_eq!(found.value("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), Some(2.0));
+    assert_eq!(measured.log.own(), [""; 0]);
+}
+
+#[test]
+fn everything_else_is_not_found_but_for_the_health_path() {
+    let measured = measured(served());
+    let status = |path| http::get(address(&measured), path).unwrap().status;
+    assert_eq!(http::get(address(&measured), "/health").unwrap().body, "OK\n");
+    for path in ["/", "/metrics/", "/metric", "/metrics/job/x", "/health/x", "//metrics", "/%6Detrics"] {
+        assert_eq!(status(path), 404, "{path}");
+    }
+    assert_eq!(http::get(address(&measured), "/").unwrap().body, "the metrics are at /metrics\n");
+}
+
+#[test]
+fn metrics_are_read_only() {
+    let measured = measured(served());
+    for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
+        let answer = http::request(address(&measured), method, "/metrics", &[], b"").unwrap();
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")), "{method}");
+    }
+    let head = String::from_utf8(answer(address(&measured), "HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+    assert!(head.contains(&format!("content-type: {EXPOSITION}\r\n")), "{head}");
+    assert_eq!(head.matches("\r\n\r\n").count(), 1, "no body: {head}");
+}
+
+#[test]
+fn a_large_exposition_is_compressed_for_those_who_take_it() {
+    let measured = measured(serving_bytes(COMPRESSION_THRESHOLD));
+    let get = |headers: &str| {
+        let answer = answer(address(&measured), &format!("GET /metrics HTTP/1.0\r\n{headers}\r\n"));
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+        (String::from_utf8(answer[..end].to_vec()).unwrap(), answer[end + 4..].to_vec())
+    };
+    let (head, plain) = get("");
+    assert!(!head.contains("content-encoding"), "{head}");
+    assert_eq!(plain.len(), COMPRESSION_THRESHOLD);
+    let (head, packed) = get("Accept-Encoding: gzip\r\n");
+    assert!(head.contains("content-encoding: gzip"), "{head}");
+    let mut unpacked = Vec::new();
+    flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).unwrap();
+    assert_eq!(unpacked, plain);
+}
+
+#[test]
+fn a_recorder_that_cannot_be_rendered_is_a_server_error() {
+    let measured = measured(served().with_exposition(|| panic!("of the application")));
+    let answer = http::get(address(&measured), "/metrics").unwrap();
+    assert_eq!((answer.status, answer.body.as_str()), (500, "the function given to `with_exposition` panicked\n"));
+    assert_eq!(http::get(address(&measured), "/health").unwrap().status, 200, "it goes on");
+}
+
+#[test]
+fn without_a_listener_there_is_no_address() {
+    assert_eq!(measured(MetricsLayer::builder()).guard.listen_addr(), None);
+}
+
+#[test]
+fn a_port_that_is_taken_is_found_at_the_start() {
+    let other = TcpListener::bind(LOOPBACK).unwrap();
+    let taken = other.local_addr().unwrap();
+    let error = MetricsLayer::builder().with_http_listener(taken).build().unwrap_err();
+    assert!(error.is_config());
+    assert_eq!(
+        format!("{error:?}"),
+        format!(
+            "cannot listen on {taken}: the port is taken: choose another one, or 0 for any that is free: Address already \
+             in use (os error 98)"
+        )
+    );
+}
+
+#[test]
+fn it_is_beside_pushing() {
+    let gateway = MockGateway::ok();
+    let measured = measured(served().with_pushgateway(Pushgateway::new(gateway.url(), "j").unwrap()));
+    stage("a");
+    measured.guard.flush().unwrap();
+    let scraped = http::get(address(&measured), "/metrics").unwrap().body;
+    for text in [scraped.as_str(), gateway.requests().last().unwrap().text()] {
+        let found = exposition::parse(text);
+        assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+    }
+}
+
+#[test]
+fn a_gateway_that_hangs_does_not_keep_a_scrape_waiting() {
+    let gateway = MockGateway::start([Reply::Silent]);
+    let builder = served()
+        .with_pushgateway(Pushgateway::new(gateway.url(), "j").unwrap())
+        .with_flush_timeout(Duration::from_secs(2));
+    let Measured { guard, log: _log, default: _default } = measured(builder);
+    let address = guard.listen_addr().unwrap();
+    gateway.await_requests(1);
+    assert_eq!(http::get(address, "/metrics").unwrap().status, 200);
+    // Nor during the final flush, which shows the last state.
+    let ending = std::thread::spawn(move || guard.shutdown());
+    gateway.await_requests(2);
+    let found = exposition::parse(&http::get(address, "/metrics").unwrap().body);
+    assert!(found.family("quant_run_last_completion_timestamp_seconds").is_some());
+    assert!(ending.join().unwrap().unwrap_err().is_timeout());
+}
+
+#[test]
+fn the_port_is_free_when_the_guard_is_gone() {
+    let measured = measured(served());
+    let address = address(&measured);
+    let mut silent = TcpStream::connect(address).unwrap();
+    let mut half = TcpStream::connect(address).unwrap();
+    half.write_all(b"GET /metrics HTT").unwrap();
+    assert_eq!(http::get(address, "/health").unwrap().status, 200, "both are accepted by now");
+
+    let begun = Instant::now();
+    measured.guard.shutdown().unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+    assert_eq!(TcpStream::connect(address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    for connection in [&mut silent, &mut half] {
+        let read = connection.read(&mut [0; 16]);
+        assert!(matches!(&read, Ok(0)) || read.is_err(), "{read:?}");
+    }
+    TcpListener::bind(address).unwrap();
+}
+
+#[test]
+fn an_answer_on_its_way_is_finished_before_the_end() {
+    const SIZE: usize = 64 * 1024 * 1024;
+    let measured = measured(serving_bytes(SIZE));
+    let mut client = TcpStream::connect(address(&measured)).unwrap();
+    client.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut first = [0; 1];
+    client.read_exact(&mut first).unwrap();
+    let reading = std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).map(|read| read > SIZE)
+    });
+    measured.guard.shutdown().unwrap();
+    assert!(reading.join().unwrap().unwrap(), "all of it arrived");
+}
+
+#[test]
+fn a_client_that_takes_nothing_does_not_hold_up_the_end() {
+    let measured = measured(serving_bytes(64 * 1024 * 1024));
+    let mut client = TcpStream::connect(address(&measured)).unwrap();
+    client.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut first = [0; 1];
+    client.read_exact(&mut first).unwrap();
+    let begun = Instant::now();
+    measured.guard.shutdown().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_prometheus_scrapes_it() {
+    let measured = measured(served());
+    stage("a");
+    let Some(prometheus) = support::prometheus(&[("service", address(&measured), false)]) else { return };
+    let one = |promql: &str| prometheus.await_query(promql, |found| found.len() == 1)[0].1;
+    assert_eq!(one("up{job=\"service\"} == 1"), 1.0);
+    assert_eq!(one("quant_stage_total{job=\"service\", stage_id=\"a\", status=\"success\"} == 1"), 1.0);
+    // In real time, and with a rate: the counters of a service go on.
+    for _ in 0..3 {
+        stage("a");
+    }
+    one("quant_stage_total{stage_id=\"a\", status=\"success\"} == 4");
+    assert!(one("increase(quant_stage_total{stage_id=\"a\", status=\"success\"}[1m]) > 0") >= 3.0);
+    assert_eq!(one("quant_stage_duration_seconds_count{stage_id=\"a\"} == 4"), 4.0);
+    measured.guard.shutdown().unwrap();
+    prometheus.await_query("up{job=\"service\"} == 0", |found| found.len() == 1);
+}
