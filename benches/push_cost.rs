@@ -1,9 +1,11 @@
-//! What it costs to render and push many label sets: time and bytes, against a real Pushgateway where there is one.
+//! What it costs to render and push many label sets, and what a push costs a gateway that holds many groups: time and
+//! bytes, against a real Pushgateway where there is one.
 //!
 //! `cargo bench --bench push_cost`
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +16,10 @@ use tracing_subscriber::prelude::*;
 
 const LABEL_SETS: [usize; 4] = [100, 1_000, 3_000, 10_000];
 const ROUNDS: usize = 5;
+
+const GROUPS: [usize; 6] = [1, 10, 50, 100, 300, 1_000];
+/// Lines of each group: about what a worker with three stages pushes.
+const SERIES: usize = 40;
 
 struct Server(Child, u16);
 
@@ -54,6 +60,49 @@ fn median(mut work: impl FnMut()) -> Duration {
 }
 
 fn main() {
+    by_label_sets();
+    println!();
+    by_groups();
+}
+
+/// How long the gateway takes for one push, and for a scrape, when it holds that many groups.
+fn by_groups() {
+    let Some(server) = gateway() else {
+        println!("LEFT OUT: the groups, there is no prometheus-pushgateway here");
+        return;
+    };
+    let port = server.1;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    println!("{:>10} {:>12} {:>12} {:>14}", "groups", "push", "scrape", "scraped bytes");
+    let mut known = 0;
+    for groups in GROUPS {
+        for group in known..groups {
+            runtime.block_on(worker(port, group).push_replace(&series())).unwrap();
+        }
+        known = groups;
+        let push = median(|| runtime.block_on(worker(port, groups / 2).push_add(&series())).unwrap());
+        let mut bytes = 0;
+        let scrape = median(|| bytes = scrape(port));
+        println!("{groups:>10} {:>12} {:>12} {bytes:>14}", format!("{push:.1?}"), format!("{scrape:.1?}"));
+    }
+}
+
+fn worker(port: u16, n: usize) -> Pushgateway {
+    let gateway = Pushgateway::new(format!("127.0.0.1:{port}"), "fleet").unwrap();
+    gateway.with_grouping_label("instance", format!("worker-{n}")).unwrap()
+}
+
+fn series() -> String {
+    (0..SERIES).map(|n| format!("quant_stage_total{{stage_id=\"stage {n}\"}} {n}\n")).collect()
+}
+
+fn scrape(port: u16) -> usize {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    stream.read_to_end(&mut Vec::new()).unwrap()
+}
+
+fn by_label_sets() {
     let server = gateway();
     if server.is_none() {
         println!("LEFT OUT: the pushes, there is no prometheus-pushgateway here");

@@ -31,6 +31,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_max_series`](Self::with_max_series) | [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES) |
 /// | [`without_run_id_label`](Self::without_run_id_label) | the label is there |
 /// | [`with_pushgateway`](Self::with_pushgateway) | nothing is pushed |
+/// | [`with_instance_grouping`](Self::with_instance_grouping) | no such label |
 /// | [`with_push_interval`](Self::with_push_interval) | [`DEFAULT_PUSH_INTERVAL`] |
 /// | [`with_flush_timeout`](Self::with_flush_timeout) | [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT) |
 /// | [`with_textfile`](Self::with_textfile) | none is written |
@@ -55,6 +56,7 @@ pub struct MetricsLayerBuilder {
     pub(crate) run_id_label: bool,
     pub(crate) gateway: Option<Pushgateway>,
     pub(crate) job_by_default: bool,
+    pub(crate) instance_grouping: bool,
     pub(crate) push_interval: Duration,
     pub(crate) flush_timeout: Duration,
     pub(crate) textfile: Option<PathBuf>,
@@ -100,6 +102,7 @@ impl MetricsLayerBuilder {
             run_id_label: true,
             gateway: None,
             job_by_default: false,
+            instance_grouping: false,
             push_interval: DEFAULT_PUSH_INTERVAL,
             flush_timeout: DEFAULT_FLUSH_TIMEOUT,
             textfile: None,
@@ -209,6 +212,18 @@ impl MetricsLayerBuilder {
     pub fn with_pushgateway(mut self, gateway: Pushgateway) -> Self {
         self.gateway = Some(gateway);
         self.job_by_default = false;
+        self
+    }
+
+    /// Adds a grouping label `instance` of the host name and the process id, as in `worker-7:4711`, so that processes of
+    /// the same job push side by side to one gateway. Without it, processes with the same job and grouping overwrite each
+    /// other.
+    ///
+    /// Each process then leaves a group of its own on the gateway, until somebody [deletes](Pushgateway::delete) it. The
+    /// process itself cannot: what it deletes at its end Prometheus has not scraped yet. The README says how, and from how
+    /// many processes on to send OTLP to a collector instead.
+    pub fn with_instance_grouping(mut self) -> Self {
+        self.instance_grouping = true;
         self
     }
 

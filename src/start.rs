@@ -27,10 +27,16 @@ use crate::voice::Voice;
 impl MetricsLayerBuilder {
     /// `install` makes the recorder the global one, or does not.
     pub(crate) fn start(
-        self,
+        mut self,
         install: impl FnOnce(Arc<StageRecorder>) -> Result<(), Error>,
     ) -> Result<(MetricsLayer, FlushGuard), Error> {
         self.check()?;
+        if self.instance_grouping
+            && let Some(gateway) = self.gateway.take()
+        {
+            self.gateway = Some(gateway.with_grouping_label("instance", instance())?);
+            self.job_by_default = false;
+        }
         let textfile = self.textfile.map(Textfile::new).transpose()?;
         if let Some(textfile) = &textfile {
             textfile.check()?;
@@ -76,7 +82,7 @@ impl MetricsLayerBuilder {
         }
         #[cfg(feature = "resource-usage")]
         let resources = {
-            let node = self.node.unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned());
+            let node = self.node.unwrap_or_else(host);
             Some(crate::telemetry::Resources::new(node))
         };
         let telemetry = Arc::new(Telemetry::new(
@@ -147,6 +153,15 @@ impl MetricsLayerBuilder {
         }
         self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
     }
+}
+
+fn host() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}
+
+/// This process among all of a fleet.
+fn instance() -> String {
+    format!("{}:{}", host(), std::process::id())
 }
 
 fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
