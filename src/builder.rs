@@ -12,6 +12,8 @@ use crate::error::Error;
 use crate::flusher::TakeReport;
 use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
 use crate::layer::{DEFAULT_MAX_SERIES, FailurePolicy, MetricsLayer};
+#[cfg(feature = "otlp")]
+use crate::otlp::Otlp;
 use crate::recorder::DEFAULT_BUCKETS;
 use crate::report::RunReport;
 use crate::schema::DEFAULT_NAMESPACE;
@@ -37,6 +39,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_textfile`](Self::with_textfile) | none is written |
 /// | [`with_spool_dir`](Self::with_spool_dir) | what is not delivered in time is lost |
 /// | `with_http_listener` | nothing is served |
+/// | `with_otlp`, `with_meter_provider`, `with_meter` | nothing goes to OpenTelemetry |
 /// | [`with_exposition`](Self::with_exposition) | a recorder of its own |
 /// | `with_resource_usage` | every [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL) |
 /// | [`with_node`](Self::with_node) | the host name |
@@ -63,6 +66,8 @@ pub struct MetricsLayerBuilder {
     pub(crate) spool_directory: Option<PathBuf>,
     #[cfg(feature = "http")]
     pub(crate) listen: Option<SocketAddr>,
+    #[cfg(feature = "otlp")]
+    pub(crate) otlp: Option<Otlp>,
     pub(crate) exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
     #[cfg(feature = "resource-usage")]
     pub(crate) resource_interval: Duration,
@@ -109,6 +114,8 @@ impl MetricsLayerBuilder {
             spool_directory: None,
             #[cfg(feature = "http")]
             listen: None,
+            #[cfg(feature = "otlp")]
+            otlp: None,
             exposition: None,
             #[cfg(feature = "resource-usage")]
             resource_interval: crate::resource::DEFAULT_RESOURCE_INTERVAL,
@@ -122,7 +129,8 @@ impl MetricsLayerBuilder {
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
     /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR` and `…_NODE`. One that is not set, or empty, changes
-    /// nothing. Job and grouping belong to the gateway's address, and say nothing without it.
+    /// nothing. Job and grouping belong to the gateway's address, and say nothing without it. `OTEL_METRICS_EXPORTER=otlp`
+    /// does what `with_otlp` does.
     ///
     /// # Errors
     ///
@@ -152,6 +160,10 @@ impl MetricsLayerBuilder {
         #[cfg(feature = "http")]
         {
             self.listen = environment.listen.or(self.listen);
+        }
+        #[cfg(feature = "otlp")]
+        if environment.otlp && self.otlp.is_none() {
+            self.otlp = Some(Otlp::Environment);
         }
         self.node = environment.node.or(self.node);
         Ok(self)
@@ -275,6 +287,45 @@ impl MetricsLayerBuilder {
     #[cfg(feature = "http")]
     pub fn with_http_listener(mut self, address: SocketAddr) -> Self {
         self.listen = Some(address);
+        self
+    }
+
+    /// Sends the same metrics to an OpenTelemetry collector as well, by OTLP: beside the gateway, or alone. On the push
+    /// interval and at every flush, the final one too, within the same time. Without it, or `OTEL_METRICS_EXPORTER=otlp` for
+    /// [`with_env`](Self::with_env), nothing is sent there: that `OTEL_EXPORTER_OTLP_ENDPOINT` is set for the traces is no
+    /// reason to.
+    ///
+    /// The standard variables say where and how, `OTEL_EXPORTER_OTLP_METRICS_…` before `OTEL_EXPORTER_OTLP_…`: `…_ENDPOINT`,
+    /// `…_PROTOCOL` (`http/protobuf` or `grpc`), `…_HEADERS`, `…_TIMEOUT`, `…_COMPRESSION`,
+    /// `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`, `OTEL_SERVICE_NAME` (else the job, else the program's name),
+    /// `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SDK_DISABLED`. Names, attributes and buckets are those of the Prometheus metrics.
+    ///
+    /// For jobs that come and go take `delta`: what a process counted arrives as an increment, so that a collector can add
+    /// up all of them. What does not arrive is kept, and sent before anything new is. With cumulative values each process
+    /// has a `service.instance.id` of its own, so that none is taken for another.
+    #[cfg(feature = "otlp")]
+    pub fn with_otlp(mut self) -> Self {
+        self.otlp = Some(Otlp::Environment);
+        self
+    }
+
+    /// Records the same metrics with this provider of the application as well, which exports them as it was set up to: the
+    /// standard variables say nothing here. Every flush of the guard flushes the provider too, within the same time, and
+    /// leaves it running. Without it nothing is recorded there.
+    ///
+    /// The provider's limit on label sets holds, 2 000 by default. This type is `opentelemetry_sdk`'s: another version of
+    /// it may come with a minor release of this crate.
+    #[cfg(feature = "otlp")]
+    pub fn with_meter_provider(mut self, provider: opentelemetry_sdk::metrics::SdkMeterProvider) -> Self {
+        self.otlp = Some(Otlp::Provider(provider));
+        self
+    }
+
+    /// As [`with_meter_provider`](Self::with_meter_provider), with a meter: there is nothing to flush then, so the
+    /// application flushes its provider when the guard is gone. Without it nothing is recorded there.
+    #[cfg(feature = "otlp")]
+    pub fn with_meter(mut self, meter: opentelemetry::metrics::Meter) -> Self {
+        self.otlp = Some(Otlp::Meter(meter));
         self
     }
 

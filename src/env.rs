@@ -12,6 +12,9 @@ use crate::error::Error;
 /// What the names of the variables begin with unless `with_env_prefix` says otherwise.
 pub const DEFAULT_ENV_PREFIX: &str = "TV_";
 
+/// Names the exporters of metrics: `otlp` asks for this crate's. The name is OpenTelemetry's, whatever the prefix.
+const OTEL_EXPORTER: &str = "OTEL_METRICS_EXPORTER";
+
 /// The longest interval or timeout: far beyond what anyone means, and far below what the clocks can add up.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3_600);
 
@@ -27,6 +30,9 @@ pub(crate) struct Environment {
     pub(crate) spool_directory: Option<PathBuf>,
     #[cfg(feature = "http")]
     pub(crate) listen: Option<SocketAddr>,
+    /// The metrics are to go to a collector.
+    #[cfg(feature = "otlp")]
+    pub(crate) otlp: bool,
     pub(crate) node: Option<String>,
 }
 
@@ -55,6 +61,10 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
         self.compiled_out("LISTEN", "http")?;
         #[cfg(not(feature = "resource-usage"))]
         self.compiled_out("NODE", "resource-usage")?;
+        #[cfg(not(feature = "otlp"))]
+        if self.asks_for_otlp()? {
+            return Err(compiled_out(OTEL_EXPORTER, "otlp", "otlp"));
+        }
         Ok(Environment {
             job_by_default: job_by_default && gateway.is_some(),
             gateway,
@@ -64,6 +74,8 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
             spool_directory: self.value("SPOOL_DIR")?.map(PathBuf::from),
             #[cfg(feature = "http")]
             listen: self.parsed("LISTEN", parse_listen)?,
+            #[cfg(feature = "otlp")]
+            otlp: self.asks_for_otlp()?,
             node: self.value("NODE")?,
         })
     }
@@ -72,9 +84,18 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
         format!("{}PROMETHEUS_{variable}", self.prefix)
     }
 
+    /// Whether the metrics are to go to a collector. The other exporters there are, are other libraries' affair.
+    fn asks_for_otlp(&self) -> Result<bool, Error> {
+        let exporters = self.named(OTEL_EXPORTER)?.unwrap_or_default();
+        Ok(exporters.split(',').any(|exporter| exporter.trim() == "otlp"))
+    }
+
     fn value(&self, variable: &str) -> Result<Option<String>, Error> {
-        let name = self.name(variable);
-        match (self.lookup)(&name) {
+        self.named(&self.name(variable))
+    }
+
+    fn named(&self, name: &str) -> Result<Option<String>, Error> {
+        match (self.lookup)(name) {
             Ok(value) if value.is_empty() => Ok(None),
             Ok(value) => Ok(Some(value)),
             Err(VarError::NotPresent) => Ok(None),
@@ -110,13 +131,17 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
     fn compiled_out(&self, variable: &str, feature: &str) -> Result<(), Error> {
         match self.value(variable)? {
             None => Ok(()),
-            Some(value) => Err(Error::config(format!(
-                "{} is {value:?}, and the program is built without the feature `{feature}` of tracing-stage-metrics: \
-                 unset it, or build with that feature",
-                self.name(variable)
-            ))),
+            Some(value) => Err(compiled_out(&self.name(variable), &value, feature)),
         }
     }
+}
+
+#[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp")))]
+fn compiled_out(name: &str, value: &str, feature: &str) -> Error {
+    Error::config(format!(
+        "{name} is {value:?}, and the program is built without the feature `{feature}` of tracing-stage-metrics: unset it, \
+         or build with that feature"
+    ))
 }
 
 /// An address and a port. A port alone is on the loopback address: what is open to the network is asked for in full.

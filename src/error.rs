@@ -48,6 +48,13 @@ impl Error {
         self
     }
 
+    /// Two things went wrong. The predicates speak of this one.
+    #[must_use]
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.0.message = format!("{}; and {other:?}", self.0.message);
+        self
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         self.0.kind
     }

@@ -107,6 +107,10 @@ mod guard;
 #[cfg(feature = "pushgateway")]
 mod histogram;
 #[cfg(feature = "pushgateway")]
+mod host;
+#[cfg(feature = "otlp")]
+mod otlp;
+#[cfg(feature = "pushgateway")]
 mod recorder;
 #[cfg(feature = "pushgateway")]
 mod report;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::panic;
 use std::sync::{Arc, Mutex};
 
+use metrics::Recorder;
 use tracing::warn;
 
 use crate::builder::MetricsLayerBuilder;
@@ -12,10 +13,17 @@ use crate::builder::MetricsLayerBuilder;
 use crate::delivery::Listener;
 use crate::delivery::{Plan, Pushgateway, Spool, Textfile, Worker};
 use crate::env::MAX_DURATION;
+#[cfg(feature = "otlp")]
+use crate::env::executable_name;
 use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::guard::FlushGuard;
+use crate::host;
 use crate::layer::{MAX_MAX_SERIES, MetricsLayer, OWN_TARGET, Settings, Stages, Target};
+#[cfg(feature = "otlp")]
+use crate::otlp;
+#[cfg(feature = "otlp")]
+use crate::recorder::DEFAULT_HISTOGRAM_BUCKETS;
 use crate::recorder::{StageRecorder, check_buckets};
 use crate::run::Ending;
 use crate::schema;
@@ -28,15 +36,17 @@ impl MetricsLayerBuilder {
     /// `install` makes the recorder the global one, or does not.
     pub(crate) fn start(
         mut self,
-        install: impl FnOnce(Arc<StageRecorder>) -> Result<(), Error>,
+        install: impl FnOnce(Arc<dyn Recorder + Send + Sync>) -> Result<(), Error>,
     ) -> Result<(MetricsLayer, FlushGuard), Error> {
         self.check()?;
         if self.instance_grouping
             && let Some(gateway) = self.gateway.take()
         {
-            self.gateway = Some(gateway.with_grouping_label("instance", instance())?);
+            self.gateway = Some(gateway.with_grouping_label("instance", host::instance())?);
             self.job_by_default = false;
         }
+        #[cfg(feature = "otlp")]
+        let otlp = self.otlp()?;
         let textfile = self.textfile.map(Textfile::new).transpose()?;
         if let Some(textfile) = &textfile {
             textfile.check()?;
@@ -50,9 +60,19 @@ impl MetricsLayerBuilder {
                 let duration = schema::STAGE_DURATION.name(&self.namespace);
                 let histograms = self.histogram_buckets.iter().map(|(name, bounds)| (name.as_str(), bounds.as_slice()));
                 let buckets = std::iter::once((duration.as_str(), self.buckets.as_slice())).chain(histograms);
-                let recorder = Arc::new(StageRecorder::new(buckets));
-                let exposition = Exposition::Own { recorder: Arc::clone(&recorder), rendering: Mutex::new(()) };
-                (Target::Own(Arc::clone(&recorder) as _), exposition, Some(recorder))
+                let own = Arc::new(StageRecorder::new(buckets));
+                let recorder: Arc<dyn Recorder + Send + Sync> = Arc::clone(&own) as _;
+                let target = Target::Own(Arc::clone(&recorder));
+                #[cfg(feature = "otlp")]
+                let (recorder, target) = match otlp.recorder {
+                    Some(otel) => {
+                        let both: Arc<dyn Recorder + Send + Sync> = Arc::new(otlp::Both(recorder, otel));
+                        let target = if otlp.is_live { Target::Shared } else { Target::Own };
+                        (Arc::clone(&both), target(both))
+                    }
+                    None => (recorder, target),
+                };
+                (target, Exposition::Own { recorder: own, rendering: Mutex::new(()) }, Some(recorder))
             }
         };
         let grouping = |label| self.gateway.as_ref().and_then(|gateway| gateway.grouping().get(label));
@@ -82,7 +102,7 @@ impl MetricsLayerBuilder {
         }
         #[cfg(feature = "resource-usage")]
         let resources = {
-            let node = self.node.unwrap_or_else(host);
+            let node = self.node.unwrap_or_else(host::name);
             Some(crate::telemetry::Resources::new(node))
         };
         let telemetry = Arc::new(Telemetry::new(
@@ -95,6 +115,8 @@ impl MetricsLayerBuilder {
         let plan = Plan {
             gateway: self.gateway,
             textfile,
+            #[cfg(feature = "otlp")]
+            collecting: otlp.collecting,
             spool: spool.map(Arc::new),
             push_interval: self.push_interval,
             #[cfg(feature = "resource-usage")]
@@ -121,6 +143,30 @@ impl MetricsLayerBuilder {
             flush_in_panic_hook(&flusher);
         }
         Ok((MetricsLayer::over(stages), FlushGuard::new(flusher)))
+    }
+
+    /// What is asked for of OpenTelemetry.
+    #[cfg(feature = "otlp")]
+    fn otlp(&mut self) -> Result<otlp::Ready, Error> {
+        let Some(otlp) = self.otlp.take() else { return Ok(otlp::Ready::default()) };
+        if self.exposition.is_some() {
+            return Err(Error::config(
+                "`with_exposition` is for a recorder of the application, and OTLP needs the one that is built here: leave \
+                 one of them out (OTEL_METRICS_EXPORTER asks for OTLP too)",
+            ));
+        }
+        let named = self.histogram_buckets.iter().cloned();
+        let duration = (schema::STAGE_DURATION.name(&self.namespace), self.buckets.clone());
+        let job = self.gateway.as_ref().map(|gateway| gateway.grouping().job().to_owned());
+        otlp.ready(otlp::Setup {
+            namespace: &self.namespace,
+            max_series: self.max_series,
+            bounds: otlp::Bounds {
+                by_name: named.chain([duration]).collect(),
+                default: DEFAULT_HISTOGRAM_BUCKETS.to_vec(),
+            },
+            service: job.unwrap_or_else(executable_name),
+        })
     }
 
     /// Everything that can be found wrong without building anything.
@@ -153,15 +199,6 @@ impl MetricsLayerBuilder {
         }
         self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
     }
-}
-
-fn host() -> String {
-    gethostname::gethostname().to_string_lossy().into_owned()
-}
-
-/// This process among all of a fleet.
-fn instance() -> String {
-    format!("{}:{}", host(), std::process::id())
 }
 
 fn flush_in_panic_hook(flusher: &Arc<Flusher>) {

@@ -105,14 +105,19 @@ impl Telemetry {
         }
     }
 
-    /// The state of this moment as text, in a stable order.
-    pub(crate) fn render(&self) -> String {
+    /// There is a sample of the resources before anyone looks.
+    fn sample_first(&self) {
         #[cfg(feature = "resource-usage")]
         if let Some(resources) =
             self.resources.as_ref().filter(|resources| !resources.sampled.swap(true, Ordering::Relaxed))
         {
             resources.sample(&self.stages);
         }
+    }
+
+    /// The state of this moment as text, in a stable order.
+    pub(crate) fn render(&self) -> String {
+        self.sample_first();
         let text = match &self.exposition {
             Exposition::Own { recorder, rendering } => {
                 let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,6 +159,14 @@ impl Source for Telemetry {
         // With `with_exposition` this is the application's code, on the delivery thread, which must go on.
         catch_unwind(AssertUnwindSafe(|| self.render()))
             .map_err(|_| Error::new(Kind::Delivery, "the function given to `with_exposition` panicked"))
+    }
+
+    #[cfg(feature = "otlp")]
+    fn publish(&self) {
+        guarded(|| {
+            self.sample_first();
+            self.stages.publish();
+        });
     }
 
     fn own_families(&self, exposition: &str) -> String {

@@ -11,7 +11,7 @@ use crate::error::Error;
 const HIDDEN: &str = "***";
 
 /// A gateway's base URL without user and password.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Address {
     url: Url,
 }
@@ -81,6 +81,12 @@ impl Address {
         }
         url.set_path(&prefix);
         Ok((Self { url }, credentials))
+    }
+
+    /// Of a URL that was looked at before, without user and password.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn of(url: Url) -> Self {
+        Self { url }
     }
 
     /// The URL, without a slash at its end.

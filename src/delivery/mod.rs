@@ -1,7 +1,9 @@
 //! Exposition in, bytes out: everything that leaves the process. Knows nothing of spans.
 
 mod address;
+mod client;
 mod compression;
+mod destinations;
 mod failure;
 mod grouping;
 mod headers;
@@ -12,11 +14,18 @@ mod push;
 mod pushgateway;
 mod quiet;
 mod retry;
+mod routine;
 mod spool;
 mod textfile;
 mod worker;
 
+#[cfg(feature = "otlp")]
+pub(crate) use address::{Address, redact};
+#[cfg(feature = "otlp")]
+pub(crate) use client::build as client;
 pub use compression::COMPRESSION_THRESHOLD;
+#[cfg(feature = "otlp")]
+pub(crate) use failure::Failure;
 pub(crate) use grouping::parse_grouping;
 #[cfg(feature = "http")]
 pub(crate) use http::Listener;
@@ -36,6 +45,10 @@ use crate::error::Error;
 pub(crate) trait Source: Send + Sync {
     /// The state of this moment in the text format.
     fn exposition(&self) -> Result<String, Error>;
+
+    /// Brings the recorder up to date, for whoever reads it by other means.
+    #[cfg(feature = "otlp")]
+    fn publish(&self);
 
     /// The part of an exposition that is this crate's own metrics.
     fn own_families(&self, exposition: &str) -> String;

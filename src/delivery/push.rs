@@ -40,10 +40,26 @@ async fn push_counted(
     exposition: Bytes,
     budget: &Budget,
 ) -> Result<(), Error> {
-    let begun = Instant::now();
+    let mut counted = Counted { source, begun: Instant::now(), is_over: false };
     let result = retry::push(gateway, gateway.body(exposition), budget).await;
-    source.pushed(&result, begun.elapsed());
+    counted.is_over = true;
+    source.pushed(&result, counted.begun.elapsed());
     result
+}
+
+/// Counts a push that is given up half-way: whether it arrives nobody will know.
+struct Counted<'a> {
+    source: &'a dyn Source,
+    begun: Instant,
+    is_over: bool,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.source.pushed(&Err(Error::new(Kind::Timeout, "the push was given up")), self.begun.elapsed());
+        }
+    }
 }
 
 /// What became of the oldest payload in the spool.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 
 use super::address::Address;
+use super::client;
 use super::compression::Body;
 use super::failure::Failure;
 use super::grouping::Grouping;
@@ -25,7 +26,6 @@ pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
-const USER_AGENT: &str = concat!("tracing-stage-metrics/", env!("CARGO_PKG_VERSION"));
 
 /// The longest URL that the HTTP library sends.
 const MAX_URL: usize = u16::MAX as usize - 1;
@@ -315,27 +315,9 @@ impl Pushgateway {
     }
 
     fn build_client(&self) -> Result<Client, Error> {
-        let mut builder = Client::builder()
-            .user_agent(USER_AGENT)
-            .connect_timeout(self.connect_timeout)
-            .redirect(redirect::Policy::none())
+        client::build("gateway", &self.address, self.connect_timeout, |builder| {
             // A kept connection belongs to the runtime it was made on, and the client outlives that.
-            .pool_max_idle_per_host(0);
-        if self.address.is_loopback() {
-            builder = builder.no_proxy();
-        }
-        #[cfg(feature = "tls")]
-        if !self.address.is_https() && (self.address.is_loopback() || !has_https_proxy()) {
-            // Spares a job that speaks plain http the reading of all the system's certificates.
-            builder = builder.tls_certs_only([]);
-        }
-        builder.build().map_err(|error| {
-            Error::config(format!(
-                "cannot set up a client for gateway {}: see the cause; for https the system's certificates have to be \
-                 readable, or SSL_CERT_FILE has to name some",
-                self.address
-            ))
-            .with_source(error.without_url())
+            builder.pool_max_idle_per_host(0)
         })
     }
 }
@@ -351,15 +333,6 @@ impl fmt::Debug for Pushgateway {
             .field("connect_timeout", &self.connect_timeout)
             .finish()
     }
-}
-
-/// Whether http requests, too, may have to speak TLS: to the proxy.
-#[cfg(feature = "tls")]
-fn has_https_proxy() -> bool {
-    ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"].iter().any(|name| {
-        std::env::var(name)
-            .is_ok_and(|proxy| proxy.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("https://")))
-    })
 }
 
 #[cfg(test)]

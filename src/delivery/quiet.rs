@@ -27,6 +27,14 @@ pub(crate) fn end() {
     drop(quiet);
 }
 
+/// Keeps the events of the HTTP client, and of what its connections still do afterwards, out of the application's log.
+pub(super) fn mute<T>(work: impl FnOnce() -> T) -> T {
+    begin();
+    let result = work();
+    end();
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

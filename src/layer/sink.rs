@@ -47,6 +47,9 @@ pub(crate) enum Target {
     /// The recorder this crate built, whose owner asks for the latest values before it renders.
     #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
     Own(Arc<dyn Recorder + Send + Sync>),
+    /// The same, which others read too, without asking.
+    #[cfg(feature = "otlp")]
+    Shared(Arc<dyn Recorder + Send + Sync>),
 }
 
 impl Sink {
@@ -56,13 +59,15 @@ impl Sink {
 
     /// Whether every change must be written at once, since nobody asks before the recorder is read.
     pub(crate) fn is_live(&self) -> bool {
-        matches!(self.recorder, Target::Facade)
+        !matches!(self.recorder, Target::Own(_))
     }
 
     fn with<T>(&self, f: impl FnOnce(&dyn Recorder) -> T) -> T {
         outward(|| match &self.recorder {
             Target::Facade => metrics::with_recorder(f),
             Target::Own(recorder) => f(recorder),
+            #[cfg(feature = "otlp")]
+            Target::Shared(recorder) => f(recorder),
         })
     }
 

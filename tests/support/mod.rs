@@ -9,6 +9,8 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 pub mod child;
+#[cfg(feature = "otlp")]
+pub mod collector;
 pub mod example;
 pub mod exposition;
 pub mod http;

@@ -1,0 +1,304 @@
+//! The standard variables of OpenTelemetry, as far as they concern the metrics that are sent by OTLP.
+//!
+//! <https://opentelemetry.io/docs/specs/otel/protocol/exporter/> and
+//! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>. The SDK passes over what it cannot
+//! read; here that is an error.
+
+use std::env::{self, VarError};
+use std::str::FromStr;
+use std::time::Duration;
+
+use opentelemetry_otlp::Compression;
+use opentelemetry_sdk::metrics::Temporality;
+use percent_encoding::percent_decode_str;
+use reqwest::header::{HeaderName, HeaderValue};
+use url::Url;
+
+use crate::delivery::redact;
+use crate::error::Error;
+
+/// By the specification.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is sent where, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) protocol: Protocol,
+    /// In full: for HTTP with the path of the metrics.
+    pub(crate) endpoint: Url,
+    /// Of one request.
+    pub(crate) timeout: Duration,
+    pub(crate) temporality: Temporality,
+    pub(crate) compression: Option<Compression>,
+    /// Whether the environment names the service.
+    pub(crate) names_service: bool,
+    /// Whether it names the instance of it.
+    pub(crate) names_instance: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Grpc,
+    Http,
+}
+
+impl Settings {
+    /// `None` where OpenTelemetry is switched off.
+    pub(crate) fn from_env() -> Result<Option<Self>, Error> {
+        Self::read(|name| env::var(name))
+    }
+
+    fn read(lookup: impl Fn(&str) -> Result<String, VarError>) -> Result<Option<Self>, Error> {
+        let variables = Variables(lookup);
+        // Everything but `true` means no, by the specification.
+        if variables.value("OTEL_SDK_DISABLED")?.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+            return Ok(None);
+        }
+        for part in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"] {
+            if let Some((name, _)) = variables.otlp(part)? {
+                return Err(Error::config(format!(
+                    "{name} is set, which this exporter does not read: unset it, and name the certificates to be trusted \
+                     in SSL_CERT_FILE"
+                )));
+            }
+        }
+        let protocol = variables.parsed("PROTOCOL", protocol)?.unwrap_or(Protocol::Http);
+        variables.parsed("HEADERS", check_headers)?;
+        let resource = variables.value("OTEL_RESOURCE_ATTRIBUTES")?.unwrap_or_default();
+        let names =
+            |attribute| resource.split(',').any(|pair| pair.split('=').next().map(str::trim) == Some(attribute));
+        Ok(Some(Self {
+            endpoint: variables.endpoint(protocol)?,
+            protocol,
+            timeout: variables.parsed("TIMEOUT", timeout)?.unwrap_or(DEFAULT_TIMEOUT),
+            temporality: variables.temporality()?,
+            compression: variables.parsed("COMPRESSION", compression)?.flatten(),
+            names_service: variables.value("OTEL_SERVICE_NAME")?.is_some() || names("service.name"),
+            names_instance: names("service.instance.id"),
+        }))
+    }
+}
+
+/// The environment, or what stands for it.
+struct Variables<L>(L);
+
+impl<L: Fn(&str) -> Result<String, VarError>> Variables<L> {
+    /// An empty value means unset.
+    fn value(&self, name: &str) -> Result<Option<String>, Error> {
+        match (self.0)(name) {
+            Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+            Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(_)) => Err(Error::config(format!("{name} is not UTF-8: set it to text that is"))),
+        }
+    }
+
+    /// The name and value of the variable for metrics or, where that is unset, of the one for all signals.
+    fn otlp(&self, part: &str) -> Result<Option<(String, String)>, Error> {
+        for name in [format!("OTEL_EXPORTER_OTLP_METRICS_{part}"), format!("OTEL_EXPORTER_OTLP_{part}")] {
+            if let Some(value) = self.value(&name)? {
+                return Ok(Some((name, value)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// `parse` says what is wrong with the value, which goes after the name of the variable.
+    fn parsed<T>(&self, part: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Error> {
+        let Some((name, value)) = self.otlp(part)? else { return Ok(None) };
+        parse(value.trim()).map(Some).map_err(|wrong| Error::config(format!("{name} {wrong}")))
+    }
+
+    fn endpoint(&self, protocol: Protocol) -> Result<Url, Error> {
+        let default = match protocol {
+            Protocol::Http => "http://localhost:4318",
+            Protocol::Grpc => "http://localhost:4317",
+        };
+        let given = self.otlp("ENDPOINT")?;
+        let (name, text) = given.unwrap_or_else(|| ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), default.to_owned()));
+        let mut url = endpoint(text.trim()).map_err(|wrong| {
+            Error::config(format!("{name} is {:?}, which {wrong}: write it as http://host:port", redact(&text)))
+        })?;
+        // The one for all signals is a base. The one for metrics is taken as it is.
+        if protocol == Protocol::Http && !name.contains("METRICS") {
+            url.set_path(&format!("{}/v1/metrics", url.path().trim_end_matches('/')));
+        }
+        Ok(url)
+    }
+
+    fn temporality(&self) -> Result<Temporality, Error> {
+        let name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
+        let Some(value) = self.value(name)? else { return Ok(Temporality::Cumulative) };
+        Temporality::from_str(value.trim())
+            .map_err(|_| Error::config(format!("{name} is {value:?}: set it to cumulative, delta or lowmemory")))
+    }
+}
+
+fn protocol(value: &str) -> Result<Protocol, String> {
+    match value {
+        "grpc" => Ok(Protocol::Grpc),
+        "http/protobuf" => Ok(Protocol::Http),
+        _ => Err(format!("is {value:?}: this exporter speaks http/protobuf and grpc")),
+    }
+}
+
+/// The text of the error goes after the value.
+fn endpoint(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|cause| format!("cannot be read ({cause})"))?;
+    match url.scheme() {
+        "http" => {}
+        "https" if cfg!(feature = "tls") => {}
+        "https" => {
+            return Err("this build cannot speak: enable the feature `tls` of tracing-stage-metrics".to_owned());
+        }
+        _ => return Err("has no scheme of http or https".to_owned()),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(
+            "has a user name or password: an authorization is a header, in OTEL_EXPORTER_OTLP_HEADERS".to_owned()
+        );
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("has a query or a fragment".to_owned());
+    }
+    Ok(url)
+}
+
+fn timeout(value: &str) -> Result<Duration, String> {
+    let millis = value.parse().ok().filter(|millis| *millis > 0_u64);
+    millis
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("is {value:?}: give a number of milliseconds without a unit, such as 10000, above zero"))
+}
+
+fn compression(value: &str) -> Result<Option<Compression>, String> {
+    match value {
+        "gzip" => Ok(Some(Compression::Gzip)),
+        "none" => Ok(None),
+        _ => Err(format!("is {value:?}: set it to gzip or none")),
+    }
+}
+
+/// Values may be secrets and are not quoted.
+fn check_headers(value: &str) -> Result<(), String> {
+    for (number, pair) in value.split_terminator(',').enumerate() {
+        let wrong = |what: &str| {
+            Err(format!("has a header that {what}, the {}. of the list: write it as name=value,name=value", number + 1))
+        };
+        let Some((name, value)) = pair.split_once('=') else { return wrong("has no `=`") };
+        if HeaderName::from_str(name.trim()).is_err() {
+            return wrong("has a name that no header has");
+        }
+        let value = percent_decode_str(value.trim()).decode_utf8();
+        if !value.is_ok_and(|value| HeaderValue::from_str(&value).is_ok()) {
+            return wrong("has a value that no header can carry");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Option<Settings>, Error> {
+        Settings::read(|name| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
+        })
+    }
+
+    fn settings(variables: &[(&str, &str)]) -> Settings {
+        read(variables).unwrap().unwrap()
+    }
+
+    #[track_caller]
+    fn wrong(name: &str, value: &str) -> String {
+        let error = read(&[(name, value)]).unwrap_err();
+        assert!(error.is_config() && error.to_string().starts_with(name), "{error}");
+        error.to_string()
+    }
+
+    const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    const METRICS_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT";
+    const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
+
+    #[test]
+    fn defaults_are_those_of_the_specification() {
+        for variables in [&[][..], &[(ENDPOINT, ""), (PROTOCOL, "")]] {
+            let found = settings(variables);
+            assert_eq!(found.endpoint.as_str(), "http://localhost:4318/v1/metrics");
+            assert_eq!((found.protocol, found.timeout), (Protocol::Http, Duration::from_secs(10)));
+            assert_eq!((found.temporality, found.compression), (Temporality::Cumulative, None));
+            assert!(!found.names_service && !found.names_instance);
+        }
+        assert_eq!(settings(&[(PROTOCOL, "grpc")]).endpoint.as_str(), "http://localhost:4317/");
+    }
+
+    #[test]
+    fn the_endpoint_of_all_signals_is_a_base_and_that_of_the_metrics_is_not() {
+        let endpoint = |variables: &[_]| settings(variables).endpoint.to_string();
+        assert_eq!(endpoint(&[(ENDPOINT, "http://collector:4318")]), "http://collector:4318/v1/metrics");
+        assert_eq!(endpoint(&[(ENDPOINT, "http://collector/otlp/")]), "http://collector/otlp/v1/metrics");
+        assert_eq!(endpoint(&[(METRICS_ENDPOINT, "http://collector/x")]), "http://collector/x");
+        assert_eq!(endpoint(&[(METRICS_ENDPOINT, "http://a/x"), (ENDPOINT, "http://b")]), "http://a/x");
+        assert_eq!(endpoint(&[(PROTOCOL, "grpc"), (ENDPOINT, "http://collector:4317")]), "http://collector:4317/");
+    }
+
+    #[test]
+    fn what_is_for_metrics_goes_before_what_is_for_all() {
+        let found = settings(&[
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "2500"),
+            (PROTOCOL, "grpc"),
+            ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "none"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "Delta"),
+        ]);
+        assert_eq!((found.timeout, found.protocol), (Duration::from_millis(2_500), Protocol::Http));
+        assert_eq!((found.compression, found.temporality), (None, Temporality::Delta));
+    }
+
+    #[test]
+    fn the_service_may_be_named_in_two_places() {
+        assert!(settings(&[("OTEL_SERVICE_NAME", "x")]).names_service);
+        let found = settings(&[("OTEL_RESOURCE_ATTRIBUTES", "team=a, service.name=x,service.instance.id=7")]);
+        assert!(found.names_service && found.names_instance);
+        assert!(!settings(&[("OTEL_RESOURCE_ATTRIBUTES", "my.service.name=x")]).names_service);
+    }
+
+    #[test]
+    fn it_can_be_switched_off() {
+        assert_eq!(read(&[("OTEL_SDK_DISABLED", "True"), (PROTOCOL, "wrong")]).unwrap(), None);
+        assert!(read(&[("OTEL_SDK_DISABLED", "1")]).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_wrong_value_names_its_variable_and_is_quoted() {
+        assert!(wrong(PROTOCOL, "http/json").contains("is \"http/json\": this exporter speaks http/protobuf and grpc"));
+        for value in ["5s", "0", "-1", "1.5", "99999999999999999999"] {
+            assert!(wrong("OTEL_EXPORTER_OTLP_TIMEOUT", value).contains(&format!("{value:?}")));
+        }
+        wrong("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd");
+        wrong("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "deltas");
+        for value in ["collector:4318", "ftp://collector", "http://", "nothing"] {
+            assert!(wrong(ENDPOINT, value).contains(&format!("{value:?}")), "{value}");
+        }
+        assert!(wrong("OTEL_EXPORTER_OTLP_CERTIFICATE", "/x.pem").contains("SSL_CERT_FILE"));
+    }
+
+    #[test]
+    fn secrets_are_in_no_text() {
+        for value in ["authorization", "authorization=hush%0Ahush", "=hush", "a b=hush", "a=b,hush", "a=%ff hush"] {
+            let text = wrong("OTEL_EXPORTER_OTLP_HEADERS", value);
+            assert!(!text.contains("hush"), "{text}");
+        }
+        for value in
+            ["http://me:hush@collector", "http://me:hush@collector:x", "ftp://me:hush@collector", "me:hush@collector"]
+        {
+            let text = wrong(ENDPOINT, value);
+            assert!(!text.contains("hush"), "{text}");
+        }
+        assert!(read(&[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush,x-team=a,")]).is_ok());
+    }
+}
