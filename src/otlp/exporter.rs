@@ -39,7 +39,7 @@ pub(crate) enum Collector {
 impl Collecting {
     /// `service`: where the environment names none.
     pub(super) fn new(settings: Settings, service: String, label_sets: LabelSets) -> Self {
-        let reader = Reader(Arc::new(ManualReader::builder().with_temporality(settings.temporality).build()));
+        let reader = Reader::new(ManualReader::builder().with_temporality(settings.temporality).build());
         let mut resource = Resource::builder();
         if !settings.names_service {
             resource = resource.with_service_name(service);
@@ -108,6 +108,12 @@ async fn flush(provider: SdkMeterProvider, deadline: Instant) -> Result<(), Erro
 /// The provider owns its reader; this is the handle that stays here.
 #[derive(Clone, Debug)]
 pub(crate) struct Reader(Arc<ManualReader>);
+
+impl Reader {
+    pub(super) fn new(reader: ManualReader) -> Self {
+        Self(Arc::new(reader))
+    }
+}
 
 impl MetricReader for Reader {
     fn register_pipeline(&self, pipeline: Weak<Pipeline>) {

@@ -19,6 +19,8 @@ use std::fmt;
 
 use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
+use tracing::dispatcher::{Dispatch, get_default, with_default};
+use tracing::subscriber::NoSubscriber;
 
 pub(crate) use both::Both;
 pub(crate) use exporter::{Collecting, Collector};
@@ -73,6 +75,10 @@ pub(crate) struct Ready {
 
 impl Otlp {
     pub(crate) fn ready(self, setup: Setup<'_>) -> Result<Ready, Error> {
+        silently(|| self.set_up(setup))
+    }
+
+    fn set_up(self, setup: Setup<'_>) -> Result<Ready, Error> {
         let (meter, collecting, is_live) = match self {
             Self::Environment => {
                 let Some(settings) = Settings::from_env()? else { return Ok(Ready::default()) };
@@ -106,5 +112,15 @@ impl LabelSets {
 
     fn of(&self, name: &str) -> usize {
         self.by_name.get(name).copied().unwrap_or(self.others)
+    }
+}
+
+/// Keeps the SDK's own events out of the application's log: it tells of each instrument, for one.
+fn silently<T>(work: impl FnOnce() -> T) -> T {
+    // Inside a callback of a layer there may be nobody to tell anyway, and then the default cannot be changed either.
+    if get_default(|subscriber| subscriber.is::<NoSubscriber>()) {
+        work()
+    } else {
+        with_default(&Dispatch::none(), work)
     }
 }

@@ -10,7 +10,8 @@ use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Re
 use metrics_util::registry::{Registry, Storage};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{BoundHistogram, Meter};
-use tracing::dispatcher::{Dispatch, with_default};
+
+use super::silently;
 
 /// What the SDK allows in a name.
 const MAX_NAME: usize = 255;
@@ -226,11 +227,121 @@ fn ucum(unit: Unit) -> &'static str {
     }
 }
 
-/// Keeps the SDK's own events out of the application's log: it may tell of each instrument.
-fn silently<T>(work: impl FnOnce() -> T) -> T {
-    with_default(&Dispatch::none(), work)
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics::{counter, gauge, histogram, with_local_recorder};
+    use opentelemetry::metrics::MeterProvider;
+    use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
+    use opentelemetry_sdk::metrics::reader::MetricReader;
+    use opentelemetry_sdk::metrics::{ManualReader, SdkMeterProvider};
+
+    /// A recorder, and how to look at what the SDK makes of it.
+    fn recorder() -> (OtelRecorder, impl Fn() -> BTreeMap<String, f64>) {
+        let reader = super::super::exporter::Reader::new(ManualReader::builder().build());
+        let provider = SdkMeterProvider::builder().with_reader(reader.clone()).build();
+        let bounds = Bounds { by_name: HashMap::new(), default: vec![1.0, 2.0] };
+        let recorder = OtelRecorder::new(provider.meter("test"), bounds);
+        (recorder, move || {
+            let _alive = &provider;
+            let mut metrics = ResourceMetrics::default();
+            reader.collect(&mut metrics).unwrap();
+            values(&metrics)
+        })
+    }
+
+    /// By name and labels; of a histogram the number of its samples.
+    fn values(metrics: &ResourceMetrics) -> BTreeMap<String, f64> {
+        let mut values = BTreeMap::new();
+        for metric in metrics.scope_metrics().flat_map(|scope| scope.metrics()) {
+            let mut add = |labels: Vec<String>, value| {
+                let before = values.insert(format!("{} {}", metric.name(), labels.join(",")), value);
+                assert_eq!(before, None, "a series twice");
+            };
+            macro_rules! each {
+                ($data:expr, $value:ident) => {
+                    $data.data_points().for_each(|point| {
+                        let labels = point.attributes().map(|label| format!("{}={}", label.key, label.value));
+                        add(labels.collect(), point.$value() as f64);
+                    })
+                };
+            }
+            match metric.data() {
+                AggregatedMetrics::U64(MetricData::Sum(data)) => each!(data, value),
+                AggregatedMetrics::F64(MetricData::Gauge(data)) => each!(data, value),
+                AggregatedMetrics::F64(MetricData::Histogram(data)) => each!(data, count),
+                other => panic!("{other:?}"),
+            }
+        }
+        values
+    }
+
+    #[test]
+    fn what_the_sdk_takes_for_one_series_is_one_here() {
+        let (recorder, look) = recorder();
+        with_local_recorder(&recorder, || {
+            counter!("Rows", "a" => "1", "b" => "2").increment(1);
+            counter!("rows", "b" => "2", "a" => "1").increment(10);
+            gauge!("depth").increment(3.0);
+            gauge!("DEPTH").decrement(1.0);
+            histogram!("sizes").record(1.0);
+            histogram!("Sizes").record(1.0);
+        });
+        let expected = [("Rows a=1,b=2", 11.0), ("depth ", 2.0), ("sizes ", 2.0)];
+        assert_eq!(look(), expected.map(|(name, value)| (name.to_owned(), value)).into());
+    }
+
+    #[test]
+    fn a_name_that_the_sdk_would_refuse_is_made_one_it_takes() {
+        let (recorder, look) = recorder();
+        let long = "x".repeat(300);
+        with_local_recorder(&recorder, || {
+            for name in ["with space", "7th", "_lead", "größe", long.as_str()] {
+                counter!(name.to_owned()).increment(1);
+            }
+        });
+        let found = look();
+        let names: Vec<_> = found.keys().map(|name| name.trim_end()).collect();
+        assert_eq!(names, ["gr__e", "m_7th", "m__lead", "with_space", &long[..255]]);
+    }
+
+    /// Every step of every thread counts, also those that are made while somebody collects.
+    #[test]
+    fn nothing_is_lost_while_somebody_collects() {
+        const STEPS: u64 = 20_000;
+        let (recorder, look) = recorder();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    with_local_recorder(&recorder, || {
+                        for step in 0..STEPS {
+                            counter!("steps", "of" => (step % 8).to_string()).increment(1);
+                            gauge!("level").increment(1.0);
+                            gauge!("level").decrement(1.0);
+                            histogram!("sizes").record(1.0);
+                        }
+                    });
+                });
+            }
+            for _ in 0..20 {
+                look();
+            }
+        });
+        let found = look();
+        let steps: f64 = found.iter().filter(|(name, _)| name.starts_with("steps")).map(|(_, value)| value).sum();
+        assert_eq!(steps, 2.0 * STEPS as f64);
+        assert_eq!((found["level "], found["sizes "]), (0.0, 2.0 * STEPS as f64));
+    }
+
+    #[test]
+    fn a_gauge_that_is_not_set_again_is_still_there() {
+        let (recorder, look) = recorder();
+        with_local_recorder(&recorder, || gauge!("depth").set(2.5));
+        assert_eq!(look(), look());
+        assert_eq!(look()["depth "], 2.5);
+    }
 }

@@ -1,0 +1,159 @@
+//! Metrics by way of a meter provider, or a meter, that the application has.
+#![cfg(feature = "otlp")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
+use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
+use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider, Temporality};
+use support::exposition;
+use support::measured::{Measured, failing_stage, measured, stage};
+use tracing_stage_metrics::MetricsLayer;
+
+/// One that exports when it is asked to, and not before.
+fn provider(exporter: impl PushMetricExporter) -> SdkMeterProvider {
+    let reader = PeriodicReader::builder(exporter).with_interval(Duration::from_secs(3_600)).build();
+    SdkMeterProvider::builder().with_reader(reader).build()
+}
+
+/// The counters and gauges of the last export, by name and labels; of a histogram the number of its samples.
+fn exported(exporter: &InMemoryMetricExporter) -> BTreeMap<String, f64> {
+    let mut values = BTreeMap::new();
+    let all = exporter.get_finished_metrics().unwrap();
+    for metric in all.last().unwrap().scope_metrics().flat_map(|scope| scope.metrics()) {
+        let name = metric.name();
+        let mut add = |attributes: Vec<String>, value| {
+            let before = values.insert(format!("{name}{{{}}}", attributes.join(",")), value);
+            assert_eq!(before, None, "a series twice");
+        };
+        macro_rules! labels {
+            ($point:expr) => {
+                $point.attributes().map(|label| format!("{}={}", label.key, label.value)).collect()
+            };
+        }
+        match metric.data() {
+            AggregatedMetrics::U64(MetricData::Sum(sum)) => {
+                sum.data_points().for_each(|point| add(labels!(point), point.value() as f64));
+            }
+            AggregatedMetrics::F64(MetricData::Gauge(gauge)) => {
+                gauge.data_points().for_each(|point| add(labels!(point), point.value()));
+            }
+            AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
+                histogram.data_points().for_each(|point| add(labels!(point), point.count() as f64));
+            }
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+    values
+}
+
+#[test]
+fn a_provider_gets_the_same_metrics_and_is_flushed() {
+    let exporter = InMemoryMetricExporter::default();
+    let provider = provider(exporter.clone());
+    let Measured { guard, log, default } = measured(MetricsLayer::builder().with_meter_provider(provider.clone()));
+    stage("a");
+    failing_stage("b");
+    let open = tracing::info_span!("open", stage_id = "c");
+    guard.flush().unwrap();
+    let found = exported(&exporter);
+    assert_eq!(found["quant_stage_total{stage_id=a,status=success}"], 1.0);
+    assert_eq!(found["quant_stage_total{stage_id=b,status=failure}"], 1.0);
+    assert_eq!(found["quant_stage_duration_seconds{profile=,run_id=,stage_id=a}"], 1.0);
+    assert_eq!(found["quant_stage_active{profile=,stage_id=c}"], 1.0);
+    drop(open);
+    let text = exposition::parse(&guard.render());
+    assert_eq!(text.expect("quant_stage_active", &[("stage_id", "c"), ("profile", "")]), 0.0);
+    guard.shutdown().unwrap();
+    let last = exported(&exporter);
+    assert_eq!(last["quant_stage_active{profile=,stage_id=c}"], 0.0);
+    assert!(last.contains_key("quant_run_last_completion_timestamp_seconds{}"));
+    assert_eq!(log.own(), [""; 0]);
+    drop(default);
+    // It is the application's, and goes on.
+    provider.meter("theirs").u64_counter("theirs").build().add(1, &[]);
+    provider.force_flush().unwrap();
+    assert_eq!(exported(&exporter)["theirs{}"], 1.0);
+}
+
+/// The provider collects when it likes: what it finds is of that moment, without a word to the layer.
+#[test]
+fn what_a_provider_collects_by_itself_is_up_to_date() {
+    let exporter = InMemoryMetricExporter::default();
+    let provider = provider(exporter.clone());
+    let measured = measured(MetricsLayer::builder().with_meter(provider.meter("theirs")));
+    stage("a");
+    let open = tracing::info_span!("open", stage_id = "b", profile = "p");
+    provider.force_flush().unwrap();
+    let found = exported(&exporter);
+    assert_eq!(found["quant_stage_total{stage_id=a,status=success}"], 1.0);
+    assert_eq!(found["quant_stage_active{profile=p,stage_id=b}"], 1.0);
+    drop(open);
+    provider.force_flush().unwrap();
+    let found = exported(&exporter);
+    assert_eq!(found["quant_stage_active{profile=p,stage_id=b}"], 0.0);
+    assert!(found["quant_stage_last_success_timestamp_seconds{profile=p,stage_id=b}"] > 1.7e9);
+    measured.guard.shutdown().unwrap();
+}
+
+/// An exporter that comes back when it is released.
+#[derive(Debug)]
+struct Stuck(Mutex<Receiver<()>>);
+
+impl PushMetricExporter for Stuck {
+    fn export(&self, _: &ResourceMetrics) -> impl Future<Output = OTelSdkResult> + Send {
+        // The sender is gone, or the time has come: both end it.
+        let _ = self.0.lock().unwrap().recv();
+        std::future::ready(Ok(()))
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn temporality(&self) -> Temporality {
+        Temporality::Cumulative
+    }
+}
+
+fn stuck() -> (SyncSender<()>, SdkMeterProvider) {
+    let (release, held) = sync_channel(0);
+    (release, provider(Stuck(Mutex::new(held))))
+}
+
+#[test]
+fn a_provider_that_is_stuck_is_left_in_time() {
+    let (release, provider) = stuck();
+    let builder = MetricsLayer::builder().with_meter_provider(provider).with_flush_timeout(Duration::from_millis(300));
+    let Measured { guard, log: _log, default: _default } = measured(builder);
+    stage("a");
+    for flush in [guard.flush(), guard.flush()] {
+        let error = flush.unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+    }
+    let begun = Instant::now();
+    let error = guard.shutdown().unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(error.is_timeout(), "{error}");
+    drop(release);
+}
+
+#[test]
+fn a_recorder_of_the_application_leaves_no_place_for_it() {
+    let builder = MetricsLayer::builder().with_exposition(String::new).with_otlp();
+    let error = builder.build().unwrap_err();
+    assert!(error.is_config() && error.to_string().contains("`with_exposition`"), "{error}");
+}
