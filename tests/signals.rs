@@ -4,6 +4,8 @@
 
 mod support;
 
+#[path = "signals/one_guard.rs"]
+mod one_guard;
 #[path = "signals/scenarios.rs"]
 mod scenarios;
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tracing_stage_metrics::{FlushGuard, MetricsLayer};
+use tracing_stage_metrics::{Error, FlushGuard, MetricsLayer};
 use tracing_subscriber::prelude::*;
 
 use super::support::measured::stage;
@@ -40,6 +40,23 @@ fn wait_for_the_end(said: &str) -> ! {
     loop {
         std::thread::park();
     }
+}
+
+/// Another guard that is to have the signals, beside the global one.
+fn another() -> Result<(MetricsLayer, FlushGuard), Error> {
+    MetricsLayer::builder().with_env().unwrap().with_flush_on_signals().build()
+}
+
+/// Stages of another guard, which is gone already or still to come when a signal does.
+fn measured_by(layer: MetricsLayer, stage_id: &str) {
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || stage(stage_id));
+}
+
+#[track_caller]
+fn assert_has_to_wait() {
+    let Err(error) = another() else { panic!("two guards have the signals") };
+    assert!(error.is_config(), "{error:?}");
+    assert!(error.to_string().contains("`with_flush_on_signals()`"), "{error}");
 }
 
 /// Not a test: what the children do.
@@ -99,6 +116,28 @@ fn end_as_told() {
                 .await
                 .unwrap()
             })
+        }
+        "two guards at once" => {
+            let _open = tracing::info_span!("work", stage_id = "open").entered();
+            assert_has_to_wait();
+            // The refusal has not taken them from the first, nor given them to anyone.
+            assert_has_to_wait();
+            last_value();
+            wait_for_the_end("it works")
+        }
+        "one guard after the other" => {
+            guard.shutdown().unwrap();
+            for stage_id in ["second", "third"] {
+                let (layer, guard) = another().unwrap();
+                assert_has_to_wait();
+                measured_by(layer, stage_id);
+                drop(guard);
+            }
+            // The recorder of the process is the first guard's.
+            assert!(MetricsLayer::builder().with_flush_on_signals().install().unwrap_err().is_config());
+            let (layer, _guard) = another().unwrap();
+            measured_by(layer, "last");
+            wait_for_the_end("it works")
         }
         "panic later" => {
             let _guard = guard;
