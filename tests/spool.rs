@@ -15,6 +15,10 @@ mod damage;
 mod delivered_later;
 #[path = "spool/directory.rs"]
 mod directory;
+#[path = "spool/fixed_files.rs"]
+mod fixed_files;
+#[path = "spool/in_the_way.rs"]
+mod in_the_way;
 #[path = "spool/killed.rs"]
 mod killed;
 #[path = "spool/own_payload_first.rs"]

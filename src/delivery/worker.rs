@@ -257,7 +257,7 @@ impl Thread {
         self.replay = match replayed {
             Replayed::Nothing => Replay::Done,
             Replayed::Done | Replayed::Refused(_) => Replay::Ready,
-            Replayed::Failed => Replay::AfterPush,
+            Replayed::PassedOver | Replayed::Failed => Replay::AfterPush,
         };
         self.tell_spool();
     }
@@ -364,7 +364,7 @@ impl Thread {
         let (Some(gateway), Some(spool)) = (&self.plan.gateway, &self.plan.spool) else { return };
         while Instant::now() < deadline {
             match replay(gateway, &*self.source, spool, deadline).await {
-                Replayed::Done => {}
+                Replayed::Done | Replayed::PassedOver => {}
                 Replayed::Refused(error) => self.source.changed(State::ReplayRefused(&error)),
                 Replayed::Nothing | Replayed::Failed => break,
             }
