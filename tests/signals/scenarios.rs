@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::signal::unix;
 use tracing_stage_metrics::{Error, FlushGuard, MetricsLayer};
 use tracing_subscriber::prelude::*;
 
@@ -63,7 +64,7 @@ fn assert_has_to_wait() {
 #[test]
 fn end_as_told() {
     let Some(scenario) = child::scenario() else { return };
-    let guard = set_up(scenario != "without the flush");
+    let guard = set_up(!["without the flush", "a handler of its own"].contains(&scenario.as_str()));
     stage("done");
     match scenario.as_str() {
         "in a stage" => {
@@ -81,6 +82,16 @@ fn end_as_told() {
             guard.flush().unwrap();
             stage("done");
             wait_for_the_end("it works")
+        }
+        "a handler of its own" => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut terminated = unix::signal(unix::SignalKind::terminate()).unwrap();
+                println!("it works");
+                terminated.recv().await;
+            });
+            last_value();
+            drop(guard);
         }
         "through the gate" => {
             last_value();
