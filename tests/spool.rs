@@ -21,6 +21,8 @@ mod fixed_files;
 mod in_the_way;
 #[path = "spool/killed.rs"]
 mod killed;
+#[path = "spool/on_disk.rs"]
+mod on_disk;
 #[path = "spool/own_payload_first.rs"]
 mod own_payload_first;
 #[path = "spool/replayed.rs"]
