@@ -6,7 +6,7 @@ use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -41,6 +41,9 @@ static BY_DEFAULT: AtomicBool = AtomicBool::new(true);
 /// The signals whose handlers go by that.
 static HANDLED: Mutex<Vec<i32>> = Mutex::new(Vec::new());
 
+/// The thread of the guard that had the signals last. It may still look for one that came as that guard's time was over.
+static THREAD: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+
 /// Gives the signals back.
 struct Release {
     handle: Handle,
@@ -70,6 +73,11 @@ impl Watch {
     }
 
     fn catch() -> io::Result<Self> {
+        let before = THREAD.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(before) = before {
+            // It would take our signals for its own. It ends by itself, soon.
+            let _ = before.join();
+        }
         let caught: Vec<_> = [SIGTERM, SIGINT].into_iter().filter(|signal| !is_ignored(*signal)).collect();
         for signal in &caught {
             handle(*signal)?;
@@ -89,7 +97,8 @@ impl Watch {
                 flusher.end_then(Ending::Signalled, || die(signal));
             }
         };
-        thread::Builder::new().name("stage-metrics-signals".to_owned()).spawn(watch)?;
+        let thread = thread::Builder::new().name("stage-metrics-signals".to_owned()).spawn(watch)?;
+        *THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(Self { start, release })
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::signal::unix;
-use tracing_stage_metrics::{Error, FlushGuard, MetricsLayer};
+use tracing_stage_metrics::{Error, FlushGuard, MetricsLayer, RunReport};
 use tracing_subscriber::prelude::*;
 
 use super::support::measured::stage;
@@ -36,6 +36,16 @@ fn pass_gate() {
     assert_eq!(http::get(gate, "/").unwrap().status, 200);
 }
 
+/// Waits until nobody of the crate looks for signals any more.
+fn await_no_thread() {
+    let is_ours = |task: std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("stage-metrics"))
+    };
+    while std::fs::read_dir("/proc/self/task").is_ok_and(|mut tasks| tasks.any(|task| task.is_ok_and(is_ours))) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn wait_for_the_end(said: &str) -> ! {
     println!("{said}");
     loop {
@@ -45,7 +55,9 @@ fn wait_for_the_end(said: &str) -> ! {
 
 /// Another guard that is to have the signals, beside the global one.
 fn another() -> Result<(MetricsLayer, FlushGuard), Error> {
-    MetricsLayer::builder().with_env().unwrap().with_flush_on_signals().build()
+    let report =
+        |report: RunReport| println!("another has measured the last stage: {}", report.stage("last").is_some());
+    MetricsLayer::builder().with_env().unwrap().with_flush_on_signals().with_run_report(report).build()
 }
 
 /// Stages of another guard, which is gone already or still to come when a signal does.
@@ -99,6 +111,7 @@ fn end_as_told() {
         }
         "guard gone" => {
             guard.shutdown().unwrap();
+            await_no_thread();
             wait_for_the_end("the guard is gone")
         }
         "shutdown through the gate" => {
