@@ -266,8 +266,9 @@ impl MetricsLayerBuilder {
     ///
     /// The directory is made if it is not there. Processes may share it. It keeps at most
     /// [`MAX_SPOOL_FILES`](crate::MAX_SPOOL_FILES) files and [`MAX_SPOOL_BYTES`](crate::MAX_SPOOL_BYTES) bytes, the oldest
-    /// are dropped and counted. A file that is not whole is set aside as `*.torn`, one that the gateway refuses as
-    /// `*.refused`.
+    /// are dropped and counted. A file that is not whole is set aside as `*.torn`, one that the gateway refuses, or of which
+    /// it takes the stages alone, as `*.refused`. One that does not get through keeps no other from delivery: it is left to
+    /// the next process.
     pub fn with_spool_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.spool_directory = Some(directory.into());
         self

@@ -56,7 +56,7 @@
 //! | SIGTERM, SIGINT with `with_flush_on_signals` | the last state, open stages `interrupted`; the process dies of the signal | `signals.rs` |
 //! | a panic that aborts, with `with_flush_on_panic_abort` | the last state | `panic_abort.rs` |
 //! | a second signal during the flush | the state of the last push, with a spool the last one later | `signals.rs`, `spool.rs` |
-//! | SIGKILL, another signal, `std::process::exit`, `mem::forget` of the guard | the state of the last push that arrived | `signals.rs`, `spool.rs` |
+//! | SIGKILL, another signal, `std::process::exit`, `mem::forget` of the guard | the state of the last push that arrived | `signals.rs`, `spool.rs`, `endings.rs` |
 //!
 //! | the gateway at the end | delivered | waits at most | shown by |
 //! |---|---|---|---|

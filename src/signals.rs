@@ -1,11 +1,12 @@
 //! SIGTERM and SIGINT: the final flush, then the death the signal means.
 
 use std::fs;
+use std::io;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -33,17 +34,24 @@ pub(crate) struct Watch {
 /// Whether a guard of this process has the signals.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
+/// Whether the next signal acts as by default: no guard has the signals, or the first one came, and a second one does not
+/// wait for the flush. One for all guards, since handlers that were made for one are there for the next as well.
+static BY_DEFAULT: AtomicBool = AtomicBool::new(true);
+
+/// The signals whose handlers go by that.
+static HANDLED: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+
+/// The thread of the guard that had the signals last. It may still look for one that came as that guard's time was over.
+static THREAD: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+
 /// Gives the signals back.
 struct Release {
-    /// Whether the next signal acts as by default. Set by the first signal too, so that a second one does not wait for
-    /// the flush.
-    by_default: Arc<AtomicBool>,
     handle: Handle,
 }
 
 impl Drop for Release {
     fn drop(&mut self) {
-        self.by_default.store(true, Ordering::SeqCst);
+        BY_DEFAULT.store(true, Ordering::SeqCst);
         self.handle.close();
         TAKEN.store(false, Ordering::SeqCst);
     }
@@ -58,25 +66,25 @@ impl Watch {
                  them, whose flush ends the process",
             ));
         }
-        Self::catch().inspect_err(|_| TAKEN.store(false, Ordering::SeqCst))
+        Self::catch().map_err(|error| {
+            TAKEN.store(false, Ordering::SeqCst);
+            Error::new(Kind::Delivery, "cannot catch SIGTERM and SIGINT").with_source(error)
+        })
     }
 
-    fn catch() -> Result<Self, Error> {
-        let failed = |error| Error::new(Kind::Delivery, "cannot catch SIGTERM and SIGINT").with_source(error);
-        let caught: Vec<_> = [SIGTERM, SIGINT].into_iter().filter(|signal| !is_ignored(*signal)).collect();
-        let by_default = Arc::new(AtomicBool::new(false));
-        for signal in &caught {
-            // In this order: the flag the first signal sets is for the second to find.
-            if is_init() {
-                flag::register_conditional_shutdown(*signal, EXIT_BASE + signal, Arc::clone(&by_default))
-            } else {
-                flag::register_conditional_default(*signal, Arc::clone(&by_default))
-            }
-            .and_then(|_| flag::register(*signal, Arc::clone(&by_default)))
-            .map_err(failed)?;
+    fn catch() -> io::Result<Self> {
+        let before = THREAD.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(before) = before {
+            // It would take our signals for its own. It ends by itself, soon.
+            let _ = before.join();
         }
-        let mut signals = Signals::new(caught).map_err(failed)?;
-        let release = Release { by_default, handle: signals.handle() };
+        let caught: Vec<_> = [SIGTERM, SIGINT].into_iter().filter(|signal| !is_ignored(*signal)).collect();
+        for signal in &caught {
+            handle(*signal)?;
+        }
+        let mut signals = Signals::new(caught)?;
+        let release = Release { handle: signals.handle() };
+        BY_DEFAULT.store(false, Ordering::SeqCst);
         let (start, flusher) = sync_channel::<Arc<Flusher>>(1);
         let watch = move || {
             let Ok(flusher) = flusher.recv() else { return };
@@ -89,7 +97,8 @@ impl Watch {
                 flusher.end_then(Ending::Signalled, || die(signal));
             }
         };
-        thread::Builder::new().name("stage-metrics-signals".to_owned()).spawn(watch).map_err(failed)?;
+        let thread = thread::Builder::new().name("stage-metrics-signals".to_owned()).spawn(watch)?;
+        *THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(Self { start, release })
     }
 
@@ -101,6 +110,24 @@ impl Watch {
         let release = Mutex::new(Some(release));
         flusher.then(Box::new(move || drop(release.lock().unwrap_or_else(PoisonError::into_inner).take())));
     }
+}
+
+/// Has a signal act by [`BY_DEFAULT`], and set it. Handlers cannot be taken back to what was there before, so they are
+/// made once.
+fn handle(signal: i32) -> io::Result<()> {
+    let mut handled = HANDLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if handled.contains(&signal) {
+        return Ok(());
+    }
+    // In this order: what the first signal sets is for the second to find.
+    if is_init() {
+        flag::register_conditional_shutdown(signal, EXIT_BASE + signal, &BY_DEFAULT)?;
+    } else {
+        flag::register_conditional_default(signal, &BY_DEFAULT)?;
+    }
+    flag::register(signal, &BY_DEFAULT)?;
+    handled.push(signal);
+    Ok(())
 }
 
 /// The first process of a container: the kernel ignores a signal that it raises for itself.

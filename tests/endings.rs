@@ -23,13 +23,18 @@ struct Left {
     pushes: usize,
 }
 
+#[track_caller]
+fn ended(scenario: &str, server: &MockGateway) -> Ended {
+    let mut command = child::command("scenarios::end_as_told", scenario);
+    command.env("TV_PROMETHEUS_PUSHGATEWAY", server.addr().to_string()).env("TV_PROMETHEUS_JOB", "j");
+    child::start(command).wait()
+}
+
 /// Runs a scenario and checks what holds for every one of them.
 #[track_caller]
 fn run(scenario: &str) -> Left {
     let server = MockGateway::ok();
-    let mut command = child::command("scenarios::end_as_told", scenario);
-    command.env("TV_PROMETHEUS_PUSHGATEWAY", server.addr().to_string()).env("TV_PROMETHEUS_JOB", "j");
-    let ended = child::start(command).wait();
+    let ended = ended(scenario, &server);
     let mut requests = server.requests();
 
     let report = requests.pop().unwrap_or_else(|| panic!("{scenario}: no request at all: {ended:?}"));
@@ -77,6 +82,12 @@ fn a_return_in_good_order() {
     for scenario in ["return", "finish ok", "exit 0", "shutdown", "shutdown, then return", "flush, then return"] {
         assert_success(scenario);
     }
+}
+
+/// The guard sees what is dropped, not what is returned: `finish` is there for that.
+#[test]
+fn an_error_that_a_question_mark_returns() {
+    assert_success("an error by ?");
 }
 
 #[test]
@@ -147,6 +158,35 @@ fn a_panic_through_the_guard() {
         assert!(left.ended.stderr.contains("as told"), "{scenario}");
         assert!(!left.is_success(), "{scenario}");
         assert_eq!((left.outcome("failure"), left.failures("panic")), (failures, panics), "{scenario}");
+    }
+}
+
+#[test]
+fn a_panic_through_the_guard_inside_a_runtime() {
+    for (scenario, code) in [("panic inside block_on", 101), ("panic of a task that has the guard", 0)] {
+        let left = run(scenario);
+        assert_eq!(left.ended.status.code(), Some(code), "{scenario}: {:?}", left.ended);
+        assert!(left.ended.stderr.contains("as told"), "{scenario}");
+        assert!(!left.is_success(), "{scenario}");
+        assert_eq!((left.outcome("success"), left.outcome("failure")), (1.0, 0.0), "{scenario}: its stage had ended");
+    }
+}
+
+/// No destructor runs: the documentation says so.
+#[test]
+fn a_guard_that_is_never_dropped_leaves_the_state_of_the_last_push() {
+    for (scenario, code) in [("the guard forgotten", 0), ("process::exit", 3)] {
+        let server = MockGateway::ok();
+        let ended = ended(scenario, &server);
+        assert_eq!(ended.status.code(), Some(code), "{scenario}: {ended:?}");
+        assert!(ended.elapsed < Duration::from_secs(4), "nothing is waited for: {:?}", ended.elapsed);
+        let requests = server.requests();
+        assert!(requests.iter().all(|request| request.method == "POST"), "{scenario}: no report");
+        assert_eq!(requests.len(), 2, "{scenario}: at install, and the flush");
+        let last = exposition::parse(requests[1].text());
+        assert_eq!(last.value("last_value", &[]), None, "{scenario}");
+        assert!(last.expect("quant_run_start_timestamp_seconds", &[]) > 1.7e9, "{scenario}: it was seen to start");
+        assert!(last.family("quant_run_last_completion_timestamp_seconds").is_none(), "{scenario}");
     }
 }
 

@@ -8,6 +8,8 @@ mod support;
 #[cfg(feature = "tls")]
 #[path = "gateways/certificates.rs"]
 mod certificates;
+#[path = "gateways/large.rs"]
+mod large;
 #[path = "gateways/odd.rs"]
 mod odd;
 
@@ -185,7 +187,7 @@ fn each_try_waits_longer_than_the_one_before() {
 #[test]
 fn a_push_on_the_interval_is_tried_again_within_it() {
     let replies = [Reply::status(503), Reply::Reset, Reply::ok()];
-    let server = MockGateway::start(replies);
+    let (server, begun) = (MockGateway::start(replies), Instant::now());
     let Measured { guard, log, default: _default } = measured(builder(&server.url()));
     server.await_requests(3);
     stage("a");
@@ -196,6 +198,9 @@ fn a_push_on_the_interval_is_tried_again_within_it() {
     let last = exposition::parse(sent[3].text());
     assert_eq!(last.expect("quant_telemetry_push_total", &[("result", "success")]), 1.0, "tries are no pushes");
     assert_eq!(last.expect("quant_telemetry_push_total", &[("result", "failure")]), 0.0);
+    // The waits for the second try and the third, at least.
+    let took = last.expect("quant_telemetry_last_push_duration_seconds", &[]);
+    assert!((0.15..begun.elapsed().as_secs_f64()).contains(&took), "{took}");
     guard.shutdown().unwrap();
     assert_eq!(log.own(), [""; 0], "nothing was lost");
 }

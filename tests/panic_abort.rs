@@ -8,12 +8,13 @@ mod support;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::child::{self, Ended, Signal};
 use support::exposition::{self, Exposition};
+use support::mock_gateway::Answer;
 use support::{MockGateway, Reply, servers};
 
 /// What a busy machine may add to a time that is kept.
@@ -52,9 +53,7 @@ fn build() -> PathBuf {
     target.join("debug/examples/pipeline").with_extension(std::env::consts::EXE_EXTENSION)
 }
 
-fn run(program: &Path, server: &MockGateway, arguments: &[&str]) -> (Ended, Exposition) {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("pipeline.prom");
+fn command(program: &Path, server: &MockGateway, file: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if ["TV_PROMETHEUS_", "OTEL_", "RUST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
@@ -63,12 +62,18 @@ fn run(program: &Path, server: &MockGateway, arguments: &[&str]) -> (Ended, Expo
     }
     command
         .args(["--profile", "p", "--run-id", "1", "--textfile"])
-        .arg(&file)
+        .arg(file)
         .args(arguments)
         .env("TV_PROMETHEUS_PUSHGATEWAY", server.url())
         .env("TV_PROMETHEUS_JOB", "j")
         .env("TV_PROMETHEUS_FLUSH_TIMEOUT", "2s");
-    let ended = child::start(command).wait();
+    command
+}
+
+fn run(program: &Path, server: &MockGateway, arguments: &[&str]) -> (Ended, Exposition) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pipeline.prom");
+    let ended = child::start(command(program, server, &file, arguments)).wait();
     (ended, exposition::parse(&std::fs::read_to_string(file).unwrap()))
 }
 
@@ -124,6 +129,36 @@ fn no_gateway_holds_it() {
         assert_aborted(&ended, "alpha.policy");
         assert!(ended.elapsed < Duration::from_secs(2) + 2 * SLACK, "{:?}", ended.elapsed);
         assert_cut_off(&file, "alpha.policy");
+    }
+}
+
+/// The report goes to stderr, and `eprintln!` panics where nobody reads that any more: at the end of a good run, and
+/// in the hook that another panic has called. The flush is over by then, and the process aborts at once.
+#[test]
+fn a_report_that_panics_aborts_it_at_once() {
+    let Some(program) = program() else { return };
+    for arguments in [&[][..], &["--panic", "risk.optimize"]] {
+        let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]);
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = command(program, &server, &directory.path().join("pipeline.prom"), arguments);
+        // Nothing but the report is written to stderr once it is closed.
+        command.env("RUST_LOG", "off").env("TV_PROMETHEUS_FLUSH_TIMEOUT", "20s");
+        let mut running = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let last = exposition::parse(server.await_requests(2)[1].text());
+        drop(running.stderr.take());
+        let begun = Instant::now();
+        server.release();
+        let status = child::wait_timeout(&mut running, SLACK);
+        let took = begun.elapsed();
+        // Both fail for a child that has ended.
+        let _ = running.kill();
+        let _ = running.wait();
+        let ended_by = status.map(|status| status.signal());
+        assert_eq!(ended_by, Some(Some(Signal::ABORT.as_raw())), "{arguments:?}: after {took:?}");
+        assert_eq!(server.requests().len(), 2, "{arguments:?}: one final flush");
+        let is_success = last.family("quant_run_last_success_timestamp_seconds").is_some();
+        assert_eq!(is_success, arguments.is_empty(), "{arguments:?}");
+        assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0);
     }
 }
 

@@ -4,8 +4,12 @@
 
 mod support;
 
+#[path = "signals/one_guard.rs"]
+mod one_guard;
 #[path = "signals/scenarios.rs"]
 mod scenarios;
+#[path = "signals/without_it.rs"]
+mod without_it;
 
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
@@ -236,20 +240,6 @@ fn with_the_guard_gone_signals_act_as_if_never_caught() {
         assert_eq!(server.requests().len(), 2, "no third push");
         assert!(value(&last_push(&server), "quant_run_last_success_timestamp_seconds", &[]) > 1.7e9);
     }
-}
-
-#[test]
-fn without_it_the_state_of_the_last_push_is_what_there_is() {
-    let server = MockGateway::ok();
-    let mut running = child::start(command("without the flush", &server.url()));
-    running.await_line("it works");
-    running.signal(Signal::TERM);
-    let ended = running.wait();
-    assert_died_of(&ended, Signal::TERM);
-    assert_eq!(ended.stdout.matches("the report: ").count(), 0, "{ended:?}");
-    let last = last_push(&server);
-    assert_eq!(value(&last, "quant_stage_total", &[("stage_id", "done"), ("status", "success")]), 1.0, "two ran");
-    assert!(last.family("quant_run_last_completion_timestamp_seconds").is_none());
 }
 
 /// The run has ended well when the signal comes: it is delivered so, once, and then the process dies of the signal.

@@ -15,8 +15,14 @@ mod damage;
 mod delivered_later;
 #[path = "spool/directory.rs"]
 mod directory;
+#[path = "spool/fixed_files.rs"]
+mod fixed_files;
+#[path = "spool/in_the_way.rs"]
+mod in_the_way;
 #[path = "spool/killed.rs"]
 mod killed;
+#[path = "spool/on_disk.rs"]
+mod on_disk;
 #[path = "spool/own_payload_first.rs"]
 mod own_payload_first;
 #[path = "spool/replayed.rs"]

@@ -194,7 +194,7 @@ impl Routine {
         self.replay = match replayed {
             Replayed::Nothing => Replay::Done,
             Replayed::Done | Replayed::Refused(_) => Replay::Ready,
-            Replayed::Failed => Replay::AfterPush,
+            Replayed::PassedOver | Replayed::Failed => Replay::AfterPush,
         };
         self.tell_spool();
     }
@@ -280,7 +280,7 @@ impl Routine {
         let (Some(gateway), Some(spool)) = (&self.destinations.gateway, &self.spool) else { return };
         while Instant::now() < deadline {
             match replay(gateway, &*self.source, spool, deadline).await {
-                Replayed::Done => {}
+                Replayed::Done | Replayed::PassedOver => {}
                 Replayed::Refused(error) => self.source.changed(State::ReplayRefused(&error)),
                 Replayed::Nothing | Replayed::Failed => break,
             }

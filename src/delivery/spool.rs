@@ -238,12 +238,12 @@ impl Spool {
 
 impl Entry {
     /// The gateway has it, or something newer. Whether it is gone.
-    pub(crate) fn remove(self) -> bool {
+    pub(crate) fn remove(&self) -> bool {
         fs::remove_file(&self.path).is_ok()
     }
 
     /// The gateway will never take it. Whether it is out of the way.
-    pub(crate) fn refused(self) -> bool {
+    pub(crate) fn refused(&self) -> bool {
         set_aside(&self.path, REFUSED)
     }
 }
@@ -451,6 +451,7 @@ mod tests {
         let late = File::open(&held.path).unwrap();
         let path = held.path.clone();
         assert!(held.remove());
+        drop(held);
         late.try_lock().unwrap();
         assert!(!is_at(&late, &path));
         assert!(mine.next().is_none());

@@ -96,6 +96,19 @@ fn end_as_told() {
             guard.fail();
             guard.finish(Ok::<_, ()>(())).unwrap();
         }
+        "an error by ?" => {
+            fn fails() -> Result<(), std::num::ParseIntError> {
+                stage("a");
+                last_value();
+                "x".parse().map(|_: u8| ())
+            }
+            let end = || -> Result<(), std::num::ParseIntError> {
+                let _guard = guard;
+                fails()?;
+                unreachable!("it failed")
+            };
+            assert!(end().is_err());
+        }
         "a stage failed" => {
             failing_stage("a");
             last_value();
@@ -125,6 +138,32 @@ fn end_as_told() {
             let task = async { tracing::info_span!("stage", stage_id = "a").in_scope(|| panic!("as told")) };
             assert!(runtime.block_on(async { tokio::spawn(task).await }).is_err());
             last_value();
+        }
+        "panic inside block_on" => current_thread().block_on(async {
+            let _guard = guard;
+            in_async.await;
+            panic!("as told");
+        }),
+        "panic of a task that has the guard" => {
+            let task = async move {
+                let _guard = guard;
+                in_async.await;
+                panic!("as told");
+            };
+            let runtime = multi_thread();
+            assert!(runtime.block_on(async { tokio::spawn(task).await }).is_err());
+        }
+        "the guard forgotten" => {
+            guard.flush().unwrap();
+            stage("a");
+            last_value();
+            std::mem::forget(guard);
+        }
+        "process::exit" => {
+            guard.flush().unwrap();
+            stage("a");
+            last_value();
+            std::process::exit(3);
         }
         "exit 0" => {
             stage("a");

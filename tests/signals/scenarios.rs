@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tracing_stage_metrics::{FlushGuard, MetricsLayer};
+use tokio::signal::unix;
+use tracing_stage_metrics::{Error, FlushGuard, MetricsLayer, RunReport};
 use tracing_subscriber::prelude::*;
 
 use super::support::measured::stage;
@@ -35,6 +36,16 @@ fn pass_gate() {
     assert_eq!(http::get(gate, "/").unwrap().status, 200);
 }
 
+/// Waits until nobody of the crate looks for signals any more.
+fn await_no_thread() {
+    let is_ours = |task: std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("stage-metrics"))
+    };
+    while std::fs::read_dir("/proc/self/task").is_ok_and(|mut tasks| tasks.any(|task| task.is_ok_and(is_ours))) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn wait_for_the_end(said: &str) -> ! {
     println!("{said}");
     loop {
@@ -42,11 +53,30 @@ fn wait_for_the_end(said: &str) -> ! {
     }
 }
 
+/// Another guard that is to have the signals, beside the global one.
+fn another() -> Result<(MetricsLayer, FlushGuard), Error> {
+    let report =
+        |report: RunReport| println!("another has measured the last stage: {}", report.stage("last").is_some());
+    MetricsLayer::builder().with_env().unwrap().with_flush_on_signals().with_run_report(report).build()
+}
+
+/// Stages of another guard, which is gone already or still to come when a signal does.
+fn measured_by(layer: MetricsLayer, stage_id: &str) {
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || stage(stage_id));
+}
+
+#[track_caller]
+fn assert_has_to_wait() {
+    let Err(error) = another() else { panic!("two guards have the signals") };
+    assert!(error.is_config(), "{error:?}");
+    assert!(error.to_string().contains("`with_flush_on_signals()`"), "{error}");
+}
+
 /// Not a test: what the children do.
 #[test]
 fn end_as_told() {
     let Some(scenario) = child::scenario() else { return };
-    let guard = set_up(scenario != "without the flush");
+    let guard = set_up(!["without the flush", "a handler of its own"].contains(&scenario.as_str()));
     stage("done");
     match scenario.as_str() {
         "in a stage" => {
@@ -65,12 +95,23 @@ fn end_as_told() {
             stage("done");
             wait_for_the_end("it works")
         }
+        "a handler of its own" => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut terminated = unix::signal(unix::SignalKind::terminate()).unwrap();
+                println!("it works");
+                terminated.recv().await;
+            });
+            last_value();
+            drop(guard);
+        }
         "through the gate" => {
             last_value();
             pass_gate();
         }
         "guard gone" => {
             guard.shutdown().unwrap();
+            await_no_thread();
             wait_for_the_end("the guard is gone")
         }
         "shutdown through the gate" => {
@@ -99,6 +140,28 @@ fn end_as_told() {
                 .await
                 .unwrap()
             })
+        }
+        "two guards at once" => {
+            let _open = tracing::info_span!("work", stage_id = "open").entered();
+            assert_has_to_wait();
+            // The refusal has not taken them from the first, nor given them to anyone.
+            assert_has_to_wait();
+            last_value();
+            wait_for_the_end("it works")
+        }
+        "one guard after the other" => {
+            guard.shutdown().unwrap();
+            for stage_id in ["second", "third"] {
+                let (layer, guard) = another().unwrap();
+                assert_has_to_wait();
+                measured_by(layer, stage_id);
+                drop(guard);
+            }
+            // The recorder of the process is the first guard's.
+            assert!(MetricsLayer::builder().with_flush_on_signals().install().unwrap_err().is_config());
+            let (layer, _guard) = another().unwrap();
+            measured_by(layer, "last");
+            wait_for_the_end("it works")
         }
         "panic later" => {
             let _guard = guard;

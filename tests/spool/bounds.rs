@@ -61,9 +61,11 @@ fn the_oldest_file_of_a_full_spool_is_dropped_and_counted() {
     fill(spool);
     let (oldest, next) = (directory::payloads(spool)[0].clone(), directory::payloads(spool)[1].clone());
     let refusing = MockGateway::start([Reply::status(401)]);
-    let Measured { guard, log: _, default: _default } = measured(builder(&refusing.url(), "later", spool));
+    let Measured { guard, log, default: _default } = measured(builder(&refusing.url(), "later", spool));
     stage("own");
     guard.shutdown().unwrap_err();
+    let told = "the spool directory is full: its oldest payloads are dropped, undelivered";
+    assert_eq!(log.own().iter().filter(|text| *text == told).count(), 1, "{:?}", log.own());
     assert!(!oldest.exists() && next.exists());
     let payloads = directory::payloads(spool);
     assert_eq!(payloads.len(), MAX_SPOOL_FILES);

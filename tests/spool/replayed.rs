@@ -135,29 +135,3 @@ fn a_payload_that_is_refused_at_the_end_is_told_as_well() {
     assert_eq!(directory::names(spool).len(), 1);
     assert_set_aside_with_one_warning(&log.own()[1..], 400);
 }
-
-/// One that fails now is tried again after the next push that succeeds.
-#[test]
-fn a_payload_that_does_not_get_through_stays_for_another_time() {
-    let directory = tempfile::tempdir().unwrap();
-    let spool = directory.path();
-    leave(spool, "left", "left");
-    let replies = [Reply::ok(), Reply::ok(), Reply::status(500), Reply::ok()];
-    let server = MockGateway::start(replies);
-    let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
-    server.await_requests(3);
-    guard.flush().unwrap();
-    directory::await_no_payload(spool);
-    guard.shutdown().unwrap();
-    let wanted = [
-        "POST job/later",
-        "GET /metrics",
-        "POST job/left",
-        "POST job/later",
-        "GET /metrics",
-        "POST job/left",
-        "POST job/later",
-    ];
-    assert_eq!(all_asked(&server), wanted);
-    assert_eq!(log.own(), [""; 0], "nothing is lost, so nothing is said");
-}

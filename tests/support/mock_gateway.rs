@@ -46,7 +46,12 @@ pub enum Reply {
     Reset,
     /// Status 200 and a body that never ends.
     Endless,
+    /// These bytes, whatever they are, then the end of the connection.
+    Raw(&'static str),
 }
+
+/// Which reply a request gets.
+type Choose = Box<dyn FnMut(&Request) -> Reply + Send>;
 
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -109,7 +114,7 @@ struct Shared {
 }
 
 struct State {
-    replies: VecDeque<Reply>,
+    choose: Choose,
     requests: Vec<Request>,
     released: bool,
     /// To unblock the threads that read from or write to them.
@@ -124,11 +129,16 @@ impl MockGateway {
 
     /// Answers the requests in turn with these replies, and from then on with the last of them; 200 if there is none.
     pub fn start(replies: impl IntoIterator<Item = Reply>) -> Self {
+        Self::start_by(in_turn(replies))
+    }
+
+    /// Answers each request as it is.
+    pub fn start_by(choose: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let shared = Arc::new(Shared {
             addr: listener.local_addr().expect("its number"),
             state: Mutex::new(State {
-                replies: replies.into_iter().collect(),
+                choose: Box::new(choose),
                 requests: Vec::new(),
                 released: false,
                 connections: Vec::new(),
@@ -165,7 +175,7 @@ impl MockGateway {
 
     /// From the next request on, these replies.
     pub fn set_replies(&self, replies: impl IntoIterator<Item = Reply>) {
-        self.shared.lock().replies = replies.into_iter().collect();
+        self.shared.lock().choose = Box::new(in_turn(replies));
     }
 
     /// The first request, of all so far and to come, that is as wanted; panics with those that came if none is.
@@ -231,15 +241,20 @@ impl Shared {
     /// Records the request and takes the reply to it.
     fn record(&self, request: Request) -> Reply {
         let mut state = self.lock();
+        let reply = (state.choose)(&request);
         state.requests.push(request);
-        let reply = match state.replies.len() {
-            0 => Reply::ok(),
-            1 => state.replies[0].clone(),
-            _ => state.replies.pop_front().unwrap_or_else(Reply::ok),
-        };
         drop(state);
         self.changed.notify_all();
         reply
+    }
+}
+
+fn in_turn(replies: impl IntoIterator<Item = Reply>) -> impl FnMut(&Request) -> Reply + Send + 'static {
+    let mut replies: VecDeque<Reply> = replies.into_iter().collect();
+    move |_| match replies.len() {
+        0 => Reply::ok(),
+        1 => replies[0].clone(),
+        _ => replies.pop_front().unwrap_or_else(Reply::ok),
     }
 }
 
@@ -324,6 +339,10 @@ fn carry_out(mut stream: &TcpStream, shared: &Shared, reply: Reply) -> io::Resul
             loop {
                 stream.write_all(&[b'x'; 4096])?;
             }
+        }
+        Reply::Raw(bytes) => {
+            stream.write_all(bytes.as_bytes())?;
+            Err(io::ErrorKind::ConnectionAborted.into())
         }
     }
 }

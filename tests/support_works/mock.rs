@@ -52,6 +52,21 @@ fn replies_come_in_turn_and_the_last_one_stays() {
 }
 
 #[test]
+fn a_reply_can_depend_on_the_request() {
+    let gateway = MockGateway::start_by(|request| Reply::status(if request.path == "/a" { 404 } else { 202 }));
+    let ask = |path| http::get(gateway.addr(), path).unwrap().status;
+    assert_eq!([ask("/a"), ask("/b"), ask("/a")], [404, 202, 404]);
+}
+
+#[test]
+fn an_answer_can_be_none() {
+    let gateway = MockGateway::start([Reply::Raw("SSH-2.0-x\r\n")]);
+    let mut stream = connect(&gateway);
+    push(&mut stream);
+    assert_eq!(read_all(&mut stream), ("SSH-2.0-x\r\n".to_owned(), None), "and then the end");
+}
+
+#[test]
 fn one_connection_takes_several_requests_and_chunks() {
     let gateway = MockGateway::ok();
     let mut stream = connect(&gateway);

@@ -1,0 +1,72 @@
+//! In which order a payload comes to be on disk, is pushed and removed, as the system sees it: that what was written
+//! survives the loss of power is nothing a test could wait for.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::scenarios;
+use super::support::{MockGateway, child, servers};
+
+/// Whether processes can be looked at here; said out loud where they cannot.
+fn can_trace() -> bool {
+    let probe = || Command::new("strace").args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    if servers::find_program("strace").is_some() && probe().is_ok_and(|status| status.success()) {
+        return true;
+    }
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _ = writeln!(std::io::stderr(), "LEFT OUT: {test} ({}): strace is not there, or may not trace", file!());
+    false
+}
+
+/// The calls of a run that pushes when it begins and when it ends.
+#[track_caller]
+fn calls(spool: &Path) -> Vec<String> {
+    let server = MockGateway::ok();
+    let directory = tempfile::tempdir().unwrap();
+    let trace = directory.path().join("trace");
+    let inner = scenarios::command("end", &server.url(), "j", spool);
+    let mut outer = Command::new("strace");
+    // With the paths of file handles. Data is cut, but not before the first word of a request.
+    outer.args(["-f", "-y", "-e", "trace=fsync,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto", "-o"]);
+    outer.arg(&trace).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    let ended = child::start(outer).wait();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    fs::read_to_string(trace).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// Where the last call is that has all of this in it.
+#[track_caller]
+fn place(calls: &[String], parts: &[&str]) -> usize {
+    let found = calls.iter().rposition(|call| parts.iter().all(|part| call.contains(part)));
+    found.unwrap_or_else(|| panic!("no call with {parts:?} in:\n{}", calls.join("\n")))
+}
+
+/// Each call begins when the one before has ended: they are of one thread.
+#[test]
+fn a_payload_is_synced_then_named_then_pushed_then_removed() {
+    if !can_trace() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let calls = calls(directory.path());
+    let of_directory = format!("<{}>", directory.path().display());
+    let steps: [&[&str]; 6] = [
+        &["write(", ".tmp>"],
+        &["fsync(", ".tmp>"],
+        &["rename", ".tmp", ".spool"],
+        &["fsync(", &of_directory],
+        &["POST /metrics/job/j"],
+        &["unlink", ".spool"],
+    ];
+    let places = steps.map(|parts| place(&calls, parts));
+    assert!(places.is_sorted(), "{places:?} of {steps:?} in:\n{}", calls.join("\n"));
+}
