@@ -10,15 +10,19 @@ use super::scenarios;
 use super::support::{MockGateway, child, servers};
 
 /// Whether processes can be looked at here; said out loud where they cannot.
+#[track_caller]
 fn can_trace() -> bool {
-    let probe = || Command::new("strace").args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
-    if servers::find_program("strace").is_some() && probe().is_ok_and(|status| status.success()) {
-        return true;
+    if !servers::installed("strace") {
+        return false;
     }
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("a test");
-    let _ = writeln!(std::io::stderr(), "LEFT OUT: {test} ({}): strace is not there, or may not trace", file!());
-    false
+    let probe = Command::new("strace").args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    let may = probe.is_ok_and(|status| status.success());
+    if !may {
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or("a test");
+        let _ = writeln!(std::io::stderr(), "LEFT OUT: {test} ({}): this system lets nobody trace", file!());
+    }
+    may
 }
 
 /// The calls of a run that pushes when it begins and when it ends.
