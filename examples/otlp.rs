@@ -1,0 +1,55 @@
+//! The batch job of the example `pipeline` as one of a fleet: its metrics go to an OpenTelemetry collector.
+//!
+//! ```text
+//! export OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318
+//! export OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=delta
+//! cargo run --example otlp --features otlp
+//! ```
+//!
+//! With `delta` every process sends what it counted as increments, and `otlp-collector.yaml`, beside this file, adds them up
+//! for Prometheus: as many processes as you like, one after the other or at once, and no group to remove afterwards.
+//!
+//! The run id is no label: the sum over a fleet is what is looked at, and a label that is new with each run would have
+//! the collector keep each of them.
+
+#![allow(clippy::print_stderr)]
+
+// The job can do more than is shown here.
+#[allow(dead_code)]
+mod momentum;
+
+use std::error::Error;
+use std::io;
+use std::time::SystemTime;
+
+use momentum::date::utc_stamp;
+use momentum::fault::Faults;
+use momentum::{Job, PRICES, STAGES};
+use tracing_stage_metrics::MetricsLayer;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::fmt;
+use tracing_subscriber::prelude::*;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let (layer, guard) = MetricsLayer::builder()
+        .with_env()?
+        .with_otlp() // where to is in OTEL_EXPORTER_OTLP_ENDPOINT
+        .with_expected_stages(STAGES)
+        .without_run_id_label()
+        .with_flush_on_signals()
+        .with_run_report(|report| eprintln!("{report}"))
+        .install()?;
+    let log = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::registry()
+        .with(layer.with_filter(LevelFilter::INFO))
+        .with(fmt::layer().with_writer(io::stderr).with_filter(log))
+        .init();
+    let job = Job {
+        data: PRICES.into(),
+        profile: "multi_asset_daily".to_owned(),
+        run_id: utc_stamp(SystemTime::now()),
+        faults: Faults::default(),
+    };
+    guard.finish(momentum::run(&job))?;
+    Ok(())
+}
