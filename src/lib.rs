@@ -28,7 +28,7 @@
 //! pushes the recorder's state to a [`Pushgateway`]: at once, on an interval, and when the [`FlushGuard`] goes out of scope.
 //!
 //! ```text
-//! span -> layer -> recorder -> delivery thread -> Pushgateway, text file
+//! span -> layer -> recorder -> delivery thread -> Pushgateway, text file, /metrics, OTLP
 //!                                   ^
 //!                                 guard
 //! ```
@@ -70,6 +70,8 @@
 //! | answers without end | the last state; the answer is not read | its first bytes | `bounded.rs` |
 //! | has a wrong certificate | nothing, spooled | T | `gateways.rs` |
 //!
+//! By OTLP the same arrives, in the same time; what did not is lost with the process (`otlp_failures.rs`).
+//!
 //! What is spooled, a later run with the same directory delivers (`spool.rs`). While the process runs, a gateway that is
 //! away costs nothing but two events: a warning when it is lost, an `info!` when it is back (`gateways.rs`,
 //! `while_it_runs.rs`).
@@ -83,6 +85,7 @@
 //! | `tls` | yes | https gateways |
 //! | `resource-usage` | yes | CPU and memory of the process (Linux) |
 //! | `http` | yes | a listener for a Prometheus that scrapes |
+//! | `otlp` | no | metrics by OTLP. Types of `opentelemetry` in the public API may change in a minor release |
 
 #![cfg_attr(not(feature = "pushgateway"), allow(rustdoc::broken_intra_doc_links))]
 
