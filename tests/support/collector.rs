@@ -198,7 +198,7 @@ pub fn assert_same(totals: &BTreeMap<(String, Labels), Value>, text: &Exposition
 
 /// A collector over gRPC that keeps what it is sent. It refuses as often as it is told to.
 pub struct GrpcCollector {
-    addr: SocketAddr,
+    pub addr: SocketAddr,
     shared: Shared,
     _stop: oneshot::Sender<()>,
 }

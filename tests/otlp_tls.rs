@@ -1,0 +1,100 @@
+//! Collectors behind https, over HTTP and gRPC: trusted by the certificates of the system, or not at all.
+#![cfg(all(feature = "otlp", feature = "tls"))]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod support;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use support::child::{self, Ended};
+use support::collector::GrpcCollector;
+use support::{MockGateway, measured};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tracing_stage_metrics::MetricsLayer;
+
+/// Not a test: a job that tells whether its metrics arrived.
+#[test]
+fn scenarios() {
+    let Some(_) = child::scenario() else { return };
+    let builder = MetricsLayer::builder().with_env().unwrap().with_push_interval(Duration::from_secs(3_600));
+    let measured = measured::measured(builder);
+    measured::stage("a");
+    println!("\nended: {:?}", measured.guard.shutdown());
+}
+
+/// Speaks TLS in front of a server that does not.
+struct Terminator {
+    addr: SocketAddr,
+    certificate: tempfile::NamedTempFile,
+}
+
+impl Terminator {
+    fn before(server: SocketAddr) -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let mut certificate = tempfile::NamedTempFile::new().unwrap();
+        certificate.write_all(made.cert.pem().as_bytes()).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        let builder = ServerConfig::builder().with_no_client_auth();
+        let mut config = builder.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let (told, addr) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                told.send(listener.local_addr().unwrap()).unwrap();
+                loop {
+                    let (connection, _) = listener.accept().await.unwrap();
+                    // Whoever does not trust it goes.
+                    let Ok(mut outside) = acceptor.accept(connection).await else { continue };
+                    tokio::spawn(async move {
+                        let mut inside = TcpStream::connect(server).await.unwrap();
+                        // Both ends may go without a word.
+                        let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+                    });
+                }
+            });
+        });
+        Self { addr: addr.recv().unwrap(), certificate }
+    }
+
+    fn run(&self, protocol: &str, trusted: bool) -> Ended {
+        let mut command = child::command("scenarios", "job");
+        command.env("OTEL_METRICS_EXPORTER", "otlp").env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
+        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("https://localhost:{}", self.addr.port()));
+        command.env_remove("SSL_CERT_DIR").env_remove("SSL_CERT_FILE");
+        if trusted {
+            command.env("SSL_CERT_FILE", self.certificate.path());
+        }
+        child::start(command).wait()
+    }
+}
+
+#[test]
+fn a_certificate_that_the_system_trusts_is_enough() {
+    let (http, grpc) = (MockGateway::ok(), GrpcCollector::start());
+    for (protocol, server) in [("http/protobuf", http.addr()), ("grpc", grpc.addr)] {
+        let ended = Terminator::before(server).run(protocol, true);
+        assert!(ended.stdout.contains("ended: Ok(())"), "{protocol}: {ended:?}");
+    }
+    assert!(!http.requests().is_empty() && !grpc.exports().is_empty());
+}
+
+#[test]
+fn one_that_nobody_trusts_is_told() {
+    let (http, grpc) = (MockGateway::ok(), GrpcCollector::start());
+    for (protocol, server) in [("http/protobuf", http.addr()), ("grpc", grpc.addr)] {
+        let ended = Terminator::before(server).run(protocol, false);
+        let line =
+            ended.stdout.lines().find(|line| line.starts_with("ended: Err(")).unwrap_or_else(|| panic!("{ended:?}"));
+        assert!(line.to_lowercase().contains("certificate"), "{protocol}: {line}");
+    }
+    assert!(http.requests().is_empty() && grpc.exports().is_empty());
+}
