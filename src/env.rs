@@ -296,17 +296,38 @@ mod tests {
     }
 
     #[test]
-    #[cfg(not(all(feature = "http", feature = "resource-usage")))]
+    #[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp")))]
     fn a_variable_of_a_feature_that_is_not_there_names_it() {
-        for (variable, feature) in [
+        for (name, feature) in [
             #[cfg(not(feature = "http"))]
-            ("LISTEN", "http"),
+            ("TV_PROMETHEUS_LISTEN", "http"),
             #[cfg(not(feature = "resource-usage"))]
-            ("NODE", "resource-usage"),
+            ("TV_PROMETHEUS_NODE", "resource-usage"),
+            #[cfg(not(feature = "otlp"))]
+            ("OTEL_METRICS_EXPORTER", "otlp"),
         ] {
-            let name = format!("TV_PROMETHEUS_{variable}");
-            let message = message(&[(&name, "x")]);
-            assert!(message.starts_with(&name) && message.contains(&format!("the feature `{feature}`")), "{message}");
+            let message = message(&[(name, "otlp")]);
+            assert!(message.starts_with(&format!("{name} is \"otlp\"")), "{message}");
+            assert!(message.contains(&format!("the feature `{feature}`")), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_exporters_of_others_are_no_affair_of_ours() {
+        for exporters in ["none", "prometheus", "console,prometheus", "otlp2"] {
+            let environment =
+                read(&[("OTEL_METRICS_EXPORTER", exporters), ("OTEL_EXPORTER_OTLP_ENDPOINT", "x")]).unwrap();
+            assert!(environment.gateway.is_none());
+            #[cfg(feature = "otlp")]
+            assert!(!environment.otlp, "{exporters}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "otlp")]
+    fn otlp_is_asked_for_by_its_name_among_others() {
+        for exporters in ["otlp", " otlp ", "prometheus,otlp"] {
+            assert!(read(&[("OTEL_METRICS_EXPORTER", exporters)]).unwrap().otlp, "{exporters}");
         }
     }
 

@@ -44,8 +44,8 @@ impl Collecting {
         if !settings.names_service {
             resource = resource.with_service_name(service);
         }
-        if !settings.names_instance && settings.temporality == Temporality::Cumulative {
-            // Cumulative values of two processes are two series. Delta values add up to one, and are to.
+        if !settings.names_instance && settings.temporality != Temporality::Delta {
+            // Totals of two processes are two series. Increments add up to one, and are to.
             resource = resource.with_attribute(KeyValue::new("service.instance.id", host::instance()));
         }
         let view = move |instrument: &Instrument| {
