@@ -154,6 +154,11 @@ impl Slot {
         let _ = self.facts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |facts| Some(update(Facts(facts)).0));
     }
 
+    /// Whether it is entered, or was.
+    pub(crate) fn was_entered(&self) -> bool {
+        self.entered.load(Ordering::Relaxed) > 0 || self.last_exit.load(Ordering::Relaxed) != 0
+    }
+
     pub(crate) fn stage(&self) -> Label {
         Label::from_bits(self.stage.load(Ordering::Relaxed))
     }

@@ -110,7 +110,7 @@ impl Stages {
         // Values are printed before the slot is taken: that runs the user's code.
         let mut fields = SpanFields::new(&self.labels, &callsite.positions, self.series.has_room_for_runs());
         attrs.record(&mut fields);
-        let facts = fields.declared.map_or(facts, |declared| facts.declared(declared));
+        let facts = fields.declared.map_or(facts, |declared| facts.declared(declared, false));
         let parent = self.parent(attrs, id, ctx);
         let wanted = || !self.ended.load(Ordering::SeqCst);
         let (stage, profile, run_id) = (fields.stage, fields.profile, fields.run_id);
@@ -192,7 +192,8 @@ impl Stages {
         let mut fields = SpanFields::new(&self.labels, &callsite.positions, self.series.has_room_for_runs());
         values.record(&mut fields);
         if let Some(declared) = fields.declared {
-            found.update_facts(|facts| facts.declared(declared));
+            let begun = found.was_entered();
+            found.update_facts(|facts| facts.declared(declared, begun));
         }
         found.set_values(fields.stage, fields.profile, fields.run_id);
         if !(fields.profile.is_none() && fields.run_id.is_none()) {
