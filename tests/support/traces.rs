@@ -7,6 +7,11 @@
 //!
 //! Not part of `support`, whose users need no traces: `#[path = "support/traces.rs"] mod traces;` brings it in.
 
+// Each test binary compiles all of this and uses a part of it; none of it is public to anyone.
+#![allow(dead_code, unreachable_pub)]
+// Clippy's exemption for tests reaches `#[test]` functions only, not what they call.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
