@@ -65,7 +65,7 @@ fn random_programs_have_the_same_statuses_and_durations_in_both() {
     let config = Config {
         source_file: Some(file!()),
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..Config::with_cases(300)
+        ..Config::with_cases(400)
     };
     let first = prop_oneof![Just(First::Traces), Just(First::Metrics)];
     let programs = (prop::collection::vec(node(), 1..4), first, any::<bool>());

@@ -140,7 +140,7 @@ fn target() -> impl Strategy<Value = Target> {
 fn without_children() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (target(), said()).prop_map(|(target, said)| Step::Say(target, said)),
-        3 => (0..3_usize, word()).prop_map(|(up, word)| Step::Declare(up, word)),
+        5 => (0..3_usize, word()).prop_map(|(up, word)| Step::Declare(up, word)),
         3 => Just(Step::Yield),
         2 => Just(Step::Work),
         1 => Just(Step::Panic),
@@ -149,7 +149,7 @@ fn without_children() -> impl Strategy<Value = Step> {
 
 fn with(steps: impl Strategy<Value = Vec<Step>>) -> impl Strategy<Value = Node> {
     let id = prop_oneof![1 => Just(Id::None), 4 => Just(Id::AtCreation), 1 => Just(Id::Soon), 1 => Just(Id::Late)];
-    let entered = prop_oneof![1 => Just(Entered::Never), 3 => Just(Entered::Once), 4 => Just(Entered::EveryPoll)];
+    let entered = prop_oneof![2 => Just(Entered::Never), 3 => Just(Entered::Once), 4 => Just(Entered::EveryPoll)];
     let place =
         prop_oneof![5 => Just(Place::Here), 1 => Just(Place::Thread), 2 => Just(Place::Task), 2 => Just(Place::Beside)];
     let rarely = || prop::bool::weighted(0.2);

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinHandle, JoinSet, yield_now};
-use tracing::field::Empty;
 use tracing::{Dispatch, Instrument, Span, debug, debug_span, dispatcher, error, info, info_span, warn};
 
 use super::futures::{Boxed, Caught, caught, dropped_after, now};
