@@ -81,6 +81,15 @@ impl Facts {
     pub(crate) const DECLARED_OK: Self = Self(1 << 7);
     pub(crate) const DECLARED_ERROR: Self = Self(1 << 8);
 
+    /// `tracing-opentelemetry` was asked for its trace.
+    #[cfg(feature = "trace-id")]
+    pub(crate) const ASKED_FOR_TRACE: Self = Self(1 << 9);
+
+    /// What may make it fail under some policy.
+    #[cfg(feature = "trace-id")]
+    pub(crate) const TROUBLE: Self = Self(
+        Self::PANICKED.0 | Self::ERROR_EVENT.0 | Self::ERROR_WITHIN.0 | Self::RETURNED_ERROR.0 | Self::DECLARED_ERROR.0,
+    );
     pub(crate) const DECLARED: Self = Self(Self::DECLARED_OK.0 | Self::DECLARED_ERROR.0);
 
     pub(crate) fn has(self, fact: Self) -> bool {

@@ -241,8 +241,8 @@ fn ends(now: &Measured) -> BTreeMap<String, Pair> {
 
 /// The stage id of an exported span: what was recorded last.
 fn stage_of(span: &SpanData) -> Option<String> {
-    let ids = span.attributes.iter().filter(|attribute| attribute.key.as_str() == "stage_id");
-    ids.last().map(|attribute| attribute.value.to_string())
+    let mut ids = span.attributes.iter().filter(|attribute| attribute.key.as_str() == "stage_id");
+    ids.next_back().map(|attribute| attribute.value.to_string())
 }
 
 /// Checks that both ends of this duration were read between the two probes.
