@@ -22,6 +22,8 @@ pub struct StageReport {
     total: Duration,
     slowest: Duration,
     open: u64,
+    #[cfg(feature = "trace-id")]
+    trace_id: Option<String>,
 }
 
 impl RunReport {
@@ -33,6 +35,8 @@ impl RunReport {
             total: state.totals.total,
             slowest: state.totals.slowest,
             open: state.open,
+            #[cfg(feature = "trace-id")]
+            trace_id: state.totals.trace.map(|trace| trace.to_string()),
         });
         Self { stages: stages.collect() }
     }
@@ -94,6 +98,14 @@ impl StageReport {
     pub fn open(&self) -> u64 {
         self.open
     }
+
+    /// The trace of its last failure that is in one: 32 hexadecimal digits. None where nothing failed, where
+    /// `tracing-opentelemetry` is not in the subscriber, and where no failure was sampled.
+    #[cfg(feature = "trace-id")]
+    #[must_use]
+    pub fn trace_id(&self) -> Option<&str> {
+        self.trace_id.as_deref()
+    }
 }
 
 const STAGE: usize = 32;
@@ -128,10 +140,14 @@ impl fmt::Display for StageReport {
         for time in [self.total, self.mean(), self.slowest] {
             write!(f, " {:>TIME$}", short_time(time))?;
         }
-        match self.open {
-            0 => Ok(()),
-            open => write!(f, "\n{:STAGE$} {:>NUMBER$}", "", format!("{} open", count(open))),
+        if self.open > 0 {
+            write!(f, "\n{:STAGE$} {:>NUMBER$}", "", format!("{} open", count(self.open)))?;
         }
+        #[cfg(feature = "trace-id")]
+        if let Some(trace_id) = &self.trace_id {
+            write!(f, "\n  its last failure is in the trace {trace_id}")?;
+        }
+        Ok(())
     }
 }
 
@@ -171,7 +187,16 @@ mod tests {
 
     fn stage(id: &str, runs: u64, failures: u64, total: u64, slowest: u64, open: u64) -> StageReport {
         let (total, slowest) = (Duration::from_nanos(total), Duration::from_nanos(slowest));
-        StageReport { stage_id: id.to_owned(), runs, failures, total, slowest, open }
+        StageReport {
+            stage_id: id.to_owned(),
+            runs,
+            failures,
+            total,
+            slowest,
+            open,
+            #[cfg(feature = "trace-id")]
+            trace_id: None,
+        }
     }
 
     #[test]
@@ -195,6 +220,32 @@ foundation.ingest                      1       0   12.3 ms   12.3 ms   12.3 ms
 alpha.inference                     open
 risk.optimize                      never"
         );
+    }
+
+    #[cfg(feature = "trace-id")]
+    #[test]
+    fn the_trace_of_a_failure_is_on_a_line_below() {
+        let trace_id = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());
+        let report = RunReport {
+            stages: vec![
+                StageReport { trace_id: trace_id.clone(), ..stage("alpha.policy", 3, 1, 3_000, 1_500, 2) },
+                StageReport { trace_id, ..stage("risk.optimize", 1, 1, 1_000, 1_000, 0) },
+                stage("risk.report", 1, 1, 1_000, 1_000, 0),
+            ],
+        };
+        let text = report.to_string();
+        assert_eq!(
+            text,
+            "\
+stage                               runs  failed     total      mean   slowest
+alpha.policy                           3       1   3.00 µs   1.00 µs   1.50 µs
+                                  2 open
+  its last failure is in the trace 4bf92f3577b34da6a3ce929d0e0e4736
+risk.optimize                          1       1   1.00 µs   1.00 µs   1.00 µs
+  its last failure is in the trace 4bf92f3577b34da6a3ce929d0e0e4736
+risk.report                            1       1   1.00 µs   1.00 µs   1.00 µs"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 
     #[test]

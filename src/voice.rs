@@ -25,11 +25,14 @@ impl Voice {
         *self.subscriber.lock().unwrap_or_else(PoisonError::into_inner) = Some(subscriber.downgrade());
     }
 
+    pub(crate) fn subscriber(&self) -> Option<Dispatch> {
+        self.subscriber.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(WeakDispatch::upgrade)
+    }
+
     /// Emits now. Not from `on_new_span` and not from `on_event`: there an event of our own would disturb what the
     /// per-layer filters have noted for the span or event in hand.
     pub(crate) fn speak(&self, say: impl FnOnce()) {
-        let subscriber =
-            self.subscriber.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(WeakDispatch::upgrade);
+        let subscriber = self.subscriber();
         // A subscriber that panics must not keep the stages from being counted, or end the delivery thread.
         let _ = catch_unwind(AssertUnwindSafe(|| match subscriber {
             Some(subscriber) => dispatcher::with_default(&subscriber, say),

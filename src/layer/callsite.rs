@@ -40,7 +40,7 @@ pub(crate) enum Kind {
 pub(crate) enum ErrorEvent {
     /// Level ERROR: always.
     Level,
-    /// Another level, and a field `error` without a message: if `error` has a value.
+    /// Another level, and a field `error` without a message before it: if `error` has a value.
     Field,
 }
 
@@ -78,7 +78,9 @@ impl Kind {
             Self::Error(ErrorEvent::Level)
         } else if is_exactly(fields, "return") {
             Self::Returned
-        } else if fields.field("error").is_some() && fields.field("message").is_none() {
+        } else if let Some(error) = fields.field("error")
+            && fields.field("message").is_none_or(|message| message.index() > error.index())
+        {
             Self::Error(ErrorEvent::Field)
         } else {
             Self::Plain

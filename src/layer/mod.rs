@@ -16,6 +16,8 @@ mod series;
 mod sink;
 mod stages;
 mod summary;
+#[cfg(feature = "trace-id")]
+mod trace_id;
 mod unwinding;
 mod warnings;
 

@@ -18,6 +18,8 @@ use tracing::span::Id;
 use super::index::Number;
 use super::labels::Label;
 use super::outcome::Facts;
+#[cfg(feature = "trace-id")]
+use super::trace_id::TraceId;
 
 const BUCKET: usize = 8;
 const FIRST_LEVEL: usize = 256;
@@ -45,6 +47,9 @@ pub(crate) struct Slot {
     run_id: AtomicU32,
     /// Profile and run id with what it inherits, and when that was found out.
     pub(crate) resolved: AtomicU64,
+    /// The halves of its trace's id, once it was asked for; zero: none is known.
+    #[cfg(feature = "trace-id")]
+    trace: [AtomicU64; 2],
     /// The active gauge that counts it now, where gauges are written at once: a number plus one. Zero when the slot is
     /// free, but for the moment in which someone who goes over the open spans finds that out.
     pub(crate) shown: AtomicU32,
@@ -100,6 +105,12 @@ impl Found<'_> {
     pub(crate) fn reference(&self) -> SlotRef {
         SlotRef::new(self.index, self.slot.turn())
     }
+
+    /// The span's id, as long as it has the slot.
+    #[cfg(feature = "trace-id")]
+    pub(crate) fn id(&self) -> Option<Id> {
+        std::num::NonZeroU64::new(self.key.load(Ordering::Acquire)).map(Id::from_non_zero_u64)
+    }
 }
 
 impl Slot {
@@ -154,6 +165,11 @@ impl Slot {
         let _ = self.facts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |facts| Some(update(Facts(facts)).0));
     }
 
+    /// Whether it is entered, or was.
+    pub(crate) fn was_entered(&self) -> bool {
+        self.entered.load(Ordering::Relaxed) > 0 || self.last_exit.load(Ordering::Relaxed) != 0
+    }
+
     pub(crate) fn stage(&self) -> Label {
         Label::from_bits(self.stage.load(Ordering::Relaxed))
     }
@@ -164,6 +180,23 @@ impl Slot {
 
     pub(crate) fn run_id(&self) -> Label {
         Label::from_bits(self.run_id.load(Ordering::Relaxed))
+    }
+
+    /// Its trace, once it was asked for.
+    #[cfg(feature = "trace-id")]
+    pub(crate) fn trace(&self) -> Option<TraceId> {
+        // What an earlier span left is not read: the fact is of this one.
+        let asked = Facts(self.facts.load(Ordering::Acquire)).has(Facts::ASKED_FOR_TRACE);
+        let [high, low] = self.trace.each_ref().map(|half| u128::from(half.load(Ordering::Relaxed)));
+        TraceId::new(high << u64::BITS | low).filter(|_| asked)
+    }
+
+    #[cfg(feature = "trace-id")]
+    pub(crate) fn set_trace(&self, trace: Option<TraceId>) {
+        let trace = trace.map_or(0, TraceId::get);
+        self.trace[0].store((trace >> u64::BITS) as u64, Ordering::Relaxed);
+        self.trace[1].store(trace as u64, Ordering::Relaxed);
+        self.facts.fetch_or(Facts::ASKED_FOR_TRACE.0, Ordering::Release);
     }
 
     /// Takes over the values that are given.

@@ -5,13 +5,14 @@ use super::fields::Declared;
 /// When a stage counts as failed.
 ///
 /// A panic unwound through the span and an `otel.status_code` on it always decide, in this order; the policy says
-/// what else does. A failed child stage never fails its parent.
+/// what else does. Of several status codes the last one counts that was given before the span was first entered; from
+/// then on `ok` is final, as in a trace. A failed child stage never fails its parent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FailurePolicy {
-    /// An event of level ERROR directly in the span, or one of any level that has an `error` field and no message,
-    /// which is what `#[instrument(err)]` emits. The rule of `tracing-opentelemetry`: a stage that is red in the
-    /// trace is red in the metric.
+    /// An event of level ERROR directly in the span, or one of any level that has an `error` field and no message
+    /// before it, which is what `#[instrument(err)]` emits. The rule of `tracing-opentelemetry`: a stage that is red
+    /// in the trace is red in the metric.
     #[default]
     ErrorEvents,
     /// Only the event of the span's own `#[instrument(err)]`. An error that was logged and survived is no failure.
@@ -80,6 +81,15 @@ impl Facts {
     pub(crate) const DECLARED_OK: Self = Self(1 << 7);
     pub(crate) const DECLARED_ERROR: Self = Self(1 << 8);
 
+    /// `tracing-opentelemetry` was asked for its trace.
+    #[cfg(feature = "trace-id")]
+    pub(crate) const ASKED_FOR_TRACE: Self = Self(1 << 9);
+
+    /// What may make it fail under some policy.
+    #[cfg(feature = "trace-id")]
+    pub(crate) const TROUBLE: Self = Self(
+        Self::PANICKED.0 | Self::ERROR_EVENT.0 | Self::ERROR_WITHIN.0 | Self::RETURNED_ERROR.0 | Self::DECLARED_ERROR.0,
+    );
     pub(crate) const DECLARED: Self = Self(Self::DECLARED_OK.0 | Self::DECLARED_ERROR.0);
 
     pub(crate) fn has(self, fact: Self) -> bool {
@@ -99,12 +109,15 @@ impl Facts {
         Self(self.0 & !fact.0)
     }
 
-    /// With what the span said of itself last.
-    pub(crate) fn declared(self, declared: Declared) -> Self {
+    /// With what the span says of itself. As in a trace: until it is `begun`, which is when it is first entered, its
+    /// last word counts; from then on `ok` is final and an error is taken back by `ok` alone.
+    pub(crate) fn declared(self, declared: Declared, begun: bool) -> Self {
         let rest = self.without(Self::DECLARED);
         match declared {
             Declared::Ok => rest.with(Self::DECLARED_OK),
+            Declared::Error if begun && self.has(Self::DECLARED_OK) => self,
             Declared::Error => rest.with(Self::DECLARED_ERROR),
+            Declared::Unset if begun => self,
             Declared::Unset => rest,
         }
     }
@@ -184,10 +197,20 @@ mod tests {
     }
 
     #[test]
-    fn the_last_declared_status_counts() {
-        let facts = Facts::STAGE.declared(Declared::Error).declared(Declared::Ok);
-        assert!(facts.has(Facts::DECLARED_OK) && !facts.has(Facts::DECLARED_ERROR) && facts.is_stage());
-        assert!(!facts.declared(Declared::Unset).has(Facts::DECLARED));
+    fn the_last_declared_status_counts_until_the_span_is_entered() {
+        let [none, is_ok, is_error] = [Facts::STAGE, Facts::DECLARED_OK, Facts::DECLARED_ERROR];
+        let [is_ok, is_error] = [is_ok, is_error].map(|fact| none.with(fact));
+        let said = |words: [Declared; 2], begun| none.declared(words[0], begun).declared(words[1], begun);
+        let [ok, error, unset] = [Declared::Ok, Declared::Error, Declared::Unset];
+        for (words, before, after) in [
+            ([error, ok], is_ok, is_ok),
+            ([ok, error], is_error, is_ok),
+            ([ok, unset], none, is_ok),
+            ([error, unset], none, is_error),
+            ([unset, error], is_error, is_error),
+        ] {
+            assert_eq!([said(words, false), said(words, true)], [before, after], "{words:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! about to look, unless nobody says when that is. Handles are registered before a table's lock is taken: that runs
 //! the recorder's code.
 
+#[cfg(feature = "trace-id")]
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -16,6 +18,8 @@ use super::index::{InsertOnly, Number, mix};
 use super::labels::{Label, Labels};
 use super::outcome::{Outcome, Reason};
 use super::sink::{Sink, outward};
+#[cfg(feature = "trace-id")]
+use super::trace_id::TraceId;
 use crate::{schema, unix_time};
 
 /// A stage by its id: `quant_stage_total`, and the line of the run report.
@@ -30,6 +34,11 @@ pub(crate) struct StageSeries {
     slowest_nanos: AtomicU64,
     /// Its place in the order in which stages first finished; zero: none did.
     first_finished: AtomicU64,
+    /// The trace of its last failure that has one.
+    #[cfg(feature = "trace-id")]
+    trace: Mutex<Option<TraceId>>,
+    #[cfg(feature = "trace-id")]
+    is_trace_told: AtomicBool,
 }
 
 /// What a stage's runs add up to.
@@ -41,6 +50,8 @@ pub(crate) struct StageTotals {
     pub(crate) total: Duration,
     pub(crate) slowest: Duration,
     pub(crate) first_finished: u64,
+    #[cfg(feature = "trace-id")]
+    pub(crate) trace: Option<TraceId>,
 }
 
 /// A stage in a profile: the gauges, and the failures by reason.
@@ -81,6 +92,9 @@ pub(crate) struct Finished {
     pub(crate) nanos: u64,
     /// On the clock of the spans.
     pub(crate) ended: u64,
+    /// Where it failed, and that is known.
+    #[cfg(feature = "trace-id")]
+    pub(crate) trace: Option<TraceId>,
 }
 
 pub(crate) struct Series {
@@ -209,6 +223,10 @@ impl Series {
                 total_nanos: AtomicU64::new(0),
                 slowest_nanos: AtomicU64::new(0),
                 first_finished: AtomicU64::new(0),
+                #[cfg(feature = "trace-id")]
+                trace: Mutex::default(),
+                #[cfg(feature = "trace-id")]
+                is_trace_told: AtomicBool::new(false),
             };
             self.stages.find_or_insert(hash([stage; 3]), |series| series.stage == stage, || series)
         })
@@ -291,6 +309,10 @@ impl StageSeries {
             let order = series.finished.fetch_add(1, Ordering::Relaxed) + 1;
             let _ = self.first_finished.compare_exchange(0, order, Ordering::Relaxed, Ordering::Relaxed);
         }
+        #[cfg(feature = "trace-id")]
+        if end.trace.is_some() {
+            *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = end.trace;
+        }
     }
 
     pub(crate) fn totals(&self) -> StageTotals {
@@ -300,7 +322,15 @@ impl StageSeries {
             total: Duration::from_nanos(self.total_nanos.load(Ordering::Relaxed)),
             slowest: Duration::from_nanos(self.slowest_nanos.load(Ordering::Relaxed)),
             first_finished: self.first_finished.load(Ordering::Relaxed),
+            #[cfg(feature = "trace-id")]
+            trace: *self.trace.lock().unwrap_or_else(PoisonError::into_inner),
         }
+    }
+
+    /// Whether this is the first call.
+    #[cfg(feature = "trace-id")]
+    pub(crate) fn tell_trace_once(&self) -> bool {
+        !self.is_trace_told.swap(true, Ordering::Relaxed)
     }
 }
 

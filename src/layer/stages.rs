@@ -16,6 +16,8 @@ use super::open::{Found, NewSpan, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
 use super::series::{Finished, Series};
 use super::sink::{Sink, Target, is_outward};
+#[cfg(feature = "trace-id")]
+use super::trace_id::{Traces, await_release};
 use super::unwinding;
 use crate::voice::Voice;
 
@@ -51,6 +53,8 @@ pub(crate) struct Stages {
     warned_inert: AtomicBool,
     pub(super) outermost_finished: AtomicBool,
     pub(super) outermost_failed: AtomicBool,
+    #[cfg(feature = "trace-id")]
+    pub(super) traces: Traces,
 }
 
 impl Stages {
@@ -77,6 +81,8 @@ impl Stages {
             warned_inert: AtomicBool::new(false),
             outermost_finished: AtomicBool::new(false),
             outermost_failed: AtomicBool::new(false),
+            #[cfg(feature = "trace-id")]
+            traces: Traces::default(),
         };
         for stage in &stages.expected {
             stages.series.stage(&stages.labels, *stage);
@@ -110,7 +116,7 @@ impl Stages {
         // Values are printed before the slot is taken: that runs the user's code.
         let mut fields = SpanFields::new(&self.labels, &callsite.positions, self.series.has_room_for_runs());
         attrs.record(&mut fields);
-        let facts = fields.declared.map_or(facts, |declared| facts.declared(declared));
+        let facts = fields.declared.map_or(facts, |declared| facts.declared(declared, false));
         let parent = self.parent(attrs, id, ctx);
         let wanted = || !self.ended.load(Ordering::SeqCst);
         let (stage, profile, run_id) = (fields.stage, fields.profile, fields.run_id);
@@ -192,7 +198,8 @@ impl Stages {
         let mut fields = SpanFields::new(&self.labels, &callsite.positions, self.series.has_room_for_runs());
         values.record(&mut fields);
         if let Some(declared) = fields.declared {
-            found.update_facts(|facts| facts.declared(declared));
+            let begun = found.was_entered();
+            found.update_facts(|facts| facts.declared(declared, begun));
         }
         found.set_values(fields.stage, fields.profile, fields.run_id);
         if !(fields.profile.is_none() && fields.run_id.is_none()) {
@@ -212,6 +219,8 @@ impl Stages {
         if let Some(found) = self.open.find(id) {
             found.entered.fetch_add(1, Ordering::Relaxed);
             unwinding::entered(|| found.reference());
+            #[cfg(feature = "trace-id")]
+            self.note_trace_at_enter(found, id);
         }
     }
 
@@ -219,10 +228,12 @@ impl Stages {
     pub(crate) fn exited(&self, id: &Id) {
         if let Some(found) = self.open.find(id) {
             found.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
-            found.entered.fetch_sub(1, Ordering::Relaxed);
+            let _entered = found.entered.fetch_sub(1, Ordering::Relaxed);
             if unwinding::exited(|| found.reference()) {
                 found.add_fact(Facts::PANICKED);
             }
+            #[cfg(feature = "trace-id")]
+            self.note_trace_at_exit(found, id, _entered);
         }
     }
 
@@ -275,16 +286,25 @@ impl Stages {
         if found.facts().has(Facts::STAGE) {
             self.ensure_stage_id(found);
             let (facts, reference) = (found.facts(), found.reference());
-            if facts.is_stage() && found.settle(reference) {
+            let is_settled = facts.is_stage() && found.settle(reference);
+            if is_settled {
                 let outcome = self.policy.outcome(facts);
                 let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
                 // A look at the clock is a large part of what a span costs: only where it was never entered.
                 let ended = last_exit.unwrap_or_else(|| self.clock.raw());
                 let (ended, is_outermost) = self.ended_stage(found, outcome, ended);
+                #[cfg(feature = "trace-id")]
+                let ended = self.with_trace(ended, found, id);
                 self.count(ended, is_outermost);
                 if outcome == Outcome::Failure(Reason::Cancelled) {
                     self.warn_cancelled(found);
                 }
+                #[cfg(feature = "trace-id")]
+                self.warn_first_failure(ended);
+            }
+            #[cfg(feature = "trace-id")]
+            if !is_settled {
+                await_release(found.slot);
             }
             self.hide(found);
         }
@@ -311,7 +331,17 @@ impl Stages {
         let Resolved { profile, run_id } = self.inheritance.resolve(&self.open, found.slot);
         let nanos = self.clock.delta_as_nanos(found.started.load(Ordering::Relaxed), ended);
         let is_outermost = !self.is_known(outcome) && stage_around(&self.open, found.slot).is_none();
-        (Finished { stage: found.stage(), profile, run_id, outcome, nanos, ended }, is_outermost)
+        let finished = Finished {
+            stage: found.stage(),
+            profile,
+            run_id,
+            outcome,
+            nanos,
+            ended,
+            #[cfg(feature = "trace-id")]
+            trace: None,
+        };
+        (finished, is_outermost)
     }
 
     /// Records a stage that ended. The caller has settled it.

@@ -10,6 +10,8 @@ use super::outcome::{Facts, Outcome, Reason};
 use super::series::StageTotals;
 use super::sink::outward;
 use super::stages::Stages;
+#[cfg(feature = "trace-id")]
+use super::trace_id::Held;
 use crate::schema::Metric;
 
 /// Ample for a stage that closes to be counted.
@@ -76,10 +78,14 @@ impl Stages {
             let runs_until_now = outcome == Outcome::Failure(Reason::Interrupted);
             let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
             let (ended, is_outermost) = self.ended_stage(found, outcome, last_exit.unwrap_or(now));
+            #[cfg(feature = "trace-id")]
+            let held = Held::new(found.slot);
             if !found.settle(reference) {
                 closing.push(reference);
                 continue;
             }
+            #[cfg(feature = "trace-id")]
+            let ended = self.with_trace_of_open(ended, found, held);
             self.count(ended, is_outermost);
             self.hide(found);
             if let Outcome::Failure(reason) = outcome {

@@ -5,10 +5,14 @@ use tracing::warn;
 use super::admission::Overflow;
 use super::callsite::OWN_TARGET;
 use super::open::Found;
+#[cfg(feature = "trace-id")]
+use super::outcome::Outcome;
 use super::outcome::Reason;
 use super::series::Finished;
 use super::sink::outward;
 use super::stages::Stages;
+#[cfg(feature = "trace-id")]
+use super::trace_id::TraceId;
 
 impl Stages {
     /// After the end nothing is measured: whoever opens a stage then has probably dropped the guard too early.
@@ -56,7 +60,23 @@ impl Stages {
         });
     }
 
-    pub(super) fn warn_open(&self, ended: Finished, reason: Reason) {
+    /// The first failure of each stage whose trace is known.
+    #[cfg(feature = "trace-id")]
+    #[inline]
+    pub(super) fn warn_first_failure(&self, ended: Finished) {
+        if let Some(trace) = ended.trace
+            && let Outcome::Failure(reason) = ended.outcome
+        {
+            self.warn_failed(ended, reason, trace);
+        }
+    }
+
+    #[cfg(feature = "trace-id")]
+    #[cold]
+    fn warn_failed(&self, ended: Finished, reason: Reason, trace: TraceId) {
+        if !self.series.stage(&self.labels, ended.stage).1.tell_trace_once() {
+            return;
+        }
         let [stage_id, profile, run_id] =
             [ended.stage, ended.profile, ended.run_id].map(|label| self.labels.text(label));
         let reason = reason.as_str();
@@ -64,7 +84,27 @@ impl Stages {
             self.voice.speak(|| {
                 warn!(
                     target: OWN_TARGET,
-                    stage_id, profile, run_id, reason,
+                    stage_id, profile, run_id, reason, trace_id = %trace,
+                    "stage {stage_id} failed ({reason}), in the trace {trace}; of its further failures the run report \
+                     has the last"
+                );
+            });
+        });
+    }
+
+    pub(super) fn warn_open(&self, ended: Finished, reason: Reason) {
+        let [stage_id, profile, run_id] =
+            [ended.stage, ended.profile, ended.run_id].map(|label| self.labels.text(label));
+        let reason = reason.as_str();
+        #[cfg(feature = "trace-id")]
+        let trace_id = ended.trace.map(tracing::field::display);
+        #[cfg(not(feature = "trace-id"))]
+        let trace_id = tracing::field::Empty;
+        outward(|| {
+            self.voice.speak(|| {
+                warn!(
+                    target: OWN_TARGET,
+                    stage_id, profile, run_id, reason, trace_id,
                     "stage {stage_id} was still open at the final flush and is counted as a failure ({reason})"
                 );
             });

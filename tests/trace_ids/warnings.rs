@@ -1,0 +1,99 @@
+//! The warning that has the trace id, and the run report that has it.
+
+use opentelemetry::trace::Status;
+use opentelemetry_sdk::trace::Sampler;
+use tracing::{error, info_span};
+use tracing_stage_metrics::FailurePolicy::{ErrorsWithin, ProvenSuccess};
+
+use super::{ORDERS, Traced};
+
+fn failing(stage_id: &str) {
+    info_span!("x", stage_id, profile = "crypto", run_id = 42).in_scope(|| error!("it broke"));
+}
+
+#[test]
+fn one_for_each_stage_with_its_first_failure() {
+    for first in ORDERS {
+        let traced = Traced::start(first);
+        for stage in ["a", "b", "a", "a", "b"] {
+            failing(stage);
+        }
+        info_span!("x", stage_id = "c").in_scope(|| ());
+        let heard = traced.pipeline.heard();
+        assert_eq!(heard.len(), 2, "{heard:?}");
+        for (line, stage) in heard.iter().zip(["a", "b"]) {
+            let trace = &traced.exported(stage)[0];
+            assert_eq!(
+                *line,
+                format!(
+                    "WARN stage {stage} failed (error), in the trace {trace}; of its further failures the run report \
+                     has the last stage_id=\"{stage}\" profile=\"crypto\" run_id=\"42\" reason=\"error\" \
+                     trace_id={trace}"
+                )
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_share_the_one_warning() {
+    for first in ORDERS {
+        let traced = Traced::start(first);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let dispatch = traced.pipeline.dispatch();
+                scope.spawn(move || tracing::dispatcher::with_default(&dispatch, || failing("a")));
+            }
+        });
+        assert_eq!(traced.pipeline.heard().len(), 1, "{:?}", traced.pipeline.heard());
+        assert!(traced.exported("a").contains(&traced.reported("a").unwrap()));
+    }
+}
+
+/// It is an event of the span that is current when the stage closes, and no error of it.
+#[test]
+fn it_makes_no_span_red_and_no_stage_fail() {
+    for first in ORDERS {
+        let traced = Traced::with(first, ErrorsWithin, Sampler::AlwaysOn);
+        info_span!("x", stage_id = "around").in_scope(|| failing("a"));
+        assert_eq!(traced.pipeline.now().totals(), ["a 0 1", "around 1 0"]);
+        assert_eq!(traced.pipeline.heard().len(), 1);
+        let spans = traced.spans.get_finished_spans().unwrap();
+        let around = spans.last().unwrap();
+        assert_eq!(around.status, Status::Unset);
+        let events: Vec<_> = around.events.iter().map(|event| event.name.as_ref()).collect();
+        assert!(matches!(events[..], [told] if told.starts_with("stage a failed")), "{events:?}");
+    }
+}
+
+/// Each says something of its own.
+#[test]
+fn a_cancelled_stage_has_both_its_warnings() {
+    for first in ORDERS {
+        let traced = Traced::with(first, ProvenSuccess, Sampler::AlwaysOn);
+        for _ in 0..2 {
+            info_span!("x", stage_id = "a").in_scope(|| ());
+        }
+        let heard = traced.pipeline.heard();
+        assert_eq!(heard.len(), 2, "{heard:?}");
+        assert!(heard[0].contains("without having returned") && heard[1].contains("reason=\"cancelled\""), "{heard:?}");
+    }
+}
+
+#[test]
+fn the_report_has_the_trace_below_the_stage() {
+    for first in ORDERS {
+        let traced = Traced::start(first);
+        failing("a");
+        info_span!("x", stage_id = "b").in_scope(|| ());
+        failing("c");
+        let trace = |stage| traced.exported(stage).concat();
+        let text = traced.pipeline.guard().report().to_string();
+        let lines: Vec<_> = text.lines().collect();
+        let starts = ["stage ", "a ", "  its last", "b ", "c ", "  its last"];
+        assert!(lines.len() == 6 && lines.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{text}");
+        assert_eq!(lines[2], format!("  its last failure is in the trace {}", trace("a")));
+        assert_eq!(lines[5], format!("  its last failure is in the trace {}", trace("c")));
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
+    }
+}
