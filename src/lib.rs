@@ -86,6 +86,7 @@
 //! | `resource-usage` | yes | CPU and memory of the process (Linux) |
 //! | `http` | yes | a listener for a Prometheus that scrapes |
 //! | `otlp` | no | metrics by OTLP. Types of `opentelemetry` in the public API may change in a minor release |
+//! | `trace-id` | no | the trace of a failed stage, where `tracing-opentelemetry` 0.34 is in the registry |
 
 #![cfg_attr(not(feature = "pushgateway"), allow(rustdoc::broken_intra_doc_links))]
 

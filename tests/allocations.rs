@@ -137,3 +137,28 @@ fn values_of_any_type_allocate_nothing_once_they_are_known() {
         });
     });
 }
+
+/// The traces allocate; this layer adds nothing to that, for stages that go well and for those that fail.
+#[cfg(feature = "trace-id")]
+#[test]
+fn beside_traces_nothing_more_is_allocated() {
+    use opentelemetry::trace::TracerProvider;
+    use tracing_opentelemetry::OpenTelemetryLayer;
+
+    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+    let traces = || OpenTelemetryLayer::new(provider.tracer("test")).boxed();
+    let alone = allocations(&Dispatch::new(Registry::default().with(traces())), SPANS / 10);
+    assert!(alone > SPANS / 10, "{alone}");
+    for traces_first in [true, false] {
+        let pipeline = Pipeline::stacked(
+            |builder| builder,
+            |layer, _| {
+                let [one, other] = if traces_first { [traces(), layer.boxed()] } else { [layer.boxed(), traces()] };
+                Registry::default().with(one.and_then(other)).into()
+            },
+        );
+        assert_eq!(allocations(&pipeline.dispatch(), SPANS / 10), alone, "{traces_first}");
+        let report = pipeline.guard().report();
+        assert!(report.stages().any(|stage| stage.trace_id().is_some()), "{report}");
+    }
+}
