@@ -20,7 +20,8 @@ use std::process::Command;
 
 use serde_json::Value;
 use support::child::{self, Running, Signal};
-use support::{Prometheus, Pushgateway};
+use support::{Prometheus, Pushgateway, http, measured};
+use tracing_stage_metrics::MetricsLayer;
 
 const PROFILE: &str = "multi_asset_daily";
 
@@ -56,6 +57,15 @@ impl Setting {
             .env("TV_PROMETHEUS_SPOOL_DIR", self.directory.path().join("spool"))
             .envs(variables.iter().copied());
         child::start(command)
+    }
+
+    /// Starts a run that stays in its first stage, and pushes this often.
+    #[track_caller]
+    fn start_stuck(&self, run_id: &str, interval: &str) -> Running {
+        // Its prices never come: nobody writes into the pipe.
+        let prices = self.directory.path().join(run_id);
+        assert!(Command::new("mkfifo").arg(&prices).status().unwrap().success());
+        self.start(run_id, &["--data", prices.to_str().unwrap()], &[("TV_PROMETHEUS_PUSH_INTERVAL", interval)])
     }
 
     /// Runs it to its end, and waits until Prometheus has seen that and the rules have been looked at since: the outcome
@@ -147,14 +157,7 @@ fn each_query_of_the_dashboard_has_data_after_real_runs() {
     setting.run("mended", &[], 0.0);
     setting.await_alerts(&[]);
 
-    // Its prices never come: nobody writes into the pipe.
-    let prices = setting.directory.path().join("prices");
-    assert!(Command::new("mkfifo").arg(&prices).status().unwrap().success());
-    let run = setting.start(
-        "interrupted",
-        &["--data", prices.to_str().unwrap()],
-        &[("TV_PROMETHEUS_PUSH_INTERVAL", "100ms")],
-    );
+    let run = setting.start_stuck("interrupted", "100ms");
     setting.prometheus.await_query("quant_stage_active{stage_id=\"foundation.ingest\"} == 1", |found| found.len() == 1);
     let outcome = setting.prometheus.await_query(&filled(&query("Outcomes over time"), &everything("")), |_| true);
     assert_eq!(outcome[0].1, 1.0, "it is under way: {outcome:?}");
@@ -196,4 +199,33 @@ fn a_profile_that_groups_is_on_the_dashboard_and_in_the_alerts() {
     let found = of("crypto");
     assert_eq!((found.len(), found[0].1, found[0].0["profile"].as_str()), (1, 2.0, "crypto"));
     assert_eq!(of("equities"), []);
+}
+
+#[test]
+fn two_processes_in_one_group_are_noticed() {
+    let Some(setting) = setting() else { return };
+    // At intervals that drift against each other and the scrapes, so that now one and now the other is seen.
+    let _writers = [setting.start_stuck("one", "110ms"), setting.start_stuck("other", "130ms")];
+    let alert = "ALERTS{alertname=\"BatchTwoWriters\", alertstate=\"firing\", job=\"quant_pipeline\"}";
+    setting.prometheus.await_query(alert, |found| found.len() == 1);
+}
+
+/// Though the stages are pushed once more alone, and taken then.
+#[test]
+fn a_push_that_the_gateway_refuses_in_part_is_noticed() {
+    let Some(setting) = setting() else { return };
+    let other = b"# TYPE rows gauge\nrows 1\n";
+    let pushed = http::request(setting.gateway.addr(), "POST", "/metrics/job/other", &[], other).unwrap();
+    assert_eq!(pushed.status, 200);
+    let rows = "# TYPE rows counter\nrows 7\n# TYPE quant_run_duration_seconds gauge\nquant_run_duration_seconds 5\n";
+    let group = tracing_stage_metrics::Pushgateway::new(setting.gateway.url(), "refused").unwrap();
+    let builder = MetricsLayer::builder().with_pushgateway(group).with_exposition(move || rows.to_owned());
+    let measured = measured::measured(builder);
+    assert_eq!(measured.guard.flush().unwrap_err().status(), Some(400));
+    let alert = "ALERTS{alertname=\"BatchPushRefused\", alertstate=\"firing\"}";
+    let found = setting.prometheus.await_query(alert, |found| !found.is_empty());
+    let jobs: Vec<_> = found.iter().map(|(labels, _)| labels["job"].as_str()).collect();
+    assert_eq!(jobs, ["refused"]);
+    let taken = setting.prometheus.query("push_time_seconds > push_failure_time_seconds");
+    assert!(taken.iter().any(|(labels, _)| labels["job"] == "refused"), "the stages were taken: {taken:?}");
 }

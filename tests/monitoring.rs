@@ -21,3 +21,5 @@ mod render;
 mod rules;
 #[path = "monitoring/shown.rs"]
 mod shown;
+#[path = "monitoring/states.rs"]
+mod states;

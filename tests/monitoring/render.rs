@@ -50,7 +50,7 @@ fn in_namespace(text: &str, namespace: &str) -> String {
 }
 
 #[track_caller]
-fn promtool(arguments: &[&str], files: &[std::path::PathBuf]) {
+pub(crate) fn promtool(arguments: &[&str], files: &[std::path::PathBuf]) {
     let output = Command::new("promtool").args(arguments).args(files).output().unwrap();
     assert!(
         output.status.success(),
