@@ -110,9 +110,15 @@ impl Prometheus {
     /// Scrapes each `(job, address, honor_labels)`.
     #[track_caller]
     pub fn start(scrape: &[(&str, SocketAddr, bool)]) -> Self {
+        Self::start_with_rules(scrape, &[])
+    }
+
+    /// Also evaluates the rules in these files, as often.
+    #[track_caller]
+    pub fn start_with_rules(scrape: &[(&str, SocketAddr, bool)], rules: &[&Path]) -> Self {
         let dir = tempfile::tempdir().expect("a directory for Prometheus");
         let config = dir.path().join("prometheus.yml");
-        std::fs::write(&config, scrape_config(scrape)).expect("its configuration written");
+        std::fs::write(&config, configuration(scrape, rules)).expect("its configuration written");
         let data = dir.path().join("data");
         let process = Process::start(PROMETHEUS, "/-/ready", move |addr| {
             let mut command = Command::new(PROMETHEUS);
@@ -212,8 +218,9 @@ macro_rules! is_a_process {
 }
 is_a_process!(Pushgateway.0, Prometheus.process, NodeExporter.0);
 
-fn scrape_config(scrape: &[(&str, SocketAddr, bool)]) -> String {
-    let mut config = "global:\n  scrape_interval: 300ms\nscrape_configs:\n".to_owned();
+fn configuration(scrape: &[(&str, SocketAddr, bool)], rules: &[&Path]) -> String {
+    let mut config = "global:\n  scrape_interval: 300ms\n  evaluation_interval: 300ms\n".to_owned();
+    let _ = writeln!(config, "rule_files: {rules:?}\nscrape_configs:");
     for (job, addr, honor_labels) in scrape {
         let _ = write!(
             config,

@@ -1,0 +1,103 @@
+//! The configuration files name each other's files, ports and data source as they are.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::dashboard::{list, text};
+use super::files;
+
+/// The services of the compose file that starts all of it.
+fn services() -> Value {
+    files::yaml("compose.yml")["services"].take()
+}
+
+#[test]
+fn images_have_pinned_versions() {
+    let services = services();
+    let images: Vec<_> = services.as_object().unwrap().values().map(|service| text(service, "image")).collect();
+    assert_eq!(images.len(), 3);
+    for image in images {
+        let version = image.split_once(':').map(|(_, tag)| tag.trim_start_matches('v'));
+        let numbers: Vec<_> = version.unwrap_or_default().split('.').map(str::parse::<u32>).collect();
+        assert!(numbers.len() == 3 && numbers.iter().all(Result::is_ok), "{image}");
+    }
+}
+
+#[test]
+fn what_is_mounted_is_there() {
+    let services = services();
+    let mut mounted = 0;
+    for volume in services.as_object().unwrap().values().flat_map(|service| list(&service["volumes"])) {
+        let (from, _) = volume.as_str().unwrap().split_once(':').unwrap();
+        if let Some(file) = from.strip_prefix("./") {
+            mounted += 1;
+            assert!(files::path(file).exists(), "{file}");
+        }
+    }
+    assert_eq!(mounted, 6);
+}
+
+/// Where a file of `examples/monitoring` is inside the container.
+#[track_caller]
+fn inside(service: &str, file: &str) -> String {
+    let services = services();
+    let volumes = list(&services[service]["volumes"]).iter().map(|volume| volume.as_str().unwrap().to_owned());
+    let mounts = volumes.filter_map(|volume| volume.strip_prefix("./").map(str::to_owned));
+    let to = mounts.filter_map(|mount| {
+        let (from, to) = mount.split_once(':')?;
+        Some(format!("{}{}", to.trim_end_matches(":ro"), file.strip_prefix(from)?))
+    });
+    let to: Vec<_> = to.collect();
+    assert_eq!(to.len(), 1, "{file} in {service}: {to:?}");
+    to[0].clone()
+}
+
+#[test]
+fn prometheus_finds_its_configuration_and_the_rules_beside_it() {
+    let config = inside("prometheus", "prometheus.yml");
+    let services = services();
+    assert!(list(&services["prometheus"]["command"]).contains(&Value::from(format!("--config.file={config}"))));
+    let (directory, _) = config.rsplit_once('/').unwrap();
+    let named = files::yaml("prometheus.yml");
+    let named: BTreeSet<_> = list(&named["rule_files"]).iter().map(|name| name.as_str().unwrap()).collect();
+    let there = files::ending_in(".rules.yml");
+    assert_eq!(named, there.iter().map(String::as_str).collect());
+    for name in there {
+        assert_eq!(inside("prometheus", &name), format!("{directory}/{name}"));
+    }
+}
+
+#[test]
+fn grafana_finds_the_dashboard_and_prometheus() {
+    let provider = files::yaml("grafana/provisioning/dashboards/quant.yml");
+    let directory = text(&provider["providers"][0]["options"], "path").to_owned();
+    assert_eq!(inside("grafana", "grafana/dashboards/quant.json"), format!("{directory}/quant.json"));
+    for kind in ["dashboards/quant.yml", "datasources/prometheus.yml"] {
+        let file = inside("grafana", &format!("grafana/provisioning/{kind}"));
+        assert_eq!(file, format!("/etc/grafana/provisioning/{kind}"));
+    }
+    let sources = files::yaml("grafana/provisioning/datasources/prometheus.yml");
+    let source = &sources["datasources"][0];
+    assert_eq!((text(source, "type"), text(source, "url")), ("prometheus", "http://localhost:9090"));
+    assert_eq!(source["isDefault"], true, "the dashboard takes the default at first");
+    assert_eq!(listens("prometheus"), "127.0.0.1:9090");
+}
+
+#[test]
+fn prometheus_scrapes_the_gateway_and_keeps_its_labels() {
+    let config = files::yaml("prometheus.yml");
+    let job = list(&config["scrape_configs"]).iter().find(|job| text(job, "job_name") == "pushgateway").unwrap();
+    assert_eq!(job["honor_labels"], true);
+    assert_eq!(job["static_configs"][0]["targets"][0], "localhost:9091");
+    assert_eq!(listens("pushgateway"), "127.0.0.1:9091");
+    assert!(files::text("quant.rules.yml").contains("up{job=\"pushgateway\"}"), "the name the alert asks for");
+}
+
+/// The address a service is told to listen on.
+fn listens(service: &str) -> String {
+    let services = services();
+    let command = list(&services[service]["command"]).iter().map(|argument| argument.as_str().unwrap());
+    let address = command.filter_map(|argument| argument.strip_prefix("--web.listen-address=")).next();
+    address.unwrap().to_owned()
+}

@@ -1,0 +1,135 @@
+//! What the panels say of states that take time to come about: promtool evaluates their queries over series as a gateway
+//! would show them, a sample a minute.
+
+use std::fmt::Write as _;
+
+use super::dashboard::queries;
+use super::files;
+use super::render::promtool;
+use super::support::servers::installed;
+
+/// The query of the panel, with all there is chosen.
+#[track_caller]
+fn query(title: &str) -> String {
+    let dashboard = files::dashboard();
+    let found = queries(&dashboard).into_iter().find(|(of, _)| *of == title);
+    let (_, query) = found.unwrap_or_else(|| panic!("no panel {title}"));
+    query.replace("$job", ".*").replace("$profile", ".*").replace("$stage", ".*")
+}
+
+/// Has promtool find that the query of a panel gives these samples, labels and value, after 20 minutes of the series.
+#[track_caller]
+fn assert_shows(title: &str, series: &[(&str, &str)], samples: &[(&str, f64)]) {
+    if !installed("promtool") {
+        return;
+    }
+    let mut case = "evaluation_interval: 1m\ntests:\n  - interval: 1m\n    input_series:\n".to_owned();
+    for (series, values) in series {
+        let _ = writeln!(case, "      - {{series: {series:?}, values: {values:?}}}");
+    }
+    let _ = writeln!(
+        case,
+        "    promql_expr_test:\n      - expr: {:?}\n        eval_time: 20m\n        exp_samples:",
+        query(title)
+    );
+    for (labels, value) in samples {
+        let _ = writeln!(case, "          - {{labels: {labels:?}, value: {value}}}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("panel.test.yml");
+    std::fs::write(&file, case).unwrap();
+    promtool(&["test", "rules"], &[file]);
+}
+
+#[test]
+fn outcomes() {
+    assert_shows(
+        "Outcomes over time",
+        &[
+            // Ended in success at minute 3.
+            ("quant_run_start_timestamp_seconds{job='good'}", "60x20"),
+            ("quant_run_last_completion_timestamp_seconds{job='good'}", "180x20"),
+            ("quant_run_last_success_timestamp_seconds{job='good'}", "180x20"),
+            ("push_time_seconds{job='good'}", "180x20"),
+            // Started again at minute 19.
+            ("quant_run_start_timestamp_seconds{job='again'}", "1140x20"),
+            ("quant_run_last_completion_timestamp_seconds{job='again'}", "180x20"),
+            ("quant_run_last_success_timestamp_seconds{job='again'}", "180x20"),
+            ("push_time_seconds{job='again'}", "1140x20"),
+            // Started for the first time at minute 19.
+            ("quant_run_start_timestamp_seconds{job='first'}", "1140x20"),
+            ("push_time_seconds{job='first'}", "1140x20"),
+            // Is scraped.
+            ("quant_run_start_timestamp_seconds{job='service',instance='a:1'}", "60x20"),
+            // Failed after a success, and at once.
+            ("quant_run_start_timestamp_seconds{job='failed'}", "240x20"),
+            ("quant_run_last_completion_timestamp_seconds{job='failed'}", "300x20"),
+            ("quant_run_last_success_timestamp_seconds{job='failed'}", "180x20"),
+            ("quant_run_start_timestamp_seconds{job='never',profile='p'}", "240x20"),
+            ("quant_run_last_completion_timestamp_seconds{job='never',profile='p'}", "300x20"),
+            // Killed at minute 10.
+            ("quant_run_start_timestamp_seconds{job='killed'}", "240x20"),
+            ("quant_run_last_completion_timestamp_seconds{job='killed'}", "180x20"),
+            ("quant_run_last_success_timestamp_seconds{job='killed'}", "180x20"),
+            ("push_time_seconds{job='killed'}", "600x20"),
+        ],
+        &[
+            ("{job='good'}", 0.0),
+            ("{job='again'}", 1.0),
+            ("{job='first'}", 1.0),
+            ("{job='service', instance='a:1'}", 1.0),
+            ("{job='failed'}", 2.0),
+            ("{job='never', profile='p'}", 2.0),
+            ("{job='killed'}", 3.0),
+        ],
+    );
+}
+
+#[test]
+fn stages_of_a_process_that_was_killed_are_not_active() {
+    assert_shows(
+        "Active stages",
+        &[
+            ("quant_stage_active{job='killed',stage_id='a',profile='p'}", "1x20"),
+            ("push_time_seconds{job='killed'}", "600x20"),
+            ("quant_stage_active{job='at_work',stage_id='a',profile='p'}", "2x20"),
+            ("push_time_seconds{job='at_work'}", "1140x20"),
+            // Two groups of one job.
+            ("quant_stage_active{job='grouped',stage_id='a',profile='killed'}", "1x20"),
+            ("push_time_seconds{job='grouped',profile='killed'}", "600x20"),
+            ("quant_stage_active{job='grouped',stage_id='a',profile='at_work'}", "4x20"),
+            ("push_time_seconds{job='grouped',profile='at_work'}", "1140x20"),
+            ("quant_stage_active{job='service',instance='a:1',stage_id='a',profile='p'}", "1x20"),
+        ],
+        &[
+            ("{job='at_work', stage_id='a'}", 2.0),
+            ("{job='grouped', stage_id='a'}", 4.0),
+            ("{job='service', stage_id='a'}", 1.0),
+        ],
+    );
+}
+
+#[test]
+fn periods_since_the_last_success_are_days_without_the_rules() {
+    assert_shows(
+        "Time since the last success, in periods",
+        &[
+            ("quant_run_last_success_timestamp_seconds{job='a'}", "600x20"),
+            ("quant:period_seconds{job='a'}", "300x20"),
+            ("quant_run_last_success_timestamp_seconds{job='b',profile='p'}", "336x20"),
+        ],
+        &[("{job='a'}", 2.0), ("{job='b', profile='p'}", 0.01)],
+    );
+}
+
+#[test]
+#[should_panic(expected = "FAILED")]
+fn what_a_panel_does_not_show_is_found() {
+    // As a panic of its own where promtool is not there to say so.
+    assert!(installed("promtool"), "FAILED");
+    assert_shows(
+        "Outcomes over time",
+        &[("quant_run_start_timestamp_seconds{job='a'}", "60x20")],
+        &[("{job='a'}", 2.0)],
+    );
+}
