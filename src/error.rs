@@ -55,6 +55,11 @@ impl Error {
         self
     }
 
+    /// For someone else who is to be told. The causes are in its text.
+    pub(crate) fn copy(&self) -> Self {
+        Self::new(self.0.kind, format!("{self:?}"))
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         self.0.kind
     }

@@ -31,8 +31,8 @@ impl Metric {
 pub(crate) const STAGE_ID: &str = "stage_id";
 pub(crate) const PROFILE: &str = "profile";
 pub(crate) const RUN_ID: &str = "run_id";
-const STATUS: &str = "status";
-const REASON: &str = "reason";
+pub(crate) const STATUS: &str = "status";
+pub(crate) const REASON: &str = "reason";
 
 /// Names a grouping label may not have: they are labels of the metrics themselves. `profile` and `run_id` are not
 /// among them, a grouping label of that name fixes the value for the whole process.

@@ -296,8 +296,6 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// By this name `benches/instructions` finds what it is to count.
-    #[inline(never)]
     pub(crate) fn run(&mut self, times: u64) -> Duration {
         (self.run)(times)
     }

@@ -23,9 +23,9 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::Source;
 use super::compression::Body;
@@ -42,6 +42,9 @@ const STOP_TIME: Duration = Duration::from_millis(500);
 
 /// The pause after a connection could not be accepted, for want of file handles perhaps: trying at once would not help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many times as long as it took to make the metrics' text no other one is made.
+const PAUSE: u32 = 10;
 
 /// The text format, in the version that [`crate::exposition`] speaks of.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -84,6 +87,52 @@ impl Listener {
     }
 }
 
+/// What is shown of the metrics. One that is asked for while another is made, or just after, waits: so rendering takes a
+/// small part of the thread's time however many ask, and all who wait share one text.
+struct Page {
+    source: Arc<dyn Source>,
+    last: Mutex<Last>,
+}
+
+/// The text that was made last.
+struct Last {
+    /// Whoever came before this has what it came for.
+    begun: Option<Instant>,
+    /// Not before this is another one made.
+    next: Instant,
+    text: Result<Body, String>,
+    /// Made when the first one asks who takes it.
+    packed: Option<Body>,
+}
+
+impl Page {
+    fn new(source: Arc<dyn Source>) -> Self {
+        let text = Ok(Body::plain(Bytes::new()));
+        Self { source, last: Mutex::new(Last { begun: None, next: Instant::now(), text, packed: None }) }
+    }
+
+    /// The metrics of a moment that is not before the call.
+    async fn show(&self, gzip: bool) -> Result<Body, String> {
+        let asked = Instant::now();
+        let mut last = self.last.lock().await;
+        let mut begun = Instant::now();
+        if last.begun.is_none_or(|made| made < asked) {
+            sleep_until(last.next).await;
+            begun = Instant::now();
+            let text = self.source.exposition().map(Body::plain).map_err(|error| error.to_string());
+            *last = Last { begun: Some(begun), next: begun, text, packed: None };
+        }
+        let text = last.text.clone()?;
+        let shown = match &last.packed {
+            Some(packed) if gzip => packed.clone(),
+            None if gzip => last.packed.insert(Body::compressed(text.bytes)).clone(),
+            _ => text,
+        };
+        last.next = last.next.max(Instant::now() + begun.elapsed() * PAUSE);
+        Ok(shown)
+    }
+}
+
 /// The listener at work.
 pub(crate) struct Server {
     /// By when the last answers must be gone.
@@ -103,6 +152,7 @@ impl Server {
 }
 
 async fn serve(listener: TcpListener, source: Arc<dyn Source>, stopped: oneshot::Receiver<Instant>) {
+    let page = Arc::new(Page::new(source));
     let mut connections = Connections::default();
     let mut stopped = pin!(stopped);
     let deadline = loop {
@@ -113,7 +163,7 @@ async fn serve(listener: TcpListener, source: Arc<dyn Source>, stopped: oneshot:
             listener.poll_accept(context).map(Ok)
         });
         match accepted.await {
-            Ok(Ok((stream, _))) => connections.add(stream, &source),
+            Ok(Ok((stream, _))) => connections.add(stream, &page),
             Ok(Err(_)) => sleep(ACCEPT_PAUSE).await,
             Err(Ok(deadline)) => break deadline,
             // The thread has gone without a word: nobody waits.
@@ -138,7 +188,7 @@ struct Connection {
 }
 
 impl Connections {
-    fn add(&mut self, stream: TcpStream, source: &Arc<dyn Source>) {
+    fn add(&mut self, stream: TcpStream, page: &Arc<Page>) {
         while self.tasks.try_join_next().is_some() {}
         self.open.retain(|connection| !connection.task.is_finished());
         if self.open.len() >= MAX_HTTP_CONNECTIONS {
@@ -149,7 +199,7 @@ impl Connections {
             }
         }
         let asked = Arc::new(AtomicBool::new(false));
-        let task = self.tasks.spawn(answer_one(stream, Arc::clone(source), Arc::clone(&asked)));
+        let task = self.tasks.spawn(answer_one(stream, Arc::clone(page), Arc::clone(&asked)));
         self.open.push_back(Connection { task, asked });
     }
 
@@ -164,10 +214,11 @@ impl Connections {
 }
 
 /// A connection: one request, one answer.
-async fn answer_one(stream: TcpStream, source: Arc<dyn Source>, asked: Arc<AtomicBool>) {
+async fn answer_one(stream: TcpStream, page: Arc<Page>, asked: Arc<AtomicBool>) {
     let service = service_fn(move |request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
-        std::future::ready(Ok::<_, Infallible>(answer(&request, &*source)))
+        let page = Arc::clone(&page);
+        async move { Ok::<_, Infallible>(answer(&request, &page).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -178,15 +229,15 @@ async fn answer_one(stream: TcpStream, source: Arc<dyn Source>, asked: Arc<Atomi
     let _ = timeout(2 * HTTP_REQUEST_TIMEOUT, connection).await;
 }
 
-fn answer(request: &Request<Incoming>, source: &dyn Source) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "the metrics are read with GET\n");
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return answer;
     }
     match request.uri().path() {
-        "/metrics" => match source.exposition() {
-            Ok(exposition) => metrics(exposition, takes_gzip(request.headers())),
+        "/metrics" => match page.show(takes_gzip(request.headers())).await {
+            Ok(body) => metrics(body),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
         "/health" => text(StatusCode::OK, "OK\n"),
@@ -194,8 +245,7 @@ fn answer(request: &Request<Incoming>, source: &dyn Source) -> Response<Full<Byt
     }
 }
 
-fn metrics(exposition: String, gzip: bool) -> Response<Full<Bytes>> {
-    let body = if gzip { Body::compressed(exposition) } else { Body::plain(exposition) };
+fn metrics(body: Body) -> Response<Full<Bytes>> {
     let mut answer = response(StatusCode::OK, EXPOSITION, body.bytes);
     answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     if body.is_gzip {

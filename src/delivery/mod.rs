@@ -9,6 +9,7 @@ mod grouping;
 mod headers;
 #[cfg(feature = "http")]
 mod http;
+mod lane;
 mod last_push;
 mod push;
 mod pushgateway;
@@ -32,6 +33,8 @@ pub(crate) use http::Listener;
 #[cfg(feature = "http")]
 pub use http::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
 pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
+#[cfg(feature = "otlp")]
+pub(crate) use retry::{Budget, again};
 pub(crate) use spool::Spool;
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
 pub(crate) use textfile::Textfile;

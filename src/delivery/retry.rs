@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::compression::Body;
+use super::failure::Failure;
 use super::pushgateway::Pushgateway;
 use crate::error::{Error, Kind};
 
@@ -30,13 +31,23 @@ pub(crate) struct Budget {
 
 /// Pushes with POST until the gateway took it, refused it for good, or the time is over.
 pub(crate) async fn push(gateway: &Pushgateway, body: Body, budget: &Budget) -> Result<(), Error> {
+    let gateway_name = format!("gateway {}", gateway.endpoint());
+    again(&gateway_name, budget, async || gateway.send(Method::POST, body.clone()).await).await
+}
+
+/// Tries until it succeeds, is refused for good, or the time is over. `whom`: who is asked.
+pub(crate) async fn again(
+    whom: &str,
+    budget: &Budget,
+    attempt: impl AsyncFn() -> Result<(), Failure>,
+) -> Result<(), Error> {
     let begun = Instant::now();
     let mut earlier = None;
     for tries in 0.. {
-        let failure = match timeout_at(budget.deadline, gateway.send(Method::POST, body.clone())).await {
+        let failure = match timeout_at(budget.deadline, attempt()).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(failure)) => failure,
-            Err(_) => return Err(out_of_time(gateway, begun, earlier)),
+            Err(_) => return Err(out_of_time(whom, begun, earlier)),
         };
         let wait = wait_before(tries).max(failure.retry_after.unwrap_or_default());
         let out_of_patience =
@@ -49,13 +60,13 @@ pub(crate) async fn push(gateway: &Pushgateway, body: Body, budget: &Budget) -> 
         }
         earlier = Some(failure.error);
     }
-    Err(out_of_time(gateway, begun, earlier))
+    Err(out_of_time(whom, begun, earlier))
 }
 
 /// What the try before met with, if there was one, is the cause.
-fn out_of_time(gateway: &Pushgateway, begun: Instant, earlier: Option<Error>) -> Error {
-    let (endpoint, allowed) = (gateway.endpoint(), begun.elapsed());
-    let error = Error::new(Kind::Timeout, format!("gateway {endpoint} gave no answer in the {allowed:.1?} allowed"));
+fn out_of_time(whom: &str, begun: Instant, earlier: Option<Error>) -> Error {
+    let allowed = begun.elapsed();
+    let error = Error::new(Kind::Timeout, format!("{whom} gave no answer in the {allowed:.1?} allowed"));
     match earlier {
         Some(earlier) => error.with_source(earlier),
         None => error,

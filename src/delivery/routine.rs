@@ -1,9 +1,7 @@
 //! What the delivery thread does all day: pushes on the interval, samples, orders, and what earlier runs left.
 
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::mem;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -14,7 +12,8 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout_at};
 
-use super::destinations::{Delivered, Destinations, Rendered};
+use super::destinations::{Destinations, Rendered};
+use super::lane::{Flight, Landed, Lane, Ticket, all, answer};
 use super::push::{Replayed, replay};
 use super::quiet::mute;
 use super::retry::Budget;
@@ -23,21 +22,12 @@ use super::worker::Order;
 use super::{Source, State};
 use crate::error::{Error, Kind};
 
-/// A push on its way, and who waits for it.
-struct Push {
-    delivered: Pin<Box<dyn Future<Output = Delivered>>>,
-    order: Option<Order>,
-    /// What went wrong beside it.
-    textfile: Result<(), Error>,
-    /// Keeps it from trying again.
-    hurry: Arc<Notify>,
-}
-
 enum Event {
     Ordered(Order),
     /// Nobody can order any more.
     Abandoned,
-    Pushed(Delivered),
+    Pushed(Landed),
+    Exported(Landed),
     Replayed(Replayed),
     Due,
 }
@@ -54,13 +44,6 @@ enum Replay {
     Running(Pin<Box<dyn Future<Output = Replayed>>>),
 }
 
-/// Which deliveries do not arrive.
-#[derive(Default)]
-struct Lost {
-    pushes: bool,
-    exports: bool,
-}
-
 pub(super) struct Routine {
     destinations: Destinations,
     spool: Option<Arc<Spool>>,
@@ -68,12 +51,11 @@ pub(super) struct Routine {
     push_interval: Duration,
     sample_interval: Option<Duration>,
     orders: UnboundedReceiver<Order>,
-    waiting: VecDeque<Order>,
-    push: Option<Push>,
+    pushes: Lane,
+    exports: Lane,
     replay: Replay,
     next_push: Instant,
     next_sample: Option<Instant>,
-    lost: Lost,
     told_full: bool,
 }
 
@@ -96,12 +78,11 @@ impl Routine {
             push_interval,
             sample_interval,
             orders,
-            waiting: VecDeque::new(),
-            push: None,
+            pushes: Lane::default(),
+            exports: Lane::default(),
             replay,
             next_push: now,
             next_sample,
-            lost: Lost::default(),
             told_full: false,
         }
     }
@@ -120,35 +101,33 @@ impl Routine {
                     return Some(deadline);
                 }
                 Event::Ordered(order) => {
-                    if let Some(push) = self.push.as_ref().filter(|push| push.order.is_none()) {
-                        push.hurry.notify_one();
-                    }
-                    self.waiting.push_back(order);
+                    let (push, export) = Ticket::both(order);
+                    self.pushes.wait(push);
+                    self.exports.wait(export);
                 }
-                Event::Pushed(delivered) => self.delivered(delivered),
+                Event::Pushed(landed) => self.pushed(landed),
+                Event::Exported(Landed { result, tickets, .. }) => self.exports.tell(&*self.source, result, tickets),
                 Event::Replayed(replayed) => self.replayed(replayed),
             }
-            if self.push.is_some() {
-                continue;
-            }
-            if let Some(order) = self.next_order() {
-                self.deliver(order.deadline, Some(order));
+            self.begin_what_waits();
+        }
+    }
+
+    fn begin_what_waits(&mut self) {
+        if self.pushes.is_free() {
+            let tickets = self.pushes.take_waiting();
+            if let Some(deadline) = tickets.iter().map(Ticket::deadline).max() {
+                self.push(deadline, tickets);
             } else if matches!(self.replay, Replay::Ready) {
                 self.start_replay();
             }
         }
-    }
-
-    /// The next order that is not late. Whoever gave one that is has gone, or is about to.
-    fn next_order(&mut self) -> Option<Order> {
-        while let Some(order) = self.waiting.pop_front() {
-            if order.deadline > Instant::now() {
-                return Some(order);
+        if self.exports.is_free() {
+            let tickets = self.exports.take_waiting();
+            if let Some(deadline) = tickets.iter().map(Ticket::deadline).max() {
+                self.export(deadline, tickets);
             }
-            let late = "the push before it took all the time that this one was allowed";
-            (order.reply)(Err(Error::new(Kind::Timeout, late)));
         }
-        None
     }
 
     /// Does what is due: a sample, a push on the interval. One that is late does not pile up.
@@ -162,23 +141,31 @@ impl Routine {
         }
         if self.next_push <= now {
             self.next_push = now + self.push_interval;
-            if self.push.is_none() {
-                self.deliver(self.next_push, None);
+            if self.pushes.is_free() {
+                self.push(self.next_push, Vec::new());
+            }
+            if self.exports.is_free() {
+                self.export(self.next_push, Vec::new());
             }
         }
     }
 
     /// Writes the file and sets the push going.
-    fn deliver(&mut self, deadline: Instant, order: Option<Order>) {
+    fn push(&mut self, deadline: Instant, tickets: Vec<Ticket>) {
         if matches!(self.replay, Replay::Running(_)) {
             // What it was at stays in the spool.
             self.replay = Replay::AfterPush;
         }
-        let hurry = Arc::new(Notify::new());
-        let budget = Budget { deadline, last: false, hurry: Arc::clone(&hurry) };
+        let (budget, hurry) = budget(deadline, false);
         let Rendered { exposition, textfile } = self.destinations.render(&*self.source);
-        let sent = self.destinations.send(Arc::clone(&self.source), exposition, budget, order.is_some());
-        self.push = Some(Push { delivered: Box::pin(sent), order, textfile, hurry });
+        let delivery = Box::pin(self.destinations.push(Arc::clone(&self.source), exposition, budget));
+        self.pushes.begin(Flight { delivery, tickets, hurry, beside: textfile });
+    }
+
+    fn export(&mut self, deadline: Instant, tickets: Vec<Ticket>) {
+        let (budget, hurry) = budget(deadline, false);
+        let delivery = Box::pin(self.destinations.export(Arc::clone(&self.source), budget, !tickets.is_empty()));
+        self.exports.begin(Flight { delivery, tickets, hurry, beside: Ok(()) });
     }
 
     fn start_replay(&mut self) {
@@ -209,23 +196,12 @@ impl Routine {
         }
     }
 
-    /// A push ended: tells who waits for it, and the user if that changes anything.
-    fn delivered(&mut self, delivered: Delivered) {
-        let Some(push) = self.push.take() else { return };
-        let Delivered { pushed, exported } = delivered.and_file(push.textfile);
-        for (result, lost) in [(&pushed, &mut self.lost.pushes), (&exported, &mut self.lost.exports)] {
-            match (result, mem::replace(lost, result.is_err())) {
-                (Err(error), false) => self.source.changed(State::Lost(error)),
-                (Ok(()), true) => self.source.changed(State::Back),
-                _ => {}
-            }
-        }
-        if pushed.is_ok() && matches!(self.replay, Replay::AfterPush) {
+    fn pushed(&mut self, landed: Landed) {
+        let Landed { result, tickets, beside } = landed;
+        if result.is_ok() && matches!(self.replay, Replay::AfterPush) {
             self.replay = Replay::Ready;
         }
-        if let Some(order) = push.order {
-            (order.reply)(Delivered { pushed, exported }.whole());
-        }
+        self.pushes.tell(&*self.source, all(beside, result), tickets);
     }
 
     /// The final flush. The state is in the file and in the spool before anything is waited for. A request in flight has
@@ -239,19 +215,19 @@ impl Routine {
         self.tell_spool();
         let Rendered { exposition, textfile } = self.destinations.render(&*self.source);
         let entry = exposition.as_ref().ok().and_then(|exposition| self.spool(exposition));
-        self.end_push(runtime, order.deadline);
-        let budget = Budget { deadline: order.deadline, last: true, hurry: Arc::new(Notify::new()) };
-        let sent = self.destinations.send(Arc::clone(&self.source), exposition, budget, true);
-        let delivered = mute(|| runtime.block_on(sent));
-        for waiting in self.waiting.drain(..) {
-            (waiting.reply)(Err(Error::new(Kind::Delivery, "the final flush came first")));
-        }
-        let is_pushed = delivered.pushed.is_ok();
+        self.end_flights(runtime, order.deadline);
+        let (of_push, of_export) = (budget(order.deadline, true).0, budget(order.deadline, true).0);
+        let push = self.destinations.push(Arc::clone(&self.source), exposition, of_push);
+        let export = self.destinations.export(Arc::clone(&self.source), of_export, true);
+        let (pushed, exported) = mute(|| runtime.block_on(both(push, export)));
+        self.pushes.turn_away();
+        self.exports.turn_away();
+        let is_pushed = pushed.is_ok();
         if let Some(entry) = entry.filter(|_| is_pushed) {
             // Where it cannot be removed, a later run finds that the gateway has it.
             entry.remove();
         }
-        (order.reply)(delivered.and_file(textfile).whole());
+        (order.reply)(all(all(textfile, pushed), exported));
         if is_pushed {
             mute(|| runtime.block_on(self.replay_rest(order.deadline)));
         }
@@ -263,16 +239,20 @@ impl Routine {
         written.map_err(|error| self.source.changed(State::NotSpooled(&error))).ok()
     }
 
-    /// Waits for the push in flight, for half of the time.
-    fn end_push(&mut self, runtime: &Runtime, deadline: Instant) {
-        let Some(mut push) = self.push.take() else { return };
-        push.hurry.notify_one();
+    /// Waits for what is on its way, for half of the time.
+    fn end_flights(&mut self, runtime: &Runtime, deadline: Instant) {
         let half = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
-        let ended = mute(|| runtime.block_on(async { timeout_at(half, push.delivered.as_mut()).await }));
-        if let Some(waiting) = push.order {
-            let aborted = || Error::new(Kind::Timeout, "the push was aborted by the final flush");
-            (waiting.reply)(ended.map_err(|_| aborted()).and_then(Delivered::whole));
-        }
+        let end = |flight: Option<Flight>| async move {
+            let Some(mut flight) = flight else { return };
+            flight.hurry.notify_one();
+            let ended = timeout_at(half, flight.delivery.as_mut()).await;
+            // Dropped before anyone is told.
+            drop(flight.delivery);
+            let aborted = || Err(Error::new(Kind::Timeout, "the push was aborted by the final flush"));
+            answer(ended.unwrap_or_else(|_| aborted()), flight.tickets);
+        };
+        let (push, export) = (end(self.pushes.take()), end(self.exports.take()));
+        mute(|| runtime.block_on(both(push, export)));
     }
 
     /// After our own payload, what earlier runs left, as far as the time goes.
@@ -290,17 +270,54 @@ impl Routine {
     /// Waits for an order, for the push in flight, or until something is due.
     fn next_event(&mut self, runtime: &Runtime) -> Event {
         let due = self.next_sample.map_or(self.next_push, |sample| sample.min(self.next_push));
-        let (orders, push, replay) = (&mut self.orders, &mut self.push, &mut self.replay);
+        let (orders, pushes, exports, replay) =
+            (&mut self.orders, &mut self.pushes, &mut self.exports, &mut self.replay);
         let event = poll_fn(|context| {
             if let Poll::Ready(order) = orders.poll_recv(context) {
                 return Poll::Ready(order.map_or(Event::Abandoned, Event::Ordered));
             }
-            match (&mut *push, &mut *replay) {
-                (Some(push), _) => push.delivered.as_mut().poll(context).map(Event::Pushed),
-                (None, Replay::Running(replay)) => replay.as_mut().poll(context).map(Event::Replayed),
-                (None, _) => Poll::Pending,
+            if let Poll::Ready(landed) = pushes.poll(context) {
+                return Poll::Ready(Event::Pushed(landed));
+            }
+            if let Poll::Ready(landed) = exports.poll(context) {
+                return Poll::Ready(Event::Exported(landed));
+            }
+            match &mut *replay {
+                Replay::Running(replay) if pushes.is_free() => replay.as_mut().poll(context).map(Event::Replayed),
+                _ => Poll::Pending,
             }
         });
         mute(|| runtime.block_on(async { timeout_at(due, event).await.unwrap_or(Event::Due) }))
     }
+}
+
+fn budget(deadline: Instant, last: bool) -> (Budget, Arc<Notify>) {
+    let hurry = Arc::new(Notify::new());
+    (Budget { deadline, last, hurry: Arc::clone(&hurry) }, hurry)
+}
+
+/// Both, side by side.
+async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    let (mut one, mut other) = (None, None);
+    poll_fn(|context| {
+        if one.is_none()
+            && let Poll::Ready(result) = first.as_mut().poll(context)
+        {
+            one = Some(result);
+        }
+        if other.is_none()
+            && let Poll::Ready(result) = second.as_mut().poll(context)
+        {
+            other = Some(result);
+        }
+        match (one.take(), other.take()) {
+            (Some(one), Some(other)) => Poll::Ready((one, other)),
+            unfinished => {
+                (one, other) = unfinished;
+                Poll::Pending
+            }
+        }
+    })
+    .await
 }

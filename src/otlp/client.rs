@@ -19,14 +19,14 @@ const MAX_ANSWER: usize = 64 * 1024;
 
 /// What went wrong with the last request.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Said(Arc<Mutex<Option<Error>>>);
+pub(super) struct Said(Arc<Mutex<Option<Failure>>>);
 
 impl Said {
-    fn set(&self, error: Error) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    fn set(&self, failure: Failure) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
     }
 
-    pub(super) fn take(&self) -> Option<Error> {
+    pub(super) fn take(&self) -> Option<Failure> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -48,7 +48,7 @@ impl Client {
     async fn answer(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let target = format!("{} {}", request.method(), self.address);
         let failed = |error: reqwest::Error| {
-            self.said.set(Failure::unanswered(&target, self.timeout, self.timeout, error).error);
+            self.said.set(Failure::unanswered(&target, self.timeout, self.timeout, error));
             HttpError::from("no answer")
         };
         let request = request.try_into().map_err(failed)?;
@@ -63,12 +63,12 @@ impl Client {
                 }
             }
             if let Some(error) = rejected(&target, &body) {
-                self.said.set(error);
+                self.said.set(error.into());
             }
             body.freeze()
         } else {
             *response.headers_mut() = headers.clone();
-            self.said.set(Failure::refused(&target, &self.address, response).await.error);
+            self.said.set(Failure::refused(&target, &self.address, response).await);
             Bytes::new()
         };
         let mut answer = Response::new(body);

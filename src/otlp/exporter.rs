@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Meter, MeterProvider as _};
-use opentelemetry_otlp::{MetricExporter, Protocol as OtlpProtocol, WithExportConfig, WithHttpConfig, WithTonicConfig};
+use opentelemetry_otlp::{
+    MetricExporter, Protocol as OtlpProtocol, RetryPolicy, WithExportConfig, WithHttpConfig, WithTonicConfig,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
@@ -14,12 +16,13 @@ use opentelemetry_sdk::metrics::reader::MetricReader;
 use opentelemetry_sdk::metrics::{
     Instrument, InstrumentKind, ManualReader, Pipeline, SdkMeterProvider, Stream, Temporality,
 };
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::client::{Client, Said};
 use super::settings::{Protocol, Settings};
 use super::{LabelSets, SCOPE};
-use crate::delivery::Address;
+use crate::delivery::{Address, Budget, Failure, again};
 use crate::error::{Error, Kind};
 use crate::host;
 
@@ -33,7 +36,7 @@ pub(crate) enum Collecting {
 pub(crate) enum Collector {
     Ours(Box<Exporter>),
     /// The application's provider, which is asked to flush.
-    Theirs(SdkMeterProvider),
+    Theirs(Theirs),
 }
 
 impl Collecting {
@@ -71,37 +74,53 @@ impl Collecting {
             Self::Ours { settings, reader, provider } => {
                 Collector::Ours(Box::new(Exporter::new(settings, reader, provider)?))
             }
-            Self::Theirs(provider) => Collector::Theirs(provider),
+            Self::Theirs(provider) => Collector::Theirs(Theirs { provider, stuck: None }),
         })
     }
 }
 
 impl Collector {
-    /// Sends everything up to now, by the deadline or not at all. `publish` brings the instruments up to date.
+    /// Sends everything up to now, within the budget or not at all. `publish` brings the instruments up to date.
     /// `is_asked_for`: somebody waits for it; it is not the interval.
     pub(crate) async fn export(
         &mut self,
-        deadline: Instant,
+        budget: &Budget,
         is_asked_for: bool,
         publish: impl FnOnce(),
     ) -> Result<(), Error> {
         match self {
-            Self::Ours(exporter) => exporter.export(deadline, publish).await,
-            Self::Theirs(provider) if is_asked_for => flush(provider.clone(), deadline).await,
+            Self::Ours(exporter) => exporter.export(budget, publish).await,
+            Self::Theirs(theirs) if is_asked_for => theirs.flush(budget.deadline).await,
             Self::Theirs(_) => Ok(()),
         }
     }
 }
 
-/// Flushes a provider of the application, which takes the time it takes: on a thread that is left behind then.
-async fn flush(provider: SdkMeterProvider, deadline: Instant) -> Result<(), Error> {
-    let flushed = tokio::task::spawn_blocking(move || provider.force_flush());
-    let of = |kind, what: &str| Error::new(kind, format!("the meter provider of the application {what}"));
-    match timeout_at(deadline, flushed).await {
-        Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(error))) => Err(of(Kind::Delivery, "did not flush its metrics").with_source(error)),
-        Ok(Err(_)) => Err(of(Kind::Delivery, "panicked while it flushed its metrics")),
-        Err(_) => Err(of(Kind::Timeout, "did not flush its metrics in the time allowed")),
+pub(crate) struct Theirs {
+    provider: SdkMeterProvider,
+    /// A flush that took longer than it was allowed.
+    stuck: Option<JoinHandle<OTelSdkResult>>,
+}
+
+impl Theirs {
+    /// Flushes the provider, which takes the time it takes: on a thread of its own, and never on two.
+    async fn flush(&mut self, deadline: Instant) -> Result<(), Error> {
+        let of = |kind, what: &str| Error::new(kind, format!("the meter provider of the application {what}"));
+        let late = || of(Kind::Timeout, "did not flush its metrics in the time allowed");
+        if let Some(stuck) = &mut self.stuck {
+            // Whatever came of it, the state of now is not in it.
+            let _ = timeout_at(deadline, stuck).await.map_err(|_| late())?;
+            self.stuck = None;
+        }
+        let provider = self.provider.clone();
+        let flushed = self.stuck.insert(tokio::task::spawn_blocking(move || provider.force_flush()));
+        let flushed = timeout_at(deadline, flushed).await.map_err(|_| late())?;
+        self.stuck = None;
+        match flushed {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(of(Kind::Delivery, "did not flush its metrics").with_source(error)),
+            Err(_) => Err(of(Kind::Delivery, "panicked while it flushed its metrics")),
+        }
     }
 }
 
@@ -160,6 +179,7 @@ impl Exporter {
                 let client = Client::new(address.clone(), timeout, said.clone())?;
                 let builder = builder
                     .with_http()
+                    .with_retry_policy(RetryPolicy::disabled())
                     .with_protocol(OtlpProtocol::HttpBinary)
                     .with_endpoint(endpoint)
                     .with_timeout(timeout)
@@ -170,7 +190,8 @@ impl Exporter {
                 }
             }
             Protocol::Grpc => {
-                let builder = builder.with_tonic().with_endpoint(endpoint).with_timeout(timeout);
+                let builder = builder.with_tonic().with_retry_policy(RetryPolicy::disabled());
+                let builder = builder.with_endpoint(endpoint).with_timeout(timeout);
                 #[cfg(feature = "tls")]
                 let builder = match address.is_https() {
                     // It trusts nobody unless it is told to.
@@ -190,11 +211,11 @@ impl Exporter {
         Ok(Self { exporter, reader, _provider: provider, address, said, pending: None })
     }
 
-    async fn export(&mut self, deadline: Instant, publish: impl FnOnce()) -> Result<(), Error> {
+    async fn export(&mut self, budget: &Budget, publish: impl FnOnce()) -> Result<(), Error> {
         let earlier = match self.exporter.temporality() {
             // The next values have all that is in these.
             Temporality::Cumulative => Ok(()),
-            _ => self.send(deadline).await,
+            _ => self.send(budget).await,
         };
         if earlier.is_err() && self.pending.is_some() {
             return earlier;
@@ -205,21 +226,14 @@ impl Exporter {
             Error::new(Kind::Delivery, "the metrics were not collected for OTLP").with_source(error)
         })?;
         self.pending = Some(metrics);
-        self.send(deadline).await.and(earlier)
+        self.send(budget).await.and(earlier)
     }
 
     /// Sends what is pending. It stays where it may be taken later.
-    async fn send(&mut self, deadline: Instant) -> Result<(), Error> {
+    async fn send(&mut self, budget: &Budget) -> Result<(), Error> {
         let Some(pending) = &self.pending else { return Ok(()) };
-        let sent = timeout_at(deadline, self.exporter.export(pending)).await;
-        let result = match (sent, self.said.take()) {
-            (Ok(Ok(())), None) => Ok(()),
-            (_, Some(said)) => Err(said),
-            (Ok(Err(error)), None) => Err(self.of_grpc(error)),
-            (Err(_), None) => {
-                Err(Error::new(Kind::Timeout, format!("no answer from {} in the time allowed", self.address)))
-            }
-        };
+        let whom = format!("collector {}", self.address);
+        let result = again(&whom, budget, async || self.attempt(pending).await).await;
         let is_done = match &result {
             Ok(()) => true,
             // Other refusals speak of this client: its address, its password.
@@ -231,14 +245,34 @@ impl Exporter {
         result
     }
 
-    /// The exporter tells of a refusal by gRPC in words only.
+    async fn attempt(&self, pending: &ResourceMetrics) -> Result<(), Failure> {
+        // Of a request that was given up half-way.
+        drop(self.said.take());
+        let sent = self.exporter.export(pending).await;
+        match (sent, self.said.take()) {
+            (Ok(()), None) => Ok(()),
+            (_, Some(said)) => Err(said),
+            (Err(error), None) => Err(self.of_grpc(error).into()),
+        }
+    }
+
+    /// The exporter tells of a refusal by gRPC in words only. Those that are final are given the status that says the same
+    /// over HTTP.
     fn of_grpc(&self, error: OTelSdkError) -> Error {
         let (text, address) = (error.to_string(), &self.address);
-        let kind = if text.contains("InvalidArgument") {
-            // The same as this status over HTTP.
+        let has = |word: &str| text.contains(word);
+        let kind = if has("InvalidArgument") {
             Kind::Refused(400)
-        } else if text.contains("DeadlineExceeded") || matches!(error, OTelSdkError::Timeout(_)) {
+        } else if has("Unauthenticated") {
+            Kind::Refused(401)
+        } else if has("PermissionDenied") {
+            Kind::Refused(403)
+        } else if has("Unimplemented") || has("NotFound") {
+            Kind::Refused(404)
+        } else if has("DeadlineExceeded") || matches!(error, OTelSdkError::Timeout(_)) {
             Kind::Timeout
+        } else if has("Connection refused") || has("dns error") {
+            Kind::Unreachable
         } else {
             Kind::Delivery
         };

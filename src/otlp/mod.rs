@@ -28,6 +28,7 @@ pub(crate) use recorder::{Bounds, OtelRecorder};
 use settings::Settings;
 
 use crate::error::Error;
+use crate::layer::REASONS;
 use crate::schema::{self, Metric};
 
 /// The instrumentation scope of everything that is exported.
@@ -93,6 +94,10 @@ impl Otlp {
     }
 }
 
+/// How many label sets a metric of the application has at most, where the limit on those of the stages is not above. The
+/// SDK's own default.
+const APPLICATION_SERIES: usize = 2_000;
+
 /// How many label sets the SDK is to keep of each metric. It reserves the room for them at once.
 struct LabelSets {
     by_name: HashMap<String, usize>,
@@ -101,13 +106,16 @@ struct LabelSets {
 
 impl LabelSets {
     fn new(namespace: &str, max_series: usize) -> Self {
+        // Beyond the limit there are a few more: one for each stage, and for each stage and profile.
+        let all = max_series.saturating_mul(2).saturating_add(8);
         let sets = |metric: &Metric| match metric.labels {
-            // Beyond the limit there is one more for each stage and profile, and failures have five reasons.
-            labels if labels.contains(&schema::STAGE_ID) => labels.len().saturating_mul(max_series).saturating_add(8),
-            _ => 4,
+            labels if !labels.contains(&schema::STAGE_ID) => 4,
+            labels if labels.contains(&schema::REASON) => all.saturating_mul(REASONS),
+            labels if labels.contains(&schema::STATUS) => all.saturating_mul(2),
+            _ => all,
         };
         let by_name = schema::METRICS.iter().map(|metric| (metric.name(namespace), sets(metric))).collect();
-        Self { by_name, others: max_series }
+        Self { by_name, others: max_series.max(APPLICATION_SERIES) }
     }
 
     fn of(&self, name: &str) -> usize {
