@@ -70,7 +70,8 @@
 //! | answers without end | the last state; the answer is not read | its first bytes | `bounded.rs` |
 //! | has a wrong certificate | nothing, spooled | T | `gateways.rs` |
 //!
-//! By OTLP the same arrives, in the same time; what did not is lost with the process (`otlp_failures.rs`).
+//! By OTLP the same arrives, within the same T and with the same retries; it is not spooled, so what did not arrive is lost
+//! with the process (`otlp.rs`, `otlp_failures.rs`). Neither way waits for the other.
 //!
 //! What is spooled, a later run with the same directory delivers (`spool.rs`). While the process runs, a gateway that is
 //! away costs nothing but two events: a warning when it is lost, an `info!` when it is back (`gateways.rs`,

@@ -178,3 +178,28 @@ fn no_gateway_changes_the_exit_code_or_holds_the_process() {
         }
     }
 }
+
+/// One push is for all who waited when it began.
+#[test]
+fn many_who_flush_at_once_share_a_push() {
+    let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200)), Reply::ok()]);
+    let Measured { guard, log: _log, default: _default } = measured(builder(&server.url()));
+    server.await_requests(1);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| guard.flush());
+        server.await_requests(2);
+        stage("a");
+        let others: Vec<_> = (0..32).map(|_| scope.spawn(|| guard.flush())).collect();
+        // Ample for them to get in line. One that comes later has a push of its own, and there may be one such push.
+        std::thread::sleep(Duration::from_millis(300));
+        server.release();
+        first.join().unwrap().unwrap();
+        for other in others {
+            other.join().unwrap().unwrap();
+        }
+    });
+    let requests = server.requests();
+    assert!(requests.len() <= 4, "{}", requests.len());
+    let found = exposition::parse(requests.last().unwrap().text());
+    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+}

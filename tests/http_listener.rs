@@ -6,6 +6,7 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use support::exposition;
@@ -156,6 +157,51 @@ fn a_gateway_that_hangs_does_not_keep_a_scrape_waiting() {
     let found = exposition::parse(&http::get(address, "/metrics").unwrap().body);
     assert!(found.family("quant_run_last_completion_timestamp_seconds").is_some());
     assert!(ending.join().unwrap().unwrap_err().is_timeout());
+}
+
+/// Rendering takes a small part of the thread's time, however many ask and however long it takes.
+#[test]
+fn clients_that_ask_again_and_again_do_not_hold_up_a_flush() {
+    const RENDER: Duration = Duration::from_millis(50);
+    let gateway = MockGateway::ok();
+    let exposition = || {
+        std::thread::sleep(RENDER);
+        "rows_total 1\n".to_owned()
+    };
+    let builder = served()
+        .with_exposition(exposition)
+        .with_pushgateway(Pushgateway::new(gateway.url(), "j").unwrap())
+        .with_push_interval(Duration::from_secs(3_600));
+    let measured = measured(builder);
+    let address = address(&measured);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    assert_eq!(http::get(address, "/metrics").unwrap().body, "rows_total 1\n");
+                }
+            });
+        }
+        // Until they are at it.
+        http::get(address, "/metrics").unwrap();
+        let begun = Instant::now();
+        let flushed = (0..3).map(|_| measured.guard.flush()).collect::<Result<Vec<_>, _>>();
+        let took = begun.elapsed();
+        done.store(true, Ordering::Relaxed);
+        assert!(flushed.is_ok() && took < 3 * 6 * RENDER, "{flushed:?} in {took:?}");
+    });
+}
+
+#[test]
+fn what_is_shown_is_not_of_before_the_request() {
+    let measured = measured(served());
+    for round in 1..=50 {
+        stage("a");
+        let found = exposition::parse(&http::get(address(&measured), "/metrics").unwrap().body);
+        let stages = found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
+        assert_eq!(stages, f64::from(round));
+    }
 }
 
 #[test]

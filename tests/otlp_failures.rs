@@ -138,7 +138,7 @@ fn a_collector_that_hangs_is_left_in_time() {
         let ended = flushes(&url, protocol);
         assert_bounded(&ended);
         let last = told(&ended, "last: ");
-        assert!(last.starts_with("Err(") && last.contains("time"), "{ended:?}");
+        assert!(last.starts_with("Err(") && last.contains("gave no answer in the"), "{ended:?}");
     }
 }
 
@@ -232,6 +232,24 @@ fn increments_that_did_not_arrive_are_sent_again_before_anything_new() {
     assert_eq!(said.len(), 2, "lost once, back once: {said:?}");
 }
 
+/// The request that came back is the one that was taken: once.
+#[test]
+fn an_export_that_arrives_on_another_try_is_no_failure_and_is_not_sent_twice() {
+    for status in [408, 429, 500, 503] {
+        let server = MockGateway::start([Reply::ok(), Reply::status(status), Reply::status(status), Reply::ok()]);
+        let ended = flushes(&server.url(), &[DELTA]);
+        for flush in ["flush 1: ", "flush 2: ", "flush 3: ", "flush 4: ", "last: "] {
+            assert_eq!(told(&ended, flush), "Ok(())", "{status}: {ended:?}");
+        }
+        assert_eq!(said(&ended), [""; 0], "{status}");
+        let requests = server.requests();
+        assert_eq!(requests[1].body, requests[2].body, "{status}");
+        let taken = requests.iter().enumerate().filter(|(n, _)| !matches!(n, 1 | 2));
+        let exports: Vec<_> = taken.map(|(_, request)| Export::of_http(request)).collect();
+        assert_eq!((runs(&exports), durations(&exports)), (5.0, 5), "{status}");
+    }
+}
+
 #[test]
 fn over_grpc_too() {
     let server = GrpcCollector::refusing((0..9).map(|_| Status::unavailable("later")));
@@ -260,8 +278,26 @@ fn a_gateway_that_hangs_does_not_keep_an_export_waiting() {
     let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
     let ended = flushes(&collector.url(), &variables);
     assert!(told(&ended, "last: ").contains(&gateway.url()), "{ended:?}");
-    let last = Export::of_http(collector.requests().last().unwrap());
-    assert_eq!(runs(&[last]), 5.0);
+    let exports: Vec<_> = collector.requests().iter().map(Export::of_http).collect();
+    assert_eq!(runs(&exports), 5.0);
+    assert_eq!(exports.len(), 6, "at the start, at each flush, and at the end");
+}
+
+#[test]
+fn a_collector_that_hangs_does_not_keep_a_push_waiting() {
+    let gateway = MockGateway::ok();
+    let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+    let variables = [("TV_PROMETHEUS_PUSHGATEWAY", gateway.url()), ("TV_PROMETHEUS_JOB", "j".to_owned())];
+    let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let ended = flushes(&format!("http://{}", collector.local_addr().unwrap()), &variables);
+    assert!(told(&ended, "flush 1: ").starts_with("Err("), "{ended:?}");
+    let requests = gateway.requests();
+    assert_eq!(requests.len(), 6, "at the start, at each flush, and at the end");
+    for (round, request) in requests[1..5].iter().enumerate() {
+        let found = exposition::parse(request.text());
+        let stages = found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
+        assert_eq!(stages, (round + 1) as f64);
+    }
 }
 
 #[test]

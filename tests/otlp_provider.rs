@@ -140,10 +140,16 @@ fn a_provider_that_is_stuck_is_left_in_time() {
     let builder = MetricsLayer::builder().with_meter_provider(provider).with_flush_timeout(Duration::from_millis(300));
     let Measured { guard, log: _log, default: _default } = measured(builder);
     stage("a");
-    for flush in [guard.flush(), guard.flush()] {
-        let error = flush.unwrap_err();
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let error = guard.flush().unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+    let before = threads();
+    for _ in 0..5 {
+        let error = guard.flush().unwrap_err();
         assert!(error.is_timeout(), "{error}");
     }
+    // Tests beside this one have threads too.
+    assert!(threads() < before + 4, "no thread for each flush: {before}, then {}", threads());
     let begun = Instant::now();
     let error = guard.shutdown().unwrap_err();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());

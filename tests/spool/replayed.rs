@@ -32,6 +32,27 @@ fn in_the_background_oldest_first_each_to_its_own_group() {
     assert_eq!(log.own(), [""; 0]);
 }
 
+/// What goes wrong with the file is no reason: the gateway has taken the push.
+#[test]
+fn in_the_background_though_the_text_file_cannot_be_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    leave(spool, "z", "left");
+    let files = tempfile::tempdir().unwrap();
+    let place = files.path().join("gone");
+    fs::create_dir(&place).unwrap();
+    let server = MockGateway::start([Reply::status(401), Reply::ok()]);
+    let builder = builder(&server.url(), "later", spool).with_textfile(place.join("job.prom"));
+    let Measured { guard, log: _, default: _default } = measured(builder);
+    server.await_requests(1);
+    fs::remove_dir_all(&place).unwrap();
+    let error = guard.flush().unwrap_err();
+    assert!(error.to_string().starts_with("cannot write the text file"), "{error}");
+    directory::await_no_payload(spool);
+    assert_eq!(pushes_of(&server, "z"), 1);
+    drop(guard.shutdown());
+}
+
 /// The first push does not succeed, so that nothing is delivered in the background.
 #[test]
 fn at_the_end_after_its_own_payload() {
