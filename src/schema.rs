@@ -135,7 +135,7 @@ pub(crate) const PUSH_TOTAL: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &["result"],
-    help: "Pushes to the gateway, by result, success or failure.",
+    help: "Pushes tried, by result, success or failure.",
 };
 pub(crate) const OVERFLOW_TOTAL: Metric = Metric {
     suffix: "telemetry_overflow_total",
