@@ -82,9 +82,9 @@ fn random_programs_have_the_same_statuses_and_durations_in_both() {
         Ok(())
     });
     result.unwrap_or_else(|failure| panic!("{failure}"));
-    // The programs are worth running: each kind of end comes up often.
+    // The programs are worth running: each kind of end comes up often. The rarest some 130 times, give or take 30.
     let ends = [red, green, panicked].map(AtomicUsize::into_inner);
-    assert!(ends.iter().all(|count| *count > 100), "red, green, panicked: {ends:?}");
+    assert!(ends.iter().all(|count| *count > 20), "red, green, panicked: {ends:?}");
 }
 
 #[test]
