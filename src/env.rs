@@ -86,6 +86,9 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
 
     /// Whether the metrics are to go to a collector. The other exporters there are, are other libraries' affair.
     fn asks_for_otlp(&self) -> Result<bool, Error> {
+        if self.named("OTEL_SDK_DISABLED")?.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+            return Ok(false);
+        }
         let exporters = self.named(OTEL_EXPORTER)?.unwrap_or_default();
         Ok(exporters.split(',').any(|exporter| exporter.trim() == "otlp"))
     }
@@ -321,6 +324,14 @@ mod tests {
             #[cfg(feature = "otlp")]
             assert!(!environment.otlp, "{exporters}");
         }
+    }
+
+    #[test]
+    fn where_opentelemetry_is_switched_off_nothing_is_asked_for() {
+        let environment = read(&[("OTEL_METRICS_EXPORTER", "otlp"), ("OTEL_SDK_DISABLED", "TRUE")]).unwrap();
+        assert!(environment.gateway.is_none());
+        #[cfg(feature = "otlp")]
+        assert!(!environment.otlp);
     }
 
     #[test]

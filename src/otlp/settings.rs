@@ -182,7 +182,10 @@ fn compression(value: &str) -> Result<Option<Compression>, String> {
 fn check_headers(value: &str) -> Result<(), String> {
     for (number, pair) in value.split_terminator(',').enumerate() {
         let wrong = |what: &str| {
-            Err(format!("has a header that {what}, the {}. of the list: write it as name=value,name=value", number + 1))
+            Err(format!(
+                "has a header that {what}, number {} of the list: write it as name=value,name=value",
+                number + 1
+            ))
         };
         let Some((name, value)) = pair.split_once('=') else { return wrong("has no `=`") };
         if HeaderName::from_str(name.trim()).is_err() {
