@@ -45,8 +45,10 @@ impl MetricsLayerBuilder {
             self.gateway = Some(gateway.with_grouping_label("instance", host::instance())?);
             self.job_by_default = false;
         }
+        let duration = (schema::STAGE_DURATION.name(&self.namespace), std::mem::take(&mut self.buckets));
+        let bounds: Vec<_> = std::iter::once(duration).chain(std::mem::take(&mut self.histogram_buckets)).collect();
         #[cfg(feature = "otlp")]
-        let otlp = self.otlp()?;
+        let otlp = self.otlp(&bounds)?;
         let textfile = self.textfile.map(Textfile::new).transpose()?;
         if let Some(textfile) = &textfile {
             textfile.check()?;
@@ -57,10 +59,7 @@ impl MetricsLayerBuilder {
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (Target::Facade, Exposition::Foreign(render), None),
             None => {
-                let duration = schema::STAGE_DURATION.name(&self.namespace);
-                let histograms = self.histogram_buckets.iter().map(|(name, bounds)| (name.as_str(), bounds.as_slice()));
-                let buckets = std::iter::once((duration.as_str(), self.buckets.as_slice())).chain(histograms);
-                let own = Arc::new(StageRecorder::new(buckets));
+                let own = Arc::new(StageRecorder::new(bounds.iter().map(|(name, of)| (name.as_str(), of.as_slice()))));
                 let recorder: Arc<dyn Recorder + Send + Sync> = Arc::clone(&own) as _;
                 let target = Target::Own(Arc::clone(&recorder));
                 #[cfg(feature = "otlp")]
@@ -147,7 +146,7 @@ impl MetricsLayerBuilder {
 
     /// What is asked for of OpenTelemetry.
     #[cfg(feature = "otlp")]
-    fn otlp(&mut self) -> Result<otlp::Ready, Error> {
+    fn otlp(&mut self, bounds: &[(String, Vec<f64>)]) -> Result<otlp::Ready, Error> {
         let Some(otlp) = self.otlp.take() else { return Ok(otlp::Ready::default()) };
         if self.exposition.is_some() {
             return Err(Error::config(
@@ -155,14 +154,12 @@ impl MetricsLayerBuilder {
                  one of them out (OTEL_METRICS_EXPORTER asks for OTLP too)",
             ));
         }
-        let named = self.histogram_buckets.iter().cloned();
-        let duration = (schema::STAGE_DURATION.name(&self.namespace), self.buckets.clone());
         let job = self.gateway.as_ref().map(|gateway| gateway.grouping().job().to_owned());
         otlp.ready(otlp::Setup {
             namespace: &self.namespace,
             max_series: self.max_series,
             bounds: otlp::Bounds {
-                by_name: named.chain([duration]).collect(),
+                by_name: bounds.iter().cloned().collect(),
                 default: DEFAULT_HISTOGRAM_BUCKETS.to_vec(),
             },
             service: job.unwrap_or_else(executable_name),

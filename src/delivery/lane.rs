@@ -81,9 +81,8 @@ impl Lane {
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Landed> {
         let Some(flight) = &mut self.flight else { return Poll::Pending };
         let Poll::Ready(result) = flight.delivery.as_mut().poll(context) else { return Poll::Pending };
-        let (tickets, beside) = (mem::take(&mut flight.tickets), mem::replace(&mut flight.beside, Ok(())));
-        self.flight = None;
-        Poll::Ready(Landed { result, tickets, beside })
+        let landed = |Flight { tickets, beside, .. }| Poll::Ready(Landed { result, tickets, beside });
+        self.flight.take().map_or(Poll::Pending, landed)
     }
 
     /// Tells the user if that changes anything, and those who waited.

@@ -34,7 +34,7 @@ pub(crate) use http::Listener;
 pub use http::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
 pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
 #[cfg(feature = "otlp")]
-pub(crate) use retry::{Budget, again};
+pub(crate) use retry::{Budget, again, is_of_payload};
 pub(crate) use spool::Spool;
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
 pub(crate) use textfile::Textfile;

@@ -107,8 +107,7 @@ pub(crate) async fn replay(gateway: &Pushgateway, source: &dyn Source, spool: &S
         Err(_) => return Replayed::Failed,
     };
     match failure.error.kind() {
-        // Other refusals speak of this client: its address, its password.
-        Kind::Refused(400 | 413 | 422) if entry.refused() => Replayed::Refused(failure.error),
+        _ if retry::is_of_payload(&failure.error) && entry.refused() => Replayed::Refused(failure.error),
         Kind::Unreachable | Kind::Refused(429) => Replayed::Failed,
         _ if failure.retry_after.is_some() => Replayed::Failed,
         // It may be this payload alone that does not get through.

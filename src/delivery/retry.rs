@@ -82,6 +82,12 @@ pub(crate) fn may_help(error: &Error) -> bool {
     }
 }
 
+/// Whether a refusal is of what was sent, which is then not to be sent again. Others speak of this client: its address, its
+/// password.
+pub(crate) fn is_of_payload(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Refused(400 | 413 | 422))
+}
+
 /// Doubles with every try, and spreads over the upper half, so that processes that lost the gateway together do not
 /// come back together.
 fn wait_before(tries: u32) -> Duration {

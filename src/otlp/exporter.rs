@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use super::client::{Client, Said};
 use super::settings::{Protocol, Settings};
 use super::{LabelSets, SCOPE};
-use crate::delivery::{Address, Budget, Failure, again};
+use crate::delivery::{Address, Budget, Failure, again, is_of_payload};
 use crate::error::{Error, Kind};
 use crate::host;
 
@@ -236,8 +236,8 @@ impl Exporter {
         let result = again(&whom, budget, async || self.attempt(pending).await).await;
         let is_done = match &result {
             Ok(()) => true,
-            // Other refusals speak of this client: its address, its password.
-            Err(error) => matches!(error.status(), Some(200 | 400 | 413 | 422)),
+            // With 200 the rest of it was taken.
+            Err(error) => error.status() == Some(200) || is_of_payload(error),
         };
         if is_done {
             self.pending = None;

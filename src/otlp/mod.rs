@@ -17,7 +17,7 @@ mod settings;
 use std::collections::HashMap;
 use std::fmt;
 
-use opentelemetry::metrics::{Meter, MeterProvider};
+use opentelemetry::metrics::Meter;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use tracing::dispatcher::{Dispatch, get_default, with_default};
 use tracing::subscriber::NoSubscriber;
@@ -87,7 +87,10 @@ impl Otlp {
                 let collecting = Collecting::new(settings, setup.service, limits);
                 (collecting.meter(), Some(collecting), false)
             }
-            Self::Provider(provider) => (provider.meter(SCOPE), Some(Collecting::Theirs(provider)), true),
+            Self::Provider(provider) => {
+                let collecting = Collecting::Theirs(provider);
+                (collecting.meter(), Some(collecting), true)
+            }
             Self::Meter(meter) => (meter, None, true),
         };
         Ok(Ready { recorder: Some(OtelRecorder::new(meter, setup.bounds)), collecting, is_live })
