@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use metrics::{HistogramFn, Key, SharedString};
 use metrics_util::registry::{Registry, Storage};
 
+use crate::buckets::{Counts, Snapshot};
+
 /// Counts by upper bound, and the sum. On cache lines of its own, so that threads that record into different histograms
 /// do not wait for each other.
 #[derive(Debug)]
@@ -20,33 +22,21 @@ use metrics_util::registry::{Registry, Storage};
 pub(crate) struct BucketHistogram {
     /// Ascending.
     bounds: Arc<[f64]>,
-    /// One for each bound, not cumulative, and one for what is above all.
-    counts: Box<[Line]>,
+    counts: Counts,
     /// Bits of an `f64`.
     sum: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Line([AtomicU64; Self::COUNTS]);
-
-impl Line {
-    const COUNTS: usize = 16;
-}
-
 impl BucketHistogram {
     fn new(bounds: Arc<[f64]>) -> Self {
-        let counts = (0..(bounds.len() + 1).div_ceil(Line::COUNTS)).map(|_| Line::default()).collect();
-        Self { bounds, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
+        Self { counts: Counts::new(bounds.len() + 1), bounds, sum: AtomicU64::new(0.0_f64.to_bits()) }
     }
 
     fn add(&self, value: f64, count: u64) {
         // Upper bounds are inclusive. What is not a number is below no bound.
         let bucket =
             if value.is_nan() { self.bounds.len() } else { self.bounds.partition_point(|bound| *bound < value) };
-        if let Some(line) = self.counts.get(bucket / Line::COUNTS) {
-            line.0[bucket % Line::COUNTS].fetch_add(count, Ordering::Relaxed);
-        }
+        self.counts.add(bucket, count);
         let added = value * count as f64;
         let mut sum = self.sum.load(Ordering::Relaxed);
         while let Err(other) = self.sum.compare_exchange_weak(
@@ -57,6 +47,11 @@ impl BucketHistogram {
         ) {
             sum = other;
         }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let counts = self.counts.iter().take(self.bounds.len() + 1).collect();
+        Snapshot { counts, sum: f64::from_bits(self.sum.load(Ordering::Relaxed)) }
     }
 }
 
@@ -70,11 +65,20 @@ impl HistogramFn for BucketHistogram {
     }
 }
 
-/// What the registry makes. Counters and gauges are the exporter's and never asked for here.
-struct NewHistogram {
+/// The upper bounds of each histogram.
+struct BoundsByName {
     default: Arc<[f64]>,
     by_name: HashMap<String, Arc<[f64]>>,
 }
+
+impl BoundsByName {
+    fn of(&self, name: &str) -> &Arc<[f64]> {
+        self.by_name.get(name).unwrap_or(&self.default)
+    }
+}
+
+/// What the registry makes. Counters and gauges are the exporter's and never asked for here.
+struct NewHistogram(Arc<BoundsByName>);
 
 impl Storage<Key> for NewHistogram {
     type Counter = Arc<AtomicU64>;
@@ -90,13 +94,14 @@ impl Storage<Key> for NewHistogram {
     }
 
     fn histogram(&self, key: &Key) -> Self::Histogram {
-        Arc::new(BucketHistogram::new(Arc::clone(self.by_name.get(key.name()).unwrap_or(&self.default))))
+        Arc::new(BucketHistogram::new(Arc::clone(self.0.of(key.name()))))
     }
 }
 
 /// All histograms of a recorder.
 pub(crate) struct Histograms {
     registry: Registry<Key, NewHistogram>,
+    bounds: Arc<BoundsByName>,
     help: Mutex<HashMap<String, SharedString>>,
 }
 
@@ -104,8 +109,8 @@ impl Histograms {
     /// `by_name`: the bounds of those that do not have the default ones, by the name they are recorded under.
     pub(crate) fn new<'a>(default: &[f64], by_name: impl IntoIterator<Item = (&'a str, &'a [f64])>) -> Self {
         let by_name = by_name.into_iter().map(|(name, bounds)| (name.to_owned(), Arc::from(bounds))).collect();
-        let storage = NewHistogram { default: Arc::from(default), by_name };
-        Self { registry: Registry::new(storage), help: Mutex::default() }
+        let bounds = Arc::new(BoundsByName { default: Arc::from(default), by_name });
+        Self { registry: Registry::new(NewHistogram(Arc::clone(&bounds))), bounds, help: Mutex::default() }
     }
 
     /// The first description of a name counts.
@@ -119,14 +124,19 @@ impl Histograms {
         self.registry.get_or_create_histogram(&key, |histogram| metrics::Histogram::from_arc(Arc::clone(histogram)))
     }
 
-    /// In the text format. Series that differ in characters a label name cannot have are added up.
-    pub(crate) fn render(&self) -> String {
-        let mut families: BTreeMap<String, BTreeMap<String, Snapshot>> = BTreeMap::new();
-        for (key, histogram) in self.registry.get_histogram_handles() {
+    /// In the text format, with those that are `kept_elsewhere` under the bounds of their name. Series that differ in
+    /// characters a label name cannot have are added up.
+    pub(crate) fn render(&self, kept_elsewhere: impl IntoIterator<Item = (Key, Snapshot)>) -> String {
+        let mut families: BTreeMap<String, BTreeMap<String, Series>> = BTreeMap::new();
+        let own = self.registry.get_histogram_handles();
+        let own = own.into_iter().map(|(key, histogram)| (key, histogram.snapshot()));
+        for (key, snapshot) in own.chain(kept_elsewhere) {
             let labels =
                 key.labels().map(|label| format!("{}=\"{}\"", label_name(label.key()), escaped(label.value(), true)));
             let labels = labels.collect::<Vec<_>>().join(",");
-            families.entry(metric_name(key.name())).or_default().entry(labels).or_default().add(&histogram);
+            let series = families.entry(metric_name(key.name())).or_default().entry(labels).or_default();
+            series.bounds = Arc::clone(self.bounds.of(key.name()));
+            series.add(&snapshot);
         }
         let help = self.help.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
@@ -135,8 +145,8 @@ impl Histograms {
                 let _ = writeln!(text, "# HELP {name} {}", escaped(help, false));
             }
             let _ = writeln!(text, "# TYPE {name} histogram");
-            for (labels, snapshot) in series {
-                snapshot.render(&mut text, name, labels);
+            for (labels, series) in series {
+                series.render(&mut text, name, labels);
             }
         }
         text
@@ -144,27 +154,23 @@ impl Histograms {
 }
 
 #[derive(Default)]
-struct Snapshot {
+struct Series {
     bounds: Arc<[f64]>,
-    counts: Vec<u64>,
-    sum: f64,
+    snapshot: Snapshot,
 }
 
-impl Snapshot {
-    fn add(&mut self, histogram: &BucketHistogram) {
-        self.bounds = Arc::clone(&histogram.bounds);
-        self.counts.resize(histogram.bounds.len() + 1, 0);
-        let counts = histogram.counts.iter().flat_map(|line| &line.0);
-        for (sum, count) in self.counts.iter_mut().zip(counts) {
-            *sum += count.load(Ordering::Relaxed);
-        }
-        self.sum += f64::from_bits(histogram.sum.load(Ordering::Relaxed));
+impl Series {
+    fn add(&mut self, other: &Snapshot) {
+        let Snapshot { counts, sum } = &mut self.snapshot;
+        counts.resize(counts.len().max(other.counts.len()), 0);
+        counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
+        *sum += other.sum;
     }
 
     fn render(&self, text: &mut String, name: &str, labels: &str) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut count = 0;
-        for (n, in_bucket) in self.counts.iter().enumerate() {
+        for (n, in_bucket) in self.snapshot.counts.iter().enumerate() {
             count += in_bucket;
             let _ = match self.bounds.get(n) {
                 Some(bound) => writeln!(text, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}"),
@@ -172,7 +178,7 @@ impl Snapshot {
             };
         }
         let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-        let _ = writeln!(text, "{name}_sum{labels} {}\n{name}_count{labels} {count}", self.sum);
+        let _ = writeln!(text, "{name}_sum{labels} {}\n{name}_count{labels} {count}", self.snapshot.sum);
     }
 }
 
@@ -232,14 +238,14 @@ rows_bucket{le=\"+Inf\"} 10
 rows_sum inf
 rows_count 10
 ";
-        assert_eq!(histograms.render(), expected);
+        assert_eq!(histograms.render([]), expected);
     }
 
     #[test]
     fn what_is_not_a_number_is_counted_above_all_bounds() {
         let histograms = histograms();
         histograms.register(&Key::from_name("rows")).record(f64::NAN);
-        let text = histograms.render();
+        let text = histograms.render([]);
         assert!(text.contains("rows_bucket{le=\"10\"} 0\nrows_bucket{le=\"+Inf\"} 1\nrows_sum NaN\n"), "{text}");
     }
 
@@ -252,10 +258,10 @@ rows_count 10
                 scope.spawn(|| (0..50_000).for_each(|_| rows.record(2.0)));
             }
             for _ in 0..200 {
-                histograms.render();
+                histograms.render([]);
             }
         });
-        let text = histograms.render();
+        let text = histograms.render([]);
         assert!(text.ends_with("rows_sum 400000\nrows_count 200000\n"), "{text}");
     }
 

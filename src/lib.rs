@@ -91,6 +91,7 @@
 
 #![cfg_attr(not(feature = "pushgateway"), allow(rustdoc::broken_intra_doc_links))]
 
+mod buckets;
 mod error;
 mod layer;
 mod schema;

@@ -3,6 +3,7 @@
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use crate::buckets::Snapshot;
 use crate::error::Error;
 use crate::histogram::Histograms;
 
@@ -31,10 +32,10 @@ impl StageRecorder {
         Self { exporter, handle, histograms: Histograms::new(&DEFAULT_HISTOGRAM_BUCKETS, buckets) }
     }
 
-    /// All metrics in the text format, in no particular order.
-    pub(crate) fn render(&self) -> String {
+    /// All metrics in the text format, in no particular order, with the histograms that are kept elsewhere.
+    pub(crate) fn render(&self, kept_elsewhere: impl IntoIterator<Item = (Key, Snapshot)>) -> String {
         let mut text = self.handle.render();
-        text.push_str(&self.histograms.render());
+        text.push_str(&self.histograms.render(kept_elsewhere));
         text
     }
 }
@@ -113,7 +114,7 @@ mod tests {
             let key = Key::from_parts("m", vec![Label::new("l", (*value).to_owned())]);
             recorder.register_counter(&key, &METADATA).increment(1);
         }
-        let text = recorder.render();
+        let text = recorder.render([]);
         let mut lines: Vec<_> = text.lines().filter(|line| line.starts_with("m{")).map(str::to_owned).collect();
         lines.sort();
         lines
@@ -151,7 +152,7 @@ mod tests {
         for name in ["rows", "other"] {
             recorder.register_histogram(&Key::from_name(name), &METADATA).record(1.5);
         }
-        let text = recorder.render();
+        let text = recorder.render([]);
         assert!(text.contains("# TYPE rows histogram\nrows_bucket{le=\"1\"} 0\nrows_bucket{le=\"2\"} 1\n"), "{text}");
         assert!(text.contains("# TYPE other histogram\n"), "{text}");
     }

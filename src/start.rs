@@ -56,6 +56,12 @@ impl MetricsLayerBuilder {
         let spool = self.spool_directory.map(Spool::open).transpose()?;
         #[cfg(feature = "http")]
         let listener = self.listen.map(Listener::bind).transpose()?;
+        // Another recorder beside the Prometheus one has to be told of each duration.
+        #[cfg(feature = "otlp")]
+        let is_alone = otlp.recorder.is_none();
+        #[cfg(not(feature = "otlp"))]
+        let is_alone = true;
+        let buckets = (is_alone && self.exposition.is_none()).then(|| bounds[0].1.clone());
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (Target::Facade, Exposition::Foreign(render), None),
             None => {
@@ -80,6 +86,7 @@ impl MetricsLayerBuilder {
             namespace: self.namespace.clone(),
             policy: self.policy,
             max_series: self.max_series,
+            buckets,
             expected_stages: self.expected_stages,
             profile: grouping(schema::PROFILE).map(str::to_owned),
             run_id: grouping(schema::RUN_ID).map(str::to_owned),

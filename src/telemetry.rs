@@ -122,7 +122,7 @@ impl Telemetry {
             Exposition::Own { recorder, rendering } => {
                 let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
                 self.stages.publish();
-                recorder.render()
+                recorder.render(self.stages.durations())
             }
             Exposition::Foreign(render) => render(),
         };

@@ -6,12 +6,10 @@ use std::fmt::{self, Write};
 use tracing::field::{Field, FieldSet, Visit};
 
 use super::callsite::Inherited;
-use super::labels::{Label, Labels};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 
 thread_local! {
-    /// Where values that are not strings are printed. Taken out while in use: printing may run the user's code, and
-    /// that may come back here.
+    /// Where values are written. Taken out while in use: printing may run the user's code, and that may come back here.
     static SCRATCH: Cell<String> = const { Cell::new(String::new()) };
 }
 
@@ -69,41 +67,95 @@ impl Positions {
     }
 }
 
-/// The fields that matter, of those one call brought.
+/// The fields that matter, of those one call brought: the text of each value, one after the other.
 pub(crate) struct SpanFields<'a> {
-    labels: &'a Labels,
     positions: &'a Positions,
-    /// Whether a run id seen for the first time has a place: not once the metric that shows it has all its label sets.
-    new_run_ids: bool,
-    pub(crate) stage: Label,
-    pub(crate) profile: Label,
-    pub(crate) run_id: Label,
+    text: String,
+    /// Where the values of stage, profile and run id are in the text.
+    values: [Option<(usize, usize)>; VALUES],
+    is_repeated: bool,
     pub(crate) declared: Option<Declared>,
 }
 
+/// The roles that are labels come first.
+const VALUES: usize = 3;
+/// More text than that is not compared as a whole, but value by value.
+const MAX_COMPARED: usize = 1 << Shape::BITS;
+
+/// Which values a text has, and where. Texts that are equal in this and byte by byte have the same values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape(u64);
+
+impl Shape {
+    const BITS: u32 = 10;
+    /// No text that is compared begins and ends there.
+    const NO_VALUE: u64 = u64::MAX >> (u64::BITS - 2 * Self::BITS);
+
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+}
+
 impl<'a> SpanFields<'a> {
-    pub(crate) fn new(labels: &'a Labels, positions: &'a Positions, new_run_ids: bool) -> Self {
-        Self {
-            labels,
-            positions,
-            new_run_ids,
-            stage: Label::NONE,
-            profile: Label::NONE,
-            run_id: Label::NONE,
-            declared: None,
-        }
+    #[inline]
+    pub(crate) fn new(positions: &'a Positions) -> Self {
+        let mut text = SCRATCH.try_with(Cell::take).unwrap_or_default();
+        text.clear();
+        Self { positions, text, values: [None; VALUES], is_repeated: false, declared: None }
+    }
+
+    pub(crate) fn stage(&self) -> Option<&str> {
+        self.value(Role::Stage)
+    }
+
+    pub(crate) fn profile(&self) -> Option<&str> {
+        self.value(Role::Profile)
+    }
+
+    pub(crate) fn run_id(&self) -> Option<&str> {
+        self.value(Role::RunId)
     }
 
     #[inline]
-    fn take(&mut self, role: Role, value: &str) {
-        match role {
-            Role::Stage => self.stage = self.labels.intern(value),
-            Role::Profile => self.profile = self.labels.intern(value),
-            Role::RunId if self.new_run_ids => self.run_id = self.labels.intern(value),
-            Role::RunId => self.run_id = self.labels.find(value).unwrap_or(Label::OVERFLOW),
-            Role::StatusCode => self.declared = Some(Declared::from_code(value)),
-            Role::StatusDescription => self.declared = Some(Declared::Error),
+    fn value(&self, role: Role) -> Option<&str> {
+        let (begin, end) = (*self.values.get(role as usize)?)?;
+        self.text.get(begin..end)
+    }
+
+    /// All values as one text, where they can be compared so.
+    #[inline]
+    pub(crate) fn compared(&self) -> Option<(&str, Shape)> {
+        if self.text.len() >= MAX_COMPARED || self.is_repeated {
+            return None;
         }
+        let shape = self.values.iter().fold(0, |shape, value| {
+            let value = value.map_or(Shape::NO_VALUE, |(begin, end)| (begin << Shape::BITS | end) as u64);
+            shape << (2 * Shape::BITS) | value
+        });
+        Some((&self.text, Shape(shape)))
+    }
+
+    /// What was written to the text since it was `begin` long is the value of this role.
+    #[inline]
+    fn take(&mut self, role: Role, begin: usize) {
+        if let Some(value) = self.values.get_mut(role as usize) {
+            self.is_repeated |= value.is_some();
+            *value = Some((begin, self.text.len()));
+            return;
+        }
+        self.declared = Some(match role {
+            Role::StatusCode => Declared::from_code(self.text.get(begin..).unwrap_or_default()),
+            _ => Declared::Error,
+        });
+        self.text.truncate(begin);
+    }
+}
+
+impl Drop for SpanFields<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let text = std::mem::take(&mut self.text);
+        let _ = SCRATCH.try_with(|scratch| scratch.set(text));
     }
 }
 
@@ -123,7 +175,9 @@ impl Visit for SpanFields<'_> {
     #[inline]
     fn record_str(&mut self, field: &Field, value: &str) {
         if let Some(role) = self.positions.role(field) {
-            self.take(role, value);
+            let begin = self.text.len();
+            self.text.push_str(value);
+            self.take(role, begin);
         }
     }
 
@@ -131,12 +185,10 @@ impl Visit for SpanFields<'_> {
     #[inline]
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let Some(role) = self.positions.role(field) else { return };
-        let mut text = SCRATCH.try_with(Cell::take).unwrap_or_default();
-        text.clear();
+        let begin = self.text.len();
         // A `Debug` that fails prints what it printed until then.
-        let _ = write!(text, "{value:?}");
-        self.take(role, &text);
-        let _ = SCRATCH.try_with(|scratch| scratch.set(text));
+        let _ = write!(self.text, "{value:?}");
+        self.take(role, begin);
     }
 }
 

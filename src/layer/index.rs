@@ -43,6 +43,11 @@ impl<T> InsertOnly<T> {
         self.items.get(number as usize)
     }
 
+    /// How many items there are, or a few more while some are being added.
+    pub(crate) fn len(&self) -> usize {
+        self.items.count()
+    }
+
     /// The items in the order of their insertion.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.items.iter().map(|(_, item)| item)

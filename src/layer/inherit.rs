@@ -6,8 +6,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::labels::Label;
-use super::open::{Found, OpenSpans, Slot};
+use super::labels::{Label, Values};
+use super::open::{Found, OpenSpans, Slot, SlotRef};
 use super::outcome::Facts;
 
 const EPOCH_MASK: u64 = (1 << (u64::BITS - 2 * Label::BITS)) - 1;
@@ -20,6 +20,10 @@ pub(crate) enum Origin {
     /// The same for the whole process.
     Fixed(Label),
 }
+
+/// The time between two late records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Epoch(u64);
 
 pub(crate) struct Inheritance {
     epoch: AtomicU64,
@@ -34,15 +38,29 @@ pub(crate) struct Resolved {
 }
 
 impl Resolved {
-    fn pack(self, epoch: u64) -> u64 {
-        epoch << (2 * Label::BITS) | u64::from(self.profile.bits()) << Label::BITS | u64::from(self.run_id.bits())
+    /// As one number.
+    #[inline]
+    pub(crate) fn bits(self) -> u64 {
+        u64::from(self.profile.bits()) << Label::BITS | u64::from(self.run_id.bits())
+    }
+
+    /// What a slot keeps.
+    #[inline]
+    pub(crate) fn pack(self, epoch: Epoch) -> u64 {
+        epoch.0 << (2 * Label::BITS) | self.bits()
     }
 
     /// What a slot holds, if it is of this epoch.
-    fn unpack(packed: u64, epoch: u64) -> Option<Self> {
+    #[inline]
+    fn unpack(packed: u64, epoch: Epoch) -> Option<Self> {
         let resolved =
             Self { profile: Label::from_bits((packed >> Label::BITS) as u32), run_id: Label::from_bits(packed as u32) };
-        (packed >> (2 * Label::BITS) == epoch && epoch != 0).then_some(resolved)
+        (packed >> (2 * Label::BITS) == epoch.0 && epoch.0 != 0).then_some(resolved)
+    }
+
+    /// These values, or the others where there is none.
+    fn or(self, other: Self) -> Self {
+        Self { profile: self.profile.or(other.profile), run_id: self.run_id.or(other.run_id) }
     }
 }
 
@@ -71,50 +89,84 @@ impl Inheritance {
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
+    /// Of now. To ask for before values are read: one that is recorded meanwhile makes what was found out of date at
+    /// once.
+    #[inline]
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::Acquire) & EPOCH_MASK)
+    }
+
+    /// Whether a span inherits something that gives these two.
+    #[inline]
+    pub(crate) fn is_needed(&self, profile: bool, run_id: bool) -> bool {
+        (!profile && self.profile.is_spans()) || (!run_id && self.run_id.is_spans())
+    }
+
+    /// What a span resolves to that gives these values and inherits that.
+    #[inline]
+    pub(crate) fn resolved(&self, own: Values, inherited: Resolved) -> Resolved {
+        Resolved {
+            profile: self.profile.or(own.profile).or(inherited.profile),
+            run_id: self.run_id.or(own.run_id).or(inherited.run_id),
+        }
+    }
+
+    /// The labels of this span, if they were found out under the values known now.
+    #[inline]
+    pub(crate) fn known(&self, slot: &Slot) -> Option<Resolved> {
+        Resolved::unpack(slot.resolved.load(Ordering::Relaxed), self.epoch())
+    }
+
     /// The labels of this span under the values known now, which are kept in its slot. For whoever has the span's id;
     /// others [`look`](Self::look).
     #[inline]
     pub(crate) fn resolve(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
-        // Before the values are read: one recorded meanwhile makes what is stored here out of date at once.
-        let epoch = self.epoch.load(Ordering::Acquire) & EPOCH_MASK;
-        if let Some(resolved) = Resolved::unpack(slot.resolved.load(Ordering::Relaxed), epoch) {
-            return resolved;
-        }
+        self.known(slot).unwrap_or_else(|| self.resolve_again(open, slot))
+    }
+
+    #[cold]
+    fn resolve_again(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
+        let epoch = self.epoch();
         let resolved = self.find(open, slot, epoch);
+        // Before the labels look current again: it may be of others.
+        slot.forget_meaning();
         slot.resolved.store(resolved.pack(epoch), Ordering::Relaxed);
         resolved
     }
 
     /// The same, without writing: the slot may be another span's by now, which the caller has to find out.
     pub(crate) fn look(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
-        let epoch = self.epoch.load(Ordering::Acquire) & EPOCH_MASK;
-        self.find(open, slot, epoch)
+        self.find(open, slot, self.epoch())
     }
 
-    /// A value that is nowhere is the empty string.
-    fn find(&self, open: &OpenSpans, slot: &Slot, epoch: u64) -> Resolved {
-        let mut profile = self.profile.or(slot.profile());
-        let mut run_id = self.run_id.or(slot.run_id());
-        let mut parent = slot.parent();
-        while (profile.is_none() || run_id.is_none())
-            && let Some(around) = open.get(parent)
-        {
+    fn find(&self, open: &OpenSpans, slot: &Slot, epoch: Epoch) -> Resolved {
+        let own = self.resolved(slot.values(), Resolved::default());
+        if own.profile.is_none() || own.run_id.is_none() {
+            return self.resolved(slot.values(), self.around(open, slot.parent(), epoch));
+        }
+        own
+    }
+
+    /// What a span inherits whose nearest span with a slot is this one. A value that is nowhere is the empty string.
+    pub(crate) fn around(&self, open: &OpenSpans, mut nearest: SlotRef, epoch: Epoch) -> Resolved {
+        let mut found = self.resolved(Values::default(), Resolved::default());
+        while let Some(around) = open.get(nearest) {
             if let Some(known) = Resolved::unpack(around.resolved.load(Ordering::Relaxed), epoch) {
-                profile = profile.or(known.profile);
-                run_id = run_id.or(known.run_id);
+                found = found.or(known);
                 break;
             }
-            profile = profile.or(around.profile());
-            run_id = run_id.or(around.run_id());
-            parent = around.parent();
+            let own = around.values();
+            found = found.or(Resolved { profile: own.profile, run_id: own.run_id });
+            nearest = around.parent();
         }
-        Resolved { profile: profile.or(Label::EMPTY), run_id: run_id.or(Label::EMPTY) }
+        found.or(Resolved { profile: Label::EMPTY, run_id: Label::EMPTY })
     }
 }
 
-/// The nearest stage around a span.
-pub(crate) fn stage_around<'a>(open: &'a OpenSpans, slot: &Slot) -> Option<Found<'a>> {
-    let mut next = open.get(slot.parent());
+/// The nearest stage, this one or around it.
+#[inline]
+pub(crate) fn nearest_stage(open: &OpenSpans, from: SlotRef) -> Option<Found<'_>> {
+    let mut next = open.get(from);
     while let Some(around) = next {
         if around.facts().is_stage() {
             return Some(around);
@@ -125,17 +177,22 @@ pub(crate) fn stage_around<'a>(open: &'a OpenSpans, slot: &Slot) -> Option<Found
 }
 
 impl Inheritance {
-    /// Decides whether a stage span repeats the stage around it: the same id, and no profile or run id of its own
-    /// that differs. Called when its stage id becomes known.
-    pub(crate) fn decide_part(&self, open: &OpenSpans, slot: &Slot) {
-        let part_of = stage_around(open, slot).filter(|around| {
-            let known = self.look(open, around.slot);
+    /// The stage that a span with these values, within `parent`, only repeats: the same id, and no profile or run id of
+    /// its own that differs.
+    pub(crate) fn repeated<'a>(&self, open: &'a OpenSpans, parent: SlotRef, own: Values) -> Option<Found<'a>> {
+        nearest_stage(open, parent).filter(|around| {
             // Two values beyond a limit may be any two.
             let same = |own: Label, around: Label| own.is_none() || (own == around && own != Label::OVERFLOW);
-            slot.stage() == around.stage()
-                && same(self.profile.or(slot.profile()), known.profile)
-                && same(self.run_id.or(slot.run_id()), known.run_id)
-        });
+            own.stage == around.stage() && {
+                let known = self.look(open, around.slot);
+                same(self.profile.or(own.profile), known.profile) && same(self.run_id.or(own.run_id), known.run_id)
+            }
+        })
+    }
+
+    /// Decides the same for a span whose stage id became known after it opened.
+    pub(crate) fn decide_part(&self, open: &OpenSpans, slot: &Slot) {
+        let part_of = self.repeated(open, slot.parent(), slot.values());
         if let Some(stage) = part_of
             && slot.facts().has(Facts::ERROR_EVENT.with(Facts::ERROR_WITHIN))
         {

@@ -50,6 +50,14 @@ impl Label {
     }
 }
 
+/// The labels a span has, or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Values {
+    pub(crate) stage: Label,
+    pub(crate) profile: Label,
+    pub(crate) run_id: Label,
+}
+
 pub(crate) struct Labels {
     values: InsertOnly<Box<str>>,
     hasher: RandomState,

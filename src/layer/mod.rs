@@ -6,12 +6,15 @@
 
 mod admission;
 mod callsite;
+mod durations;
+mod entered;
 mod fields;
 mod index;
 mod inherit;
 mod labels;
 mod open;
 mod outcome;
+mod remembered;
 mod series;
 mod sink;
 mod stages;
@@ -82,6 +85,7 @@ impl MetricsLayer {
             namespace: DEFAULT_NAMESPACE.to_owned(),
             policy: FailurePolicy::default(),
             max_series: DEFAULT_MAX_SERIES,
+            buckets: None,
             expected_stages: Vec::new(),
             profile: None,
             run_id: None,

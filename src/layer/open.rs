@@ -11,12 +11,13 @@
 
 use std::hint;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use tracing::span::Id;
 
+use super::entered::Entered;
 use super::index::Number;
-use super::labels::Label;
+use super::labels::{Label, Values};
 use super::outcome::Facts;
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
@@ -38,13 +39,14 @@ pub(crate) struct Slot {
     pub(crate) started: AtomicU64,
     /// Zero: never.
     pub(crate) last_exit: AtomicU64,
-    /// How many times it is entered now.
-    pub(crate) entered: AtomicI32,
+    pub(crate) entered: Entered,
     facts: AtomicU32,
     /// Its own values, as labels.
     stage: AtomicU32,
     profile: AtomicU32,
     run_id: AtomicU32,
+    /// The number plus one of what its values and what it inherits come to, where that is remembered and holds.
+    meaning: AtomicU32,
     /// Profile and run id with what it inherits, and when that was found out.
     pub(crate) resolved: AtomicU64,
     /// The halves of its trace's id, once it was asked for; zero: none is known.
@@ -85,12 +87,11 @@ impl SlotRef {
     }
 }
 
-/// A slot that was found, and where.
+/// A slot that was found, and where. Two words, so that it is handed over in registers.
 #[derive(Clone, Copy)]
 pub(crate) struct Found<'a> {
     pub(crate) slot: &'a Slot,
     index: usize,
-    key: &'a AtomicU64,
 }
 
 impl std::ops::Deref for Found<'_> {
@@ -104,12 +105,6 @@ impl std::ops::Deref for Found<'_> {
 impl Found<'_> {
     pub(crate) fn reference(&self) -> SlotRef {
         SlotRef::new(self.index, self.slot.turn())
-    }
-
-    /// The span's id, as long as it has the slot.
-    #[cfg(feature = "trace-id")]
-    pub(crate) fn id(&self) -> Option<Id> {
-        std::num::NonZeroU64::new(self.key.load(Ordering::Acquire)).map(Id::from_non_zero_u64)
     }
 }
 
@@ -167,7 +162,7 @@ impl Slot {
 
     /// Whether it is entered, or was.
     pub(crate) fn was_entered(&self) -> bool {
-        self.entered.load(Ordering::Relaxed) > 0 || self.last_exit.load(Ordering::Relaxed) != 0
+        self.entered.is_entered() || self.last_exit.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn stage(&self) -> Label {
@@ -199,9 +194,24 @@ impl Slot {
         self.facts.fetch_or(Facts::ASKED_FOR_TRACE.0, Ordering::Release);
     }
 
+    pub(crate) fn values(&self) -> Values {
+        Values { stage: self.stage(), profile: self.profile(), run_id: self.run_id() }
+    }
+
+    pub(crate) fn meaning(&self) -> Option<Number> {
+        self.meaning.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// Its values, or those it inherits, are others now.
+    pub(crate) fn forget_meaning(&self) {
+        self.meaning.store(0, Ordering::Relaxed);
+    }
+
     /// Takes over the values that are given.
-    pub(crate) fn set_values(&self, stage: Label, profile: Label, run_id: Label) {
-        for (field, value) in [(&self.stage, stage), (&self.profile, profile), (&self.run_id, run_id)] {
+    pub(crate) fn set_values(&self, given: Values) {
+        self.forget_meaning();
+        for (field, value) in [(&self.stage, given.stage), (&self.profile, given.profile), (&self.run_id, given.run_id)]
+        {
             if !value.is_none() {
                 field.store(value.bits(), Ordering::Relaxed);
             }
@@ -215,12 +225,13 @@ impl Slot {
         self.parent.store(span.parent.0, Ordering::Relaxed);
         self.started.store(span.started, Ordering::Relaxed);
         self.last_exit.store(0, Ordering::Relaxed);
-        self.entered.store(0, Ordering::Relaxed);
+        self.entered.reset();
         self.facts.store(span.facts.0, Ordering::Relaxed);
-        self.stage.store(span.stage.bits(), Ordering::Relaxed);
-        self.profile.store(span.profile.bits(), Ordering::Relaxed);
-        self.run_id.store(span.run_id.bits(), Ordering::Relaxed);
-        self.resolved.store(0, Ordering::Relaxed);
+        self.stage.store(span.values.stage.bits(), Ordering::Relaxed);
+        self.profile.store(span.values.profile.bits(), Ordering::Relaxed);
+        self.run_id.store(span.values.run_id.bits(), Ordering::Relaxed);
+        self.meaning.store(span.meaning.map_or(0, |meaning| meaning + 1), Ordering::Relaxed);
+        self.resolved.store(span.resolved, Ordering::Relaxed);
     }
 }
 
@@ -232,9 +243,10 @@ pub(crate) struct NewSpan {
     pub(crate) parent: SlotRef,
     pub(crate) started: u64,
     pub(crate) facts: Facts,
-    pub(crate) stage: Label,
-    pub(crate) profile: Label,
-    pub(crate) run_id: Label,
+    pub(crate) values: Values,
+    pub(crate) meaning: Option<Number>,
+    /// As [`Slot::resolved`] has it.
+    pub(crate) resolved: u64,
 }
 
 #[repr(align(64))]
@@ -269,13 +281,15 @@ impl Level {
     #[inline]
     fn find(&self, id: u64) -> Option<Found<'_>> {
         let bucket = self.bucket_of(id);
-        let used = self.used.get(bucket)?.load(Ordering::Acquire);
-        if used == 0 {
-            return None;
-        }
-        let keys = self.buckets.get(bucket)?.0.iter().take(usize::from(used));
+        let keys = self.buckets.get(bucket)?.0.iter().take(usize::from(self.used_near(id)));
         let place = keys.enumerate().find(|(_, key)| key.load(Ordering::Acquire) == id)?.0;
         self.found(bucket, place)
+    }
+
+    /// How many places were ever in use in the bucket of this id.
+    #[inline]
+    fn used_near(&self, id: u64) -> u8 {
+        self.used.get(self.bucket_of(id)).map_or(0, |used| used.load(Ordering::Acquire))
     }
 
     fn claim(&self, id: u64) -> Option<Found<'_>> {
@@ -301,7 +315,12 @@ impl Level {
     #[inline]
     fn found(&self, bucket: usize, place: usize) -> Option<Found<'_>> {
         let at = bucket * BUCKET + place;
-        Some(Found { slot: self.slots.get(at)?, index: self.before + at, key: self.buckets.get(bucket)?.0.get(place)? })
+        Some(Found { slot: self.slots.get(at)?, index: self.before + at })
+    }
+
+    #[inline]
+    fn key(&self, at: usize) -> Option<&AtomicU64> {
+        self.buckets.get(at / BUCKET)?.0.get(at % BUCKET)
     }
 
     /// Multiplying by the golden ratio spreads ids that follow each other over the upper bits.
@@ -325,10 +344,17 @@ impl OpenSpans {
         Self { first: Level::new(0), more: [const { OnceLock::new() }; LEVELS - 1] }
     }
 
-    /// The slot of this span, if it has one.
-    #[inline]
+    /// The slot of this span, if it has one. That it has none is told on the spot, most often by one byte.
+    #[inline(always)]
     pub(crate) fn find(&self, id: &Id) -> Option<Found<'_>> {
         let id = id.into_u64();
+        if self.first.used_near(id) == 0 && self.more[0].get().is_none() {
+            return None;
+        }
+        self.find_nearer(id)
+    }
+
+    fn find_nearer(&self, id: u64) -> Option<Found<'_>> {
         match self.first.find(id) {
             None if self.more[0].get().is_some() => self.find_further(id),
             found => found,
@@ -344,23 +370,16 @@ impl OpenSpans {
         std::iter::once(&self.first).chain(self.more.iter().map_while(OnceLock::get))
     }
 
-    /// Gives a new span a slot and lets `fill` write into it before anyone who goes over the open spans sees it. What
-    /// an earlier span with this id may have left must be released before.
+    /// Gives a new span a slot. What an earlier span with this id may have left must be released before.
     /// `None`: a million spans are open, or `wanted` said no once the place was taken.
-    pub(crate) fn claim(
-        &self,
-        id: &Id,
-        span: NewSpan,
-        wanted: impl FnOnce() -> bool,
-        fill: impl FnOnce(&Slot),
-    ) -> Option<Found<'_>> {
+    #[inline]
+    pub(crate) fn claim(&self, id: &Id, span: NewSpan, wanted: impl FnOnce() -> bool) -> Option<Found<'_>> {
         let found = self.take_place(id.into_u64())?;
         if !wanted() {
-            found.key.store(0, Ordering::Release);
+            self.free_key(found);
             return None;
         }
         found.slot.reset(span);
-        fill(found.slot);
         let turn = found.slot.turn() + 1;
         found.slot.life.store(turn << 2 | Phase::Open as u64, Ordering::Release);
         Some(found)
@@ -380,31 +399,54 @@ impl OpenSpans {
     pub(crate) fn release(&self, found: Found<'_>) {
         let turn = found.slot.turn();
         found.slot.life.store(turn << 2 | Phase::Free as u64, Ordering::Release);
-        found.key.store(0, Ordering::Release);
+        self.free_key(found);
+    }
+
+    #[inline]
+    fn free_key(&self, found: Found<'_>) {
+        if let Some(key) = self.key(found) {
+            key.store(0, Ordering::Release);
+        }
+    }
+
+    #[inline]
+    fn key(&self, found: Found<'_>) -> Option<&AtomicU64> {
+        let level = self.level_of(found.index)?;
+        level.key(found.index - level.before)
+    }
+
+    /// The level a slot is in.
+    #[inline]
+    fn level_of(&self, index: usize) -> Option<&Level> {
+        if index < FIRST_LEVEL {
+            return Some(&self.first);
+        }
+        self.levels().find(|level| index - level.before < level.slots.len())
+    }
+
+    /// The span's id, as long as it has the slot.
+    #[cfg(feature = "trace-id")]
+    pub(crate) fn id_of(&self, found: Found<'_>) -> Option<Id> {
+        std::num::NonZeroU64::new(self.key(found)?.load(Ordering::Acquire)).map(Id::from_non_zero_u64)
     }
 
     /// The slot referred to, if it is still that span's.
     #[inline]
     pub(crate) fn get(&self, reference: SlotRef) -> Option<Found<'_>> {
         let index = reference.index()?;
-        let level = if index < FIRST_LEVEL {
-            &self.first
-        } else {
-            self.levels().find(|level| index - level.before < level.slots.len())?
-        };
-        let at = index - level.before;
-        let found = level.found(at / BUCKET, at % BUCKET)?;
+        let level = self.level_of(index)?;
+        let found = Found { slot: level.slots.get(index - level.before)?, index };
         (reference.is_turn(found.slot.turn()) && found.slot.phase() != Phase::Free).then_some(found)
     }
 
     /// The spans open now.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Found<'_>> {
-        self.places().filter(|found| found.phase_now() == Phase::Open)
+        self.places().filter(|found| self.phase_now(*found) == Phase::Open)
     }
 
     /// The spans whose slots are not free: open, or settled by a thread that is about to count them.
     pub(crate) fn taken(&self) -> impl Iterator<Item = Found<'_>> {
-        self.places().filter(|found| found.phase_now() != Phase::Free)
+        self.places().filter(|found| self.phase_now(*found) != Phase::Free)
     }
 
     fn places(&self) -> impl Iterator<Item = Found<'_>> {
@@ -413,17 +455,15 @@ impl OpenSpans {
             places.filter_map(|(bucket, place)| level.found(bucket, place))
         })
     }
-}
 
-impl Found<'_> {
     /// The phase of the span in this place. One that is being written at this moment is waited for: that takes its
     /// thread a few nanoseconds, or a time slice where it was interrupted just there.
-    fn phase_now(&self) -> Phase {
+    fn phase_now(&self, found: Found<'_>) -> Phase {
         for spin in 0..1_000 {
-            if self.key.load(Ordering::SeqCst) == 0 {
+            if self.key(found).is_none_or(|key| key.load(Ordering::SeqCst) == 0) {
                 return Phase::Free;
             }
-            match self.slot.phase() {
+            match found.slot.phase() {
                 Phase::Free if spin < 100 => hint::spin_loop(),
                 Phase::Free => std::thread::yield_now(),
                 phase => return phase,
@@ -443,7 +483,7 @@ mod tests {
     fn claim(open: &OpenSpans, id: u64, mark: u64) -> Found<'_> {
         evict(open, id);
         let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
-        open.claim(&Id::from_u64(id), span, || true, |_| ()).unwrap()
+        open.claim(&Id::from_u64(id), span, || true).unwrap()
     }
 
     fn evict(open: &OpenSpans, id: u64) {

@@ -1,39 +1,35 @@
-//! Label set -> metric handles, found by the numbers of their labels, and what the run's stages add up to.
+//! Label set -> series, found by the numbers of their labels, and what the run's stages add up to.
 //!
-//! Three tables, one per set of labels: stages, pairs of stage and profile, and full sets. What shows only the latest
-//! state (last duration, last success, totals) is kept here in atomics and given to the recorder when someone is
-//! about to look, unless nobody says when that is. Handles are registered before a table's lock is taken: that runs
-//! the recorder's code.
+//! Three tables, one per set of labels: stages, pairs of stage and profile, and full sets. What is counted and what
+//! shows the latest state is kept here in atomics and given to the recorder when someone is about to look, unless
+//! nobody says when that is. Handles are registered before a table's lock is taken: that runs the recorder's code.
 
 #[cfg(feature = "trace-id")]
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
 use super::admission::{Admission, Overflow};
+use super::durations::{Bounds, Durations, Sums};
 use super::index::{InsertOnly, Number, mix};
 use super::labels::{Label, Labels};
 use super::outcome::{Outcome, Reason};
 use super::sink::{Sink, outward};
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
+use crate::buckets::Snapshot;
 use crate::{schema, unix_time};
 
 /// A stage by its id: `quant_stage_total`, and the line of the run report.
-#[repr(align(128))] // Two cache lines, fetched together: threads at different stages do not wait for each other.
 pub(crate) struct StageSeries {
     pub(crate) stage: Label,
     success: Counter,
     failure: Counter,
-    succeeded: AtomicU64,
-    failed: AtomicU64,
-    total_nanos: AtomicU64,
-    slowest_nanos: AtomicU64,
-    /// Its place in the order in which stages first finished; zero: none did.
-    first_finished: AtomicU64,
+    /// What those of its runs add up to that are in a series many share, since there were too many label sets.
+    in_overflow: OnceLock<Durations>,
     /// The trace of its last failure that has one.
     #[cfg(feature = "trace-id")]
     trace: Mutex<Option<TraceId>>,
@@ -49,19 +45,20 @@ pub(crate) struct StageTotals {
     pub(crate) failed: u64,
     pub(crate) total: Duration,
     pub(crate) slowest: Duration,
+    /// Its place in the order in which stages first finished; zero: none did.
     pub(crate) first_finished: u64,
     #[cfg(feature = "trace-id")]
     pub(crate) trace: Option<TraceId>,
 }
 
 /// A stage in a profile: the gauges, and the failures by reason.
-#[repr(align(128))]
+#[repr(align(128))] // Two cache lines, fetched together: threads at different pairs do not wait for each other.
 pub(crate) struct PairSeries {
     stage: Label,
     profile: Label,
     active: Gauge,
     failures: [OnceLock<Counter>; Reason::COUNT],
-    /// Bits of an `f64`; those of NaN: none yet.
+    /// In nanoseconds.
     last_duration: AtomicU64,
     /// On the clock of the spans; zero: none yet.
     last_success: AtomicU64,
@@ -71,13 +68,29 @@ pub(crate) struct PairSeries {
     last_success_gauge: OnceLock<Gauge>,
 }
 
+/// No run has ended yet.
+const NEVER: u64 = u64::MAX;
+
 /// A full label set.
-struct SetSeries {
+pub(crate) struct SetSeries {
     key: Key,
-    duration: Histogram,
-    /// Where its stage and pair are, since they follow from the key; none in an overflow set, which many share.
-    within: Option<(Number, Number)>,
+    durations: Durations,
+    /// Where each duration goes as it comes, if nobody reads them here.
+    recorded: Option<Histogram>,
+    /// Its stage and its pair, since they follow from the key; none in an overflow set, which many share.
+    within: Option<Within>,
 }
+
+struct Within {
+    stage: Arc<StageSeries>,
+    stage_number: Number,
+    pair: Arc<PairSeries>,
+    /// Whether one of them is an overflow series.
+    is_overflow: bool,
+}
+
+/// The series of one label set, once a stage of it ended.
+pub(crate) type KeptSeries = OnceLock<Arc<SetSeries>>;
 
 /// Stage, profile, run id.
 type Key = [Label; 3];
@@ -88,7 +101,11 @@ pub(crate) struct Finished {
     pub(crate) stage: Label,
     pub(crate) profile: Label,
     pub(crate) run_id: Label,
+    /// Where all three are remembered, if they are.
+    pub(crate) meaning: Option<Number>,
     pub(crate) outcome: Outcome,
+    /// Whether no other stage is around it, where that matters.
+    pub(crate) is_outermost: bool,
     pub(crate) nanos: u64,
     /// On the clock of the spans.
     pub(crate) ended: u64,
@@ -102,19 +119,24 @@ pub(crate) struct Series {
     clock: quanta::Clock,
     described: OnceLock<Counter>,
     admission: Admission,
-    stages: InsertOnly<StageSeries>,
-    pairs: InsertOnly<PairSeries>,
-    sets: InsertOnly<SetSeries>,
+    /// Of the durations that are read here.
+    bounds: Option<Arc<Bounds>>,
+    stages: InsertOnly<Arc<StageSeries>>,
+    pairs: InsertOnly<Arc<PairSeries>>,
+    sets: InsertOnly<Arc<SetSeries>>,
+    /// Label sets of which a stage has ended.
     finished: AtomicU64,
 }
 
 impl Series {
-    pub(crate) fn new(sink: Sink, max_series: usize, clock: quanta::Clock) -> Self {
+    /// `buckets`: those of the stage duration, where it is read here; otherwise each goes to the recorder as it comes.
+    pub(crate) fn new(sink: Sink, max_series: usize, buckets: Option<&[f64]>, clock: quanta::Clock) -> Self {
         Self {
             sink,
             clock,
             described: OnceLock::new(),
             admission: Admission::new(max_series),
+            bounds: buckets.map(|buckets| Arc::new(Bounds::new(buckets))),
             stages: InsertOnly::new(),
             pairs: InsertOnly::new(),
             sets: InsertOnly::new(),
@@ -133,24 +155,63 @@ impl Series {
     }
 
     /// Counts a finished stage. Returns what to warn of when this is the first one in an overflow series.
-    pub(crate) fn finish(&self, labels: &Labels, end: Finished) -> Option<Overflow> {
-        let key = [end.stage, end.profile, end.run_id];
-        let place = self.place(labels, key);
-        outward(|| place.set.duration.record(end.nanos as f64 / 1e9));
-        place.stage.count(self, end);
-        place.pair.count(self, labels, end);
-        if self.sink.is_live() {
-            outward(|| match end.outcome {
-                Outcome::Success => place.stage.success.increment(1),
-                Outcome::Failure(_) => place.stage.failure.increment(1),
-            });
-            place.pair.publish(self, labels);
+    /// `kept`: where the series of such a stage is kept for the next one.
+    #[inline]
+    pub(crate) fn finish(&self, labels: &Labels, end: Finished, kept: Option<&KeptSeries>) -> Option<Overflow> {
+        if let Some(set) = kept.and_then(OnceLock::get)
+            && let Some(within) = &set.within
+        {
+            self.count(labels, end, set, &within.stage, &within.pair);
+            return None;
         }
-        if !place.overflowed {
+        self.finish_further(labels, end, kept)
+    }
+
+    /// The same where the series has to be found.
+    #[cold]
+    fn finish_further(&self, labels: &Labels, end: Finished, kept: Option<&KeptSeries>) -> Option<Overflow> {
+        let place = self.place(labels, [end.stage, end.profile, end.run_id]);
+        let is_overflow = match &place.set.within {
+            Some(within) => within.is_overflow,
+            None => {
+                let durations = place.stage.in_overflow.get_or_init(|| Durations::new(Arc::default()));
+                durations.add(end.nanos, end.outcome != Outcome::Success, &self.finished);
+                true
+            }
+        };
+        if let Some(kept) = kept
+            && !is_overflow
+        {
+            let _ = kept.set(Arc::clone(&place.set));
+        }
+        self.count(labels, end, &place.set, &place.stage, &place.pair);
+        if !is_overflow {
             return None;
         }
         outward(|| self.bind().increment(1));
         self.admission.overflow_once(labels)
+    }
+
+    #[inline]
+    fn count(&self, labels: &Labels, end: Finished, set: &SetSeries, stage: &StageSeries, pair: &PairSeries) {
+        set.durations.add(end.nanos, end.outcome != Outcome::Success, &self.finished);
+        if let Some(recorded) = &set.recorded {
+            outward(|| recorded.record(end.nanos as f64 / 1e9));
+        }
+        pair.last_duration.store(end.nanos, Ordering::Relaxed);
+        match end.outcome {
+            Outcome::Success => pair.last_success.store(end.ended.max(1), Ordering::Relaxed),
+            Outcome::Failure(reason) => outward(|| pair.failures(self, labels, reason).increment(1)),
+        }
+        #[cfg(feature = "trace-id")]
+        stage.note_trace(end.trace);
+        if self.sink.is_live() {
+            outward(|| match end.outcome {
+                Outcome::Success => stage.success.increment(1),
+                Outcome::Failure(_) => stage.failure.increment(1),
+            });
+            pair.publish(self, labels);
+        }
     }
 
     /// Whether a new run id can have a series of its own.
@@ -159,52 +220,64 @@ impl Series {
         !self.admission.sets_are_full()
     }
 
-    #[inline]
-    fn place(&self, labels: &Labels, key: Key) -> Place<'_> {
-        if let Some((_, set)) = self.find_set(key)
-            && let Some((stage, pair)) = set.within
-            && let (Some(stage), Some(pair)) = (self.stages.get(stage), self.pairs.get(pair))
+    fn place(&self, labels: &Labels, key: Key) -> Place {
+        if let Some(set) = self.find_set(key)
+            && let Some(Within { stage, pair, .. }) = &set.within
         {
-            return Place { set, stage, pair, overflowed: false };
+            return Place { set: Arc::clone(set), stage: Arc::clone(stage), pair: Arc::clone(pair) };
         }
         self.new_place(labels, key)
     }
 
     /// A label set seen for the first time, or one beyond the limit.
     #[cold]
-    fn new_place(&self, labels: &Labels, key: Key) -> Place<'_> {
+    fn new_place(&self, labels: &Labels, key: Key) -> Place {
         self.bind();
-        let [stage, profile, run_id] = key;
+        let [stage, profile, _] = key;
         let (stage_number, stage_series) = self.stage(labels, stage);
-        let (pair_number, pair_series) = self.pair(labels, stage, profile);
+        let (_, pair_series) = self.pair(labels, stage, profile);
         // Once the limit is reached most new sets differ in the run id alone, and go where the last one went.
         let shared = [stage, profile, Label::OVERFLOW];
         let (admitted, set) = match self.find_set(shared) {
-            Some((_, set)) if self.admission.sets_are_full() => (shared, Some(set)),
+            Some(set) if self.admission.sets_are_full() => (shared, Some(set)),
             _ => {
-                let admitted = self.admission.set([stage, profile, run_id]);
-                (admitted, self.find_set(admitted).map(|(_, set)| set))
+                let admitted = self.admission.set(key);
+                (admitted, self.find_set(admitted))
             }
         };
         let set = set.unwrap_or_else(|| {
-            let [stage, profile, run_id] = admitted.map(|label| labels.text(label));
-            let duration = self.sink.histogram(&schema::STAGE_DURATION, &[stage, profile, run_id]);
-            let within = (admitted == key && !key.contains(&Label::OVERFLOW)).then_some((stage_number, pair_number));
-            let set = SetSeries { key: admitted, duration, within };
+            let within = (admitted == key && !key.contains(&Label::OVERFLOW)).then(|| Within {
+                stage: Arc::clone(stage_series),
+                stage_number,
+                pair: Arc::clone(pair_series),
+                is_overflow: stage_series.stage == Label::OVERFLOW || pair_series.profile == Label::OVERFLOW,
+            });
+            let recorded = match self.bounds {
+                Some(_) => None,
+                None => Some(self.sink.histogram(&schema::STAGE_DURATION, &admitted.map(|label| labels.text(label)))),
+            };
+            let durations = Durations::new(self.bounds.clone().unwrap_or_default());
+            let set = Arc::new(SetSeries { key: admitted, durations, recorded, within });
             self.sets.find_or_insert(hash(admitted), |set| set.key == admitted, || set).1
         });
-        let overflowed = admitted.contains(&Label::OVERFLOW)
-            || stage_series.stage == Label::OVERFLOW
-            || pair_series.profile == Label::OVERFLOW;
-        Place { set, stage: stage_series, pair: pair_series, overflowed }
+        Place { set: Arc::clone(set), stage: Arc::clone(stage_series), pair: Arc::clone(pair_series) }
     }
 
-    fn find_set(&self, key: Key) -> Option<(Number, &SetSeries)> {
-        self.sets.find(hash(key), |set| set.key == key)
+    fn find_set(&self, key: Key) -> Option<&Arc<SetSeries>> {
+        self.sets.find(hash(key), |set| set.key == key).map(|(_, set)| set)
+    }
+
+    /// The durations that are read here, by the key of their series.
+    #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+    pub(crate) fn durations(&self, labels: &Labels) -> impl Iterator<Item = (metrics::Key, Snapshot)> {
+        self.sets.iter().filter(|set| set.recorded.is_none()).map(|set| {
+            let key = self.sink.key(&schema::STAGE_DURATION, &set.key.map(|label| labels.text(label)));
+            (key, set.durations.snapshot())
+        })
     }
 
     /// The series of this stage. From then on both statuses exist.
-    pub(crate) fn stage(&self, labels: &Labels, stage: Label) -> (Number, &StageSeries) {
+    pub(crate) fn stage(&self, labels: &Labels, stage: Label) -> (Number, &Arc<StageSeries>) {
         let find = |stage: Label| self.stages.find(hash([stage; 3]), |series| series.stage == stage);
         if let Some(found) = find(stage) {
             return found;
@@ -218,22 +291,18 @@ impl Series {
                 stage,
                 success: counter("success"),
                 failure: counter("failure"),
-                succeeded: AtomicU64::new(0),
-                failed: AtomicU64::new(0),
-                total_nanos: AtomicU64::new(0),
-                slowest_nanos: AtomicU64::new(0),
-                first_finished: AtomicU64::new(0),
+                in_overflow: OnceLock::new(),
                 #[cfg(feature = "trace-id")]
                 trace: Mutex::default(),
                 #[cfg(feature = "trace-id")]
                 is_trace_told: AtomicBool::new(false),
             };
-            self.stages.find_or_insert(hash([stage; 3]), |series| series.stage == stage, || series)
+            self.stages.find_or_insert(hash([stage; 3]), |series| series.stage == stage, || Arc::new(series))
         })
     }
 
     /// The series of this stage in this profile. From then on failures for the reason `error` exist.
-    pub(crate) fn pair(&self, labels: &Labels, stage: Label, profile: Label) -> (Number, &PairSeries) {
+    pub(crate) fn pair(&self, labels: &Labels, stage: Label, profile: Label) -> (Number, &Arc<PairSeries>) {
         let find = |key: [Label; 2]| {
             self.pairs.find(hash([key[0], key[1], Label::NONE]), |pair| [pair.stage, pair.profile] == key)
         };
@@ -248,15 +317,15 @@ impl Series {
                 profile: key[1],
                 active: self.sink.gauge(&schema::STAGE_ACTIVE, &key.map(|label| labels.text(label))),
                 failures: [const { OnceLock::new() }; Reason::COUNT],
-                last_duration: AtomicU64::new(f64::NAN.to_bits()),
+                last_duration: AtomicU64::new(NEVER),
                 last_success: AtomicU64::new(0),
                 published_success: Mutex::default(),
                 last_duration_gauge: OnceLock::new(),
                 last_success_gauge: OnceLock::new(),
             };
             pair.failures(self, labels, Reason::Error);
-            let is = |pair: &PairSeries| [pair.stage, pair.profile] == key;
-            self.pairs.find_or_insert(hash([key[0], key[1], Label::NONE]), is, || pair)
+            let is = |pair: &Arc<PairSeries>| [pair.stage, pair.profile] == key;
+            self.pairs.find_or_insert(hash([key[0], key[1], Label::NONE]), is, || Arc::new(pair))
         })
     }
 
@@ -270,10 +339,10 @@ impl Series {
     /// Gives the recorder the latest state. `active`: how many stages run now, by the number of the pair.
     pub(crate) fn publish(&self, labels: &Labels, active: impl Fn(Number) -> u64) {
         self.bind();
-        for stage in self.stages.iter() {
+        for (stage, sums) in self.sums() {
             outward(|| {
-                stage.success.absolute(stage.succeeded.load(Ordering::Relaxed));
-                stage.failure.absolute(stage.failed.load(Ordering::Relaxed));
+                stage.success.absolute(sums.succeeded);
+                stage.failure.absolute(sums.failed);
             });
         }
         for (number, pair) in self.pairs.iter().enumerate() {
@@ -284,44 +353,50 @@ impl Series {
 
     /// The stages known so far, with what their runs add up to.
     pub(crate) fn totals(&self) -> impl Iterator<Item = (Label, StageTotals)> {
-        self.stages.iter().map(|series| (series.stage, series.totals()))
+        self.sums().map(|(series, sums)| (series.stage, series.totals(sums)))
+    }
+
+    /// The stages, and what their runs add up to.
+    fn sums(&self) -> impl Iterator<Item = (&StageSeries, Sums)> {
+        let mut sums: Vec<Sums> = Vec::new();
+        for set in self.sets.iter() {
+            if let Some(Within { stage_number, .. }) = set.within {
+                let at = stage_number as usize;
+                sums.resize(sums.len().max(at + 1), Sums::default());
+                sums[at] += set.durations.sums();
+            }
+        }
+        self.stages.iter().zip(sums.into_iter().chain(std::iter::repeat(Sums::default()))).map(|(stage, mut sums)| {
+            if let Some(beyond) = stage.in_overflow.get() {
+                sums += beyond.sums();
+            }
+            (&**stage, sums)
+        })
     }
 }
 
-struct Place<'a> {
-    set: &'a SetSeries,
-    stage: &'a StageSeries,
-    pair: &'a PairSeries,
-    overflowed: bool,
+struct Place {
+    set: Arc<SetSeries>,
+    stage: Arc<StageSeries>,
+    pair: Arc<PairSeries>,
 }
 
 impl StageSeries {
-    fn count(&self, series: &Series, end: Finished) {
-        match end.outcome {
-            Outcome::Success => self.succeeded.fetch_add(1, Ordering::Relaxed),
-            Outcome::Failure(_) => self.failed.fetch_add(1, Ordering::Relaxed),
-        };
-        self.total_nanos.fetch_add(end.nanos, Ordering::Relaxed);
-        if self.slowest_nanos.load(Ordering::Relaxed) < end.nanos {
-            self.slowest_nanos.fetch_max(end.nanos, Ordering::Relaxed);
-        }
-        if self.first_finished.load(Ordering::Relaxed) == 0 {
-            let order = series.finished.fetch_add(1, Ordering::Relaxed) + 1;
-            let _ = self.first_finished.compare_exchange(0, order, Ordering::Relaxed, Ordering::Relaxed);
-        }
-        #[cfg(feature = "trace-id")]
-        if end.trace.is_some() {
-            *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = end.trace;
+    #[cfg(feature = "trace-id")]
+    #[inline]
+    fn note_trace(&self, trace: Option<TraceId>) {
+        if trace.is_some() {
+            *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = trace;
         }
     }
 
-    pub(crate) fn totals(&self) -> StageTotals {
+    fn totals(&self, sums: Sums) -> StageTotals {
         StageTotals {
-            succeeded: self.succeeded.load(Ordering::Relaxed),
-            failed: self.failed.load(Ordering::Relaxed),
-            total: Duration::from_nanos(self.total_nanos.load(Ordering::Relaxed)),
-            slowest: Duration::from_nanos(self.slowest_nanos.load(Ordering::Relaxed)),
-            first_finished: self.first_finished.load(Ordering::Relaxed),
+            succeeded: sums.succeeded,
+            failed: sums.failed,
+            total: Duration::from_nanos(sums.total_nanos),
+            slowest: Duration::from_nanos(sums.slowest_nanos),
+            first_finished: sums.first_finished,
             #[cfg(feature = "trace-id")]
             trace: *self.trace.lock().unwrap_or_else(PoisonError::into_inner),
         }
@@ -335,14 +410,6 @@ impl StageSeries {
 }
 
 impl PairSeries {
-    fn count(&self, series: &Series, labels: &Labels, end: Finished) {
-        self.last_duration.store((end.nanos as f64 / 1e9).to_bits(), Ordering::Relaxed);
-        match end.outcome {
-            Outcome::Success => self.last_success.store(end.ended.max(1), Ordering::Relaxed),
-            Outcome::Failure(reason) => outward(|| self.failures(series, labels, reason).increment(1)),
-        }
-    }
-
     fn failures(&self, series: &Series, labels: &Labels, reason: Reason) -> &Counter {
         let counter = &self.failures[reason as usize];
         counter.get().unwrap_or_else(|| {
@@ -353,8 +420,9 @@ impl PairSeries {
     }
 
     fn publish(&self, series: &Series, labels: &Labels) {
-        let duration = f64::from_bits(self.last_duration.load(Ordering::Relaxed));
-        if !duration.is_nan() {
+        let nanos = self.last_duration.load(Ordering::Relaxed);
+        if nanos != NEVER {
+            let duration = nanos as f64 / 1e9;
             self.set_gauge(&self.last_duration_gauge, &schema::STAGE_LAST_DURATION, series, labels, duration);
         }
         let success = self.last_success.load(Ordering::Relaxed);

@@ -105,7 +105,7 @@ impl Sink {
         self.with(|recorder| recorder.register_histogram(&key, &METADATA))
     }
 
-    fn key(&self, metric: &Metric, values: &[&str]) -> Key {
+    pub(crate) fn key(&self, metric: &Metric, values: &[&str]) -> Key {
         debug_assert_eq!(metric.labels.len(), values.len(), "{}", metric.suffix);
         let labels: Vec<Label> = metric
             .labels

@@ -10,10 +10,12 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned, returned};
 use super::fields::{HasError, SpanFields};
-use super::inherit::{Inheritance, Origin, Resolved, stage_around};
-use super::labels::{Label, Labels};
+use super::index::Number;
+use super::inherit::{Epoch, Inheritance, Origin, Resolved, nearest_stage};
+use super::labels::{Label, Labels, Values};
 use super::open::{Found, NewSpan, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
+use super::remembered::{Given, Memory};
 use super::series::{Finished, Series};
 use super::sink::{Sink, Target, is_outward};
 #[cfg(feature = "trace-id")]
@@ -26,6 +28,9 @@ pub(crate) struct Settings {
     pub(crate) namespace: String,
     pub(crate) policy: FailurePolicy,
     pub(crate) max_series: usize,
+    /// Upper bounds of the buckets of the stage duration, if who renders asks the layer for them; otherwise each
+    /// duration goes to the recorder as it comes.
+    pub(crate) buckets: Option<Vec<f64>>,
     pub(crate) expected_stages: Vec<String>,
     /// The value a label has in the whole process, where it does not come from spans.
     pub(crate) profile: Option<String>,
@@ -42,6 +47,7 @@ pub(crate) struct Stages {
     pub(super) labels: Labels,
     pub(super) open: OpenSpans,
     pub(super) inheritance: Inheritance,
+    memory: Memory,
     pub(crate) series: Series,
     pub(super) policy: FailurePolicy,
     pub(super) clock: quanta::Clock,
@@ -57,6 +63,14 @@ pub(crate) struct Stages {
     pub(super) traces: Traces,
 }
 
+/// What there is to know of a new span's values.
+struct Known {
+    values: Values,
+    resolved: Resolved,
+    /// Where that is remembered.
+    meaning: Option<Number>,
+}
+
 impl Stages {
     pub(crate) fn new(settings: Settings) -> Self {
         let labels = Labels::new();
@@ -70,7 +84,8 @@ impl Stages {
             callsites: Callsites::new(Inherited { profile: profile.is_spans(), run_id: run_id.is_spans() }),
             open: OpenSpans::new(),
             inheritance: Inheritance::new(profile, run_id),
-            series: Series::new(sink, settings.max_series, settings.clock.clone()),
+            memory: Memory::new(settings.max_series),
+            series: Series::new(sink, settings.max_series, settings.buckets.as_deref(), settings.clock.clone()),
             policy: settings.policy,
             clock: settings.clock,
             voice: settings.voice,
@@ -94,44 +109,99 @@ impl Stages {
         self.callsites.register(meta);
     }
 
+    #[inline]
     pub(crate) fn opened<S>(&self, attrs: &Attributes<'_>, id: &Id, ctx: &Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        let (number, callsite) = self.callsites.find(attrs.metadata());
         if let Some(left) = self.open.find(id) {
-            // Of an earlier span with this id, whose end this layer was not told.
-            self.hide(left);
-            self.open.release(left);
+            self.evict(left);
         }
-        let facts = match callsite.kind {
-            Kind::Stage => Facts::STAGE,
-            Kind::Context => Facts::default(),
-            _ => return,
-        };
+        if let Some((number, callsite)) = self.callsites.of_span(attrs.metadata()) {
+            self.opened_further(number, callsite, attrs, id, ctx);
+        }
+    }
+
+    /// Of an earlier span with the id of a new one, whose end this layer was not told.
+    #[cold]
+    fn evict(&self, left: Found<'_>) {
+        self.hide(left);
+        self.open.release(left);
+    }
+
+    /// A span that matters opened.
+    fn opened_further<S>(
+        &self,
+        number: Number,
+        callsite: &Callsite,
+        attrs: &Attributes<'_>,
+        id: &Id,
+        ctx: &Context<'_, S>,
+    ) where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        let facts = if callsite.kind == Kind::Stage { Facts::STAGE } else { Facts::default() };
         if is_outward() || self.is_inert(facts) {
             return;
         }
         let started = self.clock.raw();
         // Values are printed before the slot is taken: that runs the user's code.
-        let mut fields = SpanFields::new(&self.labels, &callsite.positions, self.series.has_room_for_runs());
+        let mut fields = SpanFields::new(&callsite.positions);
         attrs.record(&mut fields);
         let facts = fields.declared.map_or(facts, |declared| facts.declared(declared, false));
         let parent = self.parent(attrs, id, ctx);
-        let wanted = || !self.ended.load(Ordering::SeqCst);
-        let (stage, profile, run_id) = (fields.stage, fields.profile, fields.run_id);
-        let span = NewSpan { callsite: number, parent, started, facts, stage, profile, run_id };
-        let found = self.open.claim(id, span, wanted, |slot| {
-            self.inheritance.resolve(&self.open, slot);
-            if !fields.stage.is_none() && parent != SlotRef::NONE {
-                self.inheritance.decide_part(&self.open, slot);
-            }
-        });
+        // Before values are read.
+        let epoch = self.inheritance.epoch();
+        let Known { values, resolved, meaning } = self.known(&fields, parent, epoch);
+        drop(fields);
+        let is_part = !values.stage.is_none()
+            && parent != SlotRef::NONE
+            && self.inheritance.repeated(&self.open, parent, values).is_some();
+        let facts = if is_part { facts.with(Facts::PART_OF_STAGE) } else { facts };
+        let resolved = resolved.pack(epoch);
+        let span = NewSpan { callsite: number, parent, started, facts, values, meaning, resolved };
+        let found = self.open.claim(id, span, || !self.ended.load(Ordering::SeqCst));
         if let Some(found) = found
             && self.series.sink.is_live()
         {
             self.show(found);
         }
+    }
+
+    /// The labels of a new span.
+    #[inline]
+    fn known(&self, fields: &SpanFields<'_>, parent: SlotRef, epoch: Epoch) -> Known {
+        let inherited = if self.inheritance.is_needed(fields.profile().is_some(), fields.run_id().is_some()) {
+            self.inheritance.around(&self.open, parent, epoch)
+        } else {
+            Resolved::default()
+        };
+        let given = fields.compared().map(|(text, shape)| Given { text, shape, inherited });
+        if let Some((number, meaning)) = given.as_ref().and_then(|given| self.memory.find(given)) {
+            return Known { values: meaning.values, resolved: meaning.resolved, meaning: Some(number) };
+        }
+        self.learn(fields, given.as_ref(), inherited)
+    }
+
+    #[cold]
+    fn learn(&self, fields: &SpanFields<'_>, given: Option<&Given<'_>>, inherited: Resolved) -> Known {
+        let values = self.values(fields);
+        let resolved = self.inheritance.resolved(values, inherited);
+        // What is beyond a limit now may have its place later.
+        let all = [values.stage, values.profile, values.run_id, resolved.profile, resolved.run_id];
+        let given = given.filter(|_| !all.contains(&Label::OVERFLOW));
+        let meaning = given.and_then(|given| self.memory.add(given, values, resolved));
+        Known { values, resolved, meaning }
+    }
+
+    fn values(&self, fields: &SpanFields<'_>) -> Values {
+        let label = |value: Option<&str>| value.map_or(Label::NONE, |value| self.labels.intern(value));
+        // A run id seen for the first time has no place once the metric that shows it has all its label sets.
+        let run_id = match fields.run_id() {
+            Some(run_id) if !self.series.has_room_for_runs() => self.labels.find(run_id).unwrap_or(Label::OVERFLOW),
+            run_id => label(run_id),
+        };
+        Values { stage: label(fields.stage()), profile: label(fields.profile()), run_id }
     }
 
     /// After the guard is gone nothing is measured; a stage that opens then is told once.
@@ -182,11 +252,10 @@ impl Stages {
         }
         let found = self.open.find(&nearest.id()).or_else(|| {
             let callsite = self.callsites.find(nearest.metadata()).0;
-            let span = NewSpan { callsite, parent: further, ..NewSpan::default() };
-            let wanted = || !self.ended.load(Ordering::SeqCst);
-            self.open.claim(&nearest.id(), span, wanted, |slot| {
-                self.inheritance.resolve(&self.open, slot);
-            })
+            let epoch = self.inheritance.epoch();
+            let resolved = self.inheritance.around(&self.open, further, epoch).pack(epoch);
+            let span = NewSpan { callsite, parent: further, resolved, ..NewSpan::default() };
+            self.open.claim(&nearest.id(), span, || !self.ended.load(Ordering::SeqCst))
         });
         self.leading.store(false, Ordering::Release);
         found.map_or(further, |found| found.reference())
@@ -195,20 +264,22 @@ impl Stages {
     pub(crate) fn recorded(&self, id: &Id, values: &Record<'_>) {
         let Some(found) = self.open.find(id) else { return };
         let Some(callsite) = self.callsite(found) else { return };
-        let mut fields = SpanFields::new(&self.labels, &callsite.positions, self.series.has_room_for_runs());
+        let mut fields = SpanFields::new(&callsite.positions);
         values.record(&mut fields);
         if let Some(declared) = fields.declared {
             let begun = found.was_entered();
             found.update_facts(|facts| facts.declared(declared, begun));
         }
-        found.set_values(fields.stage, fields.profile, fields.run_id);
-        if !(fields.profile.is_none() && fields.run_id.is_none()) {
+        let given = self.values(&fields);
+        drop(fields);
+        found.set_values(given);
+        if !(given.profile.is_none() && given.run_id.is_none()) {
             self.inheritance.begin_epoch();
         }
-        if !fields.stage.is_none() {
+        if !given.stage.is_none() {
             self.inheritance.decide_part(&self.open, found.slot);
         }
-        if self.series.sink.is_live() && !(fields.stage.is_none() && fields.profile.is_none()) {
+        if self.series.sink.is_live() && !(given.stage.is_none() && given.profile.is_none()) {
             self.open.iter().for_each(|open| self.show(open));
         }
     }
@@ -217,24 +288,36 @@ impl Stages {
     pub(crate) fn entered(&self, id: &Id) {
         self.voice.speak_deferred();
         if let Some(found) = self.open.find(id) {
-            found.entered.fetch_add(1, Ordering::Relaxed);
-            unwinding::entered(|| found.reference());
-            #[cfg(feature = "trace-id")]
-            self.note_trace_at_enter(found, id);
+            self.entered_further(found, id);
         }
+    }
+
+    /// A span that matters was entered.
+    #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
+    fn entered_further(&self, found: Found<'_>, id: &Id) {
+        found.entered.enter();
+        unwinding::entered(|| found.reference());
+        #[cfg(feature = "trace-id")]
+        self.note_trace_at_enter(found, id);
     }
 
     #[inline]
     pub(crate) fn exited(&self, id: &Id) {
         if let Some(found) = self.open.find(id) {
-            found.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
-            let _entered = found.entered.fetch_sub(1, Ordering::Relaxed);
-            if unwinding::exited(|| found.reference()) {
-                found.add_fact(Facts::PANICKED);
-            }
-            #[cfg(feature = "trace-id")]
-            self.note_trace_at_exit(found, id, _entered);
+            self.exited_further(found, id);
         }
+    }
+
+    /// A span that matters was left.
+    #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
+    fn exited_further(&self, found: Found<'_>, id: &Id) {
+        found.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
+        let is_held = found.entered.exit();
+        if unwinding::exited(|| found.reference()) {
+            found.add_fact(Facts::PANICKED);
+        }
+        #[cfg(feature = "trace-id")]
+        self.note_trace_at_exit(found, id, is_held);
     }
 
     #[inline]
@@ -280,9 +363,17 @@ impl Stages {
         }
     }
 
+    #[inline]
     pub(crate) fn closed(&self, id: &Id) {
         self.voice.speak_deferred();
-        let Some(found) = self.open.find(id) else { return };
+        if let Some(found) = self.open.find(id) {
+            self.closed_further(found, id);
+        }
+    }
+
+    /// A span that matters closed.
+    #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
+    fn closed_further(&self, found: Found<'_>, id: &Id) {
         if found.facts().has(Facts::STAGE) {
             self.ensure_stage_id(found);
             let (facts, reference) = (found.facts(), found.reference());
@@ -292,10 +383,10 @@ impl Stages {
                 let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
                 // A look at the clock is a large part of what a span costs: only where it was never entered.
                 let ended = last_exit.unwrap_or_else(|| self.clock.raw());
-                let (ended, is_outermost) = self.ended_stage(found, outcome, ended);
+                let ended = self.ended_stage(found, outcome, ended);
                 #[cfg(feature = "trace-id")]
                 let ended = self.with_trace(ended, found, id);
-                self.count(ended, is_outermost);
+                self.count(ended);
                 if outcome == Outcome::Failure(Reason::Cancelled) {
                     self.warn_cancelled(found);
                 }
@@ -321,35 +412,42 @@ impl Stages {
             && let Some(callsite) = self.callsite(found)
         {
             let name = self.labels.intern(callsite.meta.name());
-            found.set_values(name, Label::NONE, Label::NONE);
+            found.set_values(Values { stage: name, ..Values::default() });
             self.inheritance.decide_part(&self.open, found.slot);
         }
     }
 
-    /// What there is to count of a stage that ends, and whether no other is around it.
-    pub(super) fn ended_stage(&self, found: Found<'_>, outcome: Outcome, ended: u64) -> (Finished, bool) {
-        let Resolved { profile, run_id } = self.inheritance.resolve(&self.open, found.slot);
+    /// What there is to count of a stage that ends.
+    #[inline]
+    pub(super) fn ended_stage(&self, found: Found<'_>, outcome: Outcome, ended: u64) -> Finished {
+        // What the values come to holds as long as nothing was recorded late.
+        let (Resolved { profile, run_id }, meaning) = match self.inheritance.known(found.slot) {
+            Some(known) => (known, found.meaning()),
+            None => (self.inheritance.resolve(&self.open, found.slot), None),
+        };
         let nanos = self.clock.delta_as_nanos(found.started.load(Ordering::Relaxed), ended);
-        let is_outermost = !self.is_known(outcome) && stage_around(&self.open, found.slot).is_none();
-        let finished = Finished {
+        Finished {
             stage: found.stage(),
             profile,
             run_id,
+            meaning,
             outcome,
+            is_outermost: !self.is_known(outcome) && nearest_stage(&self.open, found.parent()).is_none(),
             nanos,
             ended,
             #[cfg(feature = "trace-id")]
             trace: None,
-        };
-        (finished, is_outermost)
+        }
     }
 
     /// Records a stage that ended. The caller has settled it.
-    pub(super) fn count(&self, ended: Finished, is_outermost: bool) {
-        if is_outermost {
+    #[inline]
+    pub(super) fn count(&self, ended: Finished) {
+        if ended.is_outermost {
             self.outermost(ended.outcome).store(true, Ordering::Relaxed);
         }
-        if let Some(overflow) = self.series.finish(&self.labels, ended) {
+        let meaning = ended.meaning.and_then(|meaning| self.memory.get(meaning));
+        if let Some(overflow) = self.series.finish(&self.labels, ended, meaning.map(|meaning| &meaning.series)) {
             self.warn_overflow(&overflow);
         }
     }

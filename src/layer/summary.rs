@@ -1,8 +1,10 @@
 //! The stages as a whole: their state for whoever looks, and the end of the run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+use metrics::Key;
 
 use super::labels::Label;
 use super::open::SlotRef;
@@ -12,6 +14,7 @@ use super::sink::outward;
 use super::stages::Stages;
 #[cfg(feature = "trace-id")]
 use super::trace_id::Held;
+use crate::buckets::Snapshot;
 use crate::schema::Metric;
 
 /// Ample for a stage that closes to be counted.
@@ -55,6 +58,11 @@ impl Stages {
         self.series.publish(&self.labels, |pair| active.get(&pair).copied().unwrap_or(0));
     }
 
+    /// The histograms of the stage duration that are read here, by the key of their series.
+    pub(crate) fn durations(&self) -> impl Iterator<Item = (Key, Snapshot)> {
+        self.series.durations(&self.labels)
+    }
+
     /// The run is over: counts the stages that are still open, once, and measures nothing from now on.
     /// `cut_off`: the process ends by a signal, a panic or a non-zero exit. `patience`: how long a stage that closes at
     /// this moment may take to be counted.
@@ -73,11 +81,11 @@ impl Stages {
             if !facts.is_stage() {
                 continue;
             }
-            let entered = found.entered.load(Ordering::Relaxed) > 0;
+            let entered = found.entered.is_entered();
             let outcome = self.policy.outcome_at_end(facts, entered, cut_off);
             let runs_until_now = outcome == Outcome::Failure(Reason::Interrupted);
             let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
-            let (ended, is_outermost) = self.ended_stage(found, outcome, last_exit.unwrap_or(now));
+            let ended = self.ended_stage(found, outcome, last_exit.unwrap_or(now));
             #[cfg(feature = "trace-id")]
             let held = Held::new(found.slot);
             if !found.settle(reference) {
@@ -86,7 +94,7 @@ impl Stages {
             }
             #[cfg(feature = "trace-id")]
             let ended = self.with_trace_of_open(ended, found, held);
-            self.count(ended, is_outermost);
+            self.count(ended);
             self.hide(found);
             if let Outcome::Failure(reason) = outcome {
                 self.warn_open(ended, reason);
@@ -118,7 +126,13 @@ impl Stages {
     pub(crate) fn all_well(&self) -> bool {
         self.outermost_finished.load(Ordering::Relaxed)
             && !self.outermost_failed.load(Ordering::Relaxed)
-            && self.expected.iter().all(|stage| self.series.stage(&self.labels, *stage).1.totals().succeeded > 0)
+            && self.have_succeeded(&self.expected)
+    }
+
+    fn have_succeeded(&self, stages: &[Label]) -> bool {
+        let succeeded = self.series.totals().filter(|(_, totals)| totals.succeeded > 0);
+        let succeeded: HashSet<_> = succeeded.map(|(stage, _)| stage).collect();
+        stages.iter().all(|stage| succeeded.contains(&self.series.stage(&self.labels, *stage).1.stage))
     }
 
     /// The stages in the order in which they first finished; those that have not, last.

@@ -118,13 +118,13 @@ impl Stages {
         found.set_trace(context.as_ref().and_then(TraceId::of));
     }
 
-    /// To call when a span is left; `entered`: what its count of enters was before.
+    /// To call when a span is left; `is_held`: whether another thread asks for it.
     #[inline]
-    pub(super) fn note_trace_at_exit(&self, found: Found<'_>, id: &Id, entered: i32) {
+    pub(super) fn note_trace_at_exit(&self, found: Found<'_>, id: &Id, is_held: bool) {
         if found.facts().has(Facts::TROUBLE) {
             self.note_trace(found, id);
         }
-        if entered > HELD {
+        if is_held {
             await_release(found.slot);
         }
     }
@@ -172,7 +172,7 @@ impl Stages {
     }
 
     fn trace_of_open(&self, found: Found<'_>) -> Option<TraceId> {
-        let id = found.id()?;
+        let id = self.open.id_of(found)?;
         // Its end may not have been told to this layer: only a span that exists may be asked for.
         self.subscriber()?.downcast_ref::<Registry>()?.span_data(&id)?;
         TraceId::of(&self.ask(&id)?)
@@ -211,9 +211,6 @@ fn current<T>(read: impl FnOnce(&SpanContext) -> T) -> T {
 /// The longest a thread waits for another to ask for the span it is about to leave or to close.
 const MAX_HOLD: Duration = Duration::from_millis(100);
 
-/// Added to the number of times a span is entered, while it is held.
-const HELD: i32 = 1 << 24;
-
 /// A span whose id another thread uses: who leaves or closes it meanwhile waits, since to ask for a span that is no
 /// more is a panic.
 pub(super) struct Held<'a> {
@@ -225,20 +222,20 @@ pub(super) struct Held<'a> {
 impl<'a> Held<'a> {
     /// To settle the span after: who closes it either settles it first, or sees that it is held.
     pub(super) fn new(slot: &'a Slot) -> Self {
-        Self { slot, entered: slot.entered.fetch_add(HELD, Ordering::AcqRel) > 0 }
+        Self { slot, entered: slot.entered.hold() }
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.slot.entered.fetch_sub(HELD, Ordering::Release);
+        self.slot.entered.release();
     }
 }
 
 #[cold]
 pub(super) fn await_release(slot: &Slot) {
     let deadline = Instant::now() + MAX_HOLD;
-    while slot.entered.load(Ordering::Acquire) >= HELD && Instant::now() < deadline {
+    while slot.entered.is_held() && Instant::now() < deadline {
         std::thread::yield_now();
     }
 }

@@ -1,0 +1,39 @@
+//! Counts by bucket, as histograms keep them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters on cache lines of their own, so that threads that count in different histograms do not wait for each other.
+#[derive(Debug)]
+pub(crate) struct Counts(Box<[Line]>);
+
+#[derive(Debug, Default)]
+#[repr(align(128))] // Two cache lines, which are fetched together.
+struct Line([AtomicU64; COUNTS_PER_LINE]);
+
+const COUNTS_PER_LINE: usize = 16;
+
+impl Counts {
+    pub(crate) fn new(counts: usize) -> Self {
+        Self((0..counts.div_ceil(COUNTS_PER_LINE)).map(|_| Line::default()).collect())
+    }
+
+    #[inline]
+    pub(crate) fn add(&self, at: usize, count: u64) {
+        if let Some(line) = self.0.get(at / COUNTS_PER_LINE) {
+            line.0[at % COUNTS_PER_LINE].fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// All counts, and zeros up to the end of a line.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().flat_map(|line| &line.0).map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+/// A histogram at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Snapshot {
+    /// One for each bound, not cumulative, and one for what is above all.
+    pub(crate) counts: Vec<u64>,
+    pub(crate) sum: f64,
+}

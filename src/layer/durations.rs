@@ -1,0 +1,197 @@
+//! What the runs of one label set add up to: how long they took, by bucket and outcome.
+//!
+//! Everything else that is told of them (how many succeeded and failed, the sum) follows from two additions a run, so
+//! that the histogram and the totals cannot disagree. Durations are integers here, in nanoseconds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::buckets::{Counts, Snapshot};
+
+/// Upper bounds of buckets.
+#[derive(Debug, Default)]
+pub(crate) struct Bounds {
+    /// The longest duration within each bound that is not below zero.
+    longest: Box<[u64]>,
+    below_zero: usize,
+}
+
+impl Bounds {
+    /// `seconds`: ascending.
+    pub(crate) fn new(seconds: &[f64]) -> Self {
+        let below_zero = seconds.partition_point(|bound| *bound < 0.0);
+        Self { longest: seconds.iter().skip(below_zero).map(|bound| longest_within(*bound)).collect(), below_zero }
+    }
+
+    fn buckets(&self) -> usize {
+        self.below_zero + self.longest.len() + 1
+    }
+
+    #[inline]
+    fn bucket(&self, nanos: u64) -> usize {
+        self.below_zero + self.longest.partition_point(|longest| *longest < nanos)
+    }
+}
+
+/// The largest number of nanoseconds that is, in seconds, not above the bound: counting by it is the same as comparing
+/// seconds.
+fn longest_within(bound: f64) -> u64 {
+    let is_within = |nanos: u64| nanos as f64 / 1e9 <= bound;
+    let mut nanos = (bound * 1e9) as u64;
+    while nanos > 0 && !is_within(nanos) {
+        nanos -= 1;
+    }
+    while nanos < u64::MAX && is_within(nanos + 1) {
+        nanos += 1;
+    }
+    nanos
+}
+
+/// Ways to end: a row of buckets each.
+const OUTCOMES: usize = 2;
+
+#[derive(Debug)]
+#[repr(align(128))] // Threads at different label sets do not wait for each other.
+pub(crate) struct Durations {
+    bounds: Arc<Bounds>,
+    counts: [Counts; OUTCOMES],
+    total_nanos: AtomicU64,
+    slowest_nanos: AtomicU64,
+    /// Its place in the order in which label sets first finished; zero: none did.
+    first_finished: AtomicU64,
+}
+
+/// The same at one moment, without the buckets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) succeeded: u64,
+    pub(crate) failed: u64,
+    pub(crate) total_nanos: u64,
+    pub(crate) slowest_nanos: u64,
+    pub(crate) first_finished: u64,
+}
+
+impl Durations {
+    pub(crate) fn new(bounds: Arc<Bounds>) -> Self {
+        Self {
+            counts: [(); OUTCOMES].map(|()| Counts::new(bounds.buckets())),
+            bounds,
+            total_nanos: AtomicU64::new(0),
+            slowest_nanos: AtomicU64::new(0),
+            first_finished: AtomicU64::new(0),
+        }
+    }
+
+    /// `finished`: counts the label sets that did.
+    #[inline]
+    pub(crate) fn add(&self, nanos: u64, is_failure: bool, finished: &AtomicU64) {
+        if self.first_finished.load(Ordering::Relaxed) == 0 {
+            self.note_first(finished);
+        }
+        self.counts[usize::from(is_failure)].add(self.bounds.bucket(nanos), 1);
+        self.total_nanos.fetch_add(nanos, Ordering::Relaxed);
+        if self.slowest_nanos.load(Ordering::Relaxed) < nanos {
+            self.slowest_nanos.fetch_max(nanos, Ordering::Relaxed);
+        }
+    }
+
+    #[cold]
+    fn note_first(&self, finished: &AtomicU64) {
+        let order = finished.fetch_add(1, Ordering::Relaxed) + 1;
+        let _ = self.first_finished.compare_exchange(0, order, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut counts = vec![0; self.bounds.buckets()];
+        for row in &self.counts {
+            counts.iter_mut().zip(row.iter()).for_each(|(sum, count)| *sum += count);
+        }
+        Snapshot { counts, sum: self.total_nanos.load(Ordering::Relaxed) as f64 / 1e9 }
+    }
+
+    pub(crate) fn sums(&self) -> Sums {
+        let [succeeded, failed] = self.counts.each_ref().map(|row| row.iter().sum());
+        Sums {
+            succeeded,
+            failed,
+            total_nanos: self.total_nanos.load(Ordering::Relaxed),
+            slowest_nanos: self.slowest_nanos.load(Ordering::Relaxed),
+            first_finished: self.first_finished.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.succeeded += other.succeeded;
+        self.failed += other.failed;
+        self.total_nanos = self.total_nanos.saturating_add(other.total_nanos);
+        self.slowest_nanos = self.slowest_nanos.max(other.slowest_nanos);
+        // Zero, which is none, becomes the largest.
+        let earlier = self.first_finished.wrapping_sub(1).min(other.first_finished.wrapping_sub(1));
+        self.first_finished = earlier.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn durations(seconds: &[f64]) -> Durations {
+        Durations::new(Arc::new(Bounds::new(seconds)))
+    }
+
+    #[test]
+    fn runs_are_counted_up_to_and_with_their_bound() {
+        let (durations, finished) = (durations(&[-1.0, 0.0, 0.001, 1.0]), AtomicU64::new(4));
+        for (nanos, is_failure) in [(0, false), (1, false), (1_000_000, true), (1_000_001, false), (u64::MAX / 2, true)]
+        {
+            durations.add(nanos, is_failure, &finished);
+        }
+        assert_eq!(durations.snapshot().counts, [0, 1, 2, 1, 1]);
+        let total_nanos = 2_000_002 + u64::MAX / 2;
+        let sums = Sums { succeeded: 3, failed: 2, total_nanos, slowest_nanos: u64::MAX / 2, first_finished: 5 };
+        assert_eq!(durations.sums(), sums);
+        assert_eq!(durations.snapshot().sum, total_nanos as f64 / 1e9);
+    }
+
+    #[test]
+    fn more_buckets_than_a_line_holds() {
+        let bounds: Vec<_> = (1..=40).map(f64::from).collect();
+        let (durations, finished) = (durations(&bounds), AtomicU64::new(0));
+        for second in 0..=40 {
+            durations.add(second * 1_000_000_000 + 1, second % 2 == 0, &finished);
+        }
+        assert_eq!(durations.snapshot().counts, [1; 41]);
+        assert_eq!((durations.sums().succeeded, durations.sums().failed), (20, 21));
+    }
+
+    #[test]
+    fn the_first_of_two_label_sets_counts() {
+        let order = |first_finished| Sums { first_finished, ..Sums::default() };
+        for (a, b, first) in [(0, 0, 0), (0, 3, 3), (3, 0, 3), (7, 3, 3)] {
+            let mut sum = order(a);
+            sum += order(b);
+            assert_eq!(sum.first_finished, first);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nanoseconds_fall_where_their_seconds_would(
+            mut seconds in prop::collection::vec(prop_oneof![-1e3..1e3_f64, 0.0..1e-6_f64, 0.0..1e12_f64], 1..20),
+            nanos in prop_oneof![any::<u64>(), 0..10_000_000_000_u64, 0..2_000_u64],
+            near in any::<prop::sample::Index>(),
+            off in -2..=2_i64,
+        ) {
+            seconds.sort_by(f64::total_cmp);
+            let at_bound = (seconds[near.index(seconds.len())] * 1e9) as u64;
+            let bounds = Bounds::new(&seconds);
+            for nanos in [nanos, at_bound.saturating_add_signed(off)] {
+                let expected = seconds.partition_point(|bound| *bound < nanos as f64 / 1e9);
+                prop_assert_eq!(bounds.bucket(nanos), expected);
+            }
+        }
+    }
+}

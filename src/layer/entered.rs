@@ -1,0 +1,186 @@
+//! How many times a span is entered now.
+//!
+//! Most spans are entered and left by the thread that opened them alone. Its count needs no more than a load and a
+//! store; what other threads do is counted beside it, with atomic additions.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+thread_local! {
+    /// Zero: not asked for yet.
+    static THREAD: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A number of this thread, which no other has or had.
+#[inline]
+fn this_thread() -> u64 {
+    THREAD.with(|thread| match thread.get() {
+        0 => number_this_thread(thread),
+        known => known,
+    })
+}
+
+#[cold]
+fn number_this_thread(thread: &Cell<u64>) -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread.set(NEXT.fetch_add(1, Ordering::Relaxed));
+    thread.get()
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Entered {
+    /// The thread that opened the span, which alone writes `there`.
+    home: AtomicU64,
+    there: AtomicI32,
+    /// By other threads. Below zero where a span was left on another thread than it was entered on.
+    elsewhere: AtomicI32,
+}
+
+impl Entered {
+    /// A new span, opened by this thread.
+    #[inline]
+    pub(crate) fn reset(&self) {
+        self.home.store(this_thread(), Ordering::Relaxed);
+        self.there.store(0, Ordering::Relaxed);
+        self.elsewhere.store(0, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn enter(&self) {
+        self.add(1);
+    }
+
+    /// Whether another thread holds the span, see [`Entered::hold`].
+    #[inline]
+    pub(crate) fn exit(&self) -> bool {
+        self.add(-1) >= HELD
+    }
+
+    /// Returns what was counted elsewhere before, if the count went there.
+    #[inline]
+    fn add(&self, one: i32) -> i32 {
+        // With `trace-id` who leaves must not miss that the span is held: every count is an exchange of one variable.
+        if cfg!(not(feature = "trace-id")) && self.home.load(Ordering::Relaxed) == this_thread() {
+            self.there.store(self.there.load(Ordering::Relaxed).wrapping_add(one), Ordering::Relaxed);
+            0
+        } else {
+            self.elsewhere.fetch_add(one, Ordering::AcqRel)
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_entered(&self) -> bool {
+        let elsewhere = self.elsewhere.load(Ordering::Relaxed);
+        let elsewhere = if elsewhere < HELD { elsewhere } else { elsewhere - HELD };
+        self.there.load(Ordering::Relaxed).wrapping_add(elsewhere) > 0
+    }
+}
+
+/// Added to the count while the span is held: far above any count.
+const HELD: i32 = 1 << 24;
+
+#[cfg(feature = "trace-id")]
+impl Entered {
+    /// From now on who leaves or closes the span is to wait. Whether a thread is in it, which will see that.
+    pub(crate) fn hold(&self) -> bool {
+        self.elsewhere.fetch_add(HELD, Ordering::AcqRel) > 0
+    }
+
+    pub(crate) fn release(&self) {
+        self.elsewhere.fetch_sub(HELD, Ordering::Release);
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.elsewhere.load(Ordering::Acquire) >= HELD
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened() -> Entered {
+        let entered = Entered::default();
+        entered.reset();
+        entered
+    }
+
+    fn on_another_thread(work: impl FnOnce() + Send) {
+        std::thread::scope(|scope| {
+            scope.spawn(work);
+        });
+    }
+
+    #[test]
+    fn entered_as_often_as_it_was_not_left() {
+        let entered = opened();
+        assert!(!entered.is_entered());
+        entered.enter();
+        entered.enter();
+        entered.exit();
+        assert!(entered.is_entered());
+        entered.exit();
+        assert!(!entered.is_entered());
+    }
+
+    #[test]
+    fn it_does_not_matter_on_which_thread() {
+        let entered = opened();
+        entered.enter();
+        on_another_thread(|| entered.enter());
+        entered.exit();
+        assert!(entered.is_entered(), "the other thread is in it");
+        on_another_thread(|| {
+            entered.exit();
+        });
+        assert!(!entered.is_entered());
+        // As a future may be that moved while it was polled.
+        entered.enter();
+        on_another_thread(|| {
+            entered.exit();
+        });
+        assert!(!entered.is_entered());
+    }
+
+    #[test]
+    fn threads_have_numbers_of_their_own() {
+        let numbers = std::sync::Mutex::new(std::collections::HashSet::new());
+        for _ in 0..20 {
+            on_another_thread(|| {
+                let number = this_thread();
+                assert_eq!(number, this_thread());
+                assert!(numbers.lock().unwrap().insert(number), "of a thread that is gone");
+            });
+        }
+    }
+
+    #[test]
+    fn nothing_is_lost_between_threads() {
+        let entered = opened();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10_000).for_each(|_| entered.enter()));
+            }
+            (0..10_000).for_each(|_| entered.enter());
+        });
+        for _ in 0..49_999 {
+            entered.exit();
+        }
+        assert!(entered.is_entered());
+        entered.exit();
+        assert!(!entered.is_entered());
+    }
+
+    #[cfg(feature = "trace-id")]
+    #[test]
+    fn who_leaves_sees_that_it_is_held() {
+        let entered = opened();
+        assert!(!entered.hold() && entered.is_held() && !entered.is_entered());
+        entered.release();
+        entered.enter();
+        assert!(entered.hold() && entered.is_entered());
+        assert!(entered.exit() && !entered.is_entered());
+        entered.release();
+        assert!(!entered.is_held());
+    }
+}
