@@ -95,6 +95,7 @@ mod buckets;
 mod error;
 mod layer;
 mod schema;
+mod sync;
 mod unix_time;
 mod voice;
 

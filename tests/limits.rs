@@ -86,6 +86,18 @@ fn each_metric_has_a_limit_of_its_own() {
 }
 
 #[test]
+fn a_stage_beyond_the_limit_on_stages_alone_counts_as_overflow_each_time() {
+    let pipeline = Pipeline::with(|builder| builder.with_max_series(2).with_expected_stages(["a", "b"]));
+    for _ in 0..3 {
+        drop(stage("c", "p", "1"));
+    }
+    let now = pipeline.now();
+    assert_eq!(now.runs(), ["c,p,1 3"]);
+    assert_eq!(now.totals(), ["_overflow 3 0", "a 0 0", "b 0 0"]);
+    assert_eq!(overflowed(&pipeline), 3.0);
+}
+
+#[test]
 fn what_is_known_already_stays_itself() {
     let pipeline = limited(2);
     drop(stage("a", "p", "1"));

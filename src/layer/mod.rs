@@ -21,6 +21,8 @@ mod stages;
 mod summary;
 #[cfg(feature = "trace-id")]
 mod trace_id;
+#[cfg(feature = "trace-id")]
+mod traces;
 mod unwinding;
 mod warnings;
 

@@ -9,9 +9,8 @@
 //! If that call never came (a layer taken out of its registry and put back), the layer releases what is left when a
 //! new span has the id. A reference from one slot to another also carries the slot's turn, which changes with every span.
 
-use std::hint;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use tracing::span::Id;
 
@@ -21,6 +20,7 @@ use super::labels::{Label, Values};
 use super::outcome::Facts;
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, fence, spin_loop, yield_now};
 
 const BUCKET: usize = 8;
 const FIRST_LEVEL: usize = 256;
@@ -266,14 +266,15 @@ struct Level {
 }
 
 impl Level {
-    fn new(level: usize) -> Self {
-        let slots = level_slots(level);
+    /// `first`: the slots of the first level.
+    fn new(first: usize, level: usize) -> Self {
+        let slots = level_slots(first, level);
         let buckets = slots / BUCKET;
         Self {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             used: (0..buckets).map(|_| AtomicU8::new(0)).collect(),
             slots: (0..slots).map(|_| Slot::default()).collect(),
-            before: (0..level).map(level_slots).sum(),
+            before: (0..level).map(|level| level_slots(first, level)).sum(),
             shift: u64::BITS - buckets.ilog2(),
         }
     }
@@ -330,18 +331,19 @@ impl Level {
     }
 }
 
-const fn level_slots(level: usize) -> usize {
-    FIRST_LEVEL << (GROWTH as usize * level)
+fn level_slots(first: usize, level: usize) -> usize {
+    first << (GROWTH as usize * level)
 }
 
-pub(crate) struct OpenSpans {
+/// `FIRST`: the slots of the first level.
+pub(crate) struct OpenSpans<const FIRST: usize = FIRST_LEVEL> {
     first: Level,
     more: [OnceLock<Level>; LEVELS - 1],
 }
 
-impl OpenSpans {
+impl<const FIRST: usize> OpenSpans<FIRST> {
     pub(crate) fn new() -> Self {
-        Self { first: Level::new(0), more: [const { OnceLock::new() }; LEVELS - 1] }
+        Self { first: Level::new(FIRST, 0), more: [const { OnceLock::new() }; LEVELS - 1] }
     }
 
     /// The slot of this span, if it has one. That it has none is told on the spot, most often by one byte.
@@ -379,6 +381,9 @@ impl OpenSpans {
             self.free_key(found);
             return None;
         }
+        // Who reads a field of the new span and then asks whether the slot is still an earlier one's sees that it is
+        // not, see `Slot::is_still`.
+        fence(Ordering::Release);
         found.slot.reset(span);
         let turn = found.slot.turn() + 1;
         found.slot.life.store(turn << 2 | Phase::Open as u64, Ordering::Release);
@@ -392,7 +397,7 @@ impl OpenSpans {
 
     #[cold]
     fn take_place_further(&self, id: u64) -> Option<Found<'_>> {
-        self.more.iter().zip(1..).find_map(|(level, n)| level.get_or_init(|| Level::new(n)).claim(id))
+        self.more.iter().zip(1..).find_map(|(level, n)| level.get_or_init(|| Level::new(FIRST, n)).claim(id))
     }
 
     /// The span closed: its slot is free for another.
@@ -418,7 +423,7 @@ impl OpenSpans {
     /// The level a slot is in.
     #[inline]
     fn level_of(&self, index: usize) -> Option<&Level> {
-        if index < FIRST_LEVEL {
+        if index < FIRST {
             return Some(&self.first);
         }
         self.levels().find(|level| index - level.before < level.slots.len())
@@ -464,8 +469,8 @@ impl OpenSpans {
                 return Phase::Free;
             }
             match found.slot.phase() {
-                Phase::Free if spin < 100 => hint::spin_loop(),
-                Phase::Free => std::thread::yield_now(),
+                Phase::Free if spin < 100 => spin_loop(),
+                Phase::Free => yield_now(),
                 phase => return phase,
             }
         }
@@ -512,7 +517,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec(step(), 1..3_000)) {
-            let open = OpenSpans::new();
+            let open = OpenSpans::<FIRST_LEVEL>::new();
             let mut model = HashMap::new();
             for (n, step) in steps.into_iter().enumerate() {
                 let n = n as u64 + 1;
@@ -540,7 +545,7 @@ mod tests {
 
     #[test]
     fn far_more_spans_than_the_first_level_holds() {
-        let open = OpenSpans::new();
+        let open = OpenSpans::<FIRST_LEVEL>::new();
         for id in 1..=20_000 {
             claim(&open, id, id);
         }
@@ -554,7 +559,7 @@ mod tests {
 
     #[test]
     fn a_reference_does_not_outlive_its_span() {
-        let open = OpenSpans::new();
+        let open = OpenSpans::<FIRST_LEVEL>::new();
         let first = claim(&open, 7, 1);
         let reference = first.reference();
         open.release(first);
@@ -568,7 +573,7 @@ mod tests {
 
     #[test]
     fn a_span_whose_end_was_not_told_gives_way_to_the_next_with_its_id() {
-        let open = OpenSpans::new();
+        let open = OpenSpans::<FIRST_LEVEL>::new();
         let stale = claim(&open, 7, 1).reference();
         claim(&open, 7, 2);
         assert_eq!(mark(&open, 7), Some(2));
@@ -579,7 +584,7 @@ mod tests {
 
     #[test]
     fn threads_do_not_see_each_others_spans() {
-        let open = OpenSpans::new();
+        let open = OpenSpans::<FIRST_LEVEL>::new();
         std::thread::scope(|scope| {
             for thread in 0..8_u64 {
                 let open = &open;

@@ -19,7 +19,7 @@ use super::remembered::{Given, Memory};
 use super::series::{Finished, Series};
 use super::sink::{Sink, Target, is_outward};
 #[cfg(feature = "trace-id")]
-use super::trace_id::{Traces, await_release};
+use super::traces::{Traces, await_release};
 use super::unwinding;
 use crate::voice::Voice;
 

@@ -13,7 +13,7 @@ use super::series::StageTotals;
 use super::sink::outward;
 use super::stages::Stages;
 #[cfg(feature = "trace-id")]
-use super::trace_id::Held;
+use super::traces::Held;
 use crate::buckets::Snapshot;
 use crate::schema::Metric;
 

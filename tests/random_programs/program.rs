@@ -73,9 +73,10 @@ fn value(values: &'static [&'static str]) -> impl Strategy<Value = &'static str>
     prop::sample::select(values)
 }
 
-/// Few, so that they often agree. `stage` is also the name of the spans.
-const STAGES: &[&str] = &["a", "b", "stage"];
-const VALUES: &[&str] = &["p", "q"];
+/// Few, so that they often agree. `stage` is also the name of the spans. Some are the same one after the other, where they
+/// are told apart by where each begins.
+const STAGES: &[&str] = &["a", "b", "ap", "stage"];
+const VALUES: &[&str] = &["p", "q", "pq", ""];
 
 fn record() -> impl Strategy<Value = Step> {
     prop_oneof![
