@@ -3,7 +3,7 @@
 //!
 //! The table is the crate's own source, with `loom`'s atomics in place of those of the standard library, and a first
 //! level of two buckets: few slots, so that threads meet in them.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
 
 #[path = "interleavings/layer.rs"]
 mod layer;
