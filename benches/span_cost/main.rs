@@ -1,4 +1,5 @@
-//! What a stage span costs: beside a registry that measures nothing, and beside metrics written by hand.
+//! What a stage span costs: beside a registry that measures nothing, beside metrics written by hand, and beside what
+//! else there is to pick.
 //!
 //! Every case runs in a process of its own, with the global subscriber and the global recorder an application would
 //! have. The processes take turns, a few milliseconds each, round after round: what slows the machine down for a
@@ -18,6 +19,7 @@
 
 mod by_hand;
 mod cases;
+mod peers;
 mod process;
 mod table;
 
