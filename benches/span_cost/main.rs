@@ -15,7 +15,8 @@
 //! cargo bench --bench span_cost -- --alone layer/own 1000000      one case in this process, for a profiler
 //! ```
 //!
-//! Allocations are counted by `span_allocations`: counting them slows down whoever allocates.
+//! Allocations are counted by `span_allocations`: counting them slows down whoever allocates. Instructions are counted
+//! by `benches/instructions`, which runs this under valgrind.
 
 mod by_hand;
 mod cases;
@@ -55,7 +56,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--alone" => {
                 let case = Case::named(&value()?)?;
                 let times = value()?.parse()?;
-                case.prepare().run(times);
+                let mut prepared = case.prepare();
+                prepared.warm_up();
+                prepared.run(times);
                 return Ok(());
             }
             _ => options.wanted = argument,
