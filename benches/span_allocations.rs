@@ -6,6 +6,8 @@
 mod by_hand;
 #[path = "span_cost/cases.rs"]
 mod cases;
+#[path = "span_cost/peers.rs"]
+mod peers;
 #[path = "span_cost/process.rs"]
 mod process;
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tracing::Subscriber;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
@@ -15,28 +15,39 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::cases::LabelSet;
 
-const DURATION: &str = "quant_stage_duration_seconds";
-const TOTAL: &str = "quant_stage_total";
+pub(crate) const DURATION: &str = "quant_stage_duration_seconds";
+pub(crate) const TOTAL: &str = "quant_stage_total";
 const ACTIVE: &str = "quant_stage_active";
 const LAST_DURATION: &str = "quant_stage_last_duration_seconds";
 const LAST_SUCCESS: &str = "quant_stage_last_success_timestamp_seconds";
 
 /// The exporter's recorder, with the buckets the layer gives it.
-pub(crate) struct Recorder(PrometheusHandle);
+pub(crate) fn exporter() -> Result<(PrometheusRecorder, PrometheusHandle), BuildError> {
+    let recorder = PrometheusBuilder::new().set_buckets(&DEFAULT_BUCKETS)?.build_recorder();
+    let handle = recorder.handle();
+    Ok((recorder, handle))
+}
+
+/// What there is to read of an exporter that is installed.
+pub(crate) struct Recorder {
+    handle: PrometheusHandle,
+    /// The counter of stages.
+    counter: &'static str,
+}
 
 impl Recorder {
-    pub(crate) fn install() -> Result<Self, BuildError> {
-        Ok(Self(PrometheusBuilder::new().set_buckets(&DEFAULT_BUCKETS)?.install_recorder()?))
+    pub(crate) fn new(handle: PrometheusHandle, counter: &'static str) -> Self {
+        Self { handle, counter }
     }
 
     pub(crate) fn upkeep(&self) {
-        self.0.run_upkeep();
+        self.handle.run_upkeep();
     }
 
     /// The sum over the counter of finished stages.
     pub(crate) fn stages(&self) -> u64 {
-        let text = self.0.render();
-        let samples = text.lines().filter(|line| line.starts_with(TOTAL));
+        let text = self.handle.render();
+        let samples = text.lines().filter(|line| line.starts_with(self.counter));
         samples.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
     }
 }

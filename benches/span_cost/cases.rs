@@ -10,6 +10,7 @@ use tracing_stage_metrics::{FlushGuard, MetricsLayer};
 use tracing_subscriber::prelude::*;
 
 use super::by_hand::{self, AnHour, Handles, Recorder};
+use super::peers::Peer;
 
 pub(crate) const PROFILE: &str = "crypto_production";
 pub(crate) const RUN_ID: &str = "20260105-191332";
@@ -52,6 +53,8 @@ pub(crate) enum Stack {
     Macros,
     /// A layer as written in an hour.
     AnHour,
+    /// What else there is to pick.
+    Peer(Peer),
 }
 
 impl Work {
@@ -68,13 +71,17 @@ impl Work {
         Self::Threads(2),
     ];
 
-    fn stacks(self) -> &'static [Stack] {
+    fn stacks(self) -> Vec<Stack> {
         use Stack::{AnHour, Floor, KeptFull, KeptPair, Layer, Macros, Silent};
-        match self {
-            Self::Own => &[Floor, Silent, Layer, KeptPair, KeptFull, Macros, AnHour],
-            Self::Sets(_) | Self::Threads(_) => &[Floor, Silent, Layer, KeptPair, KeptFull],
-            _ => &[Floor, Silent, Layer],
+        let mut stacks = vec![Floor, Silent, Layer];
+        if matches!(self, Self::Own | Self::Sets(_) | Self::Threads(_)) {
+            stacks.extend([KeptPair, KeptFull]);
         }
+        if self == Self::Own {
+            stacks.extend([Macros, AnHour]);
+            stacks.extend(Peer::ALL.map(Stack::Peer));
+        }
+        stacks
     }
 
     fn threads(self) -> usize {
@@ -89,7 +96,7 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn all() -> Vec<Case> {
-    Work::ALL.iter().flat_map(|work| work.stacks().iter().map(|stack| Case { work: *work, stack: *stack })).collect()
+    Work::ALL.into_iter().flat_map(|work| work.stacks().into_iter().map(move |stack| Case { work, stack })).collect()
 }
 
 impl Case {
@@ -99,7 +106,11 @@ impl Case {
             Work::Threads(threads) => format!("threads-{threads}"),
             work => format!("{work:?}").to_lowercase(),
         };
-        format!("{}/{work}", format!("{:?}", self.stack).to_lowercase())
+        let stack = match self.stack {
+            Stack::Peer(peer) => format!("{peer:?}"),
+            stack => format!("{stack:?}"),
+        };
+        format!("{}/{work}", stack.to_lowercase())
     }
 
     pub(crate) fn named(name: &str) -> Result<Self, String> {
@@ -131,6 +142,10 @@ impl Case {
                 move || handles.full()
             }),
             Stack::Macros => self.by_hand(|set| move || by_hand::macros(&set)),
+            Stack::Peer(peer) => self.by_hand(move |set| {
+                let once = peer.once();
+                move || once(&set)
+            }),
             Stack::Floor | Stack::Silent | Stack::Layer | Stack::AnHour => self.spans(),
         };
         Prepared { run, recorded, rested: Instant::now() }
@@ -189,7 +204,7 @@ impl Case {
 }
 
 #[inline]
-fn stage(set: &LabelSet) {
+pub(crate) fn stage(set: &LabelSet) {
     let LabelSet { stage, profile, run_id } = black_box(set);
     drop(info_span!("stage", stage_id = stage, profile, run_id = %run_id).entered());
 }
@@ -296,6 +311,16 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    /// What happens once has happened after it: callsites and series are known, and the delivery thread has gone to
+    /// sleep. While that is at work it has a default subscriber of its own, which makes every other thread look for one.
+    #[allow(dead_code, reason = "one of the two benchmarks runs a case alone")]
+    pub(crate) fn warm_up(&mut self) {
+        (self.run)(64);
+        thread::sleep(Duration::from_millis(300));
+    }
+
+    // The profiler that counts instructions counts within this function alone: see `benches/instructions`.
+    #[inline(never)]
     pub(crate) fn run(&mut self, times: u64) -> Duration {
         (self.run)(times)
     }
@@ -316,15 +341,17 @@ impl Prepared {
             Recorded::Nothing => 0,
             Recorded::ByLayer(guard) => guard.report().stages().map(|stage| stage.runs()).sum(),
             Recorded::ByHand(recorder) => recorder.stages(),
+            Recorded::Counted(count) => count(),
         }
     }
 }
 
 /// Where the records of a case are.
-enum Recorded {
+pub(crate) enum Recorded {
     Nothing,
     ByLayer(FlushGuard),
     ByHand(Recorder),
+    Counted(Box<dyn Fn() -> u64>),
 }
 
 impl Recorded {
@@ -348,14 +375,19 @@ impl Recorded {
                 Self::ByLayer(guard)
             }
             Stack::AnHour => {
-                let recorder = Recorder::install().expect("the Prometheus recorder");
                 tracing_subscriber::registry().with(AnHour).init();
-                Self::ByHand(recorder)
+                Self::of_exporter()
             }
-            Stack::KeptPair | Stack::KeptFull | Stack::Macros => {
-                Self::ByHand(Recorder::install().expect("the Prometheus recorder"))
-            }
+            Stack::KeptPair | Stack::KeptFull | Stack::Macros => Self::of_exporter(),
+            Stack::Peer(peer) => peer.install(),
         }
+    }
+
+    #[expect(clippy::expect_used, reason = "as above")]
+    fn of_exporter() -> Self {
+        let (recorder, handle) = by_hand::exporter().expect("the Prometheus recorder");
+        metrics::set_global_recorder(recorder).expect("no other recorder");
+        Self::ByHand(Recorder::new(handle, by_hand::TOTAL))
     }
 }
 

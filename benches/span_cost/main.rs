@@ -1,4 +1,5 @@
-//! What a stage span costs: beside a registry that measures nothing, and beside metrics written by hand.
+//! What a stage span costs: beside a registry that measures nothing, beside metrics written by hand, and beside what
+//! else there is to pick.
 //!
 //! Every case runs in a process of its own, with the global subscriber and the global recorder an application would
 //! have. The processes take turns, a few milliseconds each, round after round: what slows the machine down for a
@@ -14,10 +15,12 @@
 //! cargo bench --bench span_cost -- --alone layer/own 1000000      one case in this process, for a profiler
 //! ```
 //!
-//! Allocations are counted by `span_allocations`: counting them slows down whoever allocates.
+//! Allocations are counted by `span_allocations`: counting them slows down whoever allocates. Instructions are counted
+//! by `benches/instructions`, which runs this under valgrind.
 
 mod by_hand;
 mod cases;
+mod peers;
 mod process;
 mod table;
 
@@ -53,7 +56,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--alone" => {
                 let case = Case::named(&value()?)?;
                 let times = value()?.parse()?;
-                case.prepare().run(times);
+                let mut prepared = case.prepare();
+                prepared.warm_up();
+                prepared.run(times);
                 return Ok(());
             }
             _ => options.wanted = argument,

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::cases::{Case, Stack, Work};
+use super::peers::Peer;
 
 /// The nanoseconds of one case, a value a round.
 pub(crate) struct Measured {
@@ -67,6 +68,7 @@ fn title_of(work: Work) -> String {
 
 fn name_of(stack: Stack) -> &'static str {
     match stack {
+        Stack::Peer(peer) => peer.name(),
         Stack::Floor => "registry, a layer that does nothing",
         Stack::Silent => "the layer, no recorder behind it",
         Stack::Layer => "the layer, Prometheus recorder",
@@ -79,7 +81,7 @@ fn name_of(stack: Stack) -> &'static str {
 
 /// Whether it opens spans at all.
 fn has_spans(stack: Stack) -> bool {
-    !matches!(stack, Stack::KeptPair | Stack::KeptFull | Stack::Macros)
+    !matches!(stack, Stack::KeptPair | Stack::KeptFull | Stack::Macros | Stack::Peer(Peer::Autometrics))
 }
 
 pub(crate) fn print(out: &mut impl Write, measured: &[Measured]) -> io::Result<()> {
@@ -134,6 +136,11 @@ fn goals(out: &mut impl Write, table: &Table<'_>) -> io::Result<()> {
             "a stage over the floor / what the layer written in an hour adds",
             0.25,
             ratio(table.over(Work::Own, Layer), table.over(Work::Own, AnHour)),
+        ),
+        (
+            "a stage over the floor / what the OpenTelemetry layer adds",
+            0.2,
+            ratio(table.over(Work::Own, Layer), table.over(Work::Own, Stack::Peer(Peer::OpenTelemetry))),
         ),
         ("a span that is no stage, ns over the floor", 2.0, table.over(Work::Untagged, Layer)),
         ("an event that is no error, ns over the floor", 1.0, table.over(Work::Event, Layer)),
