@@ -40,7 +40,7 @@ impl Voice {
         }));
     }
 
-    /// Emits at the next safe moment: when a span is entered or closed, or at the final flush.
+    /// Emits at the next safe moment: when a stage is entered or any span closed, or at the final flush.
     pub(crate) fn defer(&self, say: impl FnOnce() + Send + 'static) {
         self.deferred.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(say));
         self.any_deferred.store(true, Ordering::Release);

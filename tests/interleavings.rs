@@ -30,7 +30,7 @@ use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 use tracing::span::Id;
 
-type OpenSpans = layer::open::OpenSpans<16>;
+type OpenSpans = layer::open::OpenSpans<2>;
 
 fn id(id: u64) -> Id {
     Id::from_u64(id)

@@ -134,19 +134,18 @@ pub(crate) struct Callsites {
     known: InsertOnly<Callsite>,
     /// Those of spans once more, a place each by a hash of the address: most spans are told by one comparison. Of two
     /// with the same place the first has it.
-    nearby: Box<[OnceLock<Nearby>]>,
+    nearby: Box<[OnceLock<Nearby>; 1 << NEARBY_BITS]>,
     inherited: Inherited,
     /// Whether there is an event below ERROR that can decide a stage's outcome. Most programs have none, and then an
     /// ordinary event costs one load.
     quiet_outcomes: AtomicBool,
 }
 
-/// A callsite of a span, and whether its spans are stages or bring something that stages inherit.
+/// A callsite of a span, and its number if its spans are stages or bring something that stages inherit.
 #[derive(Clone, Copy, Debug)]
 struct Nearby {
     address: u64,
-    number: Number,
-    matters: bool,
+    matters: Option<Number>,
 }
 
 const NEARBY_BITS: u32 = 8;
@@ -155,7 +154,7 @@ impl Callsites {
     pub(crate) fn new(inherited: Inherited) -> Self {
         Self {
             known: InsertOnly::new(),
-            nearby: (0..1 << NEARBY_BITS).map(|_| OnceLock::new()).collect(),
+            nearby: Box::new([const { OnceLock::new() }; 1 << NEARBY_BITS]),
             inherited,
             quiet_outcomes: AtomicBool::new(false),
         }
@@ -163,30 +162,22 @@ impl Callsites {
 
     /// The callsite of a span, if its spans matter.
     #[inline]
-    pub(crate) fn of_span(&self, meta: &'static Metadata<'static>) -> Option<(Number, &Callsite)> {
+    pub(crate) fn of_span(&self, meta: &'static Metadata<'static>) -> Option<Number> {
         let address = address(meta);
         // Multiplying by the golden ratio spreads addresses that follow each other over the upper bits.
         let at = (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - NEARBY_BITS)) as usize;
-        match self.nearby.get(at).and_then(OnceLock::get) {
-            Some(nearby) if nearby.address == address => {
-                if nearby.matters {
-                    self.known.get(nearby.number).map(|callsite| (nearby.number, callsite))
-                } else {
-                    None
-                }
-            }
+        match self.nearby[at].get() {
+            Some(nearby) if nearby.address == address => nearby.matters,
             _ => self.of_span_further(meta, at),
         }
     }
 
     #[cold]
-    fn of_span_further(&self, meta: &'static Metadata<'static>, at: usize) -> Option<(Number, &Callsite)> {
+    fn of_span_further(&self, meta: &'static Metadata<'static>, at: usize) -> Option<Number> {
         let (number, callsite) = self.find(meta);
-        let matters = matches!(callsite.kind, Kind::Stage | Kind::Context);
-        if let Some(place) = self.nearby.get(at) {
-            let _ = place.set(Nearby { address: address(meta), number, matters });
-        }
-        matters.then_some((number, callsite))
+        let matters = matches!(callsite.kind, Kind::Stage | Kind::Context).then_some(number);
+        let _ = self.nearby[at].set(Nearby { address: address(meta), matters });
+        matters
     }
 
     /// Decides about a callsite. Called for each when `tracing` registers it.

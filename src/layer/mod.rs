@@ -130,7 +130,7 @@ where
     }
 
     fn on_new_span(&self, attrs: &Attributes<'_>, id: &Id, ctx: Context<'_, S>) {
-        self.stages.opened(attrs, id, &ctx);
+        self.stages.opened(attrs, id, ctx);
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
@@ -138,7 +138,7 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
-        self.stages.event(event, &ctx);
+        self.stages.event(event, ctx);
     }
 
     fn on_enter(&self, id: &Id, _: Context<'_, S>) {

@@ -23,7 +23,8 @@ use super::trace_id::TraceId;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64, fence, spin_loop, yield_now};
 
 const BUCKET: usize = 8;
-const FIRST_LEVEL: usize = 256;
+/// Of the first level.
+const BUCKETS: usize = 32;
 const GROWTH: u32 = 3;
 const LEVELS: usize = 5;
 
@@ -255,55 +256,38 @@ struct Bucket([AtomicU64; BUCKET]);
 
 struct Level {
     buckets: Box<[Bucket]>,
-    /// Bucket by bucket, how many of its places were ever in use: the others need not be looked at. Most are at one
-    /// or none, so that an id that is not here is told from a single key.
-    used: Box<[AtomicU8]>,
     slots: Box<[Slot]>,
     /// Slots in the levels before.
     before: usize,
-    /// What leaves the number of a bucket of the upper bits of a hash.
-    shift: u32,
 }
 
 impl Level {
-    /// `first`: the slots of the first level.
+    /// `first`: the buckets of the first level.
     fn new(first: usize, level: usize) -> Self {
-        let slots = level_slots(first, level);
-        let buckets = slots / BUCKET;
+        let buckets = |level| first << (GROWTH as usize * level);
         Self {
-            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
-            used: (0..buckets).map(|_| AtomicU8::new(0)).collect(),
-            slots: (0..slots).map(|_| Slot::default()).collect(),
-            before: (0..level).map(|level| level_slots(first, level)).sum(),
-            shift: u64::BITS - buckets.ilog2(),
+            buckets: (0..buckets(level)).map(|_| Bucket::default()).collect(),
+            slots: (0..buckets(level) * BUCKET).map(|_| Slot::default()).collect(),
+            before: (0..level).map(|level| buckets(level) * BUCKET).sum(),
         }
     }
 
+    /// Looks at so many places of a bucket.
     #[inline]
-    fn find(&self, id: u64) -> Option<Found<'_>> {
-        let bucket = self.bucket_of(id);
-        let keys = self.buckets.get(bucket)?.0.iter().take(usize::from(self.used_near(id)));
+    fn find(&self, id: u64, bucket: usize, places: usize) -> Option<Found<'_>> {
+        let keys = self.buckets.get(bucket)?.0.iter().take(places);
         let place = keys.enumerate().find(|(_, key)| key.load(Ordering::Acquire) == id)?.0;
         self.found(bucket, place)
     }
 
-    /// How many places were ever in use in the bucket of this id.
+    /// Takes a place of a bucket; `announce` is told which before anyone can see it.
     #[inline]
-    fn used_near(&self, id: u64) -> u8 {
-        self.used.get(self.bucket_of(id)).map_or(0, |used| used.load(Ordering::Acquire))
-    }
-
-    fn claim(&self, id: u64) -> Option<Found<'_>> {
-        let bucket = self.bucket_of(id);
+    fn claim(&self, id: u64, bucket: usize, announce: impl Fn(usize)) -> Option<Found<'_>> {
         for (place, key) in self.buckets.get(bucket)?.0.iter().enumerate() {
             if key.load(Ordering::Relaxed) != 0 {
                 continue;
             }
-            // Before the key is there, so that whoever is told the id sees both.
-            let used = self.used.get(bucket)?;
-            if usize::from(used.load(Ordering::Relaxed)) <= place {
-                used.fetch_max(place as u8 + 1, Ordering::AcqRel);
-            }
+            announce(place);
             // Sequentially consistent: the end of the run is announced and the keys are read in that order, here
             // the key is written and the announcement read, so that one of the two sees the other.
             if key.compare_exchange(0, id, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
@@ -324,48 +308,63 @@ impl Level {
         self.buckets.get(at / BUCKET)?.0.get(at % BUCKET)
     }
 
-    /// Multiplying by the golden ratio spreads ids that follow each other over the upper bits.
-    #[inline]
     fn bucket_of(&self, id: u64) -> usize {
-        (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
+        bucket_of(id, self.buckets.len())
     }
 }
 
-fn level_slots(first: usize, level: usize) -> usize {
-    first << (GROWTH as usize * level)
+/// Multiplying by the golden ratio spreads ids that follow each other over the upper bits.
+#[inline(always)]
+fn bucket_of(id: u64, buckets: usize) -> usize {
+    (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - buckets.ilog2())) as usize
 }
 
-/// `FIRST`: the slots of the first level.
-pub(crate) struct OpenSpans<const FIRST: usize = FIRST_LEVEL> {
+/// `FIRST`: the buckets of the first level.
+pub(crate) struct OpenSpans<const FIRST: usize = BUCKETS> {
+    /// How many places of each bucket of the first level were ever in use: the others need not be looked at. Most are
+    /// at one or none, so that an id that is not here is told by this byte or by a single key. Ids whose bucket is
+    /// full are in the levels further on.
+    used: [AtomicU8; FIRST],
     first: Level,
     more: [OnceLock<Level>; LEVELS - 1],
 }
 
 impl<const FIRST: usize> OpenSpans<FIRST> {
     pub(crate) fn new() -> Self {
-        Self { first: Level::new(FIRST, 0), more: [const { OnceLock::new() }; LEVELS - 1] }
+        Self {
+            used: std::array::from_fn(|_| AtomicU8::new(0)),
+            first: Level::new(FIRST, 0),
+            more: [const { OnceLock::new() }; LEVELS - 1],
+        }
     }
 
-    /// The slot of this span, if it has one. That it has none is told on the spot, most often by one byte.
+    /// Whether this span may have a slot: false, most often, for one that has none.
+    #[inline(always)]
+    pub(crate) fn may_have(&self, id: &Id) -> bool {
+        self.used[bucket_of(id.into_u64(), FIRST)].load(Ordering::Acquire) != 0
+    }
+
+    /// The slot of this span, if it has one. That it has none is told on the spot, most often.
     #[inline(always)]
     pub(crate) fn find(&self, id: &Id) -> Option<Found<'_>> {
         let id = id.into_u64();
-        if self.first.used_near(id) == 0 && self.more[0].get().is_none() {
-            return None;
+        let bucket = bucket_of(id, FIRST);
+        match self.used[bucket].load(Ordering::Acquire) {
+            0 => None,
+            used => self.find_in(id, bucket, usize::from(used)),
         }
-        self.find_nearer(id)
     }
 
-    fn find_nearer(&self, id: u64) -> Option<Found<'_>> {
-        match self.first.find(id) {
-            None if self.more[0].get().is_some() => self.find_further(id),
+    fn find_in(&self, id: u64, bucket: usize, used: usize) -> Option<Found<'_>> {
+        match self.first.find(id, bucket, used) {
+            None if used == BUCKET => self.find_further(id),
             found => found,
         }
     }
 
     #[cold]
     fn find_further(&self, id: u64) -> Option<Found<'_>> {
-        self.more.iter().map_while(OnceLock::get).find_map(|level| level.find(id))
+        self.more.iter().map_while(OnceLock::get).find_map(|level| level.find(id, level.bucket_of(id), BUCKET))
     }
 
     fn levels(&self) -> impl Iterator<Item = &Level> {
@@ -392,12 +391,25 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     #[inline]
     fn take_place(&self, id: u64) -> Option<Found<'_>> {
-        self.first.claim(id).or_else(|| self.take_place_further(id))
+        let bucket = bucket_of(id, FIRST);
+        let used = &self.used[bucket];
+        let announce = |place| {
+            if usize::from(used.load(Ordering::Relaxed)) <= place {
+                used.fetch_max(place as u8 + 1, Ordering::AcqRel);
+            }
+        };
+        self.first.claim(id, bucket, announce).or_else(|| {
+            announce(BUCKET - 1);
+            self.take_place_further(id)
+        })
     }
 
     #[cold]
     fn take_place_further(&self, id: u64) -> Option<Found<'_>> {
-        self.more.iter().zip(1..).find_map(|(level, n)| level.get_or_init(|| Level::new(FIRST, n)).claim(id))
+        self.more.iter().zip(1..).find_map(|(level, n)| {
+            let level = level.get_or_init(|| Level::new(FIRST, n));
+            level.claim(id, level.bucket_of(id), |_| ())
+        })
     }
 
     /// The span closed: its slot is free for another.
@@ -423,7 +435,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     /// The level a slot is in.
     #[inline]
     fn level_of(&self, index: usize) -> Option<&Level> {
-        if index < FIRST {
+        if index < FIRST * BUCKET {
             return Some(&self.first);
         }
         self.levels().find(|level| index - level.before < level.slots.len())
@@ -517,7 +529,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec(step(), 1..3_000)) {
-            let open = OpenSpans::<FIRST_LEVEL>::new();
+            let open = OpenSpans::<BUCKETS>::new();
             let mut model = HashMap::new();
             for (n, step) in steps.into_iter().enumerate() {
                 let n = n as u64 + 1;
@@ -545,7 +557,7 @@ mod tests {
 
     #[test]
     fn far_more_spans_than_the_first_level_holds() {
-        let open = OpenSpans::<FIRST_LEVEL>::new();
+        let open = OpenSpans::<BUCKETS>::new();
         for id in 1..=20_000 {
             claim(&open, id, id);
         }
@@ -559,7 +571,7 @@ mod tests {
 
     #[test]
     fn a_reference_does_not_outlive_its_span() {
-        let open = OpenSpans::<FIRST_LEVEL>::new();
+        let open = OpenSpans::<BUCKETS>::new();
         let first = claim(&open, 7, 1);
         let reference = first.reference();
         open.release(first);
@@ -573,7 +585,7 @@ mod tests {
 
     #[test]
     fn a_span_whose_end_was_not_told_gives_way_to_the_next_with_its_id() {
-        let open = OpenSpans::<FIRST_LEVEL>::new();
+        let open = OpenSpans::<BUCKETS>::new();
         let stale = claim(&open, 7, 1).reference();
         claim(&open, 7, 2);
         assert_eq!(mark(&open, 7), Some(2));
@@ -584,7 +596,7 @@ mod tests {
 
     #[test]
     fn threads_do_not_see_each_others_spans() {
-        let open = OpenSpans::<FIRST_LEVEL>::new();
+        let open = OpenSpans::<BUCKETS>::new();
         std::thread::scope(|scope| {
             for thread in 0..8_u64 {
                 let open = &open;

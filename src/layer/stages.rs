@@ -110,36 +110,30 @@ impl Stages {
     }
 
     #[inline]
-    pub(crate) fn opened<S>(&self, attrs: &Attributes<'_>, id: &Id, ctx: &Context<'_, S>)
+    pub(crate) fn opened<S>(&self, attrs: &Attributes<'_>, id: &Id, ctx: Context<'_, S>)
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        let matters = self.callsites.of_span(attrs.metadata());
+        if matters.is_some() || self.open.may_have(id) {
+            self.opened_further(matters, attrs, id, ctx);
+        }
+    }
+
+    /// A span that matters opened, or one with an id that may be in use.
+    #[inline(never)]
+    fn opened_further<S>(&self, matters: Option<Number>, attrs: &Attributes<'_>, id: &Id, ctx: Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         if let Some(left) = self.open.find(id) {
-            self.evict(left);
+            // Of an earlier span with this id, whose end this layer was not told.
+            self.hide(left);
+            self.open.release(left);
         }
-        if let Some((number, callsite)) = self.callsites.of_span(attrs.metadata()) {
-            self.opened_further(number, callsite, attrs, id, ctx);
-        }
-    }
-
-    /// Of an earlier span with the id of a new one, whose end this layer was not told.
-    #[cold]
-    fn evict(&self, left: Found<'_>) {
-        self.hide(left);
-        self.open.release(left);
-    }
-
-    /// A span that matters opened.
-    fn opened_further<S>(
-        &self,
-        number: Number,
-        callsite: &Callsite,
-        attrs: &Attributes<'_>,
-        id: &Id,
-        ctx: &Context<'_, S>,
-    ) where
-        S: Subscriber + for<'a> LookupSpan<'a>,
-    {
+        let Some((number, callsite)) = matters.and_then(|number| Some((number, self.callsites.get(number)?))) else {
+            return;
+        };
         let facts = if callsite.kind == Kind::Stage { Facts::STAGE } else { Facts::default() };
         if is_outward() || self.is_inert(facts) {
             return;
@@ -149,7 +143,7 @@ impl Stages {
         let mut fields = SpanFields::new(&callsite.positions);
         attrs.record(&mut fields);
         let facts = fields.declared.map_or(facts, |declared| facts.declared(declared, false));
-        let parent = self.parent(attrs, id, ctx);
+        let parent = self.parent(attrs, id, &ctx);
         // Before values are read.
         let epoch = self.inheritance.epoch();
         let Known { values, resolved, meaning } = self.known(&fields, parent, epoch);
@@ -286,7 +280,6 @@ impl Stages {
 
     #[inline]
     pub(crate) fn entered(&self, id: &Id) {
-        self.voice.speak_deferred();
         if let Some(found) = self.open.find(id) {
             self.entered_further(found, id);
         }
@@ -294,7 +287,9 @@ impl Stages {
 
     /// A span that matters was entered.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
+    #[inline(never)]
     fn entered_further(&self, found: Found<'_>, id: &Id) {
+        self.voice.speak_deferred();
         found.entered.enter();
         unwinding::entered(|| found.reference());
         #[cfg(feature = "trace-id")]
@@ -310,6 +305,7 @@ impl Stages {
 
     /// A span that matters was left.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
+    #[inline(never)]
     fn exited_further(&self, found: Found<'_>, id: &Id) {
         found.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
         let is_held = found.entered.exit();
@@ -321,20 +317,24 @@ impl Stages {
     }
 
     #[inline]
-    pub(crate) fn event<S>(&self, event: &Event<'_>, ctx: &Context<'_, S>)
+    pub(crate) fn event<S>(&self, event: &Event<'_>, ctx: Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        if self.callsites.may_decide(event.metadata()) && !is_outward() {
+        if self.callsites.may_decide(event.metadata()) {
             self.deciding_event(event, ctx);
         }
     }
 
     #[cold]
-    fn deciding_event<S>(&self, event: &Event<'_>, ctx: &Context<'_, S>)
+    #[inline(never)]
+    fn deciding_event<S>(&self, event: &Event<'_>, ctx: Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
+        if is_outward() {
+            return;
+        }
         let is_error = match self.callsites.find(event.metadata()).1.kind {
             Kind::Error(ErrorEvent::Level) => true,
             Kind::Error(ErrorEvent::Field) => {
@@ -373,6 +373,7 @@ impl Stages {
 
     /// A span that matters closed.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
+    #[inline(never)]
     fn closed_further(&self, found: Found<'_>, id: &Id) {
         if found.facts().has(Facts::STAGE) {
             self.ensure_stage_id(found);
