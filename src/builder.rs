@@ -232,8 +232,8 @@ impl MetricsLayerBuilder {
     /// other.
     ///
     /// Each process then leaves a group of its own on the gateway, until somebody [deletes](Pushgateway::delete) it. The
-    /// process itself cannot: what it deletes at its end Prometheus has not scraped yet. The README says how, and from how
-    /// many processes on to send OTLP to a collector instead.
+    /// process itself cannot: what it deletes at its end Prometheus has not scraped yet. [`guide::fleets`](crate::guide::fleets)
+    /// says how, and from how many processes on to send OTLP to a collector instead.
     pub fn with_instance_grouping(mut self) -> Self {
         self.instance_grouping = true;
         self
