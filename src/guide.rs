@@ -14,7 +14,7 @@
 ///
 #[doc = include_str!("../docs/stages.md")]
 ///
-/// # See also
+/// ## See also
 ///
 /// [`FailurePolicy`](crate::FailurePolicy), [`with_expected_stages`](crate::MetricsLayerBuilder::with_expected_stages),
 /// [`FlushGuard::finish`](crate::FlushGuard::finish), [`RunReport`](crate::RunReport).
@@ -24,7 +24,7 @@ pub mod stages {}
 ///
 #[doc = include_str!("../docs/metrics.md")]
 ///
-/// # See also
+/// ## See also
 ///
 /// [`with_namespace`](crate::MetricsLayerBuilder::with_namespace), [`with_buckets`](crate::MetricsLayerBuilder::with_buckets),
 /// [`with_histogram_buckets`](crate::MetricsLayerBuilder::with_histogram_buckets),
@@ -36,7 +36,7 @@ pub mod metrics {}
 ///
 #[doc = include_str!("../docs/configuration.md")]
 ///
-/// # See also
+/// ## See also
 ///
 /// [`MetricsLayerBuilder`](crate::MetricsLayerBuilder), which lists every setting with its default,
 /// [`FlushGuard`](crate::FlushGuard), [`Pushgateway`](crate::Pushgateway).
@@ -46,7 +46,7 @@ pub mod configuration {}
 ///
 #[doc = include_str!("../docs/delivery.md")]
 ///
-/// # See also
+/// ## See also
 ///
 /// [`FlushGuard`](crate::FlushGuard), [`with_flush_timeout`](crate::MetricsLayerBuilder::with_flush_timeout),
 /// [`with_spool_dir`](crate::MetricsLayerBuilder::with_spool_dir),
@@ -58,7 +58,7 @@ pub mod delivery {}
 ///
 #[doc = include_str!("../docs/fleets.md")]
 ///
-/// # See also
+/// ## See also
 ///
 /// [`with_instance_grouping`](crate::MetricsLayerBuilder::with_instance_grouping),
 /// [`Pushgateway::delete`](crate::Pushgateway::delete), [`with_otlp`](crate::MetricsLayerBuilder::with_otlp).
@@ -68,7 +68,7 @@ pub mod fleets {}
 ///
 #[doc = include_str!("../docs/opentelemetry.md")]
 ///
-/// # See also
+/// ## See also
 ///
 /// [`with_otlp`](crate::MetricsLayerBuilder::with_otlp),
 /// [`with_meter_provider`](crate::MetricsLayerBuilder::with_meter_provider),
@@ -81,7 +81,7 @@ pub mod opentelemetry {}
 ///
 #[doc = include_str!("../docs/migration.md")]
 ///
-/// # See also
+/// ## See also
 ///
 /// [`MetricsLayer`](crate::MetricsLayer), [`with_exposition`](crate::MetricsLayerBuilder::with_exposition),
 /// [`with_histogram_buckets`](crate::MetricsLayerBuilder::with_histogram_buckets).

@@ -1,6 +1,7 @@
 //! The pages of `docs/`, the README and its like: all of their code is compiled, and their links lead somewhere.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -110,6 +111,32 @@ fn pages_of_the_guide_have_no_links_to_files() {
         let text = fs::read_to_string(&page).unwrap();
         assert_eq!(links(&text).collect::<Vec<_>>(), [""; 0], "{}", name(&page));
     }
+}
+
+/// The crates whose types are in a list of public items.
+fn crates(items: &str) -> BTreeSet<&str> {
+    let paths = items.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
+    let roots = paths.filter_map(|path| Some(path.split_once("::")?.0));
+    roots.filter(|root| root.starts_with(|c: char| c.is_lowercase()) && *root != "tracing_stage_metrics").collect()
+}
+
+/// What the README says of versions is about these.
+#[test]
+fn foreign_types_are_those_that_the_readme_names() {
+    let items = fs::read_to_string(root().join("tests/public_api.txt")).unwrap();
+    let is_of_opentelemetry = |item: &&str| crates(item).iter().any(|name| name.starts_with("opentelemetry"));
+    let (those, others): (Vec<_>, Vec<_>) = items.lines().partition(is_of_opentelemetry);
+    let others: BTreeSet<_> = others.into_iter().flat_map(crates).collect();
+    assert_eq!(Vec::from_iter(others), ["alloc", "core", "std", "tracing_core", "tracing_subscriber"]);
+    let methods: Vec<_> = those.iter().map(|item| item.split('(').next().unwrap()).collect();
+    let method = |name| format!("pub fn tracing_stage_metrics::MetricsLayerBuilder::{name}");
+    assert_eq!(methods, ["with_meter", "with_meter_provider"].map(method));
+}
+
+#[test]
+fn the_version_has_its_section_in_the_changelog() {
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
+    assert!(changelog.contains(concat!("\n## [", env!("CARGO_PKG_VERSION"), "]")));
 }
 
 /// The tables of variables are compared with these places; the third asks for the proxies only.
