@@ -34,8 +34,8 @@ impl FlushGuard {
         Self { flusher, ended: false }
     }
 
-    /// Delivers the state of this moment to the gateway and the text file and waits for the answer, up to the flush
-    /// timeout. Without either there is nothing to do, and that is no error.
+    /// Delivers the state of this moment to whatever is set up, the gateway, the text file and the collector, and waits for
+    /// the answers, up to the flush timeout. Without any there is nothing to do, and that is no error.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
