@@ -200,6 +200,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables;
     use proptest::prelude::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Environment, Error> {
@@ -214,6 +215,24 @@ mod tests {
         let error = read(variables).unwrap_err();
         assert!(error.is_config());
         error.to_string()
+    }
+
+    #[test]
+    fn the_documentation_lists_every_variable_that_is_read_and_no_other() {
+        let read = |set: &[(&str, &str)]| {
+            tables::asked_for(set, |lookup| {
+                let _ = Reader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read();
+            })
+        };
+        let mut listed = tables::variables("Environment variables");
+        // With the others of OpenTelemetry in the table below, which is compared with the code in `otlp::settings`.
+        listed.insert("OTEL_SDK_DISABLED".to_owned());
+        assert_eq!(read(&[]), listed);
+        // One may be read only where another is set.
+        for (name, value) in [("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"), ("OTEL_METRICS_EXPORTER", "otlp")] {
+            let found = read(&[(name, value)]);
+            assert!(found.is_subset(&listed), "{found:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,17 @@ type Source = Box<dyn StdError + Send + Sync + 'static>;
 ///
 /// The text says what was wrong, with which value, and what to do. `Debug` reads like `Display` followed by the
 /// chain of causes, since that is what `main` and `expect` print. User names, passwords and tokens are never in it.
+///
+/// ```
+/// # #[cfg(feature = "pushgateway")] {
+/// use tracing_stage_metrics::Pushgateway;
+///
+/// let error = Pushgateway::new("ftp://me:secret@gateway", "nightly_backup").unwrap_err();
+/// assert!(error.is_config());
+/// let text = error.to_string();
+/// assert!(text.contains("only http and https can be pushed to") && !text.contains("secret"), "{text}");
+/// # }
+/// ```
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -65,12 +76,34 @@ impl Error {
     }
 
     /// The configuration is wrong: trying again will not help, the text says what to change.
+    ///
+    /// ```
+    /// # #[cfg(feature = "pushgateway")] {
+    /// use tracing_stage_metrics::MetricsLayer;
+    ///
+    /// let error = MetricsLayer::builder().with_buckets(&[2.0, 1.0]).build().unwrap_err();
+    /// assert!(error.is_config());
+    /// assert!(error.to_string().ends_with("are not in ascending order: 2 stands before 1"));
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_config(&self) -> bool {
         self.0.kind == Kind::Config
     }
 
     /// The time allowed was over before the gateway had answered.
+    ///
+    /// ```
+    /// # #[cfg(feature = "pushgateway")]
+    /// # fn example(guard: tracing_stage_metrics::FlushGuard) {
+    /// match guard.flush() {
+    ///     Err(error) if error.is_timeout() => println!("the gateway is slow: {error}"),
+    ///     Err(error) if error.is_refused() => println!("the gateway does not want it: {error}"),
+    ///     Err(error) => println!("not delivered: {error:?}"), // {:?} adds the causes
+    ///     Ok(()) => println!("delivered"),
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         self.0.kind == Kind::Timeout
@@ -84,6 +117,16 @@ impl Error {
     }
 
     /// The HTTP status of a refusal.
+    ///
+    /// ```
+    /// # #[cfg(feature = "pushgateway")]
+    /// # async fn example(gateway: tracing_stage_metrics::Pushgateway) {
+    /// let pushed = gateway.push_add("backup_bytes 1.5e9\n").await;
+    /// if pushed.is_err_and(|error| error.status() == Some(401)) {
+    ///     println!("user and password have changed");
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self.0.kind {

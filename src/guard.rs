@@ -34,8 +34,17 @@ impl FlushGuard {
         Self { flusher, ended: false }
     }
 
-    /// Delivers the state of this moment to the gateway and the text file and waits for the answer, up to the flush
-    /// timeout. Without either there is nothing to do, and that is no error.
+    /// Delivers the state of this moment to whatever is set up, the gateway, the text file and the collector, and waits for
+    /// the answers, up to the flush timeout. Without any there is nothing to do, and that is no error.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # let (layer, guard) = MetricsLayer::builder().build()?;
+    /// if let Err(error) = guard.flush() {
+    ///     tracing::warn!("the gateway does not know of it yet: {error:?}");
+    /// }
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -45,6 +54,14 @@ impl FlushGuard {
     }
 
     /// As [`flush`](Self::flush), without blocking the thread. Needs no particular runtime.
+    ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # async fn example() -> Result<(), tracing_stage_metrics::Error> {
+    /// let (layer, guard) = MetricsLayer::builder().with_env()?.install()?;
+    /// guard.flush_async().await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
@@ -72,11 +89,36 @@ impl FlushGuard {
     }
 
     /// This run is no success, whatever its stages say.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # use tracing_subscriber::prelude::*;
+    /// # let (layer, guard) = MetricsLayer::builder().build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| {});
+    /// let rows = 0;
+    /// if rows == 0 {
+    ///     guard.fail(); // no stage has failed, and still: `quant_run_last_success_timestamp_seconds` stays as it is
+    /// }
+    /// guard.shutdown()?;
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
     pub fn fail(&self) {
         self.flusher.telemetry.fail();
     }
 
     /// The final flush, with its result. Nothing is measured after.
+    ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # fn run() -> Result<(), Box<dyn std::error::Error>> { Ok(()) }
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let (_layer, guard) = MetricsLayer::builder().with_env()?.install()?;
+    ///     run()?;
+    ///     guard.shutdown()?; // a job whose metrics do not arrive has failed
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
@@ -90,6 +132,17 @@ impl FlushGuard {
     ///
     /// A future that is dropped before it is ready does not stop the flush.
     ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// #[tokio::main]
+    /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let (_layer, guard) = MetricsLayer::builder().with_env()?.install()?;
+    ///     tokio::signal::ctrl_c().await?;
+    ///     guard.shutdown_async().await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`flush`](Self::flush).
@@ -99,12 +152,32 @@ impl FlushGuard {
 
     /// The final flush, then [`std::process::exit`]. A code other than zero is a failed run. What went wrong in the
     /// delivery is one `warn!`: it does not change the code.
+    ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// let (_layer, guard) = MetricsLayer::builder().with_env()?.install()?;
+    /// if std::env::args().len() > 1 {
+    ///     eprintln!("no arguments, please");
+    ///     guard.exit(2);
+    /// }
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
     pub fn exit(mut self, code: i32) -> ! {
         self.ended = true;
         self.flusher.end_then(Ending::Exited(code), || std::process::exit(code))
     }
 
     /// The metrics of this moment in the Prometheus text format, in a stable order.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # use tracing_subscriber::prelude::*;
+    /// # let (layer, guard) = MetricsLayer::builder().build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| {});
+    /// assert!(guard.render().contains("quant_stage_total{stage_id=\"ingest\",status=\"success\"} 1\n"));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
     #[must_use]
     pub fn render(&self) -> String {
         self.flusher.telemetry.render()
@@ -112,6 +185,14 @@ impl FlushGuard {
 
     /// The address at which metrics are served, with the port that was chosen where none was asked for. `None` where
     /// nothing is.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (_layer, guard) = MetricsLayer::builder().with_http_listener("127.0.0.1:0".parse()?).build()?;
+    /// assert_ne!(guard.listen_addr().unwrap().port(), 0);
+    /// # Ok(()) }
+    /// ```
     #[cfg(feature = "http")]
     #[must_use]
     pub fn listen_addr(&self) -> Option<SocketAddr> {
@@ -119,6 +200,18 @@ impl FlushGuard {
     }
 
     /// The stages of this run so far. `Display` prints them as a table.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # use tracing_subscriber::prelude::*;
+    /// # let (layer, guard) = MetricsLayer::builder().build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| tracing::error!("no such file"));
+    /// let report = guard.report();
+    /// assert_eq!(report.stage("ingest").unwrap().failures(), 1);
+    /// println!("{report}");
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
     #[must_use]
     pub fn report(&self) -> RunReport {
         self.flusher.telemetry.report()

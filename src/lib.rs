@@ -1,31 +1,51 @@
 //! Prometheus metrics for batch pipelines, from the `tracing` spans they already have, pushed to a Pushgateway however
 //! the process ends.
 //!
+//! # Why
+//!
+//! A batch job is over before a Prometheus comes round to scrape it, so it has to push, and the push that counts is the
+//! last one: the one that says how it went. It has to go out whether the job returns, fails, panics or is told to stop, and
+//! must not hold the process when the gateway is away. What there is to measure, the stages, the job has named already, in
+//! its `tracing` spans. Hence one layer, which makes durations and outcomes of spans, and one guard, which delivers them.
+//!
+//! # Quick start
+//!
+//! ```toml
+//! [dependencies]
+//! tracing-stage-metrics = "0.1"
+//! tracing = "0.1"
+//! tracing-subscriber = "0.3"
+//! ```
+//!
 //! ```no_run
 //! # #[cfg(feature = "pushgateway")] {
 //! use tracing_stage_metrics::MetricsLayer;
-//! use tracing_subscriber::prelude::*;
+//! use tracing_subscriber::{filter::LevelFilter, fmt, prelude::*};
 //!
-//! #[tracing::instrument(fields(stage_id = "foundation.ingest"), err)]
+//! #[tracing::instrument(fields(stage_id = "foundation.ingest"), err)] // a stage: a span with a field `stage_id`
 //! fn ingest(path: &str) -> Result<usize, std::io::Error> {
 //!     Ok(std::fs::read_to_string(path)?.lines().count())
 //! }
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let (layer, guard) = MetricsLayer::builder().with_env()?.install()?; // TV_PROMETHEUS_PUSHGATEWAY
-//!     tracing_subscriber::registry().with(layer).init();
-//!     guard.finish(ingest("prices.csv"))?;
+//!     let (layer, guard) = MetricsLayer::builder().with_env()?.install()?; // TV_PROMETHEUS_PUSHGATEWAY and others
+//!     tracing_subscriber::registry()
+//!         .with(layer.with_filter(LevelFilter::INFO))
+//!         .with(fmt::layer().with_filter(LevelFilter::INFO))
+//!         .init();
+//!     let run = tracing::info_span!("pipeline", profile = "crypto_production", run_id = "20260105-191332");
+//!     let result = run.in_scope(|| ingest("prices.csv"));
+//!     let rows = guard.finish(result)?; // the run succeeded or not; the final flush; the result comes back
+//!     println!("{rows} rows");
 //!     Ok(())
 //! }
 //! # }
 //! ```
 //!
-//! # How it works
-//!
 //! [`MetricsLayer`] watches the spans that declare a field `stage_id`. When one closes it records the duration and the
-//! outcome with a recorder of the [`metrics`] facade: the one that `install()` makes the global one, so that the
-//! application's own metrics are beside them, or with [`MetricsLayer::new`] the one that is there. A background thread
-//! pushes the recorder's state to a [`Pushgateway`]: at once, on an interval, and when the [`FlushGuard`] goes out of scope.
+//! outcome with a recorder of the [`metrics`](https://docs.rs/metrics) facade: the one that `install()` makes the global one,
+//! so that the application's own `counter!` is beside them, or with [`MetricsLayer::new`] the one that is there. A background
+//! thread pushes the recorder's state to a [`Pushgateway`]: at once, on an interval, and when the [`FlushGuard`] goes.
 //!
 //! ```text
 //! span -> layer -> recorder -> delivery thread -> Pushgateway, text file, /metrics, OTLP
@@ -33,63 +53,92 @@
 //!                                 guard
 //! ```
 //!
+//! Two things to get right at once:
+//!
+//! - **Filters.** A global `EnvFilter` hides spans from the metrics too, so filter each layer, as above: this one as well,
+//!   since a layer without a filter beside filtered ones switches on every callsite of the process. Do not filter it to
+//!   the stages alone: the error event of a span that is hidden from the layer lands on the stage around.
+//! - **Groups.** A gateway keeps one set of metrics for each job and its grouping labels, and two processes in one group
+//!   overwrite each other. Give each pipeline that may run beside another a group of its own, and keep `run_id` out of it:
+//!   groups are never forgotten.
+//!
+//! # How a stage fails
+//!
+//! By an error it returns, where its function has `#[instrument(err)]`; by an `error!` event in its span; by the span's
+//! field `otel.status_code = "error"`; by a panic; by being open when the process ends. **A bare `Err` without `err` emits
+//! nothing and cannot be seen.** A failed child stage does not fail its parent. [`FailurePolicy`] changes the rule, and
+//! [`FailurePolicy::ProvenSuccess`] is the only one that tells a dropped future (a timeout, a lost `select!`) from a
+//! finished one: under the others it counts as a success. The whole of it, and when a *run* succeeded: [`guide::stages`].
+//!
+//! # What arrives
+//!
+//! - The **first push** goes out at `install()`: a job that is killed in its first stage was seen to start.
+//! - The **last state** goes out on return, `?`, [`finish`](FlushGuard::finish), [`exit`](FlushGuard::exit), a panic that unwinds
+//!   through the guard, and on request SIGTERM and SIGINT ([`with_flush_on_signals`](MetricsLayerBuilder::with_flush_on_signals))
+//!   and a panic that aborts. SIGKILL, or a `std::process::exit`, leaves the state of the last push.
+//! - The end of the process waits for it **at most the flush timeout**, [5 seconds](DEFAULT_FLUSH_TIMEOUT) by default: a gateway
+//!   that is dead, frozen or slow holds nothing up for longer, and does not change the exit code.
+//! - What cannot be delivered in that time is lost, or kept in a directory for a later run to deliver
+//!   ([`with_spool_dir`](MetricsLayerBuilder::with_spool_dir)).
+//!
+//! Case by case, each with the test that shows it: [`guide::delivery`].
+//!
+//! # Cardinality and `run_id`
+//!
+//! Of the metrics of the stages only the histogram of durations has the label `run_id`: each run adds a histogram per stage
+//! to what Prometheus stores, which a job that runs daily or hourly can afford. A service whose run ids never end leaves
+//! the label out, [`without_run_id_label`](MetricsLayerBuilder::without_run_id_label). A metric has at most
+//! [2 000](DEFAULT_MAX_SERIES) label sets, and what is beyond is counted under `_overflow`, so that totals stay exact:
+//! [`guide::metrics`], where all metrics are listed.
+//!
+//! # Pushgateway, HTTP or OTLP
+//!
+//! | | when | how |
+//! |---|---|---|
+//! | Pushgateway | jobs that end, and run one at a time in their group | `TV_PROMETHEUS_PUSHGATEWAY`, [`with_pushgateway`](MetricsLayerBuilder::with_pushgateway) |
+//! | `/metrics` over HTTP | services, and jobs that run for many scrape intervals; what came after the last scrape is not seen | `TV_PROMETHEUS_LISTEN`, [`with_http_listener`](MetricsLayerBuilder::with_http_listener) |
+//! | OTLP | where there is a collector already; hundreds of workers side by side, with `delta`; hosts that come and go | feature `otlp`, [`with_otlp`](MetricsLayerBuilder::with_otlp) |
+//! | a text file | a machine with node_exporter and nothing else in reach | `TV_PROMETHEUS_TEXTFILE`, [`with_textfile`](MetricsLayerBuilder::with_textfile) |
+//!
+//! They go together: each that is set up gets the same metrics. [`guide::fleets`] is about many processes at once,
+//! [`guide::opentelemetry`] about collectors and traces.
+//!
+//! # Coming from something else
+//!
+//! [`guide::migration`] has code before and after, for metrics written by hand with `histogram!` and `counter!`, and for the
+//! push gateway of `metrics-exporter-prometheus` (`PrometheusBuilder::with_push_gateway`): what happens to names, buckets, the
+//! first push, the last one, and groups.
+//!
 //! # Where to look
 //!
 //! - [`MetricsLayer::builder`] and [`MetricsLayerBuilder`]: all settings and their defaults.
 //! - [`FlushGuard`]: flushing, ending, the run report.
-//! - [`FailurePolicy`]: what makes a stage fail.
+//! - [`guide::configuration`]: all environment variables.
+//! - [`guide::metrics`]: all metrics.
 //! - [`Pushgateway`]: the client, also on its own.
 //! - [`MetricsLayer::new`]: the layer alone, over a recorder you have.
-//!
-//! The metrics, the environment variables and the traps (filters, groups) are in the README.
-//!
-//! # Delivery guarantees
-//!
-//! What arrives depends on how the process ends and on what the gateway does. Times are the most the end of the process
-//! waits; T is the flush timeout. The exit code is never changed. The files named are in `tests/`.
-//!
-//! | the process ends by | a gateway in good order gets | shown by |
-//! |---|---|---|
-//! | return, `?`, `finish`, `shutdown`, drop on any thread, in or after a runtime | the last state | `endings.rs` |
-//! | a panic that unwinds through the guard | the last state: a run that failed, its stages by `panic` | `endings.rs`, `example_pipeline.rs` |
-//! | [`FlushGuard::exit`] | the last state; stages still open are failures, `interrupted` or `unfinished` | `endings.rs` |
-//! | SIGTERM, SIGINT with `with_flush_on_signals` | the last state, open stages `interrupted`; the process dies of the signal | `signals.rs` |
-//! | a panic that aborts, with `with_flush_on_panic_abort` | the last state | `panic_abort.rs` |
-//! | a second signal during the flush | the state of the last push, with a spool the last one later | `signals.rs`, `spool.rs` |
-//! | SIGKILL, another signal, `std::process::exit`, `mem::forget` of the guard | the state of the last push that arrived | `signals.rs`, `spool.rs`, `endings.rs` |
-//!
-//! | the gateway at the end | delivered | waits at most | shown by |
-//! |---|---|---|---|
-//! | answers | the last state | its answer; T while a spool of earlier runs is delivered | `real_gateway.rs`, `spool.rs` |
-//! | refuses the connection, or its name is unknown | nothing, [spooled](MetricsLayerBuilder::with_spool_dir) | about a second, or until the name is known to be unknown, within T | `giving_up.rs`, `bounded.rs` |
-//! | accepts and stays silent, is frozen, drops packets, answers byte by byte | best effort, spooled | T | `bounded.rs` |
-//! | still has a push of before in flight | the last state after it, or in its place | T | `giving_up.rs` |
-//! | answers 408, 425, 429, 5xx, or resets the connection | tried again with backoff, `Retry-After` kept, spooled | T | `bounded.rs`, `gateways.rs` |
-//! | answers 3xx or another 4xx | nothing, spooled; redirects are not followed | its answer | `bounded.rs` |
-//! | answers 400 to an application metric | the stages alone | two answers | `real_gateway.rs`, `bounded.rs` |
-//! | answers without end | the last state; the answer is not read | its first bytes | `bounded.rs` |
-//! | has a wrong certificate | nothing, spooled | T | `gateways.rs` |
-//!
-//! By OTLP the same arrives, within the same T and with the same retries; it is not spooled, so what did not arrive is lost
-//! with the process (`otlp.rs`, `otlp_failures.rs`). Neither way waits for the other.
-//!
-//! What is spooled, a later run with the same directory delivers (`spool.rs`). While the process runs, a gateway that is
-//! away costs nothing but two events: a warning when it is lost, an `info!` when it is back (`gateways.rs`,
-//! `while_it_runs.rs`).
+//! - [`Error`]: what can go wrong, and how to tell.
 //!
 //! # Features
 //!
 //! | feature | default | adds |
 //! |---|---|---|
 //! | none | | the layer, over the `metrics` facade |
-//! | `pushgateway` | yes | recorder, delivery thread, Pushgateway client, text file |
+//! | `pushgateway` | yes | recorder, delivery thread, Pushgateway client, text file, spool, signals |
 //! | `tls` | yes | https gateways |
 //! | `resource-usage` | yes | CPU and memory of the process (Linux) |
 //! | `http` | yes | a listener for a Prometheus that scrapes |
-//! | `otlp` | no | metrics by OTLP. Types of `opentelemetry` in the public API may change in a minor release |
+//! | `otlp` | no | metrics by OTLP; brings types of `opentelemetry` into the public API |
 //! | `trace-id` | no | the trace of a failed stage, where `tracing-opentelemetry` 0.34 is in the registry |
+//!
+//! What they cost to build is in the README, and so is what a minor release may change.
 
-#![cfg_attr(not(feature = "pushgateway"), allow(rustdoc::broken_intra_doc_links))]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Links to what a feature adds. The documentation that is published is of all features, and there none is broken.
+#![cfg_attr(
+    not(all(feature = "pushgateway", feature = "http", feature = "otlp", feature = "trace-id", unix)),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 
 mod buckets;
 mod error;
@@ -111,6 +160,8 @@ mod exposition;
 mod flusher;
 #[cfg(feature = "pushgateway")]
 mod guard;
+#[cfg(all(doc, feature = "pushgateway"))]
+pub mod guide;
 #[cfg(feature = "pushgateway")]
 mod histogram;
 #[cfg(feature = "pushgateway")]
@@ -129,6 +180,8 @@ mod run;
 mod signals;
 #[cfg(feature = "pushgateway")]
 mod start;
+#[cfg(all(test, feature = "pushgateway"))]
+mod tables;
 #[cfg(feature = "pushgateway")]
 mod telemetry;
 

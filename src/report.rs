@@ -8,12 +8,42 @@ use crate::layer::StageState;
 /// The stages of a run: in the order in which they first finished, then those that have not.
 ///
 /// `Display` prints a table that fits a terminal of 80 columns. Numbers are of the moment the report was made.
+///
+/// ```
+/// # use tracing_stage_metrics::MetricsLayer;
+/// # use tracing_subscriber::prelude::*;
+/// # let (layer, guard) = MetricsLayer::builder().build()?;
+/// # let _default = tracing_subscriber::registry().with(layer).set_default();
+/// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| {});
+/// let report = guard.report();
+/// for stage in report.stages() {
+///     println!("{}: {} of {} failed, {:?} in all", stage.stage_id(), stage.failures(), stage.runs(), stage.total());
+/// }
+/// assert!(report.to_string().starts_with("stage                               runs  failed"));
+/// # Ok::<(), tracing_stage_metrics::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct RunReport {
     stages: Vec<StageReport>,
 }
 
 /// One stage of a [`RunReport`].
+///
+/// ```
+/// # use tracing_stage_metrics::MetricsLayer;
+/// # use tracing_subscriber::prelude::*;
+/// # let (layer, guard) = MetricsLayer::builder().build()?;
+/// # let _default = tracing_subscriber::registry().with(layer).set_default();
+/// for _ in 0..2 {
+///     tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| {});
+/// }
+/// let _open = tracing::info_span!("ingest", stage_id = "ingest");
+/// let report = guard.report();
+/// let ingest = report.stage("ingest").unwrap();
+/// assert_eq!((ingest.runs(), ingest.failures(), ingest.open()), (2, 0, 1));
+/// assert!(ingest.mean() <= ingest.slowest() && ingest.slowest() <= ingest.total());
+/// # Ok::<(), tracing_stage_metrics::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct StageReport {
     stage_id: String,

@@ -52,6 +52,39 @@ fn assert_family(found: &Exposition, name: &str, kind: &str, labels: &[&str]) {
 
 const DURATION: &str = "quant_stage_duration_seconds";
 
+/// A row of the table in `docs/metrics.md`: name, type, labels.
+type Row = (String, String, BTreeSet<String>);
+
+fn rows_of_the_documentation() -> BTreeSet<Row> {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>();
+    let row = |line: &str| {
+        let cells: Vec<_> = line.split('|').collect();
+        (quoted(cells[1]).pop_first().unwrap(), cells[2].trim().to_owned(), quoted(cells[3]))
+    };
+    page.lines().filter(|line| line.starts_with("| `quant_")).map(row).collect()
+}
+
+/// Everything there is, from a run in which everything is switched on and everything happens.
+#[test]
+#[cfg(feature = "resource-usage")]
+fn what_a_run_delivers_is_what_the_documentation_lists() {
+    let server = MockGateway::ok();
+    let spool = tempfile::tempdir().unwrap();
+    let gateway = Pushgateway::new(server.url(), "j").unwrap();
+    let builder = MetricsLayer::builder().with_pushgateway(gateway).with_spool_dir(spool.path());
+    let found = final_state(builder, |guard| {
+        info_span!("s", stage_id = "a", profile = "p", run_id = "r").in_scope(|| ());
+        guard.flush().unwrap();
+    });
+    let row = |family: &exposition::Family| {
+        let labels = family.samples.iter().flat_map(|sample| sample.labels.keys());
+        (family.name.clone(), family.kind.clone(), labels.filter(|label| *label != "le").cloned().collect())
+    };
+    let delivered: BTreeSet<Row> = found.families.iter().map(row).collect();
+    assert_eq!(delivered, rows_of_the_documentation());
+}
+
 #[test]
 fn stage_duration_seconds() {
     let before = SystemTime::now();

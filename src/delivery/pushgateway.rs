@@ -82,6 +82,14 @@ impl Pushgateway {
     /// `user:password@` for basic authentication (percent-encoded where they hold one of `/?#@:%`), and a path prefix,
     /// which is kept. The `/metrics/job/…` of the push is added to it.
     ///
+    /// ```
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// Pushgateway::new("pushgateway:9091", "quant_pipeline")?; // http
+    /// Pushgateway::new("http://pusher:p%40ssword@example.org/gateway", "quant_pipeline")?;
+    /// assert!(Pushgateway::new("http://pushgateway:9091", "").unwrap_err().is_config());
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// A [configuration error](Error::is_config) when the URL cannot be read, is neither `http` nor `https`, has no
@@ -109,6 +117,15 @@ impl Pushgateway {
     /// Any text is a value: it arrives at the gateway as it is, empty or with a `/` in it. The gateway puts the label
     /// on every metric of the group, over one of the same name that the metric has.
     ///
+    /// ```
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// let gateway = Pushgateway::new("http://pushgateway:9091", "quant_pipeline")?
+    ///     .with_grouping_label("profile", "crypto_production")?
+    ///     .with_grouping_label("instance", "worker-7")?;
+    /// assert!(gateway.with_grouping_label("stage_id", "x").unwrap_err().is_config()); // a label of the metrics
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// A [configuration error](Error::is_config) when the name is not a label name (`[a-zA-Z_][a-zA-Z0-9_]*`), was
@@ -124,6 +141,13 @@ impl Pushgateway {
     ///
     /// The last of this, [`with_bearer_token`](Self::with_bearer_token) and an `Authorization` given to
     /// [`with_header`](Self::with_header) counts.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// let gateway = Pushgateway::new("http://pushgateway:9091", "quant_pipeline")?.with_basic_auth("pusher", "secret");
+    /// assert!(!format!("{gateway:?}").contains("secret"));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
     #[must_use]
     pub fn with_basic_auth(mut self, user: impl AsRef<str>, password: impl AsRef<str>) -> Self {
         self.headers.set_basic_auth(user.as_ref().as_bytes(), password.as_ref().as_bytes());
@@ -134,6 +158,14 @@ impl Pushgateway {
     ///
     /// A token that a header cannot carry, for a line break at its end perhaps, is an error of the first push, and of
     /// the layer's `install()`.
+    ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let token = std::fs::read_to_string("/run/secrets/pushgateway")?;
+    /// let gateway = Pushgateway::new("http://pushgateway:9091", "quant_pipeline")?.with_bearer_token(token.trim_end());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn with_bearer_token(mut self, token: impl AsRef<str>) -> Self {
         self.headers.set_bearer_token(token.as_ref());
@@ -144,6 +176,12 @@ impl Pushgateway {
     ///
     /// A name or value that cannot be sent, and a header that describes the body (`Content-Type` and the like), is an
     /// error of the first push, and of the layer's `install()`.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// let gateway = Pushgateway::new("http://pushgateway:9091", "quant_pipeline")?.with_header("X-Scope-OrgID", "research");
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
     #[must_use]
     pub fn with_header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
         self.headers.set(name.as_ref(), value.as_ref().as_bytes());
@@ -180,6 +218,13 @@ impl Pushgateway {
     ///
     /// The text needs a line break at its end.
     ///
+    /// ```
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// # async fn example(gateway: Pushgateway) -> Result<(), tracing_stage_metrics::Error> {
+    /// gateway.push_add("# TYPE backup_bytes gauge\nbackup_bytes{volume=\"/var\"} 1.5e9\n").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [Refused](Error::is_refused) when the answer is neither 200 nor 202, with the
@@ -192,6 +237,13 @@ impl Pushgateway {
 
     /// Pushes metrics with PUT: they replace the whole group.
     ///
+    /// ```
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// # async fn example(gateway: Pushgateway) -> Result<(), tracing_stage_metrics::Error> {
+    /// gateway.push_replace("backup_bytes 1.5e9\n").await?; // and nothing else is in the group any more
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`push_add`](Self::push_add).
@@ -201,6 +253,15 @@ impl Pushgateway {
 
     /// Removes the group from the gateway with DELETE. A group that is not there is no error. The gateway answers first and
     /// removes the group shortly after.
+    ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tracing_stage_metrics::Error> {
+    /// let worker = Pushgateway::new("http://pushgateway:9091", "quant_pipeline")?.with_grouping_label("instance", "worker-7:4711")?;
+    /// worker.delete().await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///

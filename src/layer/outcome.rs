@@ -7,6 +7,23 @@ use super::fields::Declared;
 /// A panic unwound through the span and an `otel.status_code` on it always decide, in this order; the policy says
 /// what else does. Of several status codes the last one counts that was given before the span was first entered; from
 /// then on `ok` is final, as in a trace. A failed child stage never fails its parent.
+///
+/// ```
+/// # #[cfg(feature = "pushgateway")]
+/// # fn example() -> Result<(), tracing_stage_metrics::Error> {
+/// # use tracing_subscriber::prelude::*;
+/// use tracing_stage_metrics::{FailurePolicy, MetricsLayer};
+///
+/// let (layer, guard) = MetricsLayer::builder().with_failure_policy(FailurePolicy::ErrorsWithin).build()?;
+/// # let _default = tracing_subscriber::registry().with(layer).set_default();
+/// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| {
+///     tracing::info_span!("a file of many").in_scope(|| tracing::error!("cannot be read"));
+/// });
+/// assert_eq!(guard.report().stage("ingest").unwrap().failures(), 1); // none by default: it is in a span below
+/// # Ok(()) }
+/// # #[cfg(feature = "pushgateway")]
+/// # example().unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FailurePolicy {
@@ -24,6 +41,26 @@ pub enum FailurePolicy {
     ///
     /// For code in which every stage has `#[instrument(err, ret)]`. The only policy that tells a dropped future (a
     /// timeout, a lost `select!`, an aborted task) from a finished one: **under the others it counts as a success.**
+    ///
+    /// ```
+    /// # #[cfg(feature = "pushgateway")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tracing_stage_metrics::Error> {
+    /// # use tracing_subscriber::prelude::*;
+    /// # use tracing_stage_metrics::{FailurePolicy, MetricsLayer};
+    /// #[tracing::instrument(fields(stage_id = "download"), err, ret)]
+    /// async fn download() -> Result<usize, std::io::Error> {
+    ///     std::future::pending().await
+    /// }
+    ///
+    /// # let (layer, guard) = MetricsLayer::builder().with_failure_policy(FailurePolicy::ProvenSuccess).build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// let _ = tokio::time::timeout(std::time::Duration::from_millis(1), download()).await;
+    /// assert_eq!(guard.report().stage("download").unwrap().failures(), 1); // the reason is `cancelled`
+    /// # Ok(()) }
+    /// # #[cfg(not(feature = "pushgateway"))]
+    /// # fn main() {}
+    /// ```
     ProvenSuccess,
 }
 

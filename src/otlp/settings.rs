@@ -202,6 +202,7 @@ fn check_headers(value: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables;
 
     fn read(variables: &[(&str, &str)]) -> Result<Option<Settings>, Error> {
         Settings::read(|name| {
@@ -224,6 +225,19 @@ mod tests {
     const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
     const METRICS_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT";
     const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
+
+    #[test]
+    fn the_documentation_lists_every_variable_that_is_read_and_no_other() {
+        let read = |set: &[(&str, &str)]| {
+            tables::asked_for(set, |lookup| {
+                let _ = Settings::read(lookup);
+            })
+        };
+        let listed = tables::variables("Variables of OpenTelemetry");
+        assert_eq!(read(&[]), listed);
+        let found = read(&[(PROTOCOL, "grpc"), (ENDPOINT, "http://collector:4317"), ("OTEL_SERVICE_NAME", "x")]);
+        assert!(found.is_subset(&listed), "{found:?}");
+    }
 
     #[test]
     fn defaults_are_those_of_the_specification() {

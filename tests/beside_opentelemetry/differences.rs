@@ -1,4 +1,4 @@
-//! Where the metric and the trace differ. The README lists these.
+//! Where the metric and the trace differ. `docs/opentelemetry.md` lists these.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 use super::dashboard::{queries, text, variable_queries};
 use super::{files, promql, rules};
 
-/// The metrics of the README's table, which a test in `src/schema.rs` keeps equal to the schema: name and type.
+/// The metrics of the documentation's table, which a test in `src/schema.rs` keeps equal to the schema: name and type.
 fn schema() -> Vec<(String, String)> {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
     let row = |line: &str| {
         let mut cells = line.strip_prefix("| `")?.split(" | ");
         let name = cells.next()?.strip_suffix('`')?;
         name.starts_with("quant_").then(|| (name.to_owned(), cells.next().unwrap_or_default().to_owned()))
     };
-    let found: Vec<_> = readme.lines().filter_map(row).collect();
+    let found: Vec<_> = page.lines().filter_map(row).collect();
     assert!(found.len() >= 18, "{found:?}");
     found
 }

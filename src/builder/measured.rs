@@ -1,0 +1,158 @@
+//! What is measured, and under which names.
+
+#[cfg(feature = "resource-usage")]
+use std::time::Duration;
+
+use super::MetricsLayerBuilder;
+use crate::layer::FailurePolicy;
+
+impl MetricsLayerBuilder {
+    /// What the names of the metrics begin with. Without it, [`DEFAULT_NAMESPACE`](crate::DEFAULT_NAMESPACE).
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// let (_layer, guard) = MetricsLayer::builder().with_namespace("acme").build()?;
+    /// assert!(guard.render().contains("\nacme_run_start_timestamp_seconds "));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn with_namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// Upper bounds of the buckets of the stage duration, in seconds, ascending. Without it,
+    /// [`DEFAULT_BUCKETS`](crate::DEFAULT_BUCKETS).
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # use tracing_subscriber::prelude::*;
+    /// let (layer, guard) = MetricsLayer::builder().with_buckets(&[1.0, 60.0, 3600.0]).build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| {});
+    /// assert!(guard.render().contains("le=\"3600\"} 1\n"));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn with_buckets(mut self, bounds: &[f64]) -> Self {
+        self.buckets = bounds.to_vec();
+        self
+    }
+
+    /// Upper bounds of the buckets of one of the application's own histograms, by the name it is recorded under.
+    /// Without it, [`DEFAULT_HISTOGRAM_BUCKETS`](crate::DEFAULT_HISTOGRAM_BUCKETS).
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// let (_layer, guard) = MetricsLayer::builder().with_histogram_buckets("rows_per_batch", &[10.0, 1e3, 1e5]).install()?;
+    /// metrics::histogram!("rows_per_batch").record(250.0);
+    /// assert!(guard.render().contains("rows_per_batch_bucket{le=\"1000\"} 1\n"));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn with_histogram_buckets(mut self, histogram: impl Into<String>, bounds: &[f64]) -> Self {
+        self.histogram_buckets.push((histogram.into(), bounds.to_vec()));
+        self
+    }
+
+    /// What makes a stage fail. Without it, [`FailurePolicy::ErrorEvents`].
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # use tracing_subscriber::prelude::*;
+    /// use tracing_stage_metrics::FailurePolicy;
+    ///
+    /// let (layer, guard) = MetricsLayer::builder().with_failure_policy(FailurePolicy::ReturnedError).build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| tracing::error!("a file is missing; going on"));
+    /// assert_eq!(guard.report().stage("ingest").unwrap().failures(), 0);
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn with_failure_policy(mut self, policy: FailurePolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Stages every run has: they are in `quant_stage_total` with zeros at once, so that one that never ran is seen,
+    /// and a run in which one of them did not succeed is no success. Without it, the stages that ran are what there is.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// let (_layer, guard) = MetricsLayer::builder().with_expected_stages(["foundation.ingest", "alpha.inference"]).build()?;
+    /// assert!(guard.render().contains("quant_stage_total{stage_id=\"alpha.inference\",status=\"success\"} 0\n"));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn with_expected_stages<I>(mut self, stages: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.expected_stages = stages.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How many label sets a metric may have before new ones are counted as `_overflow`. Without it,
+    /// [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES).
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # use tracing_subscriber::prelude::*;
+    /// let (layer, guard) = MetricsLayer::builder().with_max_series(2).build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// for run_id in ["1", "2", "3"] {
+    ///     tracing::info_span!("ingest", stage_id = "ingest", run_id).in_scope(|| {});
+    /// }
+    /// assert!(guard.render().contains("run_id=\"_overflow\""));
+    /// assert!(guard.render().contains("quant_telemetry_overflow_total 1\n"));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn with_max_series(mut self, sets: usize) -> Self {
+        self.max_series = sets;
+        self
+    }
+
+    /// Leaves the label `run_id` out. For services, whose run ids are new for ever. Without it, the label is there.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # use tracing_subscriber::prelude::*;
+    /// let (layer, guard) = MetricsLayer::builder().without_run_id_label().build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// tracing::info_span!("ingest", stage_id = "ingest", run_id = "20260105-191332").in_scope(|| {});
+    /// assert!(!guard.render().contains("run_id"));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn without_run_id_label(mut self) -> Self {
+        self.run_id_label = false;
+        self
+    }
+
+    /// How often CPU and memory of this process are sampled. Without it,
+    /// [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL).
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// use std::time::Duration;
+    ///
+    /// let (_layer, guard) = MetricsLayer::builder().with_resource_usage(Duration::from_secs(1)).build()?;
+    /// # #[cfg(target_os = "linux")]
+    /// assert!(guard.render().contains("quant_engine_resource_usage{resource_type=\"mem\""));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    #[cfg(feature = "resource-usage")]
+    pub fn with_resource_usage(mut self, interval: Duration) -> Self {
+        self.resource_interval = interval;
+        self
+    }
+
+    /// The label `node` of the resource usage. Without it, the host name.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// let (_layer, guard) = MetricsLayer::builder().with_node("worker-7").build()?;
+    /// # #[cfg(all(feature = "resource-usage", target_os = "linux"))]
+    /// assert!(guard.render().contains("node=\"worker-7\""));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn with_node(mut self, node: impl Into<String>) -> Self {
+        self.node = Some(node.into());
+        self
+    }
+}

@@ -1,0 +1,88 @@
+//! The manual, a page for each subject. There is nothing in these modules but text.
+//!
+//! - [`stages`]: what a stage is, what makes it fail, when a run succeeded.
+//! - [`metrics`]: the table of all metrics, the application's own, how many series there are, queries and alerts.
+//! - [`configuration`]: the tables of all environment variables, and all settings in one piece of code.
+//! - [`delivery`]: what arrives, however the process ends and whatever the gateway does; signals, the spool, the listener.
+//! - [`fleets`]: many processes of one job.
+//! - [`opentelemetry`]: metrics by OTLP, and the layer beside `tracing-opentelemetry`.
+//! - [`migration`]: from metrics written by hand, and from the push gateway of `metrics-exporter-prometheus`.
+//!
+//! The pages are the files in `docs/` of the repository. The front page is that of the [crate].
+
+/// What a stage is, what makes it fail, and when a run succeeded.
+///
+#[doc = include_str!("../docs/stages.md")]
+///
+/// ## See also
+///
+/// [`FailurePolicy`](crate::FailurePolicy), [`with_expected_stages`](crate::MetricsLayerBuilder::with_expected_stages),
+/// [`FlushGuard::finish`](crate::FlushGuard::finish), [`RunReport`](crate::RunReport).
+pub mod stages {}
+
+/// All metrics, how many series they make, and how to query them.
+///
+#[doc = include_str!("../docs/metrics.md")]
+///
+/// ## See also
+///
+/// [`with_namespace`](crate::MetricsLayerBuilder::with_namespace), [`with_buckets`](crate::MetricsLayerBuilder::with_buckets),
+/// [`with_histogram_buckets`](crate::MetricsLayerBuilder::with_histogram_buckets),
+/// [`with_max_series`](crate::MetricsLayerBuilder::with_max_series),
+/// [`without_run_id_label`](crate::MetricsLayerBuilder::without_run_id_label).
+pub mod metrics {}
+
+/// All environment variables, and the same and more in code.
+///
+#[doc = include_str!("../docs/configuration.md")]
+///
+/// ## See also
+///
+/// [`MetricsLayerBuilder`](crate::MetricsLayerBuilder), which lists every setting with its default,
+/// [`FlushGuard`](crate::FlushGuard), [`Pushgateway`](crate::Pushgateway).
+pub mod configuration {}
+
+/// What is delivered when, and what happens where it cannot be.
+///
+#[doc = include_str!("../docs/delivery.md")]
+///
+/// ## See also
+///
+/// [`FlushGuard`](crate::FlushGuard), [`with_flush_timeout`](crate::MetricsLayerBuilder::with_flush_timeout),
+/// [`with_spool_dir`](crate::MetricsLayerBuilder::with_spool_dir),
+/// [`with_flush_on_signals`](crate::MetricsLayerBuilder::with_flush_on_signals),
+/// [`with_http_listener`](crate::MetricsLayerBuilder::with_http_listener).
+pub mod delivery {}
+
+/// Many processes of one job, and the groups they leave behind.
+///
+#[doc = include_str!("../docs/fleets.md")]
+///
+/// ## See also
+///
+/// [`with_instance_grouping`](crate::MetricsLayerBuilder::with_instance_grouping),
+/// [`Pushgateway::delete`](crate::Pushgateway::delete), [`with_otlp`](crate::MetricsLayerBuilder::with_otlp).
+pub mod fleets {}
+
+/// Metrics by OTLP, and the layer beside traces.
+///
+#[doc = include_str!("../docs/opentelemetry.md")]
+///
+/// ## See also
+///
+/// [`with_otlp`](crate::MetricsLayerBuilder::with_otlp),
+/// [`with_meter_provider`](crate::MetricsLayerBuilder::with_meter_provider),
+/// [`with_meter`](crate::MetricsLayerBuilder::with_meter), [`StageReport::trace_id`](crate::StageReport::trace_id).
+// Its code is of a feature that may not be there.
+#[cfg(any(not(doctest), feature = "otlp"))]
+pub mod opentelemetry {}
+
+/// How to come here from metrics written by hand, or from the push gateway of `metrics-exporter-prometheus`.
+///
+#[doc = include_str!("../docs/migration.md")]
+///
+/// ## See also
+///
+/// [`MetricsLayer`](crate::MetricsLayer), [`with_exposition`](crate::MetricsLayerBuilder::with_exposition),
+/// [`with_histogram_buckets`](crate::MetricsLayerBuilder::with_histogram_buckets).
+pub mod migration {}
