@@ -5,11 +5,12 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+#[path = "support/gateway.rs"]
+mod gateway;
+
 use std::time::{Duration, Instant};
 
+use gateway::Gateway;
 use tracing::info_span;
 use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 use tracing_subscriber::prelude::*;
@@ -20,32 +21,6 @@ const ROUNDS: usize = 5;
 const GROUPS: [usize; 6] = [1, 10, 50, 100, 300, 1_000];
 /// Lines of each group: about what a worker with three stages pushes.
 const SERIES: usize = 40;
-
-struct Server(Child, u16);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// The real gateway on a free port, or nothing where it is not installed.
-fn gateway() -> Option<Server> {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let child = Command::new("prometheus-pushgateway")
-        .args([&format!("--web.listen-address=127.0.0.1:{port}"), "--persistence.file="])
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let server = Server(child, port);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < deadline, "the gateway does not listen");
-        std::thread::yield_now();
-    }
-    Some(server)
-}
 
 fn median(mut work: impl FnMut()) -> Duration {
     let mut times: Vec<_> = (0..ROUNDS)
@@ -67,28 +42,28 @@ fn main() {
 
 /// How long the gateway takes for one push, and for a scrape, when it holds that many groups.
 fn by_groups() {
-    let Some(server) = gateway() else {
+    let Some(gateway) = Gateway::start().unwrap() else {
         println!("LEFT OUT: the groups, there is no prometheus-pushgateway here");
         return;
     };
-    let port = server.1;
+    let url = gateway.url();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     println!("{:>10} {:>12} {:>12} {:>14}", "groups", "push", "scrape", "scraped bytes");
     let mut known = 0;
     for groups in GROUPS {
         for group in known..groups {
-            runtime.block_on(worker(port, group).push_replace(&series())).unwrap();
+            runtime.block_on(worker(&url, group).push_replace(&series())).unwrap();
         }
         known = groups;
-        let push = median(|| runtime.block_on(worker(port, groups / 2).push_add(&series())).unwrap());
+        let push = median(|| runtime.block_on(worker(&url, groups / 2).push_add(&series())).unwrap());
         let mut bytes = 0;
-        let scrape = median(|| bytes = scrape(port));
+        let scrape = median(|| bytes = gateway.scrape().unwrap().len());
         println!("{groups:>10} {:>12} {:>12} {bytes:>14}", format!("{push:.1?}"), format!("{scrape:.1?}"));
     }
 }
 
-fn worker(port: u16, n: usize) -> Pushgateway {
-    let gateway = Pushgateway::new(format!("127.0.0.1:{port}"), "fleet").unwrap();
+fn worker(url: &str, n: usize) -> Pushgateway {
+    let gateway = Pushgateway::new(url, "fleet").unwrap();
     gateway.with_grouping_label("instance", format!("worker-{n}")).unwrap()
 }
 
@@ -96,14 +71,8 @@ fn series() -> String {
     (0..SERIES).map(|n| format!("quant_stage_total{{stage_id=\"stage {n}\"}} {n}\n")).collect()
 }
 
-fn scrape(port: u16) -> usize {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-    stream.read_to_end(&mut Vec::new()).unwrap()
-}
-
 fn by_label_sets() {
-    let server = gateway();
+    let server = Gateway::start().unwrap();
     if server.is_none() {
         println!("LEFT OUT: the pushes, there is no prometheus-pushgateway here");
     }
@@ -116,8 +85,8 @@ fn by_label_sets() {
                 .with_max_series(sets)
                 .with_push_interval(Duration::from_secs(3_600))
                 .with_flush_timeout(Duration::from_secs(60));
-            if let Some(Server(_, port)) = &server {
-                let gateway = Pushgateway::new(format!("127.0.0.1:{port}"), format!("sets-{sets}")).unwrap();
+            if let Some(server) = &server {
+                let gateway = Pushgateway::new(server.url(), format!("sets-{sets}")).unwrap();
                 builder = builder.with_pushgateway(if compressed { gateway } else { gateway.without_compression() });
             }
             let (layer, guard) = builder.build().unwrap();

@@ -4,8 +4,10 @@
 
 #[path = "span_cost/by_hand.rs"]
 mod by_hand;
+#[allow(dead_code, reason = "shared, and used in part")]
 #[path = "span_cost/cases.rs"]
 mod cases;
+#[allow(dead_code, reason = "shared, and used in part")]
 #[path = "span_cost/peers.rs"]
 mod peers;
 #[path = "span_cost/process.rs"]

@@ -313,7 +313,6 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// What happens once has happened after it: callsites and series are known, and the delivery thread has gone to
     /// sleep. While that is at work it has a default subscriber of its own, which makes every other thread look for one.
-    #[allow(dead_code, reason = "one of the two benchmarks runs a case alone")]
     pub(crate) fn warm_up(&mut self) {
         (self.run)(64);
         thread::sleep(Duration::from_millis(300));

@@ -45,7 +45,6 @@ impl Peer {
     pub(crate) const ALL: [Self; 5] =
         [Self::Timing, Self::TracingContext, Self::Autometrics, Self::OpenTelemetry, Self::Fmt];
 
-    #[allow(dead_code, reason = "one of the two benchmarks prints it")]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Timing => "tracing-timing",

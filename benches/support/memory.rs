@@ -1,0 +1,25 @@
+//! The memory of this process, as Linux counts it.
+
+use std::fs;
+use std::io;
+
+/// Bytes resident now.
+pub(crate) fn resident() -> io::Result<u64> {
+    read("VmRSS:")
+}
+
+/// The most that was resident since [`forget_peak`], or the start.
+pub(crate) fn peak() -> io::Result<u64> {
+    read("VmHWM:")
+}
+
+pub(crate) fn forget_peak() -> io::Result<()> {
+    fs::write("/proc/self/clear_refs", "5")
+}
+
+fn read(name: &str) -> io::Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map(|kib| 1_024 * kib).ok_or_else(|| io::Error::other(format!("/proc/self/status has no {name}")))
+}
