@@ -1,6 +1,7 @@
 //! The text exposition format, as far as putting its families in order and picking some of them asks for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
+use std::iter::Peekable;
 
 /// The same exposition in a stable order: families by name, their series by labels. The lines of one series (buckets,
 /// sum, count) stay together and in their order.
@@ -13,6 +14,35 @@ pub(crate) fn only(text: &str, wanted: impl Fn(&str) -> bool) -> String {
     let mut families = families(text);
     families.retain(|name, _| wanted(name));
     write(&families, text.len())
+}
+
+/// An exposition to which families are added in the order of their names, so that it is in a stable order without another
+/// copy of the text.
+pub(crate) struct Merged<'a> {
+    others: Peekable<btree_map::IntoIter<&'a str, Family<'a>>>,
+    text: String,
+}
+
+impl<'a> Merged<'a> {
+    /// `others`: the families that are there.
+    pub(crate) fn new(others: &'a str) -> Self {
+        Self { others: families(others).into_iter().peekable(), text: String::with_capacity(others.len()) }
+    }
+
+    /// Where a family of this name is to be written.
+    pub(crate) fn text_from(&mut self, name: &str) -> &mut String {
+        while let Some((_, family)) = self.others.next_if(|(other, _)| *other <= name) {
+            family.write(&mut self.text);
+        }
+        &mut self.text
+    }
+
+    pub(crate) fn finish(mut self) -> String {
+        for (_, family) in self.others {
+            family.write(&mut self.text);
+        }
+        self.text
+    }
 }
 
 #[derive(Default)]
@@ -68,15 +98,19 @@ fn labels(sample: &str) -> &str {
 
 fn write(families: &BTreeMap<&str, Family<'_>>, size: usize) -> String {
     let mut text = String::with_capacity(size);
-    for family in families.values() {
-        let mut samples: Vec<_> = family.samples.iter().map(|sample| (labels(sample), *sample)).collect();
+    families.values().for_each(|family| family.write(&mut text));
+    text
+}
+
+impl Family<'_> {
+    fn write(&self, text: &mut String) {
+        let mut samples: Vec<_> = self.samples.iter().map(|sample| (labels(sample), *sample)).collect();
         samples.sort_by_key(|(labels, _)| *labels);
-        for line in family.head.iter().chain(samples.iter().map(|(_, sample)| sample)) {
+        for line in self.head.iter().chain(samples.iter().map(|(_, sample)| sample)) {
             text.push_str(line);
             text.push('\n');
         }
     }
-    text
 }
 
 #[cfg(test)]
@@ -102,6 +136,14 @@ mod tests {
         assert_eq!(in_order(TEXT), IN_ORDER);
         assert_eq!(in_order(IN_ORDER), IN_ORDER);
         assert_eq!(in_order(""), "");
+    }
+
+    #[test]
+    fn what_is_added_stands_in_its_place() {
+        let mut merged = Merged::new("c 1\na 1\ne 2\n");
+        merged.text_from("b").push_str("b 1\n");
+        merged.text_from("d").push_str("d 1\n");
+        assert_eq!(merged.finish(), "a 1\nb 1\nc 1\nd 1\ne 2\n");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! (`AtomicBucket::clear_with` of metrics-util 0.20 against `push`). Two atomics a sample are exact, take no memory, and
 //! cost less.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use metrics::{HistogramFn, Key, SharedString};
 use metrics_util::registry::{Registry, Storage};
 
-use crate::buckets::{Counts, Snapshot};
+use crate::buckets::{Counts, Readable, Snapshot};
+use crate::exposition::Merged;
 
 /// Counts by upper bound, and the sum. On cache lines of its own, so that threads that record into different histograms
 /// do not wait for each other.
@@ -48,7 +50,9 @@ impl BucketHistogram {
             sum = other;
         }
     }
+}
 
+impl Readable for BucketHistogram {
     fn snapshot(&self) -> Snapshot {
         let counts = self.counts.iter().take(self.bounds.len() + 1).collect();
         Snapshot { counts, sum: f64::from_bits(self.sum.load(Ordering::Relaxed)) }
@@ -124,62 +128,78 @@ impl Histograms {
         self.registry.get_or_create_histogram(&key, |histogram| metrics::Histogram::from_arc(Arc::clone(histogram)))
     }
 
-    /// In the text format, with those that are `kept_elsewhere` under the bounds of their name. Series that differ in
-    /// characters a label name cannot have are added up.
-    pub(crate) fn render(&self, kept_elsewhere: impl IntoIterator<Item = (Key, Snapshot)>) -> String {
-        let mut families: BTreeMap<String, BTreeMap<String, Series>> = BTreeMap::new();
+    /// In the text format, with those that are `kept_elsewhere`, under the bounds of their name.
+    pub(crate) fn render<'k>(
+        &self,
+        kept_elsewhere: impl IntoIterator<Item = (Key, &'k dyn Readable)>,
+        exposition: &mut Merged<'_>,
+    ) {
         let own = self.registry.get_histogram_handles();
-        let own = own.into_iter().map(|(key, histogram)| (key, histogram.snapshot()));
-        for (key, snapshot) in own.chain(kept_elsewhere) {
-            let labels =
-                key.labels().map(|label| format!("{}=\"{}\"", label_name(label.key()), escaped(label.value(), true)));
-            let labels = labels.collect::<Vec<_>>().join(",");
-            let series = families.entry(metric_name(key.name())).or_default().entry(labels).or_default();
-            series.bounds = Arc::clone(self.bounds.of(key.name()));
-            series.add(&snapshot);
+        let own = own.iter().map(|(key, histogram)| (Cow::Borrowed(key), &**histogram as &dyn Readable));
+        let kept_elsewhere = kept_elsewhere.into_iter().map(|(key, histogram)| (Cow::Owned(key), histogram));
+        let mut families: BTreeMap<String, Vec<Series<'_>>> = BTreeMap::new();
+        for (key, histogram) in own.chain(kept_elsewhere) {
+            let series = Series { labels: labels_of(&key), bounds: self.bounds.of(key.name()), histogram };
+            families.entry(metric_name(key.name())).or_default().push(series);
         }
         let help = self.help.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut text = String::new();
-        for (name, series) in &families {
-            if let Some(help) = help.get(name) {
+        for (name, mut series) in families {
+            let text = exposition.text_from(&name);
+            if let Some(help) = help.get(&name) {
                 let _ = writeln!(text, "# HELP {name} {}", escaped(help, false));
             }
             let _ = writeln!(text, "# TYPE {name} histogram");
-            for (labels, series) in series {
-                series.render(&mut text, name, labels);
+            series.sort_by(|one, other| one.labels.cmp(&other.labels));
+            for same in series.chunk_by(|one, other| one.labels == other.labels) {
+                write_series(text, &name, same);
             }
         }
-        text
     }
 }
 
-#[derive(Default)]
-struct Series {
-    bounds: Arc<[f64]>,
-    snapshot: Snapshot,
+/// A series, read when it is written.
+struct Series<'a> {
+    labels: String,
+    bounds: &'a [f64],
+    histogram: &'a dyn Readable,
 }
 
-impl Series {
-    fn add(&mut self, other: &Snapshot) {
-        let Snapshot { counts, sum } = &mut self.snapshot;
-        counts.resize(counts.len().max(other.counts.len()), 0);
-        counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);
-        *sum += other.sum;
-    }
-
-    fn render(&self, text: &mut String, name: &str, labels: &str) {
-        let comma = if labels.is_empty() { "" } else { "," };
-        let mut count = 0;
-        for (n, in_bucket) in self.snapshot.counts.iter().enumerate() {
-            count += in_bucket;
-            let _ = match self.bounds.get(n) {
-                Some(bound) => writeln!(text, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}"),
-                None => writeln!(text, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}"),
-            };
+/// Writes as one the series that differ in characters a label name cannot have.
+fn write_series(text: &mut String, name: &str, same: &[Series<'_>]) {
+    let Some(Series { labels, bounds, histogram }) = same.first() else { return };
+    let Snapshot { mut counts, mut sum } = histogram.snapshot();
+    for further in same.iter().skip(1) {
+        let other = further.histogram.snapshot();
+        sum += other.sum;
+        if other.counts.len() == counts.len() {
+            counts.iter_mut().zip(other.counts).for_each(|(count, other)| *count += other);
+        } else if let Some(above_all) = counts.last_mut() {
+            // Of two names that are one now, with bounds of their own.
+            *above_all += other.counts.iter().sum::<u64>();
         }
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-        let _ = writeln!(text, "{name}_sum{labels} {}\n{name}_count{labels} {count}", self.snapshot.sum);
     }
+    let comma = if labels.is_empty() { "" } else { "," };
+    let mut count = 0;
+    for (n, in_bucket) in counts.iter().enumerate() {
+        count += in_bucket;
+        let _ = match bounds.get(n) {
+            Some(bound) => writeln!(text, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}"),
+            None => writeln!(text, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}"),
+        };
+    }
+    let (open, close) = if labels.is_empty() { ("", "") } else { ("{", "}") };
+    let _ = writeln!(text, "{name}_sum{open}{labels}{close} {sum}\n{name}_count{open}{labels}{close} {count}");
+}
+
+/// The labels as they stand between the braces.
+fn labels_of(key: &Key) -> String {
+    let mut text = String::new();
+    for (n, label) in key.labels().enumerate() {
+        let comma = if n == 0 { "" } else { "," };
+        let _ = write!(text, "{comma}{}=\"{}\"", label_name(label.key()), escaped(label.value(), true));
+    }
+    text.shrink_to_fit();
+    text
 }
 
 /// With `_` for every character that a metric name cannot have.
@@ -206,6 +226,12 @@ fn escaped(text: &str, quote: bool) -> String {
 mod tests {
     use super::*;
     use metrics::Label;
+
+    fn rendered(histograms: &Histograms) -> String {
+        let mut exposition = Merged::new("");
+        histograms.render([], &mut exposition);
+        exposition.finish()
+    }
 
     fn histograms() -> Histograms {
         Histograms::new(&[1.0, 10.0], [("fine", &[0.25, 0.5][..])])
@@ -238,14 +264,30 @@ rows_bucket{le=\"+Inf\"} 10
 rows_sum inf
 rows_count 10
 ";
-        assert_eq!(histograms.render([]), expected);
+        assert_eq!(rendered(&histograms), expected);
+    }
+
+    #[test]
+    fn names_that_become_one_are_added_up() {
+        let histograms = Histograms::new(&[1.0], [("a.b", &[1.0, 2.0][..])]);
+        for (name, label) in [("a.b", "x"), ("a-b", "x"), ("a_b", "y"), ("a-b", "y")] {
+            histograms.register(&Key::from_parts(name, vec![Label::new("l", label)])).record(1.5);
+        }
+        let text = rendered(&histograms);
+        assert_eq!(text.matches("# TYPE").count(), 1, "{text}");
+        for line in
+            ["a_b_count{l=\"x\"} 2", "a_b_sum{l=\"x\"} 3", "a_b_count{l=\"y\"} 2", "a_b_bucket{l=\"y\",le=\"1\"} 0"]
+        {
+            assert!(text.contains(&format!("{line}\n")), "{line} in\n{text}");
+        }
+        assert_eq!(text.matches("le=\"+Inf\"").count(), 2, "{text}");
     }
 
     #[test]
     fn what_is_not_a_number_is_counted_above_all_bounds() {
         let histograms = histograms();
         histograms.register(&Key::from_name("rows")).record(f64::NAN);
-        let text = histograms.render([]);
+        let text = rendered(&histograms);
         assert!(text.contains("rows_bucket{le=\"10\"} 0\nrows_bucket{le=\"+Inf\"} 1\nrows_sum NaN\n"), "{text}");
     }
 
@@ -258,10 +300,10 @@ rows_count 10
                 scope.spawn(|| (0..50_000).for_each(|_| rows.record(2.0)));
             }
             for _ in 0..200 {
-                histograms.render([]);
+                rendered(&histograms);
             }
         });
-        let text = histograms.render([]);
+        let text = rendered(&histograms);
         assert!(text.ends_with("rows_sum 400000\nrows_count 200000\n"), "{text}");
     }
 

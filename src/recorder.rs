@@ -3,8 +3,9 @@
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::buckets::Snapshot;
+use crate::buckets::Readable;
 use crate::error::Error;
+use crate::exposition;
 use crate::histogram::Histograms;
 
 /// Upper bounds of the buckets of the stage duration, in seconds: batch work, from a millisecond to four hours.
@@ -32,11 +33,12 @@ impl StageRecorder {
         Self { exporter, handle, histograms: Histograms::new(&DEFAULT_HISTOGRAM_BUCKETS, buckets) }
     }
 
-    /// All metrics in the text format, in no particular order, with the histograms that are kept elsewhere.
-    pub(crate) fn render(&self, kept_elsewhere: impl IntoIterator<Item = (Key, Snapshot)>) -> String {
-        let mut text = self.handle.render();
-        text.push_str(&self.histograms.render(kept_elsewhere));
-        text
+    /// All metrics in the text format, in a stable order, with the histograms that are kept elsewhere.
+    pub(crate) fn render<'k>(&self, kept_elsewhere: impl IntoIterator<Item = (Key, &'k dyn Readable)>) -> String {
+        let simple = self.handle.render();
+        let mut simple = exposition::Merged::new(&simple);
+        self.histograms.render(kept_elsewhere, &mut simple);
+        simple.finish()
     }
 }
 

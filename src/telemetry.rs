@@ -118,15 +118,14 @@ impl Telemetry {
     /// The state of this moment as text, in a stable order.
     pub(crate) fn render(&self) -> String {
         self.sample_first();
-        let text = match &self.exposition {
+        match &self.exposition {
             Exposition::Own { recorder, rendering } => {
                 let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
                 self.stages.publish();
                 recorder.render(self.stages.durations())
             }
-            Exposition::Foreign(render) => render(),
-        };
-        exposition::in_order(&text)
+            Exposition::Foreign(render) => exposition::in_order(&render()),
+        }
     }
 
     pub(crate) fn report(&self) -> RunReport {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::buckets::{Counts, Snapshot};
+use crate::buckets::{Counts, Readable, Snapshot};
 
 /// Upper bounds of buckets.
 #[derive(Debug, Default)]
@@ -101,14 +101,6 @@ impl Durations {
         let _ = self.first_finished.compare_exchange(0, order, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        let mut counts = vec![0; self.bounds.buckets()];
-        for row in &self.counts {
-            counts.iter_mut().zip(row.iter()).for_each(|(sum, count)| *sum += count);
-        }
-        Snapshot { counts, sum: self.total_nanos.load(Ordering::Relaxed) as f64 / 1e9 }
-    }
-
     pub(crate) fn sums(&self) -> Sums {
         let [succeeded, failed] = self.counts.each_ref().map(|row| row.iter().sum());
         Sums {
@@ -118,6 +110,16 @@ impl Durations {
             slowest_nanos: self.slowest_nanos.load(Ordering::Relaxed),
             first_finished: self.first_finished.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl Readable for Durations {
+    fn snapshot(&self) -> Snapshot {
+        let mut counts = vec![0; self.bounds.buckets()];
+        for row in &self.counts {
+            counts.iter_mut().zip(row.iter()).for_each(|(sum, count)| *sum += count);
+        }
+        Snapshot { counts, sum: self.total_nanos.load(Ordering::Relaxed) as f64 / 1e9 }
     }
 }
 

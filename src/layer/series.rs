@@ -20,7 +20,7 @@ use super::outcome::{Outcome, Reason};
 use super::sink::{Sink, outward};
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
-use crate::buckets::Snapshot;
+use crate::buckets::Readable;
 use crate::{schema, unix_time};
 
 /// A stage by its id: `quant_stage_total`, and the line of the run report.
@@ -269,10 +269,10 @@ impl Series {
 
     /// The durations that are read here, by the key of their series.
     #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
-    pub(crate) fn durations(&self, labels: &Labels) -> impl Iterator<Item = (metrics::Key, Snapshot)> {
+    pub(crate) fn durations(&self, labels: &Labels) -> impl Iterator<Item = (metrics::Key, &dyn Readable)> {
         self.sets.iter().filter(|set| set.recorded.is_none()).map(|set| {
             let key = self.sink.key(&schema::STAGE_DURATION, &set.key.map(|label| labels.text(label)));
-            (key, set.durations.snapshot())
+            (key, &set.durations as &dyn Readable)
         })
     }
 

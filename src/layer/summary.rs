@@ -14,7 +14,7 @@ use super::sink::outward;
 use super::stages::Stages;
 #[cfg(feature = "trace-id")]
 use super::traces::Held;
-use crate::buckets::Snapshot;
+use crate::buckets::Readable;
 use crate::schema::Metric;
 
 /// Ample for a stage that closes to be counted.
@@ -59,7 +59,7 @@ impl Stages {
     }
 
     /// The histograms of the stage duration that are read here, by the key of their series.
-    pub(crate) fn durations(&self) -> impl Iterator<Item = (Key, Snapshot)> {
+    pub(crate) fn durations(&self) -> impl Iterator<Item = (Key, &dyn Readable)> {
         self.series.durations(&self.labels)
     }
 
