@@ -151,6 +151,13 @@ impl Case {
         Prepared { run, recorded, rested: Instant::now() }
     }
 
+    /// Runs it in this process, for a profiler.
+    pub(crate) fn alone(self, times: u64) {
+        let mut prepared = self.prepare();
+        prepared.warm_up();
+        prepared.run(times);
+    }
+
     fn by_hand<F: FnMut() + 'static>(self, make: impl Fn(LabelSet) -> F + Sync + 'static) -> Run {
         match self.work {
             Work::Sets(sets) => {

@@ -56,9 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--alone" => {
                 let case = Case::named(&value()?)?;
                 let times = value()?.parse()?;
-                let mut prepared = case.prepare();
-                prepared.warm_up();
-                prepared.run(times);
+                case.alone(times);
                 return Ok(());
             }
             _ => options.wanted = argument,
