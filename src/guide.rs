@@ -6,6 +6,7 @@
 //! - [`delivery`]: what arrives, however the process ends and whatever the gateway does; signals, the spool, the listener.
 //! - [`fleets`]: many processes of one job.
 //! - [`opentelemetry`]: metrics by OTLP, and the layer beside `tracing-opentelemetry`.
+//! - [`cost`]: what a span, a push and the start cost, and where the nanoseconds go.
 //! - [`migration`]: from metrics written by hand, and from the push gateway of `metrics-exporter-prometheus`.
 //!
 //! The pages are the files in `docs/` of the repository. The front page is that of the [crate].
@@ -76,6 +77,11 @@ pub mod fleets {}
 // Its code is of a feature that may not be there.
 #[cfg(any(not(doctest), feature = "otlp"))]
 pub mod opentelemetry {}
+
+/// What a span, a push and the start cost, beside what else there is.
+///
+#[doc = include_str!("../docs/cost.md")]
+pub mod cost {}
 
 /// How to come here from metrics written by hand, or from the push gateway of `metrics-exporter-prometheus`.
 ///
