@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::worker::{Order, Reply};
 use super::{Source, State};
@@ -29,30 +29,12 @@ pub(super) struct Lane {
 
 /// A delivery on its way.
 pub(super) struct Flight {
-    delivery: Delivery,
-    /// Whether anything of it may have been sent.
-    is_begun: bool,
-    tickets: Vec<Ticket>,
+    pub(super) delivery: Delivery,
+    pub(super) tickets: Vec<Ticket>,
     /// Keeps it from trying again.
-    hurry: Arc<Notify>,
+    pub(super) hurry: Arc<Notify>,
     /// How it went to do what belongs to it and is done: the text file.
-    beside: Result<(), Error>,
-}
-
-impl Flight {
-    pub(super) fn new(delivery: Delivery, tickets: Vec<Ticket>, hurry: Arc<Notify>, beside: Result<(), Error>) -> Self {
-        Self { delivery, is_begun: false, tickets, hurry, beside }
-    }
-
-    /// Waits for it to end, without another attempt, and gives it up at the deadline.
-    pub(super) async fn end(mut self, deadline: Instant) {
-        self.hurry.notify_one();
-        let ended = timeout_at(deadline, self.delivery.as_mut()).await;
-        // Dropped before anyone is told.
-        drop(self.delivery);
-        let aborted = || Err(Error::new(Kind::Timeout, "the push was aborted by the final flush"));
-        answer(ended.unwrap_or_else(|_| aborted()), self.tickets);
-    }
+    pub(super) beside: Result<(), Error>,
 }
 
 /// What became of a delivery, and who is to be told.
@@ -91,19 +73,13 @@ impl Lane {
         self.flight = Some(flight);
     }
 
-    /// What is on its way, to be given up or waited for. Of what was about to go only who waited for it is kept.
+    /// What is on its way, to be given up or waited for.
     pub(super) fn take(&mut self) -> Option<Flight> {
-        let flight = self.flight.take()?;
-        if flight.is_begun {
-            return Some(flight);
-        }
-        self.waiting.extend(flight.tickets);
-        None
+        self.flight.take()
     }
 
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Landed> {
         let Some(flight) = &mut self.flight else { return Poll::Pending };
-        flight.is_begun = true;
         let Poll::Ready(result) = flight.delivery.as_mut().poll(context) else { return Poll::Pending };
         let landed = |Flight { tickets, beside, .. }| Poll::Ready(Landed { result, tickets, beside });
         self.flight.take().map_or(Poll::Pending, landed)

@@ -13,13 +13,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout_at};
 
 use super::destinations::{Destinations, Rendered};
-use super::lane::{Flight, Landed, Lane, Ticket, all};
+use super::lane::{Flight, Landed, Lane, Ticket, all, answer};
 use super::push::{Replayed, replay};
 use super::quiet::mute;
 use super::retry::Budget;
 use super::spool::{Entry, Spool};
 use super::worker::Order;
 use super::{Source, State};
+use crate::error::{Error, Kind};
 
 enum Event {
     Ordered(Order),
@@ -158,13 +159,13 @@ impl Routine {
         let (budget, hurry) = budget(deadline, false);
         let Rendered { exposition, textfile } = self.destinations.render(&*self.source);
         let delivery = Box::pin(self.destinations.push(Arc::clone(&self.source), exposition, budget));
-        self.pushes.begin(Flight::new(delivery, tickets, hurry, textfile));
+        self.pushes.begin(Flight { delivery, tickets, hurry, beside: textfile });
     }
 
     fn export(&mut self, deadline: Instant, tickets: Vec<Ticket>) {
         let (budget, hurry) = budget(deadline, false);
         let delivery = Box::pin(self.destinations.export(Arc::clone(&self.source), budget, !tickets.is_empty()));
-        self.exports.begin(Flight::new(delivery, tickets, hurry, Ok(())));
+        self.exports.begin(Flight { delivery, tickets, hurry, beside: Ok(()) });
     }
 
     fn start_replay(&mut self) {
@@ -238,13 +239,17 @@ impl Routine {
         written.map_err(|error| self.source.changed(State::NotSpooled(&error))).ok()
     }
 
-    /// Waits for what is on its way, for half of the time. What was not sent yet the final flush has in it.
+    /// Waits for what is on its way, for half of the time.
     fn end_flights(&mut self, runtime: &Runtime, deadline: Instant) {
         let half = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
         let end = |flight: Option<Flight>| async move {
-            if let Some(flight) = flight {
-                flight.end(half).await;
-            }
+            let Some(mut flight) = flight else { return };
+            flight.hurry.notify_one();
+            let ended = timeout_at(half, flight.delivery.as_mut()).await;
+            // Dropped before anyone is told.
+            drop(flight.delivery);
+            let aborted = || Err(Error::new(Kind::Timeout, "the push was aborted by the final flush"));
+            answer(ended.unwrap_or_else(|_| aborted()), flight.tickets);
         };
         let (push, export) = (end(self.pushes.take()), end(self.exports.take()));
         mute(|| runtime.block_on(both(push, export)));
