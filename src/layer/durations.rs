@@ -1,7 +1,7 @@
 //! What the runs of one label set add up to: how long they took, by bucket and outcome.
 //!
-//! Everything else that is told of them (how many succeeded and failed, the sum) follows from two additions a run, so
-//! that the histogram and the totals cannot disagree. Durations are integers here, in nanoseconds.
+//! How many succeeded, how many failed and the sum follow from two additions a run, so that the histogram and the totals
+//! agree once no run is being counted. Durations are integers here, in nanoseconds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

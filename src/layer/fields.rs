@@ -79,8 +79,8 @@ pub(crate) struct SpanFields<'a> {
 
 /// The roles that are labels come first.
 const VALUES: usize = 3;
-/// More text than that is not compared as a whole, but value by value.
-const MAX_COMPARED: usize = 1 << Shape::BITS;
+/// More text than that is not compared as a whole, but value by value. No value ends where [`Shape::NO_VALUE`] does.
+const MAX_COMPARED: usize = (1 << Shape::BITS) - 2;
 
 /// Which values a text has, and where. Texts that are equal in this and byte by byte have the same values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub(crate) struct Shape(u64);
 
 impl Shape {
     const BITS: u32 = 10;
-    /// No text that is compared begins and ends there.
+    /// Of a value that begins and ends behind all that is compared.
     const NO_VALUE: u64 = u64::MAX >> (u64::BITS - 2 * Self::BITS);
 
     pub(crate) fn bits(self) -> u64 {
@@ -125,7 +125,7 @@ impl<'a> SpanFields<'a> {
     /// All values as one text, where they can be compared so.
     #[inline]
     pub(crate) fn compared(&self) -> Option<(&str, Shape)> {
-        if self.text.len() >= MAX_COMPARED || self.is_repeated {
+        if self.text.len() > MAX_COMPARED || self.is_repeated {
             return None;
         }
         let shape = self.values.iter().fold(0, |shape, value| {

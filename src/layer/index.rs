@@ -1,6 +1,6 @@
 //! An insert-only hash map whose reads take no lock.
 //!
-//! Callsites, label values and series are found on every span and added a few times in a process. They are never
+//! Callsites, and what spans gave before, are found on every span and added a few times in a process. They are never
 //! removed, so an item keeps its number and its place for as long as the map lives, and a reader needs neither a lock
 //! nor a reference count: one load finds the number, a second the item.
 //!

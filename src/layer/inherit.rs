@@ -114,11 +114,11 @@ impl Inheritance {
     /// The labels of this span, if they were found out under the values known now.
     #[inline]
     pub(crate) fn known(&self, slot: &Slot) -> Option<Resolved> {
-        Resolved::unpack(slot.resolved.load(Ordering::Relaxed), self.epoch())
+        Resolved::unpack(slot.resolved.load(Ordering::Acquire), self.epoch())
     }
 
-    /// The labels of this span under the values known now, which are kept in its slot. For whoever has the span's id;
-    /// others [`look`](Self::look).
+    /// The labels of this span under the values known now, which are kept in its slot. For whoever has the span's id,
+    /// and for the end of the run, after which no slot gets another span; others [`look`](Self::look).
     #[inline]
     pub(crate) fn resolve(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
         self.known(slot).unwrap_or_else(|| self.resolve_again(open, slot))
@@ -128,9 +128,9 @@ impl Inheritance {
     fn resolve_again(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
         let epoch = self.epoch();
         let resolved = self.find(open, slot, epoch);
-        // Before the labels look current again: it may be of others.
+        // Who sees the labels as current does not see a meaning any more that may be of others.
         slot.forget_meaning();
-        slot.resolved.store(resolved.pack(epoch), Ordering::Relaxed);
+        slot.resolved.store(resolved.pack(epoch), Ordering::Release);
         resolved
     }
 

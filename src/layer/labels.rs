@@ -1,7 +1,7 @@
 //! Label values, each stored once and known by a small number from then on.
 //!
 //! A span carries the numbers of its values, a child takes its ancestor's over as integers, and a series is found by
-//! three of them: strings are compared once, when a value comes in.
+//! three of them. Strings are compared once, when a span opens.
 
 use std::hash::{BuildHasher, Hasher};
 

@@ -1,8 +1,8 @@
 //! Spans in, metrics out. Knows nothing of how the metrics leave the process.
 //!
 //! The callbacks here hand over to [`stages`], where the life of a stage is told. Around it, one concept a file: what
-//! a callsite is, the fields of a span, the spans in flight, what they inherit, what counts as a failure, the series
-//! and their limit, and where records go.
+//! a callsite is, the fields of a span and what they came to before, the spans in flight, what they inherit, what counts
+//! as a failure, the series and their limit, and where records go.
 
 mod admission;
 mod callsite;

@@ -1,8 +1,9 @@
 //! Spans in flight: a table of the layer's own, keyed by span id, that is read and written without a lock.
 //!
-//! Only spans that matter (stages, and those that bring a profile or a run id) have a slot. Keys lie in buckets of
-//! eight, one cache line each, so that the question most often asked, whether an id is here, is one line read. When
-//! a bucket is full the next level, eight times as large, takes the span.
+//! Only spans that matter have a slot: stages, those that bring a profile or a run id, and those that a stage looked
+//! further out from. Keys lie in buckets of eight, one cache line each, and a byte tells how many of a bucket were ever in
+//! use, so that the question most often asked, whether an id is here, is answered by that byte or one line more. When a
+//! bucket is full the next level, eight times as large, takes the span.
 //!
 //! **A reused or foreign id.** Ids are unique among open spans and are used again after they close. A slot's key goes
 //! when its span closes, before the id can come back, since the registry frees the id after the last layer was told.
@@ -28,7 +29,7 @@ const BUCKETS: usize = 32;
 const GROWTH: u32 = 3;
 const LEVELS: usize = 5;
 
-/// One open span. All fields but `life` belong to whoever holds the span's id.
+/// One open span. All fields but `life` belong to whoever holds the span's id, and to the end of the run.
 #[derive(Debug, Default)]
 #[repr(align(128))] // Threads with spans in neighbouring slots do not wait for each other.
 pub(crate) struct Slot {
@@ -355,6 +356,12 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         }
     }
 
+    /// The same for a span that another thread may be giving its slot at this moment: `None` until all of it is there.
+    #[inline]
+    pub(crate) fn find_whole(&self, id: &Id) -> Option<Found<'_>> {
+        self.find(id).filter(|found| found.slot.phase() != Phase::Free)
+    }
+
     fn find_in(&self, id: u64, bucket: usize, used: usize) -> Option<Found<'_>> {
         match self.first.find(id, bucket, used) {
             None if used == BUCKET => self.find_further(id),
@@ -473,8 +480,8 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         })
     }
 
-    /// The phase of the span in this place. One that is being written at this moment is waited for: that takes its
-    /// thread a few nanoseconds, or a time slice where it was interrupted just there.
+    /// The phase of the span in this place. One that is being written at this moment is waited for, within reason: that
+    /// takes its thread a few nanoseconds, or a time slice where it was interrupted just there.
     fn phase_now(&self, found: Found<'_>) -> Phase {
         for spin in 0..1_000 {
             if self.key(found).is_none_or(|key| key.load(Ordering::SeqCst) == 0) {

@@ -1,8 +1,8 @@
 //! Label set -> series, found by the numbers of their labels, and what the run's stages add up to.
 //!
-//! Three tables, one per set of labels: stages, pairs of stage and profile, and full sets. What is counted and what
-//! shows the latest state is kept here in atomics and given to the recorder when someone is about to look, unless
-//! nobody says when that is. Handles are registered before a table's lock is taken: that runs the recorder's code.
+//! Three tables, one per set of labels: stages, pairs of stage and profile, and full sets. What every stage counts and
+//! what shows the latest state is kept here in atomics and given to the recorder when someone is about to look, unless
+//! nobody says when that is; failures by reason and overflows are counted there at once. Handles are registered before a table's lock is taken: that runs the recorder's code.
 
 #[cfg(feature = "trace-id")]
 use std::sync::atomic::AtomicBool;

@@ -219,7 +219,7 @@ impl Stages {
             None => None,
         };
         let Some(parent) = parent else { return SlotRef::NONE };
-        if let Some(found) = self.open.find(parent) {
+        if let Some(found) = self.open.find_whole(parent) {
             return found.reference();
         }
         self.parent_further(id, ctx)
@@ -235,12 +235,13 @@ impl Stages {
         // Without those that a filter hides from this layer: it is not told when they close.
         let mut around = span.scope().skip(1);
         let Some(nearest) = around.next() else { return SlotRef::NONE };
-        if let Some(found) = self.open.find(&nearest.id()) {
+        if let Some(found) = self.open.find_whole(&nearest.id()) {
             return found.reference();
         }
-        let further = around.find_map(|span| self.open.find(&span.id()));
+        let further = around.find_map(|span| self.open.find_whole(&span.id()));
         let further = further.map_or(SlotRef::NONE, |found| found.reference());
-        // An id has one slot. Nobody waits: who comes second has what it came for, the next one tries again.
+        // An id has one slot. Nobody waits: who comes second has what it came for, as long as it does not take a slot
+        // that is being written for one that is there. The next one tries again.
         if self.leading.swap(true, Ordering::Acquire) {
             return further;
         }
@@ -256,7 +257,7 @@ impl Stages {
     }
 
     pub(crate) fn recorded(&self, id: &Id, values: &Record<'_>) {
-        let Some(found) = self.open.find(id) else { return };
+        let Some(found) = self.open.find_whole(id) else { return };
         let Some(callsite) = self.callsite(found) else { return };
         let mut fields = SpanFields::new(&callsite.positions);
         values.record(&mut fields);
@@ -346,7 +347,7 @@ impl Stages {
             _ => return,
         };
         let Some(span) = ctx.event_span(event) else { return };
-        if let Some(found) = self.open.find(&span.id()).filter(|found| found.facts().is_stage()) {
+        if let Some(found) = self.open.find_whole(&span.id()).filter(|found| found.facts().is_stage()) {
             if is_error {
                 found.add_fact(Facts::ERROR_EVENT);
             }
@@ -356,7 +357,7 @@ impl Stages {
                 None => {}
             }
         } else if is_error && self.policy == FailurePolicy::ErrorsWithin {
-            let around = span.scope().filter_map(|span| self.open.find(&span.id()));
+            let around = span.scope().filter_map(|span| self.open.find_whole(&span.id()));
             if let Some(stage) = around.into_iter().find(|found| found.facts().is_stage()) {
                 stage.add_fact(Facts::ERROR_WITHIN);
             }
