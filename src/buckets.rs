@@ -37,8 +37,3 @@ pub(crate) struct Snapshot {
     pub(crate) counts: Vec<u64>,
     pub(crate) sum: f64,
 }
-
-/// A histogram that can be read.
-pub(crate) trait Readable {
-    fn snapshot(&self) -> Snapshot;
-}

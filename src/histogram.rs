@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use metrics::{HistogramFn, Key, SharedString};
 use metrics_util::registry::{Registry, Storage};
 
-use crate::buckets::{Counts, Readable, Snapshot};
+use crate::buckets::{Counts, Snapshot};
 use crate::exposition::Merged;
 
 /// Counts by upper bound, and the sum. On cache lines of its own, so that threads that record into different histograms
@@ -50,9 +50,7 @@ impl BucketHistogram {
             sum = other;
         }
     }
-}
 
-impl Readable for BucketHistogram {
     fn snapshot(&self) -> Snapshot {
         let counts = self.counts.iter().take(self.bounds.len() + 1).collect();
         Snapshot { counts, sum: f64::from_bits(self.sum.load(Ordering::Relaxed)) }
@@ -129,13 +127,13 @@ impl Histograms {
     }
 
     /// In the text format, with those that are `kept_elsewhere`, under the bounds of their name.
-    pub(crate) fn render<'k>(
+    pub(crate) fn render(
         &self,
-        kept_elsewhere: impl IntoIterator<Item = (Key, &'k dyn Readable)>,
+        kept_elsewhere: impl IntoIterator<Item = (Key, Snapshot)>,
         exposition: &mut Merged<'_>,
     ) {
         let own = self.registry.get_histogram_handles();
-        let own = own.iter().map(|(key, histogram)| (Cow::Borrowed(key), &**histogram as &dyn Readable));
+        let own = own.iter().map(|(key, histogram)| (Cow::Borrowed(key), histogram.snapshot()));
         let kept_elsewhere = kept_elsewhere.into_iter().map(|(key, histogram)| (Cow::Owned(key), histogram));
         let mut families: BTreeMap<String, Vec<Series<'_>>> = BTreeMap::new();
         for (key, histogram) in own.chain(kept_elsewhere) {
@@ -157,22 +155,21 @@ impl Histograms {
     }
 }
 
-/// A series, read when it is written.
 struct Series<'a> {
     labels: String,
     bounds: &'a [f64],
-    histogram: &'a dyn Readable,
+    histogram: Snapshot,
 }
 
 /// Writes as one the series that differ in characters a label name cannot have.
 fn write_series(text: &mut String, name: &str, same: &[Series<'_>]) {
     let Some(Series { labels, bounds, histogram }) = same.first() else { return };
-    let Snapshot { mut counts, mut sum } = histogram.snapshot();
+    let Snapshot { mut counts, mut sum } = histogram.clone();
     for further in same.iter().skip(1) {
-        let other = further.histogram.snapshot();
+        let other = &further.histogram;
         sum += other.sum;
         if further.bounds == *bounds {
-            counts.iter_mut().zip(other.counts).for_each(|(count, other)| *count += other);
+            counts.iter_mut().zip(&other.counts).for_each(|(count, other)| *count += other);
         } else if let Some(above_all) = counts.last_mut() {
             // Of two names that are one now, with different bounds.
             *above_all += other.counts.iter().sum::<u64>();

@@ -3,7 +3,7 @@
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::buckets::Readable;
+use crate::buckets::Snapshot;
 use crate::error::Error;
 use crate::exposition;
 use crate::histogram::Histograms;
@@ -34,7 +34,7 @@ impl StageRecorder {
     }
 
     /// All metrics in the text format, in a stable order, with the histograms that are kept elsewhere.
-    pub(crate) fn render<'k>(&self, kept_elsewhere: impl IntoIterator<Item = (Key, &'k dyn Readable)>) -> String {
+    pub(crate) fn render(&self, kept_elsewhere: impl IntoIterator<Item = (Key, Snapshot)>) -> String {
         let simple = self.handle.render();
         let mut simple = exposition::Merged::new(&simple);
         self.histograms.render(kept_elsewhere, &mut simple);

@@ -121,8 +121,7 @@ impl Telemetry {
         match &self.exposition {
             Exposition::Own { recorder, rendering } => {
                 let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
-                self.stages.publish();
-                recorder.render(self.stages.durations())
+                recorder.render(self.stages.publish())
             }
             Exposition::Foreign(render) => exposition::in_order(&render()),
         }
@@ -164,7 +163,7 @@ impl Source for Telemetry {
     fn publish(&self) {
         guarded(|| {
             self.sample_first();
-            self.stages.publish();
+            drop(self.stages.publish());
         });
     }
 

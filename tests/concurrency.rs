@@ -214,3 +214,28 @@ fn the_first_stages_of_a_plain_span_on_two_threads() {
     drop(plain);
     assert_eq!(pipeline.now().runs(), [format!("a,p,r {}", 2 * ROUNDS)]);
 }
+
+#[test]
+fn what_is_read_together_agrees() {
+    let pipeline = Pipeline::start();
+    let done = AtomicBool::new(false);
+    let dispatch = pipeline.dispatch();
+    let texts = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            tracing::dispatcher::with_default(&dispatch, || {
+                while !done.load(Ordering::Relaxed) {
+                    info_span!("x", stage_id = "a", profile = "p", run_id = "r").in_scope(|| ());
+                    info_span!("x", stage_id = "a", profile = "p", run_id = "s").in_scope(|| error!("it broke"));
+                }
+            });
+        });
+        let texts = (0..300).map(|_| pipeline.guard().render()).collect::<Vec<_>>();
+        done.store(true, Ordering::Relaxed);
+        texts
+    });
+    for text in texts {
+        let found = support::exposition::parse(&text);
+        let sum = |metric| found.matching(metric, &[]).iter().map(|sample| sample.value).sum::<f64>();
+        assert_eq!(sum("quant_stage_duration_seconds_count"), sum("quant_stage_total"), "{text}");
+    }
+}

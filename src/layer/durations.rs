@@ -1,12 +1,12 @@
 //! What the runs of one label set add up to: how long they took, by bucket and outcome.
 //!
 //! How many succeeded, how many failed and the sum follow from two additions a run, so that the histogram and the totals
-//! agree once no run is being counted. Durations are integers here, in nanoseconds.
+//! agree. Durations are integers here, in nanoseconds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::buckets::{Counts, Readable, Snapshot};
+use crate::buckets::{Counts, Snapshot};
 
 /// Upper bounds of buckets.
 #[derive(Debug, Default)]
@@ -103,6 +103,19 @@ impl Durations {
 
     pub(crate) fn sums(&self) -> Sums {
         let [succeeded, failed] = self.counts.each_ref().map(|row| row.iter().sum());
+        self.with_counts(succeeded, failed)
+    }
+
+    /// The histogram and the sums at one moment: they agree in how many runs there were.
+    pub(crate) fn read(&self) -> (Sums, Snapshot) {
+        let [succeeded, failed] = self.counts.each_ref().map(|row| row.iter().collect::<Vec<u64>>());
+        let sums = self.with_counts(succeeded.iter().sum(), failed.iter().sum());
+        let counts =
+            succeeded.iter().zip(&failed).map(|(one, other)| one + other).take(self.bounds.buckets()).collect();
+        (sums, Snapshot { counts, sum: sums.total_nanos as f64 / 1e9 })
+    }
+
+    fn with_counts(&self, succeeded: u64, failed: u64) -> Sums {
         Sums {
             succeeded,
             failed,
@@ -110,16 +123,6 @@ impl Durations {
             slowest_nanos: self.slowest_nanos.load(Ordering::Relaxed),
             first_finished: self.first_finished.load(Ordering::Relaxed),
         }
-    }
-}
-
-impl Readable for Durations {
-    fn snapshot(&self) -> Snapshot {
-        let mut counts = vec![0; self.bounds.buckets()];
-        for row in &self.counts {
-            counts.iter_mut().zip(row.iter()).for_each(|(sum, count)| *sum += count);
-        }
-        Snapshot { counts, sum: self.total_nanos.load(Ordering::Relaxed) as f64 / 1e9 }
     }
 }
 
@@ -151,11 +154,11 @@ mod tests {
         {
             durations.add(nanos, is_failure, &finished);
         }
-        assert_eq!(durations.snapshot().counts, [0, 1, 2, 1, 1]);
+        assert_eq!(durations.read().1.counts, [0, 1, 2, 1, 1]);
         let total_nanos = 2_000_002 + u64::MAX / 2;
         let sums = Sums { succeeded: 3, failed: 2, total_nanos, slowest_nanos: u64::MAX / 2, first_finished: 5 };
-        assert_eq!(durations.sums(), sums);
-        assert_eq!(durations.snapshot().sum, total_nanos as f64 / 1e9);
+        assert_eq!((durations.sums(), durations.read().0), (sums, sums));
+        assert_eq!(durations.read().1.sum, total_nanos as f64 / 1e9);
     }
 
     #[test]
@@ -165,7 +168,7 @@ mod tests {
         for second in 0..=40 {
             durations.add(second * 1_000_000_000 + 1, second % 2 == 0, &finished);
         }
-        assert_eq!(durations.snapshot().counts, [1; 41]);
+        assert_eq!(durations.read().1.counts, [1; 41]);
         assert_eq!((durations.sums().succeeded, durations.sums().failed), (20, 21));
     }
 

@@ -20,7 +20,7 @@ use super::outcome::{Outcome, Reason};
 use super::sink::{Sink, outward};
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
-use crate::buckets::Readable;
+use crate::buckets::Snapshot;
 use crate::{schema, unix_time};
 
 /// A stage by its id: `quant_stage_total`, and the line of the run report.
@@ -267,15 +267,6 @@ impl Series {
         self.sets.find(hash(key), |set| set.key == key).map(|(_, set)| set)
     }
 
-    /// The durations that are read here, by the key of their series.
-    #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
-    pub(crate) fn durations(&self, labels: &Labels) -> impl Iterator<Item = (metrics::Key, &dyn Readable)> {
-        self.sets.iter().filter(|set| set.recorded.is_none()).map(|set| {
-            let key = self.sink.key(&schema::STAGE_DURATION, &set.key.map(|label| labels.text(label)));
-            (key, &set.durations as &dyn Readable)
-        })
-    }
-
     /// The series of this stage. From then on both statuses exist.
     pub(crate) fn stage(&self, labels: &Labels, stage: Label) -> (Number, &Arc<StageSeries>) {
         let find = |stage: Label| self.stages.find(hash([stage; 3]), |series| series.stage == stage);
@@ -336,10 +327,19 @@ impl Series {
         }
     }
 
-    /// Gives the recorder the latest state. `active`: how many stages run now, by the number of the pair.
-    pub(crate) fn publish(&self, labels: &Labels, active: impl Fn(Number) -> u64) {
+    /// Gives the recorder the latest state, and returns the histograms that are read here, of the same moment. `active`:
+    /// how many stages run now, by the number of the pair.
+    pub(crate) fn publish(&self, active: impl Fn(Number) -> u64, labels: &Labels) -> Vec<(&SetSeries, Snapshot)> {
         self.bind();
-        for (stage, sums) in self.sums() {
+        let mut histograms = Vec::with_capacity(if self.bounds.is_some() { self.sets.len() } else { 0 });
+        let read = self.sets.iter().map(|set| {
+            let (sums, histogram) = set.durations.read();
+            if set.recorded.is_none() {
+                histograms.push((&**set, histogram));
+            }
+            (&**set, sums)
+        });
+        for (stage, sums) in self.by_stage(read) {
             outward(|| {
                 stage.success.absolute(sums.succeeded);
                 stage.failure.absolute(sums.failed);
@@ -349,21 +349,31 @@ impl Series {
             outward(|| pair.active.set(active(number as Number) as f64));
             pair.publish(self, labels);
         }
+        histograms
+    }
+
+    /// The key under which the durations of a label set are shown.
+    pub(crate) fn key_of(&self, set: &SetSeries, labels: &Labels) -> metrics::Key {
+        self.sink.key(&schema::STAGE_DURATION, &set.key.map(|label| labels.text(label)))
     }
 
     /// The stages known so far, with what their runs add up to.
     pub(crate) fn totals(&self) -> impl Iterator<Item = (Label, StageTotals)> {
-        self.sums().map(|(series, sums)| (series.stage, series.totals(sums)))
+        let sums = self.sets.iter().map(|set| (&**set, set.durations.sums()));
+        self.by_stage(sums).map(|(series, sums)| (series.stage, series.totals(sums)))
     }
 
-    /// The stages, and what their runs add up to.
-    fn sums(&self) -> impl Iterator<Item = (&StageSeries, Sums)> {
+    /// The stages, and what the sums of their label sets add up to.
+    fn by_stage<'a>(
+        &'a self,
+        by_set: impl Iterator<Item = (&'a SetSeries, Sums)>,
+    ) -> impl Iterator<Item = (&'a StageSeries, Sums)> {
         let mut sums: Vec<Sums> = Vec::new();
-        for set in self.sets.iter() {
+        for (set, of_set) in by_set {
             if let Some(Within { stage_number, .. }) = set.within {
                 let at = stage_number as usize;
                 sums.resize(sums.len().max(at + 1), Sums::default());
-                sums[at] += set.durations.sums();
+                sums[at] += of_set;
             }
         }
         self.stages.iter().zip(sums.into_iter().chain(std::iter::repeat(Sums::default()))).map(|(stage, mut sums)| {

@@ -9,12 +9,12 @@ use metrics::Key;
 use super::labels::Label;
 use super::open::SlotRef;
 use super::outcome::{Facts, Outcome, Reason};
-use super::series::StageTotals;
+use super::series::{SetSeries, StageTotals};
 use super::sink::outward;
 use super::stages::Stages;
 #[cfg(feature = "trace-id")]
 use super::traces::Held;
-use crate::buckets::Readable;
+use crate::buckets::Snapshot;
 use crate::schema::Metric;
 
 /// Ample for a stage that closes to be counted.
@@ -30,11 +30,14 @@ pub(crate) struct StageState {
 
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 impl Stages {
-    /// Gives the recorder the state of this moment. To be called before it is rendered.
-    pub(crate) fn publish(&self) {
-        if self.series.sink.is_live() {
-            return;
-        }
+    /// Gives the recorder the state of this moment. To be called before it is rendered, with what is returned: the
+    /// histograms that are read here, by the key of their series.
+    pub(crate) fn publish(&self) -> impl Iterator<Item = (Key, Snapshot)> {
+        let histograms = if self.series.sink.is_live() { Vec::new() } else { self.publish_all() };
+        histograms.into_iter().map(|(set, histogram)| (self.series.key_of(set, &self.labels), histogram))
+    }
+
+    fn publish_all(&self) -> Vec<(&SetSeries, Snapshot)> {
         // In the order in which they opened: the limit on label sets goes by who comes first.
         let mut stages: Vec<_> = self
             .open
@@ -55,12 +58,7 @@ impl Stages {
             let (pair, _) = self.series.pair(&self.labels, stage, profile);
             *active.entry(pair).or_insert(0_u64) += 1;
         }
-        self.series.publish(&self.labels, |pair| active.get(&pair).copied().unwrap_or(0));
-    }
-
-    /// The histograms of the stage duration that are read here, by the key of their series.
-    pub(crate) fn durations(&self) -> impl Iterator<Item = (Key, &dyn Readable)> {
-        self.series.durations(&self.labels)
+        self.series.publish(|pair| active.get(&pair).copied().unwrap_or(0), &self.labels)
     }
 
     /// The run is over: counts the stages that are still open, once, and measures nothing from now on.

@@ -1,9 +1,9 @@
 //! Runs one case of `benches/span_cost` alone, for a profiler: `hot-path layer/own 1000000`.
 #![allow(dead_code)]
 
-#[path = "../span_cost/by_hand.rs"]
+#[path = "../../span_cost/by_hand.rs"]
 mod by_hand;
-#[path = "../span_cost/cases.rs"]
+#[path = "../../span_cost/cases.rs"]
 mod cases;
 
 /// There are none here.
