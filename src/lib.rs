@@ -87,8 +87,8 @@
 //!
 //! Of the metrics of the stages only the histogram of durations has the label `run_id`: each run adds a histogram per stage
 //! to what Prometheus stores, which a job that runs daily or hourly can afford. A service whose run ids never end leaves
-//! the label out, [`without_run_id_label`](MetricsLayerBuilder::without_run_id_label). A metric has at most
-//! [2 000](DEFAULT_MAX_SERIES) label sets, and what is beyond is counted under `_overflow`, so that totals stay exact:
+//! the label out, [`without_run_id_label`](MetricsLayerBuilder::without_run_id_label). Each metric of the stages takes the
+//! first [2 000](DEFAULT_MAX_SERIES) label sets, and what is beyond is counted under `_overflow`, so that totals stay exact:
 //! [`guide::metrics`], where all metrics are listed.
 //!
 //! # Pushgateway, HTTP or OTLP

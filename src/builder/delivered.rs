@@ -52,7 +52,8 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// The time from one push to the next. Without it, [`DEFAULT_PUSH_INTERVAL`]. The first push goes out at once.
+    /// The time from one push to the next, and the longest that a push on the interval may take. Without it,
+    /// [`DEFAULT_PUSH_INTERVAL`]. The first push goes out at once.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -242,7 +243,7 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Hands over the report of the run, once, after the final flush, on every ending. Without it nobody is told;
+    /// Hands over the report of the run, once, after the final flush, however that came. Without it nobody is told;
     /// [`FlushGuard::report`] has it at any time.
     ///
     /// ```
