@@ -11,6 +11,7 @@ pub const DEFAULT_RESOURCE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Measures from its creation on.
 pub(crate) struct Meter {
+    start: Instant,
     cpu_at_start: Duration,
     last: Mutex<Last>,
 }
@@ -28,7 +29,8 @@ const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 /// What was found at one moment; what this system does not tell is missing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// Cores in use on average since the sample before; none where that was a moment ago.
+    /// Cores in use on average since the sample before. Where that was a moment ago: none, or since the beginning in the
+    /// first moments of all.
     pub(crate) cores: Option<f64>,
     /// Resident memory.
     pub(crate) resident_bytes: Option<u64>,
@@ -36,8 +38,13 @@ pub(crate) struct Sample {
 
 impl Meter {
     pub(crate) fn new() -> Self {
-        let cpu = cpu_time().unwrap_or_default();
-        Self { cpu_at_start: cpu, last: Mutex::new(Last { at: Instant::now(), cpu, is_sample: false }) }
+        Self::starting(cpu_time().unwrap_or_default())
+    }
+
+    /// `cpu`: the CPU time now.
+    fn starting(cpu: Duration) -> Self {
+        let start = Instant::now();
+        Self { start, cpu_at_start: cpu, last: Mutex::new(Last { at: start, cpu, is_sample: false }) }
     }
 
     pub(crate) fn sample(&self) -> Sample {
@@ -45,11 +52,22 @@ impl Meter {
     }
 
     fn cores(&self) -> Option<f64> {
-        let (now, cpu) = (Instant::now(), cpu_time()?);
+        self.cores_at(Instant::now(), cpu_time()?)
+    }
+
+    /// `cpu`: the CPU time at that moment.
+    fn cores_at(&self, now: Instant, cpu: Duration) -> Option<f64> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = now.saturating_duration_since(last.at);
-        if elapsed.is_zero() || (last.is_sample && elapsed < SHORTEST_WINDOW) {
+        if elapsed.is_zero() {
             return None;
+        }
+        if last.is_sample && elapsed < SHORTEST_WINDOW {
+            // Where the sample before was of the first moments alone, all there was until now says more.
+            let is_of_start = last.at.saturating_duration_since(self.start) < SHORTEST_WINDOW;
+            let all = now.saturating_duration_since(self.start);
+            let used = cpu.saturating_sub(self.cpu_at_start);
+            return is_of_start.then(|| used.as_secs_f64() / all.as_secs_f64());
         }
         let used = cpu.saturating_sub(last.cpu);
         *last = Last { at: now, cpu, is_sample: true };
@@ -118,6 +136,20 @@ mod tests {
         // Other tests run in this process meanwhile: more is possible, less is not.
         assert!(cores >= 0.099 / elapsed, "{cores} cores in {elapsed} s");
         assert!(meter.cpu_used().unwrap() >= Duration::from_millis(100));
+    }
+
+    #[test]
+    fn a_short_job_is_told_by_all_of_it() {
+        let meter = Meter::starting(Duration::ZERO);
+        let after = |millis, cpu_millis| {
+            let cores = meter.cores_at(meter.start + Duration::from_millis(millis), Duration::from_millis(cpu_millis));
+            cores.map(|cores| (cores * 1e3).round() / 1e3)
+        };
+        assert_eq!(after(1, 1), Some(1.0), "the first sample");
+        assert_eq!(after(90, 9), Some(0.1), "all of it, since the first was of a moment");
+        assert_eq!(after(1_001, 501), Some(0.5), "since the first");
+        assert_eq!(after(1_050, 550), None, "a moment after another");
+        assert_eq!(after(2_001, 751), Some(0.25));
     }
 
     #[test]
