@@ -148,7 +148,7 @@ impl Histograms {
             }
             let _ = writeln!(text, "# TYPE {name} histogram");
             series.sort_by(|one, other| one.labels.cmp(&other.labels));
-            for same in series.chunk_by(|one, other| one.labels == other.labels) {
+            for same in series.chunk_by_mut(|one, other| one.labels == other.labels) {
                 write_series(text, &name, same);
             }
         }
@@ -162,12 +162,13 @@ struct Series<'a> {
 }
 
 /// Writes as one the series that differ in characters a label name cannot have.
-fn write_series(text: &mut String, name: &str, same: &[Series<'_>]) {
-    let Some(Series { labels, bounds, histogram }) = same.first() else { return };
-    let Snapshot { mut counts, mut sum } = histogram.clone();
-    for further in same.iter().skip(1) {
+fn write_series(text: &mut String, name: &str, same: &mut [Series<'_>]) {
+    let Some((Series { labels, bounds, histogram: Snapshot { counts, sum } }, others)) = same.split_first_mut() else {
+        return;
+    };
+    for further in others {
         let other = &further.histogram;
-        sum += other.sum;
+        *sum += other.sum;
         if further.bounds == *bounds {
             counts.iter_mut().zip(&other.counts).for_each(|(count, other)| *count += other);
         } else if let Some(above_all) = counts.last_mut() {

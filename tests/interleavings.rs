@@ -23,14 +23,18 @@ mod sync {
 
 use std::sync::atomic::{AtomicUsize as Tally, Ordering::Relaxed};
 
+use layer::index::place_of;
 use layer::open::{Found, NewSpan, SlotRef};
 use layer::outcome::Facts;
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicUsize;
-use loom::thread;
+use loom::thread::{self, JoinHandle};
 use tracing::span::Id;
 
-type OpenSpans = layer::open::OpenSpans<2>;
+/// Buckets of the first level.
+const FIRST: usize = 2;
+
+type OpenSpans = layer::open::OpenSpans<FIRST>;
 
 fn id(id: u64) -> Id {
     Id::from_u64(id)
@@ -71,9 +75,22 @@ fn end(spans: &OpenSpans) -> Vec<u64> {
     counted
 }
 
+/// Closes the span with the id 1 and has another with it; what was counted of the two.
+fn close_and_reuse(spans: &OpenSpans) -> [Option<u64>; 2] {
+    let first = close(spans, 1);
+    open(spans, 1, 2);
+    [first, close(spans, 1)]
+}
+
+/// Runs it on a thread of its own.
+fn beside<T: 'static>(spans: &Arc<OpenSpans>, work: impl FnOnce(&OpenSpans) -> T + 'static) -> JoinHandle<T> {
+    let spans = Arc::clone(spans);
+    thread::spawn(move || work(&spans))
+}
+
 /// Ids of the same bucket.
 fn neighbours(count: usize) -> Vec<u64> {
-    let bucket = |id: u64| id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - 1);
+    let bucket = |id| place_of(id, FIRST);
     (1..).filter(|id| bucket(*id) == bucket(1)).take(count).collect()
 }
 
@@ -97,18 +114,15 @@ fn model(name: &str, run: impl Fn() + Sync + Send + 'static) {
 /// Two threads open and close spans of the same bucket.
 fn neighbours_do_not_meet() {
     let spans = Arc::new(OpenSpans::new());
-    let threads: Vec<_> = neighbours(2)
-        .into_iter()
-        .map(|at| {
-            let spans = Arc::clone(&spans);
-            thread::spawn(move || {
-                open(&spans, at, at);
-                assert_eq!(mark(spans.find(&id(at)).unwrap()), at);
-                assert_eq!(close(&spans, at), Some(at));
-                assert!(spans.find(&id(at)).is_none());
-            })
-        })
-        .collect();
+    let work = |at| {
+        move |spans: &OpenSpans| {
+            open(spans, at, at);
+            assert_eq!(mark(spans.find(&id(at)).unwrap()), at);
+            assert_eq!(close(spans, at), Some(at));
+            assert!(spans.find(&id(at)).is_none());
+        }
+    };
+    let threads: Vec<_> = neighbours(2).into_iter().map(|at| beside(&spans, work(at))).collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(spans.iter().count(), 0);
 }
@@ -117,29 +131,19 @@ fn neighbours_do_not_meet() {
 fn a_reference_does_not_reach_the_next_span_with_the_id() {
     let spans = Arc::new(OpenSpans::new());
     let reference = open(&spans, 1, 1);
-    let closing = {
-        let spans = Arc::clone(&spans);
-        thread::spawn(move || {
-            let first = close(&spans, 1);
-            open(&spans, 1, 2);
-            (first, close(&spans, 1))
-        })
-    };
+    let closing = beside(&spans, close_and_reuse);
     // As a child reads what it inherits, and as the end of the run counts what it refers to.
-    let looking = {
-        let spans = Arc::clone(&spans);
-        thread::spawn(move || {
-            spans.get(reference).and_then(|found| {
-                let seen = mark(found);
-                if found.is_still(reference) {
-                    assert_eq!(seen, 1, "the values of another span");
-                }
-                found.settle(reference).then_some(seen)
-            })
+    let looking = beside(&spans, move |spans| {
+        spans.get(reference).and_then(|found| {
+            let seen = mark(found);
+            if found.is_still(reference) {
+                assert_eq!(seen, 1, "the values of another span");
+            }
+            found.settle(reference).then_some(seen)
         })
-    };
+    });
     let counted = looking.join().unwrap();
-    let (first, second) = closing.join().unwrap();
+    let [first, second] = closing.join().unwrap();
     assert_eq!([counted, first].into_iter().flatten().collect::<Vec<_>>(), [1], "the first span counts once");
     assert_eq!(second, Some(2), "the second span is its own");
     assert!(spans.get(reference).is_none());
@@ -149,21 +153,11 @@ fn a_reference_does_not_reach_the_next_span_with_the_id() {
 fn at_the_end_of_the_run_each_span_counts_once() {
     let spans = Arc::new(OpenSpans::new());
     open(&spans, 1, 1);
-    let working = {
-        let spans = Arc::clone(&spans);
-        thread::spawn(move || {
-            let first = close(&spans, 1);
-            open(&spans, 1, 2);
-            (first, close(&spans, 1))
-        })
-    };
-    let ending = {
-        let spans = Arc::clone(&spans);
-        thread::spawn(move || end(&spans))
-    };
+    let working = beside(&spans, close_and_reuse);
+    let ending = beside(&spans, end);
     let ended = ending.join().unwrap();
-    let (first, second) = working.join().unwrap();
-    let mut counted: Vec<_> = ended.into_iter().chain(first).chain(second).collect();
+    let of_thread = working.join().unwrap();
+    let mut counted: Vec<_> = ended.into_iter().chain(of_thread.into_iter().flatten()).collect();
     counted.sort_unstable();
     assert_eq!(counted, [1, 2]);
 }
@@ -174,21 +168,13 @@ fn what_is_found_is_whole() {
     // What the slot had before.
     open(&spans, 1, 1);
     close(&spans, 1);
-    let opening = {
-        let spans = Arc::clone(&spans);
-        thread::spawn(move || {
-            open(&spans, 1, 2);
-        })
-    };
-    let looking = {
-        let spans = Arc::clone(&spans);
-        thread::spawn(move || {
-            if let Some(found) = spans.find_whole(&id(1)) {
-                let reference = found.reference();
-                assert_eq!(spans.get(reference).map(mark), Some(2));
-            }
-        })
-    };
+    let opening = beside(&spans, |spans| open(spans, 1, 2));
+    let looking = beside(&spans, |spans| {
+        if let Some(found) = spans.find_whole(&id(1)) {
+            let reference = found.reference();
+            assert_eq!(spans.get(reference).map(mark), Some(2));
+        }
+    });
     opening.join().unwrap();
     looking.join().unwrap();
     assert_eq!(close(&spans, 1), Some(2));
@@ -201,22 +187,14 @@ fn a_full_bucket_overflows_into_the_next_level() {
     ids[..7].iter().for_each(|at| {
         open(&spans, *at, *at);
     });
-    let other = {
-        let (spans, at) = (Arc::clone(&spans), ids[7]);
-        thread::spawn(move || {
-            open(&spans, at, at);
+    let work = |at| {
+        move |spans: &OpenSpans| {
+            open(spans, at, at);
             assert_eq!(mark(spans.find(&id(at)).unwrap()), at);
-        })
+        }
     };
-    let another = {
-        let (spans, at) = (Arc::clone(&spans), ids[8]);
-        thread::spawn(move || {
-            open(&spans, at, at);
-            assert_eq!(mark(spans.find(&id(at)).unwrap()), at);
-        })
-    };
-    other.join().unwrap();
-    another.join().unwrap();
+    let threads = [ids[7], ids[8]].map(|at| beside(&spans, work(at)));
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(spans.iter().count(), 9);
     ids.iter().for_each(|at| assert_eq!(close(&spans, *at), Some(*at)));
     assert_eq!(spans.iter().count(), 0);

@@ -7,7 +7,7 @@ use tracing::field::FieldSet;
 use tracing::{Level, Metadata};
 
 use super::fields::Positions;
-use super::index::{InsertOnly, Number, mix};
+use super::index::{InsertOnly, Number, mix, place_of};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 
 /// Target of the crate's own events. The layer ignores it.
@@ -134,7 +134,7 @@ pub(crate) struct Callsites {
     known: InsertOnly<Callsite>,
     /// Those of spans once more, a place each by a hash of the address: most spans are told by one comparison. Of two
     /// with the same place the first has it.
-    nearby: Box<[OnceLock<Nearby>; 1 << NEARBY_BITS]>,
+    nearby: Box<[OnceLock<Nearby>; NEARBY]>,
     inherited: Inherited,
     /// Whether there is an event below ERROR that can decide a stage's outcome. Most programs have none, and then an
     /// ordinary event costs one load.
@@ -148,13 +148,13 @@ struct Nearby {
     matters: Option<Number>,
 }
 
-const NEARBY_BITS: u32 = 8;
+const NEARBY: usize = 256;
 
 impl Callsites {
     pub(crate) fn new(inherited: Inherited) -> Self {
         Self {
             known: InsertOnly::new(),
-            nearby: Box::new([const { OnceLock::new() }; 1 << NEARBY_BITS]),
+            nearby: Box::new([const { OnceLock::new() }; NEARBY]),
             inherited,
             quiet_outcomes: AtomicBool::new(false),
         }
@@ -164,8 +164,7 @@ impl Callsites {
     #[inline]
     pub(crate) fn of_span(&self, meta: &'static Metadata<'static>) -> Option<Number> {
         let address = address(meta);
-        // Multiplying by the golden ratio spreads addresses that follow each other over the upper bits.
-        let at = (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - NEARBY_BITS)) as usize;
+        let at = place_of(address, NEARBY);
         match self.nearby[at].get() {
             Some(nearby) if nearby.address == address => nearby.matters,
             _ => self.of_span_further(meta, at),

@@ -114,6 +114,13 @@ impl<T> InsertOnly<T> {
     }
 }
 
+/// A place for an integer among so many, a power of two. Multiplying by the golden ratio spreads those that follow each
+/// other over the upper bits, which are taken.
+#[inline(always)]
+pub(crate) fn place_of(value: u64, places: usize) -> usize {
+    (value.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - places.ilog2())) as usize
+}
+
 /// Spreads integers that are alike (addresses, small numbers) over all bits.
 #[inline]
 pub(crate) fn mix(value: u64) -> u64 {

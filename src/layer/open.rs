@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use tracing::span::Id;
 
 use super::entered::Entered;
-use super::index::Number;
+use super::index::{Number, place_of};
 use super::labels::{Label, Values};
 use super::outcome::Facts;
 #[cfg(feature = "trace-id")]
@@ -310,14 +310,8 @@ impl Level {
     }
 
     fn bucket_of(&self, id: u64) -> usize {
-        bucket_of(id, self.buckets.len())
+        place_of(id, self.buckets.len())
     }
-}
-
-/// Multiplying by the golden ratio spreads ids that follow each other over the upper bits.
-#[inline(always)]
-fn bucket_of(id: u64, buckets: usize) -> usize {
-    (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - buckets.ilog2())) as usize
 }
 
 /// `FIRST`: the buckets of the first level.
@@ -342,14 +336,14 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     /// Whether this span may have a slot: false, most often, for one that has none.
     #[inline(always)]
     pub(crate) fn may_have(&self, id: &Id) -> bool {
-        self.used[bucket_of(id.into_u64(), FIRST)].load(Ordering::Acquire) != 0
+        self.used[place_of(id.into_u64(), FIRST)].load(Ordering::Acquire) != 0
     }
 
     /// The slot of this span, if it has one. That it has none is told on the spot, most often.
     #[inline(always)]
     pub(crate) fn find(&self, id: &Id) -> Option<Found<'_>> {
         let id = id.into_u64();
-        let bucket = bucket_of(id, FIRST);
+        let bucket = place_of(id, FIRST);
         match self.used[bucket].load(Ordering::Acquire) {
             0 => None,
             used => self.find_in(id, bucket, usize::from(used)),
@@ -398,7 +392,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     #[inline]
     fn take_place(&self, id: u64) -> Option<Found<'_>> {
-        let bucket = bucket_of(id, FIRST);
+        let bucket = place_of(id, FIRST);
         let used = &self.used[bucket];
         let announce = |place| {
             if usize::from(used.load(Ordering::Relaxed)) <= place {

@@ -2,7 +2,8 @@
 //!
 //! Three tables, one per set of labels: stages, pairs of stage and profile, and full sets. What every stage counts and
 //! what shows the latest state is kept here in atomics and given to the recorder when someone is about to look, unless
-//! nobody says when that is; failures by reason and overflows are counted there at once. Handles are registered before a table's lock is taken: that runs the recorder's code.
+//! nobody says when that is; failures by reason and overflows are counted there at once. Handles are registered before
+//! a table's lock is taken: that runs the recorder's code.
 
 #[cfg(feature = "trace-id")]
 use std::sync::atomic::AtomicBool;
@@ -182,9 +183,9 @@ impl Series {
         if let Some(kept) = kept
             && !is_overflow
         {
-            let _ = kept.set(Arc::clone(&place.set));
+            let _ = kept.set(Arc::clone(place.set));
         }
-        self.count(labels, end, &place.set, &place.stage, &place.pair);
+        self.count(labels, end, place.set, place.stage, place.pair);
         if !is_overflow {
             return None;
         }
@@ -220,18 +221,18 @@ impl Series {
         !self.admission.sets_are_full()
     }
 
-    fn place(&self, labels: &Labels, key: Key) -> Place {
+    fn place(&self, labels: &Labels, key: Key) -> Place<'_> {
         if let Some(set) = self.find_set(key)
             && let Some(Within { stage, pair, .. }) = &set.within
         {
-            return Place { set: Arc::clone(set), stage: Arc::clone(stage), pair: Arc::clone(pair) };
+            return Place { set, stage, pair };
         }
         self.new_place(labels, key)
     }
 
     /// A label set seen for the first time, or one beyond the limit.
     #[cold]
-    fn new_place(&self, labels: &Labels, key: Key) -> Place {
+    fn new_place(&self, labels: &Labels, key: Key) -> Place<'_> {
         self.bind();
         let [stage, profile, _] = key;
         let (stage_number, stage_series) = self.stage(labels, stage);
@@ -260,7 +261,7 @@ impl Series {
             let set = Arc::new(SetSeries { key: admitted, durations, recorded, within });
             self.sets.find_or_insert(hash(admitted), |set| set.key == admitted, || set).1
         });
-        Place { set: Arc::clone(set), stage: Arc::clone(stage_series), pair: Arc::clone(pair_series) }
+        Place { set, stage: stage_series, pair: pair_series }
     }
 
     fn find_set(&self, key: Key) -> Option<&Arc<SetSeries>> {
@@ -385,10 +386,10 @@ impl Series {
     }
 }
 
-struct Place {
-    set: Arc<SetSeries>,
-    stage: Arc<StageSeries>,
-    pair: Arc<PairSeries>,
+struct Place<'a> {
+    set: &'a Arc<SetSeries>,
+    stage: &'a Arc<StageSeries>,
+    pair: &'a Arc<PairSeries>,
 }
 
 impl StageSeries {

@@ -7,7 +7,7 @@ mod entered;
 #[path = "../../src/layer/fields.rs"]
 mod fields;
 #[path = "../../src/layer/index.rs"]
-mod index;
+pub(crate) mod index;
 #[path = "../../src/layer/labels.rs"]
 mod labels;
 #[path = "../../src/layer/open.rs"]
