@@ -9,7 +9,7 @@ use std::time::Duration;
 use metrics::Counter;
 use tracing::{info, warn};
 
-use crate::delivery::{Source, State};
+use crate::delivery::{DeliveryEvent, Source};
 use crate::error::{Error, Kind};
 use crate::exposition;
 use crate::layer::{OWN_TARGET, Stages, outward};
@@ -196,19 +196,19 @@ impl Source for Telemetry {
         });
     }
 
-    fn changed(&self, state: State<'_>) {
-        self.stages.voice.speak(|| match state {
-            State::Lost(error) => {
+    fn on_event(&self, event: DeliveryEvent) {
+        self.stages.voice.speak(|| match event {
+            DeliveryEvent::Failing(error) => {
                 warn!(target: OWN_TARGET, error = ?error, "metrics are not delivered; tried again on the interval");
             }
-            State::Back => info!(target: OWN_TARGET, "metrics are delivered again"),
-            State::NotSpooled(error) => {
+            DeliveryEvent::Recovered => info!(target: OWN_TARGET, "metrics are delivered again"),
+            DeliveryEvent::NotSpooled(error) => {
                 warn!(target: OWN_TARGET, error = ?error, "the last state of the metrics is not in the spool");
             }
-            State::SpoolFull => {
+            DeliveryEvent::SpoolFull => {
                 warn!(target: OWN_TARGET, "the spool directory is full: its oldest payloads are dropped, undelivered");
             }
-            State::ReplayRefused(error) => {
+            DeliveryEvent::ReplayRefused(error) => {
                 warn!(
                     target: OWN_TARGET,
                     error = ?error,

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::worker::{Order, Reply};
-use super::{Source, State};
+use super::{DeliveryEvent, Source};
 use crate::error::{Error, Kind};
 
 pub(super) type Delivery = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
@@ -88,8 +88,8 @@ impl Lane {
     /// Tells the user if that changes anything, and those who waited.
     pub(super) fn tell(&mut self, source: &dyn Source, result: Result<(), Error>, tickets: Vec<Ticket>) {
         match (&result, mem::replace(&mut self.is_lost, result.is_err())) {
-            (Err(error), false) => source.changed(State::Lost(error)),
-            (Ok(()), true) => source.changed(State::Back),
+            (Err(error), false) => source.on_event(DeliveryEvent::Failing(error.copy())),
+            (Ok(()), true) => source.on_event(DeliveryEvent::Recovered),
             _ => {}
         }
         answer(result, tickets);

@@ -5,12 +5,13 @@ mod client;
 mod compression;
 mod destinations;
 mod failure;
+#[allow(dead_code)] // The next commits use it.
+mod file_thread;
 mod grouping;
 mod headers;
 #[cfg(feature = "http")]
 mod http;
 mod lane;
-mod last_push;
 mod push;
 mod pushgateway;
 mod quiet;
@@ -65,18 +66,21 @@ pub(crate) trait Source: Send + Sync {
     /// What the spool holds now, and what was dropped from it since the start.
     fn spooled(&self, files: usize, dropped: u64);
 
-    /// Delivery stopped working, or works again.
-    fn changed(&self, state: State<'_>);
+    /// Reports what a user of the crate should know. Returns at once.
+    fn on_event(&self, event: DeliveryEvent);
 }
 
-/// A change that is worth a word.
-pub(crate) enum State<'a> {
-    Lost(&'a Error),
-    Back,
+/// What the delivery reports to the user, as an event in the application's log.
+#[derive(Debug)]
+pub(crate) enum DeliveryEvent {
+    /// Delivery stopped working.
+    Failing(Error),
+    /// Delivery works again.
+    Recovered,
     /// The final payload could not be written to the spool. It is pushed all the same.
-    NotSpooled(&'a Error),
+    NotSpooled(Error),
     /// The gateway refused what an earlier run had left.
-    ReplayRefused(&'a Error),
+    ReplayRefused(Error),
     /// Payloads were dropped from the spool for the first time.
     SpoolFull,
 }

@@ -14,7 +14,7 @@ use super::compression::Body;
 use super::failure::Failure;
 use super::grouping::Grouping;
 use super::headers::Headers;
-use super::last_push::{InPlace, LastPush};
+use super::spool::{InPlace, LastPush};
 use crate::error::Error;
 
 /// How long one request may take, from the connection to the answer, unless [`Pushgateway::with_timeout`] says

@@ -14,12 +14,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::destinations::{Destinations, Rendered};
 use super::lane::{Flight, Landed, Lane, Ticket, all, answer};
-use super::push::{Replayed, replay};
 use super::quiet::mute;
 use super::retry::Budget;
-use super::spool::{Entry, Spool};
+use super::spool::{Entry, Replayed, Spool, replay};
 use super::worker::Order;
-use super::{Source, State};
+use super::{DeliveryEvent, Source};
 use crate::error::{Error, Kind};
 
 enum Event {
@@ -175,12 +174,13 @@ impl Routine {
     }
 
     fn replayed(&mut self, replayed: Replayed) {
-        if let Replayed::Refused(error) = &replayed {
-            self.source.changed(State::ReplayRefused(error));
-        }
         self.replay = match replayed {
             Replayed::Nothing => Replay::Done,
-            Replayed::Done | Replayed::Refused(_) => Replay::Ready,
+            Replayed::Done => Replay::Ready,
+            Replayed::Refused(error) => {
+                self.source.on_event(DeliveryEvent::ReplayRefused(error));
+                Replay::Ready
+            }
             Replayed::PassedOver | Replayed::Failed => Replay::AfterPush,
         };
         self.tell_spool();
@@ -191,7 +191,7 @@ impl Routine {
             let dropped = spool.dropped();
             self.source.spooled(spool.len(), dropped);
             if dropped > 0 && !std::mem::replace(&mut self.told_full, true) {
-                self.source.changed(State::SpoolFull);
+                self.source.on_event(DeliveryEvent::SpoolFull);
             }
         }
     }
@@ -236,7 +236,7 @@ impl Routine {
     fn spool(&self, exposition: &Bytes) -> Option<Entry> {
         let (gateway, spool) = (self.destinations.gateway.as_ref()?, self.spool.as_ref()?);
         let written = spool.write(gateway.grouping(), exposition.clone());
-        written.map_err(|error| self.source.changed(State::NotSpooled(&error))).ok()
+        written.map_err(|error| self.source.on_event(DeliveryEvent::NotSpooled(error))).ok()
     }
 
     /// Waits for what is on its way, for half of the time.
@@ -261,7 +261,7 @@ impl Routine {
         while Instant::now() < deadline {
             match replay(gateway, &*self.source, spool, deadline).await {
                 Replayed::Done | Replayed::PassedOver => {}
-                Replayed::Refused(error) => self.source.changed(State::ReplayRefused(&error)),
+                Replayed::Refused(error) => self.source.on_event(DeliveryEvent::ReplayRefused(error)),
                 Replayed::Nothing | Replayed::Failed => break,
             }
         }

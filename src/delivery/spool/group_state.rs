@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::grouping::Grouping;
-use super::spool::Payload;
+use super::store::Payload;
+use crate::delivery::grouping::Grouping;
 use crate::schema::RUN_START;
 
 /// Longest line that is looked at. The lines looked for have the labels of one group.

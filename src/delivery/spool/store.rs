@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::grouping::Grouping;
+use crate::delivery::grouping::Grouping;
 use crate::error::{Error, Kind};
 use crate::schema::RUN_START;
 use crate::unix_time;
