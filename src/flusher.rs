@@ -1,53 +1,80 @@
-//! Flushes, and the final flush, which happens once whoever asks for it first: the guard, a signal or a panic hook.
+//! Flushes, and the final flush, which is made once by the first that asks for it: the guard, a signal or a panic hook.
 
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
-use std::thread::{self, ThreadId};
+use std::pin::pin;
+use std::process;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{dispatcher, warn};
 
-use crate::delivery::Worker;
+use crate::delivery::DeliveryThread;
 use crate::error::{Error, Kind};
+use crate::job_thread::JobThread;
 use crate::layer::OWN_TARGET;
 use crate::report::RunReport;
 use crate::run::Ending;
 use crate::telemetry::Telemetry;
 
-/// What is done with the report after the final flush.
+/// Takes the report after the final flush.
 pub(crate) type TakeReport = Box<dyn FnOnce(RunReport) + Send>;
-/// What is done when nothing is left to flush.
+/// Runs when nothing is left to flush.
 pub(crate) type Afterwards = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Flusher {
     pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) worker: Worker,
+    pub(crate) delivery: DeliveryThread,
     timeout: Duration,
-    report: Mutex<Option<TakeReport>>,
+    report: Option<ReportThread>,
     afterwards: OnceLock<Afterwards>,
-    /// Whether the final flush was made. Held while it is, so that a second one waits for it.
-    ended: Mutex<bool>,
-    /// The thread that makes it now.
-    ending: Mutex<Option<ThreadId>>,
+    state: Mutex<EndState>,
+    /// The final flush was made.
+    ended: Condvar,
+    /// The process that has the threads. A fork of it has none.
+    process: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EndState {
+    Running,
+    /// This thread makes the final flush.
+    Ending(ThreadId),
+    Ended,
+}
+
+/// Runs the closure of the application that takes the report.
+struct ReportThread {
+    thread: JobThread,
+    take: Mutex<Option<TakeReport>>,
 }
 
 impl Flusher {
+    /// # Errors
+    ///
+    /// The system has no thread for the report.
     pub(crate) fn new(
         telemetry: Arc<Telemetry>,
-        worker: Worker,
+        delivery: DeliveryThread,
         timeout: Duration,
         report: Option<TakeReport>,
-    ) -> Self {
-        let report = Mutex::new(report);
-        Self {
+    ) -> Result<Self, Error> {
+        let report = report.map(|take| {
+            let thread = JobThread::start("stage-metrics-report", 1)?;
+            Ok::<_, Error>(ReportThread { thread, take: Mutex::new(Some(take)) })
+        });
+        Ok(Self {
             telemetry,
-            worker,
+            delivery,
             timeout,
-            report,
+            report: report.transpose()?,
             afterwards: OnceLock::new(),
-            ended: Mutex::new(false),
-            ending: Mutex::new(None),
-        }
+            state: Mutex::new(EndState::Running),
+            ended: Condvar::new(),
+            process: process::id(),
+        })
     }
 
     pub(crate) fn timeout(&self) -> Duration {
@@ -59,82 +86,178 @@ impl Flusher {
         let _ = self.afterwards.set(afterwards);
     }
 
-    /// Delivers the state of this moment and waits for the answer.
+    /// Delivers the state of this moment and waits for the answer, for the timeout and no longer.
     pub(crate) fn flush(&self) -> Result<(), Error> {
         self.deliver(Instant::now() + self.timeout, false)
     }
 
-    /// The final flush. Whoever comes second waits until the first is done, and is told that all is well.
+    pub(crate) async fn flush_async(&self) -> Result<(), Error> {
+        self.request(Instant::now() + self.timeout, false).await
+    }
+
+    /// The final flush. A second caller waits until the first is done, and gets `Ok`.
     pub(crate) fn end(&self, ending: Ending) -> Result<(), Error> {
-        self.end_held(ending).0
+        self.end_with(ending, false, |result| result)
     }
 
-    /// As [`end`](Self::end). Nobody else gets past the end of the run for as long as the second value is kept.
-    fn end_held(&self, ending: Ending) -> (Result<(), Error>, Option<MutexGuard<'_, bool>>) {
-        let deadline = Instant::now() + self.timeout;
-        if *self.ending_thread() == Some(thread::current().id()) {
-            // A panic hook, called for a panic in the midst of it.
-            return (Ok(()), None);
-        }
-        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::replace(&mut *ended, true) {
-            return (Ok(()), Some(ended));
-        }
-        *self.ending_thread() = Some(thread::current().id());
-        self.telemetry.end(ending, self.timeout / 10);
-        let result = self.deliver(deadline, true);
-        self.worker.await_end(deadline);
-        let report = self.report.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(take) = report {
-            // The guard may be dropped by a panic already, and a second one would abort the process.
-            if catch_unwind(AssertUnwindSafe(|| take(self.telemetry.report()))).is_err() {
-                self.telemetry.stages.voice.speak(|| warn!(target: OWN_TARGET, "`with_run_report` panicked"));
-            }
-        }
-        if let Some(afterwards) = self.afterwards.get() {
-            afterwards();
-        }
-        *self.ending_thread() = None;
-        (result, Some(ended))
-    }
-
-    fn ending_thread(&self) -> MutexGuard<'_, Option<ThreadId>> {
-        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The final flush where nobody is there to be told of an error: it is one warning.
+    /// The final flush for a caller that cannot be given an error: it is one warning.
     pub(crate) fn end_and_warn(&self, ending: Ending) {
         self.end_then(ending, || ());
     }
 
-    /// The final flush, and what comes next before anyone who waits for it goes on: the end of the process.
+    /// The final flush, and what comes next before a second caller goes on: the end of the process.
     pub(crate) fn end_then<T>(&self, ending: Ending, next: impl FnOnce() -> T) -> T {
-        let (result, _held) = self.end_held(ending);
-        if let Err(error) = result {
-            self.telemetry.stages.voice.speak(|| {
+        self.end_with(ending, true, |_| next())
+    }
+
+    fn end_with<T>(&self, ending: Ending, warns: bool, next: impl FnOnce(Result<(), Error>) -> T) -> T {
+        let deadline = Instant::now() + self.timeout;
+        if let Err(error) = self.check_process() {
+            return next(Err(error));
+        }
+        if !self.begin_end(deadline) {
+            return next(Ok(()));
+        }
+        let _ended = Ended(self);
+        next(self.flush_finally(ending, warns, deadline))
+    }
+
+    /// Whether the caller is to make the final flush. Waits for another thread that makes it, until the deadline.
+    fn begin_end(&self, deadline: Instant) -> bool {
+        let current = thread::current().id();
+        let mut state = self.state();
+        loop {
+            match *state {
+                EndState::Running if self.delivery.is_current() => return false,
+                EndState::Running => {
+                    *state = EndState::Ending(current);
+                    return true;
+                }
+                // A panic hook in the midst of it, on this thread or one that it waits for.
+                EndState::Ending(thread) if thread == current || self.is_own_thread() => return false,
+                EndState::Ending(_) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                EndState::Ended => return false,
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, EndState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_own_thread(&self) -> bool {
+        self.delivery.is_current()
+            || self.telemetry.is_foreign_thread()
+            || self.telemetry.stages.diagnostics.is_current_thread()
+            || self.report.as_ref().is_some_and(|report| report.thread.is_current())
+    }
+
+    /// Delivers first and speaks afterwards: a log that blocks does not cost the last state.
+    fn flush_finally(&self, ending: Ending, warns: bool, deadline: Instant) -> Result<(), Error> {
+        let diagnostics = &self.telemetry.stages.diagnostics;
+        diagnostics.hold();
+        self.telemetry.end(ending, self.timeout / 10, deadline.checked_sub(self.timeout * 3 / 4).unwrap_or(deadline));
+        let result = self.deliver(deadline.checked_sub(self.timeout / 10).unwrap_or(deadline), true);
+        if warns && let Err(error) = &result {
+            let error = error.copy();
+            diagnostics.emit(move || {
                 warn!(target: OWN_TARGET, error = ?error, "the last state of the metrics was not delivered");
             });
         }
-        next()
+        diagnostics.release();
+        self.hand_over_report();
+        self.delivery.wait_end(deadline);
+        if let Some(report) = &self.report {
+            report.thread.wait_idle(deadline);
+        }
+        diagnostics.wait_idle(deadline);
+        diagnostics.stop_thread();
+        if let Some(afterwards) = self.afterwards.get() {
+            afterwards();
+        }
+        result
     }
 
-    /// Orders a delivery and waits for it, until the deadline and no longer.
-    fn deliver(&self, deadline: Instant, last: bool) -> Result<(), Error> {
-        let (reply, answer) = mpsc::sync_channel(1);
-        // A little earlier there, so that the answer, which says what went wrong, is here in time.
-        let slack = (self.timeout / 20).min(Duration::from_millis(50));
-        let send = move |result| {
-            // Nobody waits any more where the deadline has passed.
-            let _ = reply.send(result);
-        };
-        self.worker.order(deadline.checked_sub(slack).unwrap_or(deadline), last, Box::new(send));
-        match answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                let allowed = self.timeout;
-                Err(Error::new(Kind::Timeout, format!("the metrics were not delivered in the {allowed:?} allowed")))
+    /// Calls the closure of the application on its thread, with the subscriber of this one.
+    fn hand_over_report(&self) {
+        let Some(report) = &self.report else { return };
+        let Some(take) = report.take.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let telemetry = Arc::clone(&self.telemetry);
+        let subscriber = dispatcher::get_default(Clone::clone);
+        report.thread.post(move || {
+            let report = telemetry.report();
+            let work = || dispatcher::with_default(&subscriber, || take(report));
+            if catch_unwind(AssertUnwindSafe(work)).is_err() {
+                telemetry.stages.diagnostics.emit(|| warn!(target: OWN_TARGET, "`with_run_report` panicked"));
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::new(Kind::Delivery, "the delivery thread is gone")),
+        });
+    }
+
+    fn deliver(&self, deadline: Instant, is_final: bool) -> Result<(), Error> {
+        wait_for(self.request(deadline, is_final), deadline).unwrap_or_else(|| {
+            let limit = self.timeout;
+            Err(Error::new(Kind::Timeout, format!("the metrics were not delivered in the {limit:?} allowed")))
+        })
+    }
+
+    /// Asks the delivery thread for a delivery a little before the deadline, so that the answer, which says what went
+    /// wrong, is here in time.
+    async fn request(&self, deadline: Instant, is_final: bool) -> Result<(), Error> {
+        self.check_process()?;
+        let slack = (self.timeout / 20).min(Duration::from_millis(50));
+        self.delivery.flush(deadline.checked_sub(slack).unwrap_or(deadline), is_final).await
+    }
+
+    /// Threads do not survive a fork: nobody would answer.
+    fn check_process(&self) -> Result<(), Error> {
+        if process::id() == self.process {
+            return Ok(());
         }
+        let (parent, child) = (self.process, process::id());
+        Err(Error::new(
+            Kind::Delivery,
+            format!(
+                "this process, {child}, is a fork of {parent}, which called `install()`: a fork has none of its threads, so \
+                 nothing is delivered; call `install()` after the fork"
+            ),
+        ))
+    }
+}
+
+/// Lets the callers go on that wait for the final flush.
+struct Ended<'a>(&'a Flusher);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        *self.0.state() = EndState::Ended;
+        self.0.ended.notify_all();
+    }
+}
+
+/// Waits for a future on this thread, until the deadline.
+fn wait_for<F: Future>(future: F, deadline: Instant) -> Option<F::Output> {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Some(value);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        thread::park_timeout(left);
     }
 }

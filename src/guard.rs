@@ -67,8 +67,7 @@ impl FlushGuard {
     ///
     /// As [`flush`](Self::flush).
     pub async fn flush_async(&self) -> Result<(), Error> {
-        let flusher = Arc::clone(&self.flusher);
-        elsewhere(move || flusher.flush()).await?
+        self.flusher.flush_async().await
     }
 
     /// Records whether the run succeeded, makes the final flush and hands the result through. What went wrong in the
@@ -196,7 +195,7 @@ impl FlushGuard {
     #[cfg(feature = "http")]
     #[must_use]
     pub fn listen_addr(&self) -> Option<SocketAddr> {
-        self.flusher.worker.listen_addr
+        self.flusher.delivery.listen_addr
     }
 
     /// The stages of this run so far. `Display` prints them as a table.

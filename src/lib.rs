@@ -141,12 +141,12 @@
 )]
 
 mod buckets;
+mod diagnostics;
 mod error;
 mod layer;
 mod schema;
 mod sync;
 mod unix_time;
-mod voice;
 
 #[cfg(feature = "pushgateway")]
 mod builder;
@@ -166,6 +166,8 @@ pub mod guide;
 mod histogram;
 #[cfg(feature = "pushgateway")]
 mod host;
+#[cfg(feature = "pushgateway")]
+mod job_thread;
 #[cfg(feature = "otlp")]
 mod otlp;
 #[cfg(feature = "pushgateway")]

@@ -11,7 +11,8 @@ use tracing::warn;
 use crate::builder::MetricsLayerBuilder;
 #[cfg(feature = "http")]
 use crate::delivery::Listener;
-use crate::delivery::{Plan, Pushgateway, Spool, Textfile, Worker};
+use crate::delivery::{DeliveryConfig, DeliveryThread, Pushgateway, Spool, Textfile};
+use crate::diagnostics::Diagnostics;
 use crate::env::MAX_DURATION;
 #[cfg(feature = "otlp")]
 use crate::env::executable_name;
@@ -29,8 +30,7 @@ use crate::run::Ending;
 use crate::schema;
 #[cfg(unix)]
 use crate::signals::Watch;
-use crate::telemetry::{Exposition, Telemetry};
-use crate::voice::Voice;
+use crate::telemetry::{Exposition, ForeignRecorder, Telemetry};
 
 impl MetricsLayerBuilder {
     /// `install` makes the recorder the global one, or does not.
@@ -65,7 +65,7 @@ impl MetricsLayerBuilder {
         let of_duration = bounds.iter().rev().find(|(name, _)| *name == bounds[0].0).map(|(_, of)| of.clone());
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
         let (target, exposition, recorder) = match self.exposition {
-            Some(render) => (Target::Facade, Exposition::Foreign(render), None),
+            Some(render) => (Target::Facade, Exposition::Foreign(ForeignRecorder::new(render)?), None),
             None => {
                 let own = Arc::new(StageRecorder::new(bounds.iter().map(|(name, of)| (name.as_str(), of.as_slice()))));
                 let recorder: Arc<dyn Recorder + Send + Sync> = Arc::clone(&own) as _;
@@ -83,7 +83,8 @@ impl MetricsLayerBuilder {
             }
         };
         let grouping = |label| self.gateway.as_ref().and_then(|gateway| gateway.grouping().get(label));
-        let voice = Arc::new(Voice::default());
+        let diagnostics = Arc::new(Diagnostics::default());
+        diagnostics.start_thread()?;
         let stages = Arc::new(Stages::new(Settings {
             namespace: self.namespace.clone(),
             policy: self.policy,
@@ -95,11 +96,11 @@ impl MetricsLayerBuilder {
             run_id_label: self.run_id_label,
             target,
             clock: quanta::Clock::new(),
-            voice: Arc::clone(&voice),
+            diagnostics: Arc::clone(&diagnostics),
         }));
         if let Some(gateway) = self.gateway.as_ref().filter(|_| self.job_by_default) {
             let job = gateway.grouping().job().to_owned();
-            voice.defer(move || {
+            diagnostics.emit(move || {
                 warn!(
                     target: OWN_TARGET,
                     job,
@@ -120,12 +121,12 @@ impl MetricsLayerBuilder {
             #[cfg(feature = "resource-usage")]
             resources,
         ));
-        let plan = Plan {
+        let config = DeliveryConfig {
             gateway: self.gateway,
             textfile,
             #[cfg(feature = "otlp")]
             collecting: otlp.collecting,
-            spool: spool.map(Arc::new),
+            spool,
             push_interval: self.push_interval,
             #[cfg(feature = "resource-usage")]
             sample_interval: Some(self.resource_interval),
@@ -136,13 +137,13 @@ impl MetricsLayerBuilder {
         };
         #[cfg(unix)]
         let signals = if self.flush_on_signals { Some(Watch::new()?) } else { None };
-        let worker = Worker::new(plan, Arc::clone(&telemetry) as _)?;
+        let delivery = DeliveryThread::new(config, Arc::clone(&telemetry) as _)?;
+        let flusher = Arc::new(Flusher::new(telemetry, delivery, self.flush_timeout, self.report)?);
         if let Some(recorder) = recorder {
             // The last step that can fail: it cannot be undone.
             install(recorder)?;
         }
-        worker.go();
-        let flusher = Arc::new(Flusher::new(telemetry, worker, self.flush_timeout, self.report));
+        flusher.delivery.start();
         #[cfg(unix)]
         if let Some(signals) = signals {
             signals.start(&flusher);

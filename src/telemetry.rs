@@ -1,17 +1,19 @@
 //! What is delivered: the stages, the run, the process's resources and the recorder that holds their metrics.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-#[cfg(feature = "resource-usage")]
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use metrics::Counter;
+use tokio::time::timeout_at;
 use tracing::{info, warn};
 
-use crate::delivery::{DeliveryEvent, Source};
+use crate::delivery::{BoxFuture, DeliveryEvent, Source};
 use crate::error::{Error, Kind};
 use crate::exposition;
+use crate::job_thread::JobThread;
 use crate::layer::{OWN_TARGET, Stages, outward};
 use crate::recorder::StageRecorder;
 use crate::report::RunReport;
@@ -27,7 +29,34 @@ pub(crate) enum Exposition {
         rendering: Mutex<()>,
     },
     /// A recorder the application has.
-    Foreign(Box<dyn Fn() -> String + Send + Sync>),
+    Foreign(ForeignRecorder),
+}
+
+/// A recorder of the application. It can block or panic, so this crate calls it on a thread of its own, but for what the
+/// application's own calls do.
+pub(crate) struct ForeignRecorder {
+    render: Box<dyn Fn() -> String + Send + Sync>,
+    thread: JobThread,
+    /// The last rendering, for when the recorder does not return.
+    last: Mutex<Option<Bytes>>,
+    /// Its thread called for the end of the process: nothing on it will be done any more.
+    is_abandoned: AtomicBool,
+    is_stuck: AtomicBool,
+}
+
+/// Calls that may wait for a recorder which does not return.
+const MAX_WAITING_CALLS: usize = 64;
+
+impl ForeignRecorder {
+    pub(crate) fn new(render: Box<dyn Fn() -> String + Send + Sync>) -> Result<Self, Error> {
+        let thread = JobThread::start("stage-metrics-recorder", MAX_WAITING_CALLS)?;
+        let (is_abandoned, is_stuck) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { render, thread, last: Mutex::default(), is_abandoned, is_stuck })
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<Bytes>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 pub(crate) struct Telemetry {
@@ -37,6 +66,7 @@ pub(crate) struct Telemetry {
     #[cfg(feature = "resource-usage")]
     resources: Option<Resources>,
     pushed: Pushes,
+    events_dropped: Counter,
     /// The names of the crate's own metrics.
     own: Vec<String>,
 }
@@ -94,8 +124,10 @@ impl Telemetry {
         let run = Run::begin(&stages);
         let pushes = |result| stages.series.sink.counter(&schema::PUSH_TOTAL, &[result]);
         let pushed = Pushes { success: pushes("success"), failure: pushes("failure") };
+        let events_dropped = stages.series.sink.counter(&schema::EVENTS_DROPPED, &[]);
         Self {
             run,
+            events_dropped,
             exposition,
             #[cfg(feature = "resource-usage")]
             resources,
@@ -105,8 +137,9 @@ impl Telemetry {
         }
     }
 
-    /// There is a sample of the resources before anyone looks.
-    fn sample_first(&self) {
+    /// Brings up to date what is read by the recorder: the first sample of the resources, the events dropped.
+    fn update(&self) {
+        outward(|| self.events_dropped.absolute(self.stages.diagnostics.dropped()));
         #[cfg(feature = "resource-usage")]
         if let Some(resources) =
             self.resources.as_ref().filter(|resources| !resources.sampled.swap(true, Ordering::Relaxed))
@@ -117,13 +150,13 @@ impl Telemetry {
 
     /// The state of this moment as text, in a stable order.
     pub(crate) fn render(&self) -> String {
-        self.sample_first();
+        self.update();
         match &self.exposition {
             Exposition::Own { recorder, rendering } => {
                 let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
                 recorder.render(self.stages.publish())
             }
-            Exposition::Foreign(render) => exposition::in_order(&render()),
+            Exposition::Foreign(foreign) => exposition::in_order(&(foreign.render)()),
         }
     }
 
@@ -135,35 +168,88 @@ impl Telemetry {
         self.run.fail();
     }
 
-    /// The run is over: what is still open is counted, and the gauges of the run are set.
+    /// The run is over: counts what is still open and sets the gauges of the run. Where a recorder of the application does
+    /// not take them by the deadline, they are missing.
     /// `patience`: how long a stage that closes at this moment may take to be counted.
-    pub(crate) fn end(&self, ending: Ending, patience: Duration) {
-        guarded(|| self.run.end(&self.stages, ending, patience));
-        #[cfg(feature = "resource-usage")]
-        if let Some(resources) = &self.resources {
-            guarded(|| resources.end(&self.stages));
+    pub(crate) fn end(self: &Arc<Self>, ending: Ending, patience: Duration, deadline: Instant) {
+        self.record(move |telemetry| {
+            telemetry.run.end(&telemetry.stages, ending, patience);
+            #[cfg(feature = "resource-usage")]
+            if let Some(resources) = &telemetry.resources {
+                resources.end(&telemetry.stages);
+            }
+        });
+        if let Exposition::Foreign(foreign) = &self.exposition {
+            if foreign.thread.is_current() {
+                foreign.is_abandoned.store(true, Ordering::Release);
+            }
+            foreign.thread.wait_idle(deadline);
+        }
+    }
+
+    /// Whether the caller is a thread of this crate that runs code of the application.
+    pub(crate) fn is_foreign_thread(&self) -> bool {
+        matches!(&self.exposition, Exposition::Foreign(foreign) if foreign.thread.is_current())
+    }
+
+    /// Records something: at once in a recorder of this crate, on its thread in a recorder of the application. There it is
+    /// dropped if the recorder has not returned for so long that too many calls wait.
+    fn record(self: &Arc<Self>, work: impl FnOnce(&Self) + Send + 'static) {
+        match &self.exposition {
+            // A panic must not come through: this may be the drop of the guard.
+            Exposition::Own { .. } => drop(catch_unwind(AssertUnwindSafe(|| work(self)))),
+            Exposition::Foreign(foreign) => {
+                let telemetry = Arc::clone(self);
+                foreign.thread.post(move || work(&telemetry));
+            }
+        }
+    }
+
+    /// The rendering of the application's recorder, or the last one where it does not return by the deadline.
+    async fn render_foreign(self: Arc<Self>, deadline: tokio::time::Instant) -> Result<Bytes, Error> {
+        let Exposition::Foreign(foreign) = &self.exposition else { return Ok(Bytes::new()) };
+        let telemetry = Arc::clone(&self);
+        let render = foreign.thread.run(move || catch_unwind(AssertUnwindSafe(|| telemetry.render())));
+        let rendered = if foreign.is_abandoned.load(Ordering::Acquire) {
+            None
+        } else {
+            timeout_at(deadline, render).await.ok().and_then(Result::ok)
+        };
+        let is_stuck = rendered.is_none();
+        if is_stuck && !foreign.is_stuck.swap(true, Ordering::Relaxed) {
+            self.on_event(DeliveryEvent::RecorderStuck);
+        }
+        match rendered {
+            Some(Ok(text)) => {
+                foreign.is_stuck.store(false, Ordering::Relaxed);
+                let text = Bytes::from(text);
+                *foreign.last() = Some(text.clone());
+                Ok(text)
+            }
+            Some(Err(_)) => Err(Error::new(Kind::Delivery, "the function given to `with_exposition` panicked")),
+            None => foreign.last().clone().ok_or_else(|| {
+                Error::new(
+                    Kind::Timeout,
+                    "the function given to `with_exposition` has not returned in the time allowed",
+                )
+            }),
         }
     }
 }
 
-/// Calls what may be the application's recorder where a panic of it must not come through: on the delivery thread, which
-/// has to go on, and when the guard is dropped.
-fn guarded(work: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(work));
-}
-
 impl Source for Telemetry {
-    fn exposition(&self) -> Result<String, Error> {
-        // With `with_exposition` this is the application's code, on the delivery thread, which must go on.
-        catch_unwind(AssertUnwindSafe(|| self.render()))
-            .map_err(|_| Error::new(Kind::Delivery, "the function given to `with_exposition` panicked"))
+    fn exposition(self: Arc<Self>, deadline: tokio::time::Instant) -> BoxFuture<'static, Result<Bytes, Error>> {
+        match &self.exposition {
+            Exposition::Own { .. } => Box::pin(async move { Ok(self.render().into()) }),
+            Exposition::Foreign(_) => Box::pin(self.render_foreign(deadline)),
+        }
     }
 
     #[cfg(feature = "otlp")]
-    fn publish(&self) {
-        guarded(|| {
-            self.sample_first();
-            drop(self.stages.publish());
+    fn publish(self: Arc<Self>) {
+        self.record(|telemetry| {
+            telemetry.update();
+            drop(telemetry.stages.publish());
         });
     }
 
@@ -171,37 +257,42 @@ impl Source for Telemetry {
         exposition::only(exposition, |name| self.own.iter().any(|own| own == name))
     }
 
-    fn sample(&self) {
+    fn sample(self: Arc<Self>) {
         #[cfg(feature = "resource-usage")]
-        if let Some(resources) = &self.resources {
-            guarded(|| resources.sample(&self.stages));
-        }
-    }
-
-    fn pushed(&self, result: &Result<(), Error>, took: Duration) {
-        guarded(|| {
-            outward(|| match result {
-                Ok(()) => self.pushed.success.increment(1),
-                Err(_) => self.pushed.failure.increment(1),
-            });
-            self.stages.set_gauge(&schema::LAST_PUSH_DURATION, &[], took.as_secs_f64());
+        self.record(|telemetry| {
+            if let Some(resources) = &telemetry.resources {
+                resources.sample(&telemetry.stages);
+            }
         });
     }
 
-    fn spooled(&self, files: usize, dropped: u64) {
-        guarded(|| {
-            self.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
-            let counter = self.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
+    fn pushed(self: Arc<Self>, is_success: bool, elapsed: Duration) {
+        self.record(move |telemetry| {
+            let counter = if is_success { &telemetry.pushed.success } else { &telemetry.pushed.failure };
+            outward(|| counter.increment(1));
+            telemetry.stages.set_gauge(&schema::LAST_PUSH_DURATION, &[], elapsed.as_secs_f64());
+        });
+    }
+
+    fn spooled(self: Arc<Self>, files: usize, dropped: u64) {
+        self.record(move |telemetry| {
+            telemetry.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
+            let counter = telemetry.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
             outward(|| counter.absolute(dropped));
         });
     }
 
     fn on_event(&self, event: DeliveryEvent) {
-        self.stages.voice.speak(|| match event {
-            DeliveryEvent::Failing(error) => {
-                warn!(target: OWN_TARGET, error = ?error, "metrics are not delivered; tried again on the interval");
+        self.stages.diagnostics.emit(move || match event {
+            DeliveryEvent::Failing { destination, error } => {
+                warn!(
+                    target: OWN_TARGET,
+                    destination, error = ?error, "metrics are not delivered; tried again on the interval"
+                );
             }
-            DeliveryEvent::Recovered => info!(target: OWN_TARGET, "metrics are delivered again"),
+            DeliveryEvent::Recovered { destination } => {
+                info!(target: OWN_TARGET, destination, "metrics are delivered again");
+            }
             DeliveryEvent::NotSpooled(error) => {
                 warn!(target: OWN_TARGET, error = ?error, "the last state of the metrics is not in the spool");
             }
@@ -215,6 +306,16 @@ impl Source for Telemetry {
                     "the gateway refused what an earlier run had left in the spool; it is set aside as *.refused"
                 );
             }
+            DeliveryEvent::RecorderStuck => {
+                warn!(
+                    target: OWN_TARGET,
+                    "the function given to `with_exposition` does not return: its last rendering is delivered"
+                );
+            }
         });
+    }
+
+    fn events_taken(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.stages.diagnostics.taken())
     }
 }

@@ -23,11 +23,13 @@ pub(crate) struct Failure {
     pub(crate) error: Error,
     /// How long the gateway asks to be left alone (`Retry-After` of a 429 or 503).
     pub(crate) retry_after: Option<Duration>,
+    /// Whether the server may have acted on the request all the same, or may still do so.
+    pub(crate) may_have_arrived: bool,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, retry_after: None }
+        Self { error, retry_after: None, may_have_arrived: false }
     }
 }
 
@@ -46,6 +48,7 @@ impl Failure {
         error: reqwest::Error,
     ) -> Self {
         let error = error.without_url();
+        let may_have_arrived = !error.is_connect() && !error.is_builder();
         let (kind, what) = if error.is_timeout() && error.is_connect() {
             (Kind::Timeout, format!("no connection within {connect_timeout:?}"))
         } else if error.is_timeout() {
@@ -59,7 +62,8 @@ impl Failure {
         } else {
             (Kind::Delivery, "the connection broke, or carried no HTTP".to_owned())
         };
-        Error::new(kind, format!("{request} failed: {what}")).with_source(error).into()
+        let error = Error::new(kind, format!("{request} failed: {what}")).with_source(error);
+        Self { error, retry_after: None, may_have_arrived }
     }
 
     /// The answer to `request` was other than a success.
@@ -84,7 +88,9 @@ impl Failure {
             text.push_str(": ");
             text.push_str(&body);
         }
-        Self { error: Error::new(Kind::Refused(status.as_u16()), text), retry_after }
+        // A proxy that gave up on the gateway.
+        let may_have_arrived = matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT);
+        Self { error: Error::new(Kind::Refused(status.as_u16()), text), retry_after, may_have_arrived }
     }
 }
 

@@ -43,6 +43,9 @@ const STOP_TIME: Duration = Duration::from_millis(500);
 /// The pause after a connection could not be accepted, for want of file handles perhaps: trying at once would not help.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a recorder of the application may take to render. Prometheus waits for 10 seconds by default.
+const RENDER_TIME: Duration = Duration::from_secs(5);
+
 /// How many times as long as it took to make the metrics' text no other one is made.
 const PAUSE: u32 = 10;
 
@@ -119,7 +122,8 @@ impl Page {
         if last.begun.is_none_or(|made| made < asked) {
             sleep_until(last.next).await;
             begun = Instant::now();
-            let text = self.source.exposition().map(Body::plain).map_err(|error| error.to_string());
+            let rendered = Arc::clone(&self.source).exposition(begun + RENDER_TIME).await;
+            let text = rendered.map(Body::plain).map_err(|error| error.to_string());
             *last = Last { begun: Some(begun), next: begun, text, packed: None };
         }
         let text = last.text.clone()?;

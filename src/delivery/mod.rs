@@ -3,23 +3,23 @@
 mod address;
 mod client;
 mod compression;
-mod destinations;
+mod destination;
 mod failure;
-#[allow(dead_code)] // The next commits use it.
-mod file_thread;
 mod grouping;
 mod headers;
 #[cfg(feature = "http")]
 mod http;
-mod lane;
 mod push;
 mod pushgateway;
-mod quiet;
+mod queue;
+mod replayer;
+mod request;
 mod retry;
-mod routine;
+mod scheduler;
 mod spool;
+mod suppress;
 mod textfile;
-mod worker;
+mod thread;
 
 #[cfg(feature = "otlp")]
 pub(crate) use address::{Address, redact};
@@ -39,48 +39,62 @@ pub(crate) use retry::{Budget, again, is_of_payload};
 pub(crate) use spool::Spool;
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
 pub(crate) use textfile::Textfile;
-pub(crate) use worker::{Plan, Worker};
+pub(crate) use thread::{DeliveryConfig, DeliveryThread};
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::error::Error;
 
-/// What the delivery thread reads, and whom it tells.
-pub(crate) trait Source: Send + Sync {
-    /// The state of this moment in the text format.
-    fn exposition(&self) -> Result<String, Error>;
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-    /// Brings the recorder up to date, for whoever reads it by other means.
+/// What the delivery thread reads and reports to. No call blocks: code of the application runs on threads of its own.
+pub(crate) trait Source: Send + Sync {
+    /// The state of this moment in the text format. Where a recorder of the application has not rendered it by the
+    /// deadline, its last rendering.
+    fn exposition(self: Arc<Self>, deadline: Instant) -> BoxFuture<'static, Result<Bytes, Error>>;
+
+    /// Brings the recorder up to date for a reader that does not render.
     #[cfg(feature = "otlp")]
-    fn publish(&self);
+    fn publish(self: Arc<Self>);
 
     /// The part of an exposition that is this crate's own metrics.
     fn own_families(&self, exposition: &str) -> String;
 
     /// Samples the process's resources.
-    fn sample(&self);
+    fn sample(self: Arc<Self>);
 
     /// A push to the gateway ended, retries included.
-    fn pushed(&self, result: &Result<(), Error>, took: Duration);
+    fn pushed(self: Arc<Self>, is_success: bool, elapsed: Duration);
 
-    /// What the spool holds now, and what was dropped from it since the start.
-    fn spooled(&self, files: usize, dropped: u64);
+    /// The payloads in the spool, and those dropped from it since the start.
+    fn spooled(self: Arc<Self>, files: usize, dropped: u64);
 
-    /// Reports what a user of the crate should know. Returns at once.
+    /// Reports what a user of the crate should know.
     fn on_event(&self, event: DeliveryEvent);
+
+    /// Completes when the application's subscriber has taken the events reported before.
+    fn events_taken(&self) -> BoxFuture<'_, ()>;
 }
 
 /// What the delivery reports to the user, as an event in the application's log.
 #[derive(Debug)]
 pub(crate) enum DeliveryEvent {
-    /// Delivery stopped working.
-    Failing(Error),
-    /// Delivery works again.
-    Recovered,
+    /// Delivery to this destination stopped working.
+    Failing { destination: String, error: Error },
+    /// Delivery to this destination works again.
+    Recovered { destination: String },
     /// The final payload could not be written to the spool. It is pushed all the same.
     NotSpooled(Error),
     /// The gateway refused what an earlier run had left.
     ReplayRefused(Error),
     /// Payloads were dropped from the spool for the first time.
     SpoolFull,
+    /// A recorder of the application does not return.
+    RecorderStuck,
 }

@@ -1,42 +1,68 @@
 //! One delivery of the present state to the gateway.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
+use reqwest::Method;
 use tokio::time::Instant;
 
 use super::Source;
+use super::failure::Failure;
 use super::pushgateway::Pushgateway;
 use super::retry::{self, Budget};
 use crate::error::{Error, Kind};
 
-/// Pushes the state and counts it. What the gateway refuses as a bad request is pushed once more without the
+/// What the gateway took of a push.
+pub(super) enum Pushed {
+    Whole,
+    /// It refused the application's own metrics, for this reason, and took the crate's. What it keeps of the run is
+    /// delivered.
+    OwnFamilies(Error),
+}
+
+impl Pushed {
+    /// What a caller is told: metrics of the application are missing on the gateway.
+    pub(super) fn into_result(self) -> Result<(), Error> {
+        match self {
+            Self::Whole => Ok(()),
+            Self::OwnFamilies(refusal) => Err(refusal),
+        }
+    }
+}
+
+/// Pushes the state and counts the push. What the gateway refuses as a bad request is pushed once more without the
 /// application's own metrics: one of them must not take the stages down with it.
-pub(crate) async fn push_state(
+///
+/// Sets `is_in_doubt` if a request got no answer and may have arrived.
+pub(super) async fn push_state(
     gateway: &Pushgateway,
-    source: &dyn Source,
+    source: &Arc<dyn Source>,
     exposition: Bytes,
     budget: &Budget,
-) -> Result<(), Error> {
-    let refusal = match push_counted(gateway, source, exposition.clone(), budget).await {
+    is_in_doubt: &AtomicBool,
+) -> Result<Pushed, Error> {
+    let refusal = match push_counted(gateway, source, exposition.clone(), budget, is_in_doubt).await {
+        Ok(()) => return Ok(Pushed::Whole),
         Err(error) if error.status() == Some(400) => error,
-        other => return other,
+        Err(error) => return Err(error),
     };
-    let Some(own) = own_alone(source, &exposition) else { return Err(refusal) };
-    let outcome = match push_counted(gateway, source, own, budget).await {
-        Ok(()) => PUSHED_WITHOUT,
-        Err(_) => "pushing the stages without them failed too",
-    };
-    Err(applications_refused(gateway, outcome, refusal))
+    let Some(own) = own_families_only(&**source, &exposition) else { return Err(refusal) };
+    match push_counted(gateway, source, own, budget, is_in_doubt).await {
+        Ok(()) => Ok(Pushed::OwnFamilies(application_refused(gateway, PUSHED_WITHOUT, refusal))),
+        Err(_) => Err(application_refused(gateway, "pushing the stages without them failed too", refusal)),
+    }
 }
 
 pub(super) const PUSHED_WITHOUT: &str = "the stages were pushed without them";
 
-pub(super) fn applications_refused(gateway: &Pushgateway, outcome: &str, refusal: Error) -> Error {
+pub(super) fn application_refused(gateway: &Pushgateway, outcome: &str, refusal: Error) -> Error {
     let text = format!("gateway {} refused the application's own metrics; {outcome}", gateway.endpoint());
     Error::new(Kind::Refused(400), text).with_source(refusal)
 }
 
 /// The crate's own part of an exposition; `None` where that is nothing or all of it.
-pub(super) fn own_alone(source: &dyn Source, exposition: &Bytes) -> Option<Bytes> {
+pub(super) fn own_families_only(source: &dyn Source, exposition: &Bytes) -> Option<Bytes> {
     let text = std::str::from_utf8(exposition).unwrap_or_default();
     let own = source.own_families(text);
     (!own.is_empty() && own.len() != text.len()).then(|| Bytes::from(own))
@@ -44,28 +70,55 @@ pub(super) fn own_alone(source: &dyn Source, exposition: &Bytes) -> Option<Bytes
 
 async fn push_counted(
     gateway: &Pushgateway,
-    source: &dyn Source,
+    source: &Arc<dyn Source>,
     exposition: Bytes,
     budget: &Budget,
+    is_in_doubt: &AtomicBool,
 ) -> Result<(), Error> {
-    let mut counted = Counted { source, begun: Instant::now(), is_over: false };
-    let result = retry::push(gateway, gateway.body(exposition), budget).await;
+    let mut counted = Counted { source, start: Instant::now(), is_over: false };
+    let body = &gateway.body(exposition);
+    let attempt = move || async move {
+        let doubt = Doubt { is_in_doubt, is_answered: false };
+        doubt.settle(gateway.send(Method::POST, body.clone()).await)
+    };
+    let result = retry::again(&format!("gateway {}", gateway.endpoint()), budget, attempt).await;
     counted.is_over = true;
-    source.pushed(&result, counted.begun.elapsed());
+    Arc::clone(source).pushed(result.is_ok(), counted.start.elapsed());
     result
 }
 
-/// Counts a push that is given up half-way: whether it arrives nobody will know.
+/// One request: dropped without an answer, it leaves a doubt whether the gateway has it.
+struct Doubt<'a> {
+    is_in_doubt: &'a AtomicBool,
+    is_answered: bool,
+}
+
+impl Doubt<'_> {
+    fn settle(mut self, result: Result<(), Failure>) -> Result<(), Failure> {
+        self.is_answered = result.as_ref().err().is_none_or(|failure| !failure.may_have_arrived);
+        result
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.is_in_doubt.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// Counts a push that is given up half-way as one that failed.
 struct Counted<'a> {
-    source: &'a dyn Source,
-    begun: Instant,
+    source: &'a Arc<dyn Source>,
+    start: Instant,
     is_over: bool,
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         if !self.is_over {
-            self.source.pushed(&Err(Error::new(Kind::Timeout, "the push was given up")), self.begun.elapsed());
+            Arc::clone(self.source).pushed(false, self.start.elapsed());
         }
     }
 }

@@ -274,6 +274,11 @@ impl Pushgateway {
         &self.grouping
     }
 
+    /// How long one request may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// The gateway's base URL, for messages: without user and password.
     pub(crate) fn endpoint(&self) -> &str {
         self.address.as_str()

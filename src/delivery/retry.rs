@@ -4,13 +4,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Method;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::compression::Body;
 use super::failure::Failure;
-use super::pushgateway::Pushgateway;
 use crate::error::{Error, Kind};
 
 /// The wait before the second try, on average; it doubles with each one.
@@ -29,17 +26,11 @@ pub(crate) struct Budget {
     pub(crate) hurry: Arc<Notify>,
 }
 
-/// Pushes with POST until the gateway took it, refused it for good, or the time is over.
-pub(crate) async fn push(gateway: &Pushgateway, body: Body, budget: &Budget) -> Result<(), Error> {
-    let gateway_name = format!("gateway {}", gateway.endpoint());
-    again(&gateway_name, budget, async || gateway.send(Method::POST, body.clone()).await).await
-}
-
 /// Tries until it succeeds, is refused for good, or the time is over. `whom`: who is asked.
-pub(crate) async fn again(
+pub(crate) async fn again<F: Future<Output = Result<(), Failure>>>(
     whom: &str,
     budget: &Budget,
-    attempt: impl AsyncFn() -> Result<(), Failure>,
+    attempt: impl Fn() -> F,
 ) -> Result<(), Error> {
     let begun = Instant::now();
     let mut earlier = None;

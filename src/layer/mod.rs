@@ -94,7 +94,7 @@ impl MetricsLayer {
             run_id_label: true,
             target: Target::Facade,
             clock: quanta::Clock::new(),
-            voice: Arc::default(),
+            diagnostics: Arc::default(),
         })))
     }
 
@@ -120,7 +120,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn on_register_dispatch(&self, subscriber: &Dispatch) {
-        self.stages.voice.attach(subscriber);
+        self.stages.diagnostics.attach(subscriber);
     }
 
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {

@@ -21,7 +21,7 @@ use super::sink::{Sink, Target, is_outward};
 #[cfg(feature = "trace-id")]
 use super::traces::{Traces, await_release};
 use super::unwinding;
-use crate::voice::Voice;
+use crate::diagnostics::Diagnostics;
 
 /// How the layer is set up.
 pub(crate) struct Settings {
@@ -38,7 +38,7 @@ pub(crate) struct Settings {
     pub(crate) run_id_label: bool,
     pub(crate) target: Target,
     pub(crate) clock: quanta::Clock,
-    pub(crate) voice: Arc<Voice>,
+    pub(crate) diagnostics: Arc<Diagnostics>,
 }
 
 /// The stages of this process: shared by the layer, which tells what happens, and the guard, which asks.
@@ -51,7 +51,7 @@ pub(crate) struct Stages {
     pub(crate) series: Series,
     pub(super) policy: FailurePolicy,
     pub(super) clock: quanta::Clock,
-    pub(crate) voice: Arc<Voice>,
+    pub(crate) diagnostics: Arc<Diagnostics>,
     pub(super) expected: Vec<Label>,
     /// Whether some thread gives a slot to a span that has none of its own, see `parent_further`.
     leading: AtomicBool,
@@ -88,7 +88,7 @@ impl Stages {
             series: Series::new(sink, settings.max_series, settings.buckets.as_deref(), settings.clock.clone()),
             policy: settings.policy,
             clock: settings.clock,
-            voice: settings.voice,
+            diagnostics: settings.diagnostics,
             expected: settings.expected_stages.iter().map(|stage| labels.intern(stage)).collect(),
             labels,
             leading: AtomicBool::new(false),
@@ -290,7 +290,7 @@ impl Stages {
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
     fn entered_further(&self, found: Found<'_>, id: &Id) {
-        self.voice.speak_deferred();
+        self.diagnostics.emit_waiting();
         found.entered.enter();
         unwinding::entered(|| found.reference());
         #[cfg(feature = "trace-id")]
@@ -366,10 +366,10 @@ impl Stages {
 
     #[inline]
     pub(crate) fn closed(&self, id: &Id) {
-        self.voice.speak_deferred();
         if let Some(found) = self.open.find(id) {
             self.closed_further(found, id);
         }
+        self.diagnostics.emit_waiting();
     }
 
     /// A span that matters closed.
@@ -450,7 +450,7 @@ impl Stages {
         }
         let meaning = ended.meaning.and_then(|meaning| self.memory.get(meaning));
         if let Some(overflow) = self.series.finish(&self.labels, ended, meaning.map(|meaning| &meaning.series)) {
-            self.warn_overflow(&overflow);
+            self.warn_overflow(overflow);
         }
     }
 

@@ -99,7 +99,7 @@ impl Stages {
             }
         }
         self.await_closed(&closing, patience.min(CLOSING_TIME));
-        self.voice.speak_deferred();
+        self.diagnostics.emit_waiting();
     }
 
     /// Waits for the threads that are closing these stages to have counted them. Not for ever: one of them may be the

@@ -168,7 +168,7 @@ impl Stages {
     /// default, if this layer is in that.
     fn subscriber(&self) -> Option<Dispatch> {
         let is_this = |layer: &MetricsLayer| std::ptr::eq(&*layer.stages, self);
-        self.voice.subscriber().or_else(|| {
+        self.diagnostics.subscriber().or_else(|| {
             dispatcher::get_default(|default| {
                 default.downcast_ref::<MetricsLayer>().is_some_and(is_this).then(|| default.clone())
             })

@@ -9,7 +9,6 @@ use super::open::Found;
 use super::outcome::Outcome;
 use super::outcome::Reason;
 use super::series::Finished;
-use super::sink::outward;
 use super::stages::Stages;
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
@@ -18,7 +17,7 @@ impl Stages {
     /// After the end nothing is measured: whoever opens a stage then has probably dropped the guard too early.
     #[cold]
     pub(super) fn warn_inert(&self) {
-        self.voice.defer(|| {
+        self.diagnostics.emit(|| {
             warn!(
                 target: OWN_TARGET,
                 "a stage opened after the final flush and is not measured: keep the guard until the end of `main` \
@@ -28,9 +27,9 @@ impl Stages {
     }
 
     #[cold]
-    pub(super) fn warn_overflow(&self, overflow: &Overflow) {
+    pub(super) fn warn_overflow(&self, overflow: Overflow) {
         let Overflow { max, label, values, example } = overflow;
-        self.voice.speak(|| {
+        self.diagnostics.emit(move || {
             warn!(
                 target: OWN_TARGET,
                 max_series = max,
@@ -47,9 +46,9 @@ impl Stages {
     #[cold]
     pub(super) fn warn_cancelled(&self, found: Found<'_>) {
         let Some(callsite) = self.callsite(found).filter(|callsite| callsite.warn_once()) else { return };
-        let (stage_id, span) = (self.labels.text(found.stage()), callsite.meta.name());
+        let (stage_id, span) = (self.labels.text(found.stage()).to_owned(), callsite.meta.name());
         let (file, line) = (callsite.meta.file().unwrap_or("?"), callsite.meta.line().unwrap_or(0));
-        self.voice.speak(|| {
+        self.diagnostics.emit(move || {
             warn!(
                 target: OWN_TARGET,
                 stage_id,
@@ -78,36 +77,32 @@ impl Stages {
             return;
         }
         let [stage_id, profile, run_id] =
-            [ended.stage, ended.profile, ended.run_id].map(|label| self.labels.text(label));
+            [ended.stage, ended.profile, ended.run_id].map(|label| self.labels.text(label).to_owned());
         let reason = reason.as_str();
-        outward(|| {
-            self.voice.speak(|| {
-                warn!(
-                    target: OWN_TARGET,
-                    stage_id, profile, run_id, reason, trace_id = %trace,
-                    "stage {stage_id} failed ({reason}), in the trace {trace}; of its further failures the run report \
-                     has the last"
-                );
-            });
+        self.diagnostics.emit(move || {
+            warn!(
+                target: OWN_TARGET,
+                stage_id, profile, run_id, reason, trace_id = %trace,
+                "stage {stage_id} failed ({reason}), in the trace {trace}; of its further failures the run report has \
+                 the last"
+            );
         });
     }
 
     pub(super) fn warn_open(&self, ended: Finished, reason: Reason) {
         let [stage_id, profile, run_id] =
-            [ended.stage, ended.profile, ended.run_id].map(|label| self.labels.text(label));
+            [ended.stage, ended.profile, ended.run_id].map(|label| self.labels.text(label).to_owned());
         let reason = reason.as_str();
         #[cfg(feature = "trace-id")]
         let trace_id = ended.trace.map(tracing::field::display);
         #[cfg(not(feature = "trace-id"))]
         let trace_id = tracing::field::Empty;
-        outward(|| {
-            self.voice.speak(|| {
-                warn!(
-                    target: OWN_TARGET,
-                    stage_id, profile, run_id, reason, trace_id,
-                    "stage {stage_id} was still open at the final flush and is counted as a failure ({reason})"
-                );
-            });
+        self.diagnostics.emit(move || {
+            warn!(
+                target: OWN_TARGET,
+                stage_id, profile, run_id, reason, trace_id,
+                "stage {stage_id} was still open at the final flush and is counted as a failure ({reason})"
+            );
         });
     }
 }

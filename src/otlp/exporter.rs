@@ -233,7 +233,7 @@ impl Exporter {
     async fn send(&mut self, budget: &Budget) -> Result<(), Error> {
         let Some(pending) = &self.pending else { return Ok(()) };
         let whom = format!("collector {}", self.address);
-        let result = again(&whom, budget, async || self.attempt(pending).await).await;
+        let result = again(&whom, budget, || self.attempt(pending)).await;
         let is_done = match &result {
             Ok(()) => true,
             // With 200 the rest of it was taken.

@@ -98,8 +98,9 @@ impl Pipeline {
         &self.guard
     }
 
-    /// The crate's own events so far.
+    /// The crate's own events so far. They come from a thread of their own; a flush returns when they are there.
     pub fn heard(&self) -> Vec<String> {
+        self.guard.flush().unwrap();
         self.heard.all()
     }
 

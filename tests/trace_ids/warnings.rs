@@ -50,7 +50,7 @@ fn threads_share_the_one_warning() {
     }
 }
 
-/// It is an event of the span that is current when the stage closes, and no error of it.
+/// It is emitted on a thread of its own, so it is an event of no span.
 #[test]
 fn it_makes_no_span_red_and_no_stage_fail() {
     for first in ORDERS {
@@ -61,8 +61,7 @@ fn it_makes_no_span_red_and_no_stage_fail() {
         let spans = traced.spans.get_finished_spans().unwrap();
         let around = spans.last().unwrap();
         assert_eq!(around.status, Status::Unset);
-        let events: Vec<_> = around.events.iter().map(|event| event.name.as_ref()).collect();
-        assert!(matches!(events[..], [told] if told.starts_with("stage a failed")), "{events:?}");
+        assert!(around.events.is_empty(), "{:?}", around.events);
     }
 }
 

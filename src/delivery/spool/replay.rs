@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 use super::store::{Payload, Spool};
 use crate::delivery::Source;
 use crate::delivery::failure::Failure;
-use crate::delivery::push::{PUSHED_WITHOUT, applications_refused, own_alone};
+use crate::delivery::push::{PUSHED_WITHOUT, application_refused, own_families_only};
 use crate::delivery::pushgateway::Pushgateway;
 use crate::delivery::retry;
 use crate::error::{Error, Kind};
@@ -67,7 +67,7 @@ async fn deliver(gateway: &Pushgateway, source: &dyn Source, payload: &Payload) 
         Err(failure) if failure.error.status() == Some(400) => failure,
         other => return other,
     };
-    let Some(own) = own_alone(source, &payload.exposition) else { return Err(refusal) };
+    let Some(own) = own_families_only(source, &payload.exposition) else { return Err(refusal) };
     send(own).await?;
-    Err(applications_refused(gateway, PUSHED_WITHOUT, refusal.error).into())
+    Err(application_refused(gateway, PUSHED_WITHOUT, refusal.error).into())
 }

@@ -8,27 +8,27 @@ use std::cell::RefCell;
 use tracing::dispatcher::{DefaultGuard, Dispatch, set_default};
 
 thread_local! {
-    static QUIET: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
+    static GUARD: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
 }
 
 pub(crate) fn begin() {
-    QUIET.with_borrow_mut(|quiet| {
+    GUARD.with_borrow_mut(|guard| {
         // A second guard would outlive the first one's end.
-        if quiet.is_none() {
+        if guard.is_none() {
             // Not a subscriber made for it: each new one has all callsites of the process asked anew, and a "never" of
             // this one would make their "always" a "sometimes".
-            *quiet = Some(set_default(&Dispatch::none()));
+            *guard = Some(set_default(&Dispatch::none()));
         }
     });
 }
 
 pub(crate) fn end() {
-    let quiet = QUIET.with_borrow_mut(Option::take);
-    drop(quiet);
+    let guard = GUARD.with_borrow_mut(Option::take);
+    drop(guard);
 }
 
 /// Keeps the events of the HTTP client, and of what its connections still do afterwards, out of the application's log.
-pub(super) fn mute<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn suppress_instrumentation<T>(work: impl FnOnce() -> T) -> T {
     begin();
     let result = work();
     end();
@@ -40,20 +40,20 @@ mod tests {
     use super::*;
     use tracing::subscriber::NoSubscriber;
 
-    fn is_quiet() -> bool {
+    fn is_suppressed() -> bool {
         tracing::dispatcher::get_default(|subscriber| subscriber.is::<NoSubscriber>())
     }
 
     #[test]
     fn begins_once_and_ends() {
         let _other = set_default(&Dispatch::new(tracing_subscriber::registry()));
-        assert!(!is_quiet());
+        assert!(!is_suppressed());
         begin();
         begin();
-        assert!(is_quiet());
+        assert!(is_suppressed());
         end();
-        assert!(!is_quiet());
+        assert!(!is_suppressed());
         end();
-        assert!(!is_quiet());
+        assert!(!is_suppressed());
     }
 }

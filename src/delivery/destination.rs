@@ -1,0 +1,219 @@
+//! The destinations: the gateway, the text file and the collector.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout_at};
+
+use super::push::{Pushed, push_state};
+use super::pushgateway::Pushgateway;
+use super::replayer::{Replayer, SpoolThread};
+use super::retry::Budget;
+use super::textfile::Textfile;
+use super::{DeliveryEvent, Source};
+use crate::error::{Error, Kind};
+use crate::job_thread::JobThread;
+#[cfg(feature = "otlp")]
+use crate::otlp::Collector;
+
+/// How long the final flush waits, after its push has succeeded, for the disk to give the payload up again.
+const SPOOL_CLEANUP_TIME: Duration = Duration::from_millis(500);
+
+/// Writes of a text file that may wait for the disk.
+const MAX_WAITING_WRITES: usize = 4;
+
+/// One destination. Clones share it.
+#[derive(Clone)]
+pub(super) enum Destination {
+    Gateway(Arc<GatewayDestination>),
+    Textfile(Arc<TextfileDestination>),
+    /// One export at a time.
+    #[cfg(feature = "otlp")]
+    Collector(Arc<tokio::sync::Mutex<Collector>>),
+}
+
+/// The state of one moment, rendered for the first destination that asks and shared by all.
+#[derive(Clone, Default)]
+pub(super) struct Moment(Arc<OnceCell<Result<Bytes, Error>>>);
+
+impl Moment {
+    /// Code of the application that renders gets half of the time.
+    async fn exposition(&self, source: &Arc<dyn Source>, deadline: Instant) -> Result<Bytes, Error> {
+        let now = Instant::now();
+        let half = now + deadline.saturating_duration_since(now) / 2;
+        let rendered = self.0.get_or_init(|| Arc::clone(source).exposition(half)).await;
+        rendered.as_ref().cloned().map_err(Error::copy)
+    }
+}
+
+impl Destination {
+    pub(super) fn gateway(gateway: Pushgateway, spool: Option<SpoolThread>, replayer: Option<&Replayer>) -> Self {
+        let wake_replayer = replayer.map(Replayer::waker);
+        Self::Gateway(Arc::new(GatewayDestination {
+            gateway,
+            spool,
+            wake_replayer,
+            is_in_doubt: AtomicBool::new(false),
+        }))
+    }
+
+    pub(super) fn textfile(textfile: Textfile) -> Result<Self, Error> {
+        let files = JobThread::start("stage-metrics-textfile", MAX_WAITING_WRITES)?;
+        Ok(Self::Textfile(Arc::new(TextfileDestination { textfile: Arc::new(textfile), files })))
+    }
+
+    #[cfg(feature = "otlp")]
+    pub(super) fn collector(collector: Collector) -> Self {
+        Self::Collector(Arc::new(tokio::sync::Mutex::new(collector)))
+    }
+
+    /// How long a delivery on the interval may take. A request that is on its way is not cut off by the next one: it may
+    /// have arrived, and an older state that arrives late would replace a newer one.
+    pub(super) fn interval_time(&self, interval: Duration) -> Duration {
+        match self {
+            Self::Gateway(gateway) => interval.max(gateway.gateway.timeout()),
+            Self::Textfile(_) => interval,
+            #[cfg(feature = "otlp")]
+            Self::Collector(_) => interval.max(super::DEFAULT_REQUEST_TIMEOUT),
+        }
+    }
+
+    /// Delivers the state of a moment within the budget. `is_requested`: somebody waits for it; it is not the interval.
+    #[cfg_attr(not(feature = "otlp"), allow(unused_variables))]
+    pub(super) async fn deliver(
+        self,
+        source: Arc<dyn Source>,
+        moment: Moment,
+        budget: Budget,
+        is_requested: bool,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Gateway(gateway) => gateway.deliver(&source, &moment, &budget).await,
+            Self::Textfile(textfile) => textfile.deliver(&source, &moment, budget.deadline).await,
+            #[cfg(feature = "otlp")]
+            Self::Collector(collector) => {
+                let publish = || Arc::clone(&source).publish();
+                collector.lock().await.export(&budget, is_requested, publish).await
+            }
+        }
+    }
+
+    /// Delivers the last state of the process.
+    pub(super) async fn deliver_finally(
+        self,
+        source: Arc<dyn Source>,
+        moment: Moment,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let budget = Budget { deadline, last: true, hurry: Arc::default() };
+        match self {
+            Self::Gateway(gateway) => gateway.deliver_finally(&source, &moment, &budget).await,
+            other => other.deliver(source, moment, budget, true).await,
+        }
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway(gateway) => write!(f, "gateway {}", gateway.gateway.endpoint()),
+            Self::Textfile(textfile) => write!(f, "the text file {}", textfile.textfile.path().display()),
+            #[cfg(feature = "otlp")]
+            Self::Collector(_) => f.write_str("the collector"),
+        }
+    }
+}
+
+pub(super) struct TextfileDestination {
+    textfile: Arc<Textfile>,
+    files: JobThread,
+}
+
+impl TextfileDestination {
+    async fn deliver(&self, source: &Arc<dyn Source>, moment: &Moment, deadline: Instant) -> Result<(), Error> {
+        let exposition = moment.exposition(source, deadline).await?;
+        let textfile = Arc::clone(&self.textfile);
+        let write = self.files.run(move || textfile.write(std::str::from_utf8(&exposition).unwrap_or_default()));
+        timeout_at(deadline, write).await.unwrap_or_else(|_| {
+            let path = self.textfile.path().display();
+            Err(Error::new(Kind::Timeout, format!("the text file {path} was not written in the time allowed")))
+        })?
+    }
+}
+
+pub(super) struct GatewayDestination {
+    gateway: Pushgateway,
+    spool: Option<SpoolThread>,
+    wake_replayer: Option<Arc<tokio::sync::Notify>>,
+    /// A push of this process was given up without an answer. The gateway may apply it later, over a newer state.
+    is_in_doubt: AtomicBool,
+}
+
+impl GatewayDestination {
+    async fn deliver(&self, source: &Arc<dyn Source>, moment: &Moment, budget: &Budget) -> Result<(), Error> {
+        let exposition = moment.exposition(source, budget.deadline).await?;
+        self.push(source, exposition, budget).await?.into_result()
+    }
+
+    async fn push(&self, source: &Arc<dyn Source>, exposition: Bytes, budget: &Budget) -> Result<Pushed, Error> {
+        let pushed = push_state(&self.gateway, source, exposition, budget, &self.is_in_doubt).await?;
+        if let Some(wake) = &self.wake_replayer {
+            wake.notify_one();
+        }
+        Ok(pushed)
+    }
+
+    /// The payload is written to the spool and pushed at the same time: a slow disk does not cost the push, and a slow
+    /// gateway does not cost the file.
+    async fn deliver_finally(&self, source: &Arc<dyn Source>, moment: &Moment, budget: &Budget) -> Result<(), Error> {
+        let deadline = budget.deadline;
+        if let Some(spool) = &self.spool {
+            spool.make_room(source, deadline).await;
+        }
+        let exposition = moment.exposition(source, deadline).await?;
+        let Some(spool) = &self.spool else {
+            return self.push_last(source, exposition, budget).await?.into_result();
+        };
+        let is_delivered = Arc::new(AtomicBool::new(false));
+        let write = spool.clone().write(self.gateway.grouping().clone(), exposition.clone(), Arc::clone(&is_delivered));
+        let mut write = tokio::spawn(write);
+        match self.push_last(source, exposition, budget).await {
+            Ok(pushed) => {
+                is_delivered.store(true, Ordering::Release);
+                let until = deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
+                if let Ok(Ok(Ok(Some(entry)))) = timeout_at(until, &mut write).await {
+                    // Where it cannot be removed, a later run finds that the gateway has it.
+                    spool.remove(entry, until).await;
+                }
+                pushed.into_result()
+            }
+            Err(error) => {
+                let late = || Error::new(Kind::Timeout, "the spool did not take the payload in the time allowed");
+                let gone = |_| Err(Error::new(Kind::Delivery, "the write to the spool panicked"));
+                let written = timeout_at(deadline, &mut write).await.map(|ended| ended.unwrap_or_else(gone));
+                if let Err(error) = written.unwrap_or_else(|_| Err(late())) {
+                    source.on_event(DeliveryEvent::NotSpooled(error));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Pushes the last state. If an earlier push was given up without an answer, the gateway may apply it after this one,
+    /// so the last state is sent a second time after its answer.
+    async fn push_last(&self, source: &Arc<dyn Source>, exposition: Bytes, budget: &Budget) -> Result<Pushed, Error> {
+        let is_in_doubt = self.is_in_doubt.load(Ordering::Acquire);
+        let pushed = self.push(source, exposition.clone(), budget).await?;
+        if !is_in_doubt {
+            return Ok(pushed);
+        }
+        self.push(source, exposition, budget).await.map_err(|error| {
+            let text = "an earlier push got no answer and may replace the last state, which could not be sent again";
+            Error::new(error.kind(), text).with_source(error)
+        })
+    }
+}

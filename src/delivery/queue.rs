@@ -1,0 +1,167 @@
+//! What is on its way to one destination, and what waits for it. No destination waits for another.
+
+use std::future::poll_fn;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, timeout_at};
+
+use super::destination::{Destination, Moment};
+use super::request::{Waiter, notify_all};
+use super::retry::Budget;
+use super::{DeliveryEvent, Source};
+use crate::error::{Error, Kind};
+
+pub(super) struct DestinationQueue {
+    destination: Destination,
+    in_flight: Option<InFlight>,
+    waiting: Vec<Waiter>,
+    /// The interval asks for a delivery.
+    is_due: bool,
+    /// The last delivery failed.
+    is_failing: bool,
+}
+
+/// A delivery on its way. It is a task of its own: if it panics, nothing else ends.
+struct InFlight {
+    task: JoinHandle<Result<(), Error>>,
+    waiters: Vec<Waiter>,
+    /// Notified when a newer state waits: there is no further try then.
+    superseded: Arc<Notify>,
+}
+
+impl DestinationQueue {
+    pub(super) fn new(destination: Destination) -> Self {
+        Self { destination, in_flight: None, waiting: Vec::new(), is_due: false, is_failing: false }
+    }
+
+    /// Asks for a delivery that begins after this call.
+    pub(super) fn wait(&mut self, deadline: Instant) -> oneshot::Receiver<Result<(), Error>> {
+        let (waiter, result) = Waiter::new(deadline);
+        self.waiting.push(waiter);
+        self.supersede();
+        result
+    }
+
+    /// Asks for the delivery of the interval.
+    pub(super) fn set_due(&mut self) {
+        self.is_due = true;
+        self.supersede();
+    }
+
+    /// A delivery that somebody waits for keeps its tries.
+    fn supersede(&self) {
+        if let Some(in_flight) = self.in_flight.as_ref().filter(|in_flight| in_flight.waiters.is_empty()) {
+            in_flight.superseded.notify_one();
+        }
+    }
+
+    /// Begins the next delivery, if one is asked for and none is on its way. One delivery serves all waiters.
+    pub(super) fn start_next(&mut self, source: &Arc<dyn Source>, moment: &Moment, interval: Duration) {
+        if self.in_flight.is_some() || (!self.is_due && self.waiting.is_empty()) {
+            return;
+        }
+        let waiters = self.take_waiting();
+        let deadline = waiters.iter().map(|waiter| waiter.deadline).max();
+        if deadline.is_none() && !self.is_due {
+            return;
+        }
+        self.is_due = false;
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + self.destination.interval_time(interval));
+        let superseded = Arc::new(Notify::new());
+        let budget = Budget { deadline, last: false, hurry: Arc::clone(&superseded) };
+        let delivery =
+            self.destination.clone().deliver(Arc::clone(source), moment.clone(), budget, !waiters.is_empty());
+        self.in_flight = Some(InFlight { task: tokio::spawn(delivery), waiters, superseded });
+    }
+
+    /// The waiters that are not late.
+    fn take_waiting(&mut self) -> Vec<Waiter> {
+        let now = Instant::now();
+        let waiting = mem::take(&mut self.waiting).into_iter();
+        let (in_time, late): (Vec<_>, Vec<_>) = waiting.partition(|waiter| waiter.deadline > now);
+        for waiter in late {
+            let text = format!("the delivery to {} before it took all the time allowed", self.destination);
+            waiter.notify(Err(Error::new(Kind::Timeout, text)));
+        }
+        in_time
+    }
+
+    fn poll_completed(&mut self, context: &mut std::task::Context<'_>) -> Poll<Result<(), Error>> {
+        let Some(in_flight) = &mut self.in_flight else { return Poll::Pending };
+        Pin::new(&mut in_flight.task).poll(context).map(|ended| flatten(&self.destination, ended))
+    }
+
+    /// Takes the result of the delivery that was on its way: reports a change, then notifies the waiters.
+    pub(super) fn complete(&mut self, source: &dyn Source, result: Result<(), Error>) {
+        let waiters = self.in_flight.take().map(|in_flight| in_flight.waiters).unwrap_or_default();
+        self.report(source, &result);
+        notify_all(waiters, result);
+    }
+
+    /// Reports that delivery fails or works again.
+    fn report(&mut self, source: &dyn Source, result: &Result<(), Error>) {
+        let destination = || self.destination.to_string();
+        let event = match (result, self.is_failing) {
+            (Err(error), false) => DeliveryEvent::Failing { destination: destination(), error: error.copy() },
+            (Ok(()), true) => DeliveryEvent::Recovered { destination: destination() },
+            _ => return,
+        };
+        self.is_failing = result.is_err();
+        source.on_event(event);
+    }
+
+    /// The final delivery. A delivery on its way has half of the time to end, so that the destination gets the two in
+    /// order, and is aborted then.
+    pub(super) async fn finish(
+        mut self,
+        source: Arc<dyn Source>,
+        moment: Moment,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        for waiter in self.waiting.drain(..) {
+            waiter.notify(Err(Error::new(Kind::Delivery, "the final flush came first")));
+        }
+        if let Some(InFlight { mut task, waiters, superseded }) = self.in_flight.take() {
+            superseded.notify_one();
+            let now = Instant::now();
+            let half = now + deadline.saturating_duration_since(now) / 2;
+            let ended = timeout_at(half, &mut task).await;
+            let result = ended.map(|ended| flatten(&self.destination, ended)).unwrap_or_else(|_| {
+                task.abort();
+                let text = format!("the delivery to {} was aborted by the final flush", self.destination);
+                Err(Error::new(Kind::Timeout, text))
+            });
+            // An aborted task is dropped before the next request is sent.
+            if !task.is_finished() {
+                let _ = (&mut task).await;
+            }
+            notify_all(waiters, result);
+        }
+        let delivery = tokio::spawn(self.destination.clone().deliver_finally(source, moment, deadline));
+        flatten(&self.destination, delivery.await)
+    }
+}
+
+/// Waits for the next delivery that ends: its place among the queues, and its result.
+pub(super) async fn next_completed(queues: &mut [DestinationQueue]) -> (usize, Result<(), Error>) {
+    poll_fn(|context| {
+        for (place, queue) in queues.iter_mut().enumerate() {
+            if let Poll::Ready(result) = queue.poll_completed(context) {
+                return Poll::Ready((place, result));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// A delivery that panicked is one that failed.
+fn flatten(destination: &Destination, ended: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
+    ended.unwrap_or_else(|_| Err(Error::new(Kind::Delivery, format!("the delivery to {destination} panicked"))))
+}

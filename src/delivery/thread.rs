@@ -1,0 +1,143 @@
+//! The delivery thread: owns all network work, and a runtime of its own, whatever the application has.
+
+#[cfg(feature = "http")]
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+
+use super::Source;
+use super::destination::Destination;
+#[cfg(feature = "http")]
+use super::http::Listener;
+use super::pushgateway::Pushgateway;
+use super::replayer::{Replayer, SpoolThread};
+use super::request::FlushRequest;
+use super::scheduler::Scheduler;
+use super::spool::Spool;
+use super::suppress::{self, suppress_instrumentation};
+use super::textfile::Textfile;
+use crate::error::{Error, Kind};
+#[cfg(feature = "otlp")]
+use crate::otlp::Collecting;
+
+/// What is to be delivered, where, and how often.
+pub(crate) struct DeliveryConfig {
+    pub(crate) gateway: Option<Pushgateway>,
+    pub(crate) textfile: Option<Textfile>,
+    #[cfg(feature = "otlp")]
+    pub(crate) collecting: Option<Collecting>,
+    /// Of use with a gateway only.
+    pub(crate) spool: Option<Spool>,
+    pub(crate) push_interval: Duration,
+    /// `None`: never.
+    pub(crate) sample_interval: Option<Duration>,
+    #[cfg(feature = "http")]
+    pub(crate) listener: Option<Listener>,
+}
+
+/// A handle on the thread. Dropped without a final request, the thread ends without another push.
+pub(crate) struct DeliveryThread {
+    requests: UnboundedSender<FlushRequest>,
+    start: SyncSender<()>,
+    id: ThreadId,
+    /// Closed when the thread ends.
+    end: Mutex<Receiver<()>>,
+    /// Where metrics are served.
+    #[cfg(feature = "http")]
+    pub(crate) listen_addr: Option<SocketAddr>,
+}
+
+impl DeliveryThread {
+    /// Makes the thread. It does nothing before [`start`](Self::start): what may fail comes first.
+    pub(crate) fn new(config: DeliveryConfig, source: Arc<dyn Source>) -> Result<Self, Error> {
+        let failed = |error| Error::new(Kind::Delivery, "cannot start the delivery thread").with_source(error);
+        // Without the signal driver, which panics where no file handle is left.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .on_thread_park(suppress::end)
+            .on_thread_unpark(suppress::begin)
+            .build()
+            .map_err(failed)?;
+        let context = runtime.enter();
+        #[cfg(feature = "http")]
+        let listen_addr = config.listener.as_ref().map(Listener::address);
+        #[cfg(feature = "http")]
+        let server = config.listener.map(|listener| listener.serve(Arc::clone(&source))).transpose()?;
+        let mut destinations = Vec::new();
+        let mut replayer = None;
+        if let Some(gateway) = config.gateway {
+            let spool = config.spool.map(SpoolThread::start).transpose()?;
+            replayer = spool.clone().map(|spool| Replayer::start(gateway.clone(), spool, Arc::clone(&source)));
+            destinations.push(Destination::gateway(gateway, spool, replayer.as_ref()));
+        }
+        if let Some(textfile) = config.textfile {
+            destinations.push(Destination::textfile(textfile)?);
+        }
+        #[cfg(feature = "otlp")]
+        if let Some(collecting) = config.collecting {
+            destinations.push(Destination::collector(suppress_instrumentation(|| collecting.start())?));
+        }
+        drop(context);
+        let (requests, received) = unbounded_channel();
+        let (start, is_started) = sync_channel(1);
+        let (alive, end) = sync_channel(1);
+        let run = move || {
+            let _alive: SyncSender<()> = alive;
+            suppress_instrumentation(|| {
+                if is_started.recv().is_ok() {
+                    let (push, sample) = (config.push_interval, config.sample_interval);
+                    let scheduler = Scheduler::new(destinations, source, received, push, sample, replayer);
+                    let _finished = runtime.block_on(scheduler.run());
+                    #[cfg(feature = "http")]
+                    if let (Some(server), Some(finished)) = (server, _finished) {
+                        runtime.block_on(server.stop(finished.deadline));
+                    }
+                }
+                // A task that is stuck is not waited for.
+                runtime.shutdown_background();
+            });
+        };
+        let thread = thread::Builder::new().name("stage-metrics".to_owned()).spawn(run).map_err(failed)?;
+        Ok(Self {
+            requests,
+            start,
+            id: thread.thread().id(),
+            end: Mutex::new(end),
+            #[cfg(feature = "http")]
+            listen_addr,
+        })
+    }
+
+    /// Begins, with a push at once.
+    pub(crate) fn start(&self) {
+        // Fails only if the thread is gone, which the first request reports.
+        let _ = self.start.try_send(());
+    }
+
+    /// Waits until the thread has ended: after the final flush it still delivers what earlier runs left.
+    pub(crate) fn wait_end(&self, deadline: std::time::Instant) {
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing is ever sent: the wait ends when the thread drops its side, or at the deadline.
+        let _ = end.recv_timeout(deadline.saturating_duration_since(std::time::Instant::now()));
+    }
+
+    /// Asks for a delivery of the present state. The reply comes by the deadline.
+    pub(crate) async fn flush(&self, deadline: std::time::Instant, is_final: bool) -> Result<(), Error> {
+        let gone = || Error::new(Kind::Delivery, "the delivery thread is gone");
+        let (reply, result) = oneshot::channel();
+        let request = FlushRequest { deadline: deadline.into(), is_final, reply };
+        self.requests.send(request).map_err(|_| gone())?;
+        result.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Whether the caller runs on this thread.
+    pub(crate) fn is_current(&self) -> bool {
+        thread::current().id() == self.id
+    }
+}
