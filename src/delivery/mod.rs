@@ -2,10 +2,10 @@
 
 mod address;
 mod client;
+mod clock_offset;
 mod compression;
 mod destinations;
 mod failure;
-#[allow(dead_code)] // The next commits use it.
 mod file_thread;
 mod grouping;
 mod headers;
@@ -83,4 +83,6 @@ pub(crate) enum DeliveryEvent {
     ReplayRefused(Error),
     /// Payloads were dropped from the spool for the first time.
     SpoolFull,
+    /// The spool cannot do all that it should: its file system lacks something, or a payload cannot be opened.
+    SpoolDegraded(Error),
 }

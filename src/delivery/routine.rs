@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,13 +14,17 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout_at};
 
 use super::destinations::{Destinations, Rendered};
+use super::file_thread::FileThread;
 use super::lane::{Flight, Landed, Lane, Ticket, all, answer};
 use super::quiet::mute;
 use super::retry::Budget;
-use super::spool::{Entry, Replayed, Spool, replay};
+use super::spool::{CarriedOver, Entry, Replayed, Scope, Spool, replay};
 use super::worker::Order;
 use super::{DeliveryEvent, Source};
 use crate::error::{Error, Kind};
+
+/// How long what earlier runs of the own group left may hold up the first push.
+const OWN_GROUP_TIME: Duration = Duration::from_secs(1);
 
 enum Event {
     Ordered(Order),
@@ -45,7 +50,8 @@ enum Replay {
 
 pub(super) struct Routine {
     destinations: Destinations,
-    spool: Option<Arc<Spool>>,
+    spool: Option<(Arc<Spool>, Arc<FileThread>)>,
+    carried: CarriedOver,
     source: Arc<dyn Source>,
     push_interval: Duration,
     sample_interval: Option<Duration>,
@@ -61,7 +67,7 @@ pub(super) struct Routine {
 impl Routine {
     pub(super) fn new(
         destinations: Destinations,
-        spool: Option<Arc<Spool>>,
+        spool: Option<(Arc<Spool>, Arc<FileThread>)>,
         source: Arc<dyn Source>,
         push_interval: Duration,
         sample_interval: Option<Duration>,
@@ -73,6 +79,7 @@ impl Routine {
         Self {
             destinations,
             spool,
+            carried: CarriedOver::default(),
             source,
             push_interval,
             sample_interval,
@@ -89,6 +96,7 @@ impl Routine {
     /// Runs until the last order was carried out, whose deadline it returns, or nobody can give one.
     pub(super) fn run(&mut self, runtime: &Runtime) -> Option<Instant> {
         self.tell_spool();
+        mute(|| runtime.block_on(self.replay_own_group()));
         loop {
             self.routine();
             match self.next_event(runtime) {
@@ -157,6 +165,7 @@ impl Routine {
         }
         let (budget, hurry) = budget(deadline, false);
         let Rendered { exposition, textfile } = self.destinations.render(&*self.source);
+        let exposition = exposition.map(|exposition| self.carried.complete(exposition));
         let delivery = Box::pin(self.destinations.push(Arc::clone(&self.source), exposition, budget));
         self.pushes.begin(Flight { delivery, tickets, hurry, beside: textfile });
     }
@@ -168,9 +177,30 @@ impl Routine {
     }
 
     fn start_replay(&mut self) {
-        let (Some(gateway), Some(spool)) = (self.destinations.gateway.clone(), self.spool.clone()) else { return };
-        let (source, deadline) = (Arc::clone(&self.source), self.next_push);
-        self.replay = Replay::Running(Box::pin(async move { replay(&gateway, &*source, &spool, deadline).await }));
+        let (Some(gateway), Some((spool, files))) = (self.destinations.gateway.clone(), self.spool.clone()) else {
+            return;
+        };
+        let deadline = self.next_push;
+        let replay = async move { replay(&gateway, &spool, &files, Scope::OtherGroups, deadline).await };
+        self.replay = Replay::Running(Box::pin(replay));
+    }
+
+    /// Before the first push: what is newer comes after what earlier runs of the group left.
+    async fn replay_own_group(&mut self) {
+        let (Some(gateway), Some((spool, files))) = (self.destinations.gateway.clone(), self.spool.clone()) else {
+            return;
+        };
+        let deadline = Instant::now() + OWN_GROUP_TIME;
+        loop {
+            match replay(&gateway, &spool, &files, Scope::OwnGroup, deadline).await {
+                Replayed::Done => {}
+                Replayed::Refused(error) => self.source.on_event(DeliveryEvent::ReplayRefused(error)),
+                _ => break,
+            }
+        }
+        if let Ok(carried) = files.run(move || spool.carry_over(&gateway)).await {
+            self.carried = carried;
+        }
     }
 
     fn replayed(&mut self, replayed: Replayed) {
@@ -181,13 +211,16 @@ impl Routine {
                 self.source.on_event(DeliveryEvent::ReplayRefused(error));
                 Replay::Ready
             }
-            Replayed::PassedOver | Replayed::Failed => Replay::AfterPush,
+            Replayed::PassedOver | Replayed::Failed | Replayed::Unanswered => Replay::AfterPush,
         };
         self.tell_spool();
     }
 
     fn tell_spool(&mut self) {
-        if let Some(spool) = &self.spool {
+        if let Some((spool, _)) = &self.spool {
+            for notice in spool.take_notices() {
+                self.source.on_event(DeliveryEvent::SpoolDegraded(notice));
+            }
             let dropped = spool.dropped();
             self.source.spooled(spool.len(), dropped);
             if dropped > 0 && !std::mem::replace(&mut self.told_full, true) {
@@ -208,12 +241,13 @@ impl Routine {
     /// half of the time to end, so that the gateway gets the two in order, and is aborted then.
     fn finish(&mut self, runtime: &Runtime, order: Order) {
         self.replay = Replay::Done;
-        if let Some(spool) = &self.spool {
+        if let Some((spool, _)) = &self.spool {
             // Before the state is rendered, which tells of it. Writing looks again, at the size.
             spool.make_room(0);
         }
         self.tell_spool();
         let Rendered { exposition, textfile } = self.destinations.render(&*self.source);
+        let exposition = exposition.map(|exposition| self.carried.complete(exposition));
         let entry = exposition.as_ref().ok().and_then(|exposition| self.spool(exposition));
         self.end_flights(runtime, order.deadline);
         let (of_push, of_export) = (budget(order.deadline, true).0, budget(order.deadline, true).0);
@@ -223,9 +257,12 @@ impl Routine {
         self.pushes.turn_away();
         self.exports.turn_away();
         let is_pushed = pushed.is_ok();
-        if let Some(entry) = entry.filter(|_| is_pushed) {
-            // Where it cannot be removed, a later run finds that the gateway has it.
-            entry.remove();
+        if let Some((spool, _)) = self.spool.as_ref().filter(|_| is_pushed) {
+            // Where one cannot be removed, a later run finds that the gateway has it.
+            if let Some(entry) = &entry {
+                spool.remove(entry);
+            }
+            spool.remove_carried_over(&self.carried);
         }
         (order.reply)(all(all(textfile, pushed), exported));
         if is_pushed {
@@ -234,9 +271,10 @@ impl Routine {
     }
 
     fn spool(&self, exposition: &Bytes) -> Option<Entry> {
-        let (gateway, spool) = (self.destinations.gateway.as_ref()?, self.spool.as_ref()?);
-        let written = spool.write(gateway.grouping(), exposition.clone());
-        written.map_err(|error| self.source.on_event(DeliveryEvent::NotSpooled(error))).ok()
+        let (gateway, (spool, _)) = (self.destinations.gateway.as_ref()?, self.spool.as_ref()?);
+        let written = spool.write(&spool.payload(gateway, exposition.clone()), &AtomicBool::new(false));
+        let written = written.map_err(|error| self.source.on_event(DeliveryEvent::NotSpooled(error)));
+        written.ok()?.entry
     }
 
     /// Waits for what is on its way, for half of the time.
@@ -257,12 +295,12 @@ impl Routine {
 
     /// After our own payload, what earlier runs left, as far as the time goes.
     async fn replay_rest(&self, deadline: Instant) {
-        let (Some(gateway), Some(spool)) = (&self.destinations.gateway, &self.spool) else { return };
+        let (Some(gateway), Some((spool, files))) = (&self.destinations.gateway, &self.spool) else { return };
         while Instant::now() < deadline {
-            match replay(gateway, &*self.source, spool, deadline).await {
+            match replay(gateway, spool, files, Scope::OtherGroups, deadline).await {
                 Replayed::Done | Replayed::PassedOver => {}
                 Replayed::Refused(error) => self.source.on_event(DeliveryEvent::ReplayRefused(error)),
-                Replayed::Nothing | Replayed::Failed => break,
+                Replayed::Nothing | Replayed::Failed | Replayed::Unanswered => break,
             }
         }
     }

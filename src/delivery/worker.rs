@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Source;
 use super::destinations::Destinations;
+use super::file_thread::FileThread;
 #[cfg(feature = "http")]
 use super::http::Listener;
 use super::pushgateway::Pushgateway;
@@ -83,6 +84,8 @@ impl Worker {
                 .map(|collector| Arc::new(tokio::sync::Mutex::new(collector))),
         };
         drop(within);
+        let start_files = |spool| FileThread::start("stage-metrics-files").map(|files| (spool, Arc::new(files)));
+        let spool = plan.spool.map(start_files).transpose()?;
         let (orders, received) = unbounded_channel();
         let (go, gate) = sync_channel(1);
         let (alive, end) = sync_channel(1);
@@ -90,7 +93,7 @@ impl Worker {
             let _alive: SyncSender<()> = alive;
             if gate.recv().is_ok() {
                 let mut routine =
-                    Routine::new(destinations, plan.spool, source, plan.push_interval, plan.sample_interval, received);
+                    Routine::new(destinations, spool, source, plan.push_interval, plan.sample_interval, received);
                 let _deadline = routine.run(&runtime);
                 mute(|| {
                     #[cfg(feature = "http")]
