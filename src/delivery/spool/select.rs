@@ -1,6 +1,6 @@
 //! Which payload is next, and what other processes do with a group.
 
-use std::io::Read;
+use std::io::{Read, Seek};
 
 use bytes::Bytes;
 
@@ -253,6 +253,8 @@ impl Spool {
 }
 
 fn read(mut file: &std::fs::File) -> std::io::Result<Result<Payload, Unreadable>> {
+    // A handle that was kept with its lock has been read before.
+    file.rewind()?;
     let mut content = Vec::new();
     Read::by_ref(&mut file).take(MAX_SPOOL_BYTES + MAX_HEAD as u64).read_to_end(&mut content)?;
     Ok(Payload::parse(Bytes::from(content)))
