@@ -53,7 +53,8 @@ impl MetricsLayerBuilder {
         if let Some(textfile) = &textfile {
             textfile.check()?;
         }
-        let spool = self.spool_directory.map(Spool::open).transpose()?;
+        let open_spool = |directory| Spool::open(directory, &self.namespace);
+        let spool = self.spool_directory.map(open_spool).transpose()?;
         #[cfg(feature = "http")]
         let listener = self.listen.map(Listener::bind).transpose()?;
         // Another recorder beside the Prometheus one has to be told of each duration.

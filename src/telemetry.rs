@@ -299,6 +299,9 @@ impl Source for Telemetry {
             DeliveryEvent::SpoolFull => {
                 warn!(target: OWN_TARGET, "the spool directory is full: its oldest payloads are dropped, undelivered");
             }
+            DeliveryEvent::SpoolDegraded(error) => {
+                warn!(target: OWN_TARGET, error = ?error, "the spool does not work as it should");
+            }
             DeliveryEvent::ReplayRefused(error) => {
                 warn!(
                     target: OWN_TARGET,

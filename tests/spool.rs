@@ -41,8 +41,10 @@ use tracing_stage_metrics::{MetricsLayer, MetricsLayerBuilder, Pushgateway};
 /// What a busy machine may add to a time that is kept.
 const SLACK: Duration = Duration::from_millis(1_500);
 
-/// A run that pushes when it begins, when it is told to, and when it ends.
+/// A run that pushes when it begins, when it is told to, and when it ends. What earlier runs left is for its gateway: the
+/// stand-ins of a test are one gateway with several addresses.
 fn builder(url: &str, job: &str, spool: &Path) -> MetricsLayerBuilder {
+    directory::readdress(spool, url);
     MetricsLayer::builder()
         .with_pushgateway(Pushgateway::new(url, job).unwrap())
         .with_push_interval(Duration::from_secs(3_600))

@@ -1,24 +1,28 @@
 //! The destinations: the gateway, the text file and the collector.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Instant, timeout_at};
 
-use super::push::{Pushed, push_state};
+use super::push::{Doubt, Pushed, push_state};
 use super::pushgateway::Pushgateway;
 use super::replayer::{Replayer, SpoolThread};
 use super::retry::Budget;
+use super::spool::{CarriedOver, Written};
 use super::textfile::Textfile;
 use super::{DeliveryEvent, Source};
 use crate::error::{Error, Kind};
 use crate::job_thread::JobThread;
 #[cfg(feature = "otlp")]
 use crate::otlp::Collector;
+
+/// How long what earlier runs of the group left may hold up the first push.
+const OWN_GROUP_TIME: Duration = Duration::from_secs(1);
 
 /// How long the final flush waits, after its push has succeeded, for the disk to give the payload up again.
 const SPOOL_CLEANUP_TIME: Duration = Duration::from_millis(500);
@@ -58,6 +62,8 @@ impl Destination {
             spool,
             wake_replayer,
             is_in_doubt: AtomicBool::new(false),
+            has_pushed: AtomicBool::new(false),
+            carried: Mutex::default(),
         }))
     }
 
@@ -148,46 +154,73 @@ impl TextfileDestination {
 pub(super) struct GatewayDestination {
     gateway: Pushgateway,
     spool: Option<SpoolThread>,
-    wake_replayer: Option<Arc<tokio::sync::Notify>>,
-    /// A push of this process was given up without an answer. The gateway may apply it later, over a newer state.
+    wake_replayer: Option<Arc<Notify>>,
+    /// A request of this process was given up without an answer. The gateway may apply it later, over a newer state.
     is_in_doubt: AtomicBool,
+    /// A push of this run has arrived, or may have.
+    has_pushed: AtomicBool,
+    /// The last successes of earlier runs of the group that were not delivered.
+    carried: Mutex<Option<CarriedOver>>,
 }
 
 impl GatewayDestination {
     async fn deliver(&self, source: &Arc<dyn Source>, moment: &Moment, budget: &Budget) -> Result<(), Error> {
-        let exposition = moment.exposition(source, budget.deadline).await?;
+        if !self.has_pushed.load(Ordering::Acquire) {
+            self.deliver_earlier_runs(source, budget.deadline.min(Instant::now() + OWN_GROUP_TIME)).await;
+        }
+        let exposition = self.carried_over().complete(moment.exposition(source, budget.deadline).await?);
         self.push(source, exposition, budget).await?.into_result()
     }
 
+    /// What earlier runs of the group left comes before the first push of this one. The last success of what cannot be
+    /// delivered in time is part of the pushes of this run, so that it is not lost.
+    async fn deliver_earlier_runs(&self, source: &Arc<dyn Source>, deadline: Instant) {
+        let Some(spool) = &self.spool else { return };
+        // Dropped half-way, a request may be on its way.
+        let doubt = Doubt::new(&self.is_in_doubt);
+        let is_unanswered = spool.replay_own_group(&self.gateway, source, deadline).await;
+        doubt.settle(is_unanswered);
+        if let Ok(Ok(carried)) = timeout_at(deadline, spool.carry_over(&self.gateway)).await {
+            *self.carried.lock().unwrap_or_else(PoisonError::into_inner) = Some(carried);
+        }
+    }
+
+    fn carried_over(&self) -> CarriedOver {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
+    }
+
     async fn push(&self, source: &Arc<dyn Source>, exposition: Bytes, budget: &Budget) -> Result<Pushed, Error> {
-        let pushed = push_state(&self.gateway, source, exposition, budget, &self.is_in_doubt).await?;
-        if let Some(wake) = &self.wake_replayer {
+        let pushed = push_state(&self.gateway, source, exposition, budget, &self.is_in_doubt).await;
+        if pushed.is_ok() || self.is_in_doubt.load(Ordering::Acquire) {
+            self.has_pushed.store(true, Ordering::Release);
+        }
+        if let (Ok(_), Some(wake)) = (&pushed, &self.wake_replayer) {
             wake.notify_one();
         }
-        Ok(pushed)
+        pushed
     }
 
     /// The payload is written to the spool and pushed at the same time: a slow disk does not cost the push, and a slow
     /// gateway does not cost the file.
     async fn deliver_finally(&self, source: &Arc<dyn Source>, moment: &Moment, budget: &Budget) -> Result<(), Error> {
         let deadline = budget.deadline;
-        if let Some(spool) = &self.spool {
-            spool.make_room(source, deadline).await;
-        }
-        let exposition = moment.exposition(source, deadline).await?;
         let Some(spool) = &self.spool else {
+            let exposition = moment.exposition(source, deadline).await?;
             return self.push_last(source, exposition, budget).await?.into_result();
         };
+        spool.make_room(source, deadline).await;
+        let exposition = moment.exposition(source, deadline).await?;
         let is_delivered = Arc::new(AtomicBool::new(false));
-        let write = spool.clone().write(self.gateway.grouping().clone(), exposition.clone(), Arc::clone(&is_delivered));
-        let mut write = tokio::spawn(write);
-        match self.push_last(source, exposition, budget).await {
+        let payload = spool.payload(&self.gateway, exposition.clone());
+        let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&is_delivered)));
+        let carried = self.carry_over(spool, deadline).await;
+        let exposition = carried.complete(exposition);
+        match self.push_last(source, exposition.clone(), budget).await {
             Ok(pushed) => {
                 is_delivered.store(true, Ordering::Release);
                 let until = deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
-                if let Ok(Ok(Ok(Some(entry)))) = timeout_at(until, &mut write).await {
-                    // Where it cannot be removed, a later run finds that the gateway has it.
-                    spool.remove(entry, until).await;
+                if let Ok(Ok(Ok(written))) = timeout_at(until, &mut write).await {
+                    self.clean_up(source, spool, written, carried, exposition, budget).await?;
                 }
                 pushed.into_result()
             }
@@ -201,6 +234,47 @@ impl GatewayDestination {
                 Err(error)
             }
         }
+    }
+
+    async fn carry_over(&self, spool: &SpoolThread, deadline: Instant) -> CarriedOver {
+        let known = self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(carried) = known {
+            return carried;
+        }
+        let until = deadline.min(Instant::now() + OWN_GROUP_TIME);
+        let carried = timeout_at(until, spool.carry_over(&self.gateway)).await;
+        carried.ok().and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Removes what the gateway has. If another process was delivering an earlier payload of the group meanwhile, that may
+    /// replace the last state, which is therefore sent again when the other process is done.
+    async fn clean_up(
+        &self,
+        source: &Arc<dyn Source>,
+        spool: &SpoolThread,
+        written: Written,
+        carried: CarriedOver,
+        exposition: Bytes,
+        budget: &Budget,
+    ) -> Result<(), Error> {
+        let Written { entry, group_in_use } = written;
+        let entry = entry.map(Arc::new);
+        if let Some(entry) = entry.as_ref().filter(|_| group_in_use) {
+            let free = timeout_at(budget.deadline, spool.wait_group_free(entry)).await;
+            let late = |_| Err(Error::new(Kind::Timeout, "the process has not ended it in the time allowed"));
+            let sent_again = match free.unwrap_or_else(late) {
+                Ok(()) => self.push(source, exposition, budget).await.map(|_| ()),
+                Err(error) => Err(error),
+            };
+            sent_again.map_err(|error| {
+                let text = "another process delivers an earlier state of this group, which may replace the last one";
+                Error::new(error.kind(), text).with_source(error)
+            })?;
+        }
+        let until = budget.deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
+        // What is not removed in time, a later run removes.
+        let _ = timeout_at(until, spool.remove(entry, carried)).await;
+        Ok(())
     }
 
     /// Pushes the last state. If an earlier push was given up without an answer, the gateway may apply it after this one,

@@ -57,11 +57,11 @@ impl Grouping {
         self.labels.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The labels that name the group, in an order of their own. To the gateway their order makes no difference, and a
-    /// label without a value is the same as none.
+    /// The labels that name the group, in an order of their own: to the gateway their order makes no difference. A label
+    /// with an empty value is part of the name.
     pub(crate) fn identity(&self) -> BTreeMap<&str, &str> {
         let labels = self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        labels.chain([("job", self.job.as_str())]).filter(|(_, value)| !value.is_empty()).collect()
+        labels.chain([("job", self.job.as_str())]).collect()
     }
 
     /// `/metrics/job/<job>/<name>/<value>...`, to be appended to the gateway's base URL.

@@ -2,6 +2,7 @@
 
 mod address;
 mod client;
+mod clock_offset;
 mod compression;
 mod destination;
 mod failure;
@@ -97,4 +98,6 @@ pub(crate) enum DeliveryEvent {
     SpoolFull,
     /// A recorder of the application does not return.
     RecorderStuck,
+    /// The spool cannot do all that it should: its file system lacks something, or a payload cannot be opened.
+    SpoolDegraded(Error),
 }

@@ -8,7 +8,6 @@ use reqwest::Method;
 use tokio::time::Instant;
 
 use super::Source;
-use super::failure::Failure;
 use super::pushgateway::Pushgateway;
 use super::retry::{self, Budget};
 use crate::error::{Error, Kind};
@@ -78,8 +77,10 @@ async fn push_counted(
     let mut counted = Counted { source, start: Instant::now(), is_over: false };
     let body = &gateway.body(exposition);
     let attempt = move || async move {
-        let doubt = Doubt { is_in_doubt, is_answered: false };
-        doubt.settle(gateway.send(Method::POST, body.clone()).await)
+        let doubt = Doubt::new(is_in_doubt);
+        let result = gateway.send(Method::POST, body.clone()).await;
+        doubt.settle(result.as_ref().is_err_and(|failure| failure.may_have_arrived));
+        result
     };
     let result = retry::again(&format!("gateway {}", gateway.endpoint()), budget, attempt).await;
     counted.is_over = true;
@@ -87,22 +88,26 @@ async fn push_counted(
     result
 }
 
-/// One request: dropped without an answer, it leaves a doubt whether the gateway has it.
-struct Doubt<'a> {
+/// A request on its way: dropped before it is settled, it leaves a doubt whether the gateway has it.
+pub(super) struct Doubt<'a> {
     is_in_doubt: &'a AtomicBool,
-    is_answered: bool,
+    remains: bool,
 }
 
-impl Doubt<'_> {
-    fn settle(mut self, result: Result<(), Failure>) -> Result<(), Failure> {
-        self.is_answered = result.as_ref().err().is_none_or(|failure| !failure.may_have_arrived);
-        result
+impl<'a> Doubt<'a> {
+    pub(super) fn new(is_in_doubt: &'a AtomicBool) -> Self {
+        Self { is_in_doubt, remains: true }
+    }
+
+    /// The request has ended. `remains`: without an answer.
+    pub(super) fn settle(mut self, remains: bool) {
+        self.remains = remains;
     }
 }
 
 impl Drop for Doubt<'_> {
     fn drop(&mut self) {
-        if !self.is_answered {
+        if self.remains {
             self.is_in_doubt.store(true, Ordering::Release);
         }
     }

@@ -10,12 +10,14 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 
 use super::address::Address;
 use super::client;
+use super::clock_offset::ClockOffset;
 use super::compression::Body;
 use super::failure::Failure;
 use super::grouping::Grouping;
 use super::headers::Headers;
-use super::spool::{InPlace, LastPush};
-use crate::error::Error;
+use super::spool::{GroupState, GroupStateReader};
+use crate::error::{Error, Kind};
+use crate::unix_time;
 
 /// How long one request may take, from the connection to the answer, unless [`Pushgateway::with_timeout`] says
 /// otherwise: 10 seconds.
@@ -25,7 +27,10 @@ pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// says otherwise: 5 seconds.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The longest answer that is read for a group's state.
+const MAX_STATE: usize = 256 << 20;
 
 /// The longest URL that the HTTP library sends.
 const MAX_URL: usize = u16::MAX as usize - 1;
@@ -73,6 +78,7 @@ pub struct Pushgateway {
     compression: bool,
     /// Built when first needed. Clones share it as long as they agree on what it is built from.
     client: Arc<OnceLock<Client>>,
+    clock: Arc<ClockOffset>,
 }
 
 impl Pushgateway {
@@ -109,6 +115,7 @@ impl Pushgateway {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             compression: true,
             client: Arc::default(),
+            clock: Arc::default(),
         })
     }
 
@@ -314,30 +321,49 @@ impl Pushgateway {
         if self.compression { Body::compressed(exposition) } else { Body::plain(exposition) }
     }
 
+    /// The gateway's clock minus this node's, in seconds; `None` before the gateway answered.
+    pub(crate) fn clock_offset(&self) -> Option<f64> {
+        self.clock.get()
+    }
+
     /// Sends one request. The body is not copied, so that a caller can keep it for another try.
     pub(crate) async fn send(&self, method: Method, body: Body) -> Result<(), Failure> {
+        self.send_as(method, body, TEXT_FORMAT).await
+    }
+
+    /// Sends one request with a body of this content type.
+    pub(crate) async fn send_as(&self, method: Method, body: Body, content_type: &str) -> Result<(), Failure> {
         let url = self.url();
         let request = self.start(&method, &url)?;
         let request = match method {
             Method::DELETE => request,
             _ if body.is_gzip => {
-                request.header(CONTENT_TYPE, EXPOSITION).header(CONTENT_ENCODING, "gzip").body(body.bytes)
+                request.header(CONTENT_TYPE, content_type).header(CONTENT_ENCODING, "gzip").body(body.bytes)
             }
-            _ => request.header(CONTENT_TYPE, EXPOSITION).body(body.bytes),
+            _ => request.header(CONTENT_TYPE, content_type).body(body.bytes),
         };
         self.answer(&method, &url, request).await.map(drop)
     }
 
-    /// What the gateway has of this group.
-    pub(crate) async fn last_push(&self) -> Result<InPlace, Failure> {
+    /// What the gateway has of this group, whose metrics have the prefix `namespace`. `None` where the answer is not a
+    /// Pushgateway's: a proxy's page says nothing of the group.
+    pub(crate) async fn group_state(&self, namespace: Option<&str>) -> Result<Option<GroupState>, Failure> {
         let url = format!("{}/metrics", self.address);
         let request = self.start(&Method::GET, &url)?;
         let mut response = self.answer(&Method::GET, &url, request).await?;
-        let mut reader = LastPush::of(&self.grouping);
+        let mut reader = GroupStateReader::new(&self.grouping, namespace);
+        let mut length = 0;
         loop {
             match response.chunk().await {
-                Ok(Some(chunk)) => reader.read(&chunk),
-                Ok(None) => return Ok(reader.found()),
+                Ok(Some(chunk)) => {
+                    length += chunk.len();
+                    if length > MAX_STATE {
+                        let text = format!("the answer to GET {url} is longer than {MAX_STATE} bytes");
+                        return Err(Error::new(Kind::Delivery, text).into());
+                    }
+                    reader.read(&chunk);
+                }
+                Ok(None) => return Ok(reader.finish()),
                 Err(error) => {
                     let target = format!("GET {url}");
                     return Err(Failure::unanswered(&target, self.timeout, self.connect_timeout, error));
@@ -359,8 +385,13 @@ impl Pushgateway {
     }
 
     async fn answer(&self, method: &Method, url: &str, request: RequestBuilder) -> Result<Response, Failure> {
+        let sent = unix_time::now().as_secs_f64();
         match request.send().await {
-            Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => Ok(response),
+            Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => {
+                // A refusal may be a proxy's, and so its date.
+                self.clock.observe(response.headers(), sent, unix_time::now().as_secs_f64());
+                Ok(response)
+            }
             Ok(response) => Err(Failure::refused(&format!("{method} {url}"), &self.address, response).await),
             Err(error) => {
                 Err(Failure::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))

@@ -7,17 +7,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
-use super::grouping::Grouping;
 use super::pushgateway::Pushgateway;
-use super::spool::{Entry, Replayed, Spool, replay};
+use super::spool::{CarriedOver, Entry, Payload, Replayed, Scope, Spool, Written, replay};
 use super::{DeliveryEvent, Source};
 use crate::error::Error;
 use crate::job_thread::JobThread;
 
 /// Jobs that may wait for the disk of the spool.
 const MAX_WAITING_JOBS: usize = 16;
+
+/// How often the lock of another process is looked at.
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// How long the final flush waits for a look at the spool. What it shows is of less worth than the push.
 const LOOK_TIME: Duration = Duration::from_millis(100);
@@ -38,8 +40,7 @@ impl SpoolThread {
 
     /// Drops the oldest payloads that are beyond the bounds, and reports what is there.
     pub(super) async fn make_room(&self, source: &Arc<dyn Source>, deadline: Instant) {
-        let spool = Arc::clone(&self.spool);
-        let work = self.files.run(move || {
+        let work = self.on_disk(|spool| {
             spool.make_room(0);
             (spool.len(), spool.dropped())
         });
@@ -49,8 +50,7 @@ impl SpoolThread {
     }
 
     async fn look(&self, source: &Arc<dyn Source>) {
-        let spool = Arc::clone(&self.spool);
-        if let Ok((files, dropped)) = self.files.run(move || (spool.len(), spool.dropped())).await {
+        if let Ok((files, dropped)) = self.on_disk(|spool| (spool.len(), spool.dropped())).await {
             self.report(source, files, dropped);
         }
     }
@@ -60,27 +60,70 @@ impl SpoolThread {
         if dropped > 0 && !self.told_full.swap(true, Ordering::Relaxed) {
             source.on_event(DeliveryEvent::SpoolFull);
         }
-    }
-}
-
-impl SpoolThread {
-    /// Writes a payload. `Ok(None)`: it was delivered meanwhile.
-    pub(super) async fn write(
-        self,
-        group: Grouping,
-        exposition: Bytes,
-        is_delivered: Arc<AtomicBool>,
-    ) -> Result<Option<Entry>, Error> {
-        let spool = Arc::clone(&self.spool);
-        let written = self.files.run(move || spool.write(&group, exposition)).await??;
-        if is_delivered.load(Ordering::Acquire) {
-            return Ok(Some(written));
+        for notice in self.spool.take_notices() {
+            source.on_event(DeliveryEvent::SpoolDegraded(notice));
         }
-        Ok(Some(written))
     }
 
-    pub(super) async fn remove(&self, entry: Entry, deadline: Instant) {
-        let _ = timeout_at(deadline, self.files.run(move || entry.remove())).await;
+    /// Writes the final payload, unless it is delivered before the file is ready.
+    pub(super) async fn write(self, payload: Payload, is_delivered: Arc<AtomicBool>) -> Result<Written, Error> {
+        self.on_disk(move |spool| spool.write(&payload, &is_delivered)).await?
+    }
+
+    /// The payload of the final state.
+    pub(super) fn payload(&self, gateway: &Pushgateway, exposition: Bytes) -> Payload {
+        self.spool.payload(gateway, exposition)
+    }
+
+    /// Delivers what earlier runs of the own group left. True if a request of this got no answer.
+    pub(super) async fn replay_own_group(
+        &self,
+        gateway: &Pushgateway,
+        source: &Arc<dyn Source>,
+        deadline: Instant,
+    ) -> bool {
+        loop {
+            match replay(gateway, &self.spool, &self.files, Scope::OwnGroup, deadline).await {
+                Replayed::Done => {}
+                Replayed::Refused(error) => source.on_event(DeliveryEvent::ReplayRefused(error)),
+                Replayed::Unanswered => return true,
+                Replayed::Nothing | Replayed::PassedOver | Replayed::Failed => return false,
+            }
+        }
+    }
+
+    /// The last successes in payloads of the own group that are not delivered yet.
+    pub(super) async fn carry_over(&self, gateway: &Pushgateway) -> Result<CarriedOver, Error> {
+        let gateway = gateway.clone();
+        self.on_disk(move |spool| spool.carry_over(&gateway)).await
+    }
+
+    /// Waits until no other process works on an earlier payload of the group.
+    pub(super) async fn wait_group_free(&self, entry: &Arc<Entry>) -> Result<(), Error> {
+        loop {
+            let entry = Arc::clone(entry);
+            if !self.on_disk(move |spool| spool.is_group_in_use(&entry)).await? {
+                return Ok(());
+            }
+            sleep(LOCK_POLL).await;
+        }
+    }
+
+    /// Removes what the gateway has: the final payload, and earlier ones whose last success it took over.
+    pub(super) async fn remove(&self, entry: Option<Arc<Entry>>, carried: CarriedOver) -> Result<(), Error> {
+        self.on_disk(move |spool| {
+            // Where one cannot be removed, a later run finds that the gateway has it.
+            if let Some(entry) = entry {
+                spool.remove(&entry);
+            }
+            spool.remove_carried_over(&carried);
+        })
+        .await
+    }
+
+    async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce(&Spool) -> T + Send + 'static) -> Result<T, Error> {
+        let spool = Arc::clone(&self.spool);
+        self.files.run(move || work(&spool)).await
     }
 }
 
@@ -126,12 +169,12 @@ impl Replayer {
 async fn replay_all(gateway: &Pushgateway, spool: &SpoolThread, source: &Arc<dyn Source>) {
     loop {
         let deadline = Instant::now() + gateway.timeout();
-        let replayed = replay(gateway, &**source, &spool.spool, deadline).await;
+        let replayed = replay(gateway, &spool.spool, &spool.files, Scope::OtherGroups, deadline).await;
         spool.look(source).await;
         match replayed {
             Replayed::Done | Replayed::PassedOver => {}
             Replayed::Refused(error) => source.on_event(DeliveryEvent::ReplayRefused(error)),
-            Replayed::Nothing | Replayed::Failed => return,
+            Replayed::Nothing | Replayed::Failed | Replayed::Unanswered => return,
         }
     }
 }

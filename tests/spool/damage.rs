@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::{Duration, SystemTime};
 
 use tracing_stage_metrics::MetricsLayer;
 
@@ -16,6 +17,8 @@ fn torn_and_foreign_files_are_set_aside_and_the_others_delivered() {
     for job in ["torn", "changed", "whole"] {
         leave(spool, job, "left");
     }
+    let server = MockGateway::ok();
+    directory::readdress(spool, &server.url());
     let payloads = directory::payloads(spool);
     let torn = fs::read(&payloads[0]).unwrap();
     fs::write(&payloads[0], &torn[..torn.len() / 2]).unwrap();
@@ -32,7 +35,6 @@ fn torn_and_foreign_files_are_set_aside_and_the_others_delivered() {
     fs::write(spool.join("notes.txt"), "hands off").unwrap();
     fs::create_dir(spool.join("subdirectory")).unwrap();
 
-    let server = MockGateway::ok();
     let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
     stage("own");
     directory::await_true("the whole one is delivered", || !payloads[2].exists());
@@ -75,7 +77,7 @@ fn a_directory_that_cannot_be_written_is_a_configuration_error() {
     for path in [file.clone(), file.join("below")] {
         let error = MetricsLayer::builder().with_spool_dir(&path).build().unwrap_err();
         assert!(error.is_config());
-        let expected = format!("cannot write files in the spool directory {}: may this process?", path.display());
+        let expected = format!("cannot write to spool directory {path:?}: check its permissions");
         assert_eq!(error.to_string(), expected);
         let shown = format!("{error:?}");
         assert!(shown.starts_with(&expected) && shown.len() > expected.len(), "with its cause: {shown}");
@@ -98,7 +100,7 @@ fn a_directory_that_is_gone_at_the_end_is_one_warning() {
     let said = log.own();
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].starts_with("the last state of the metrics is not in the spool"), "{said:?}");
-    assert!(said[0].contains(&format!("cannot write to the spool directory {}", spool.display())), "{said:?}");
+    assert!(said[0].contains(&format!("cannot write to spool directory {spool:?}")), "{said:?}");
     assert!(said[0].contains("No such file or directory"), "with its cause: {said:?}");
 }
 
@@ -123,9 +125,8 @@ fn what_a_killed_writer_left_half_done_is_cleared_away() {
     let payload = directory::only_payload(spool);
     let stem = payload.file_stem().unwrap().to_str().unwrap();
     // Of an hour ago: what is this young may be in the making.
-    let nanos: u128 = stem.split('-').next().unwrap().parse().unwrap();
-    let old = stem.replace(&nanos.to_string(), &(nanos - 3_600_000_000_000).to_string());
-    fs::write(spool.join(format!(".{old}.tmp")), "half a payl").unwrap();
+    let half = fs::File::create(spool.join(format!(".{stem}.tmp"))).unwrap();
+    half.set_modified(SystemTime::now() - Duration::from_secs(3_600)).unwrap();
 
     let server = MockGateway::start([Reply::ok()]);
     let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));

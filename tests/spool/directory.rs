@@ -1,6 +1,7 @@
 //! A spool directory from outside.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -32,8 +33,28 @@ pub(crate) fn only_payload(spool: &Path) -> PathBuf {
 pub(crate) fn content(payload: &Path) -> (String, String) {
     let text = fs::read_to_string(payload).unwrap();
     let (head, exposition) = text.split_once("\n\n").unwrap();
-    let group = head.lines().find_map(|line| line.strip_prefix("group ")).unwrap();
+    let group = head.lines().find_map(|line| line.strip_prefix("group: ")).unwrap();
     (group.to_owned(), exposition.to_owned())
+}
+
+/// Makes all payloads ones for the gateway at this URL. The files stay the same, with their locks.
+pub(crate) fn readdress(spool: &Path, url: &str) {
+    for payload in payloads(spool) {
+        edit(&payload, |line| line.starts_with("gateway: ").then(|| format!("gateway: {url}")));
+    }
+}
+
+/// Replaces lines of a payload's head.
+#[track_caller]
+pub(crate) fn edit(payload: &Path, replace: impl Fn(&str) -> Option<String>) {
+    // One that is not ours, not whole, or gone already stays as it is.
+    let Ok(text) = fs::read_to_string(payload) else { return };
+    let Some((head, exposition)) = text.split_once("\n\n") else { return };
+    let lines: Vec<_> = head.lines().map(|line| replace(line).unwrap_or_else(|| line.to_owned())).collect();
+    let edited = format!("{}\n\n{exposition}", lines.join("\n"));
+    if edited != text {
+        fs::OpenOptions::new().write(true).truncate(true).open(payload).unwrap().write_all(edited.as_bytes()).unwrap();
+    }
 }
 
 #[track_caller]

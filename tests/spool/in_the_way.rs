@@ -172,11 +172,12 @@ fn after_a_bad_request_the_stages_of_what_was_left_are_pushed_alone() {
     let spool = directory.path();
     leave_with_rows(spool);
     let payload = directory::only_payload(spool);
-    let before = fs::read(&payload).unwrap();
     let server = MockGateway::start_by(|request| {
         let is_bad = request.method == "POST" && request.text().contains("rows");
         Reply::Answer(if is_bad { Answer::new(400).with_body("rows is no good") } else { Answer::new(200) })
     });
+    directory::readdress(spool, &server.url());
+    let before = fs::read(&payload).unwrap();
     let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
     directory::await_no_payload(spool);
     guard.shutdown().unwrap();
@@ -207,9 +208,10 @@ fn where_the_stages_alone_are_refused_too_that_is_all() {
     let spool = directory.path();
     leave_with_rows(spool);
     let payload = directory::only_payload(spool);
-    let before = fs::read(&payload).unwrap();
     let server =
         MockGateway::start_by(|request| Reply::status(if asked(request) == "POST job/left" { 400 } else { 200 }));
+    directory::readdress(spool, &server.url());
+    let before = fs::read(&payload).unwrap();
     let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
     directory::await_no_payload(spool);
     guard.shutdown().unwrap();

@@ -85,25 +85,36 @@ fn a_gateway_that_takes_nothing_of_this_run_is_not_asked_for_more() {
     assert_eq!(directory::payloads(spool).len(), 2, "its own is there as well");
 }
 
-/// What this run pushes to the group is newer.
+/// What this run pushes to the group is newer, and would make a last success of yesterday disappear.
 #[test]
-fn what_this_runs_own_group_left_is_not_sent() {
+fn own_group_is_delivered_before_the_first_push() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     let gateway = |url: &str, labels: [(&str, &str); 2]| {
         let job = Pushgateway::new(url, "same").unwrap();
         labels.into_iter().fold(job, |job, (name, value)| job.with_grouping_label(name, value).unwrap())
     };
-    let run = |url: &str, labels| MetricsLayer::builder().with_pushgateway(gateway(url, labels)).with_spool_dir(spool);
+    let run = |url: &str, labels| {
+        directory::readdress(spool, url);
+        MetricsLayer::builder().with_pushgateway(gateway(url, labels)).with_spool_dir(spool)
+    };
     leave_by(spool, "yesterday", |url| run(url, [("region", "eu"), ("desk", "a/b")]));
+    let left = directory::content(&directory::only_payload(spool)).1;
     let server = MockGateway::ok();
     // The order of the labels is irrelevant to the gateway.
     let Measured { guard, log, default: _default } = measured(run(&server.url(), [("desk", "a/b"), ("region", "eu")]));
     stage("today");
-    directory::await_no_payload(spool);
     guard.shutdown().unwrap();
-    assert_eq!(all_asked(&server), ["POST job/same/desk@base64/YS9i/region/eu"; 2], "no question and nothing old");
-    assert!(!server.requests().iter().any(|request| request.text().contains("yesterday")));
+    let asked = all_asked(&server);
+    let (question, pushes) = asked.split_first().unwrap();
+    assert_eq!(question, "GET /metrics");
+    assert_eq!(pushes[0], "POST job/same/region/eu/desk@base64/YS9i", "the group as it was left");
+    assert!(
+        !pushes[1..].is_empty() && pushes[1..].iter().all(|push| push == "POST job/same/desk@base64/YS9i/region/eu")
+    );
+    let requests = server.requests();
+    assert_eq!(requests[1].text(), left, "as it was left");
+    assert!(!requests[2..].iter().any(|request| request.text().contains("yesterday")));
     assert_eq!(directory::names(spool), [""; 0]);
     assert_eq!(log.own(), [""; 0]);
 }
@@ -117,8 +128,9 @@ fn a_payload_that_the_gateway_refuses_is_set_aside_and_the_next_one_sent() {
             leave(spool, job, "left");
         }
         let bad = directory::payloads(spool)[0].clone();
-        let before = fs::read(&bad).unwrap();
         let server = MockGateway::start([Reply::ok(), Reply::ok(), Reply::status(status), Reply::ok()]);
+        directory::readdress(spool, &server.url());
+        let before = fs::read(&bad).unwrap();
         let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
         directory::await_no_payload(spool);
         guard.shutdown().unwrap();

@@ -13,6 +13,7 @@ use super::support::measured::stage;
 /// A child with a job of its own and this spool.
 #[track_caller]
 pub(crate) fn command(scenario: &str, url: &str, job: &str, spool: &std::path::Path) -> Command {
+    super::directory::readdress(spool, url);
     let mut command = child::command("scenarios::end_as_told", scenario);
     command
         .env("TV_PROMETHEUS_PUSHGATEWAY", url)

@@ -2,46 +2,72 @@
 
 use std::collections::BTreeMap;
 
-use super::store::Payload;
+use super::format::Payload;
+use super::samples::{self, LabelSet};
 use crate::delivery::grouping::Grouping;
-use crate::schema::RUN_START;
+use crate::schema::{RUN_LAST_SUCCESS, RUN_START};
 
 /// Longest line that is looked at. The lines looked for have the labels of one group.
 const MAX_LINE: usize = 64 * 1024;
 const PUSH_TIME: &str = "push_time_seconds";
+/// Every Pushgateway has it: a response without it is some other server's.
+const BUILD_INFO: &str = "pushgateway_build_info";
 
 /// What a gateway has of a group. What it does not have is missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct InPlace {
+pub(crate) struct GroupState {
     /// When the gateway took its last push, on the gateway's clock.
-    pub(crate) pushed: Option<f64>,
+    pub(crate) push_time: Option<f64>,
     /// When the run began whose state it has, on the clock of its node.
     pub(crate) run_start: Option<f64>,
+    pub(crate) last_success: Option<f64>,
 }
 
-impl InPlace {
-    /// Whether that makes a payload out of date: a later run was here. The starts of the runs decide where both sides
-    /// have one, since a push time is of another clock, and of any push of the payload's own run. Of that run it is the
-    /// last state, whatever is in place: a gateway that was frozen may have taken its pushes in any order.
-    pub(crate) fn supersedes(self, payload: &Payload) -> bool {
-        match (payload.run_start, self.run_start) {
-            (Some(own), Some(there)) => there > own,
-            _ => self.pushed.is_some_and(|pushed| pushed > payload.written),
-        }
+impl GroupState {
+    /// Whether that makes a payload out of date: a later run was here.
+    ///
+    /// Starts of runs tell which run it was and not which came later, since each is of the clock of its node: a single
+    /// run dated 2099 would keep all others out. Of its own run the payload is the last state, whatever is in place: a
+    /// gateway that was frozen may have taken its pushes in any order. `is_earlier` knows runs that came before, by the
+    /// order of the payloads in the spool. For all others the time of the push decides, and the time at which the
+    /// payload was written: both on the gateway's clock, where `offset` is that clock minus this node's.
+    pub(crate) fn is_newer_than(
+        &self,
+        payload: &Payload,
+        offset: Option<f64>,
+        is_earlier: impl Fn(f64) -> bool,
+    ) -> bool {
+        let is_known_to_be_older = |start| payload.run_start == Some(start) || is_earlier(start);
+        !self.run_start.is_some_and(is_known_to_be_older)
+            && self.push_time.is_some_and(|pushed| pushed > payload.gateway_time(offset))
     }
 }
 
 /// Takes an exposition in pieces, keeps one line of it, and finds what it has of one group.
-pub(crate) struct LastPush {
-    labels: BTreeMap<String, String>,
+pub(crate) struct GroupStateReader {
+    labels: LabelSet,
+    run_start: Option<String>,
+    last_success: Option<String>,
     line: Vec<u8>,
-    found: InPlace,
+    is_gateway: bool,
+    state: GroupState,
 }
 
-impl LastPush {
-    pub(crate) fn of(group: &Grouping) -> Self {
+impl GroupStateReader {
+    /// `namespace`: that of the group's metrics. Without it, nothing is known of its run.
+    pub(crate) fn new(group: &Grouping, namespace: Option<&str>) -> Self {
         let labels = group.identity().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { labels: labels.collect(), line: Vec::new(), found: InPlace::default() }
+        let mut labels: BTreeMap<_, _> = labels.collect();
+        // The gateway gives every series one.
+        labels.entry("instance".to_owned()).or_default();
+        Self {
+            labels,
+            run_start: namespace.map(|namespace| RUN_START.name(namespace)),
+            last_success: namespace.map(|namespace| RUN_LAST_SUCCESS.name(namespace)),
+            line: Vec::new(),
+            is_gateway: false,
+            state: GroupState::default(),
+        }
     }
 
     pub(crate) fn read(&mut self, mut piece: &[u8]) {
@@ -53,9 +79,10 @@ impl LastPush {
         self.keep(piece);
     }
 
-    pub(crate) fn found(mut self) -> InPlace {
+    /// The state, unless what was read was not a Pushgateway's.
+    pub(crate) fn finish(mut self) -> Option<GroupState> {
         self.end_line();
-        self.found
+        self.is_gateway.then_some(self.state)
     }
 
     fn keep(&mut self, part: &[u8]) {
@@ -65,132 +92,123 @@ impl LastPush {
 
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
-        if let Ok(line) = std::str::from_utf8(&line)
-            && let Some((name, rest)) = line.split_once('{')
-            && let Some(place) = self.found.place_of(name)
-            && let Some((labels, value)) = parse(rest)
-            && labels == self.labels
-        {
-            *place = value.trim().parse().ok();
+        if let Ok(text) = std::str::from_utf8(&line) {
+            self.read_line(text);
         }
         self.line = line;
         self.line.clear();
     }
-}
 
-impl InPlace {
-    fn place_of(&mut self, metric: &str) -> Option<&mut Option<f64>> {
-        if metric == PUSH_TIME {
-            Some(&mut self.pushed)
-        } else if metric.ends_with(RUN_START.suffix) {
-            Some(&mut self.run_start)
+    fn read_line(&mut self, line: &str) {
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        let field = if name == PUSH_TIME {
+            &mut self.state.push_time
+        } else if self.run_start.as_deref() == Some(name) {
+            &mut self.state.run_start
+        } else if self.last_success.as_deref() == Some(name) {
+            &mut self.state.last_success
         } else {
-            None
+            self.is_gateway |= name == BUILD_INFO;
+            return;
+        };
+        if let Some((_, labels, value)) = samples::parse(line)
+            && labels == self.labels
+        {
+            *field = Some(value);
         }
-    }
-}
-
-/// `name="value",name="value"} rest`. A label without a value is the same as none.
-fn parse(text: &str) -> Option<(BTreeMap<String, String>, &str)> {
-    let mut labels = BTreeMap::new();
-    let mut rest = text;
-    loop {
-        if let Some(value) = rest.strip_prefix('}') {
-            return Some((labels, value));
-        }
-        let (name, after) = rest.split_once("=\"")?;
-        let mut value = String::new();
-        let mut chars = after.chars();
-        loop {
-            match chars.next()? {
-                '"' => break,
-                '\\' => value.push(match chars.next()? {
-                    'n' => '\n',
-                    other => other,
-                }),
-                other => value.push(other),
-            }
-        }
-        if !value.is_empty() {
-            labels.insert(name.to_owned(), value);
-        }
-        rest = chars.as_str().trim_start_matches(',');
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Pushgateway;
 
     const TEXT: &str = "# TYPE push_time_seconds gauge\n\
         push_failure_time_seconds{instance=\"\",job=\"a\"} 9\n\
         push_time_seconds{instance=\"\",job=\"a\"} 1.7e+09\n\
+        pushgateway_build_info{version=\"1.5.1\"} 1\n\
+        quant_run_last_success_timestamp_seconds{instance=\"\",job=\"a\"} 1.5e+09\n\
         quant_run_start_timestamp_seconds{instance=\"\",job=\"a\"} 1.6e+09\n\
         quant_run_start_timestamp_seconds{instance=\"\",job=\"b\"} 5\n\
+        warehouse_run_start_timestamp_seconds{instance=\"\",job=\"a\"} 6\n\
+        push_time_seconds{instance=\"\",job=\"a\",profile=\"\"} 1.75e+09\n\
         push_time_seconds{instance=\"\",job=\"a\",profile=\"x\\\\y\\\"}\\n\"} 1.8e+09\n\
         push_time_seconds{instance=\"i\",job=\"a\"} 1.9e+09";
 
-    fn in_place(labels: &[(&str, &str)]) -> InPlace {
+    fn state(labels: &[(&str, &str)]) -> GroupState {
         let mut group = Grouping::new("a").unwrap();
         for (name, value) in labels {
             group.add(*name, *value).unwrap();
         }
-        let whole = {
-            let mut reader = LastPush::of(&group);
-            reader.read(TEXT.as_bytes());
-            reader.found()
+        let read = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+            let mut reader = GroupStateReader::new(&group, Some("quant"));
+            pieces.for_each(|piece| reader.read(piece));
+            reader.finish().unwrap()
         };
+        let whole = read(&mut [TEXT.as_bytes()].into_iter());
         for size in [1, 7, 64] {
-            let mut reader = LastPush::of(&group);
-            TEXT.as_bytes().chunks(size).for_each(|piece| reader.read(piece));
-            assert_eq!(reader.found(), whole, "in pieces of {size}");
+            assert_eq!(read(&mut TEXT.as_bytes().chunks(size)), whole, "in pieces of {size}");
         }
         whole
     }
 
-    fn found(labels: &[(&str, &str)]) -> Option<f64> {
-        in_place(labels).pushed
+    #[test]
+    fn the_run_is_found_by_its_exact_name() {
+        let found = GroupState { push_time: Some(1.7e9), run_start: Some(1.6e9), last_success: Some(1.5e9) };
+        assert_eq!(state(&[]), found);
+        assert_eq!(state(&[("instance", "i")]).run_start, None);
+        let mut reader = GroupStateReader::new(&Grouping::new("a").unwrap(), None);
+        reader.read(TEXT.as_bytes());
+        assert_eq!(reader.finish().unwrap(), GroupState { push_time: Some(1.7e9), ..GroupState::default() });
     }
 
     #[test]
-    fn finds_the_run_too() {
-        assert_eq!(in_place(&[]), InPlace { pushed: Some(1.7e9), run_start: Some(1.6e9) });
-        assert_eq!(in_place(&[("instance", "i")]).run_start, None);
+    fn the_group_is_the_one_with_exactly_these_labels() {
+        let pushed = |labels| state(labels).push_time;
+        assert_eq!(pushed(&[]), Some(1.7e9));
+        assert_eq!(pushed(&[("profile", "x\\y\"}\n")]), Some(1.8e9));
+        assert_eq!(pushed(&[("instance", "i")]), Some(1.9e9));
+        assert_eq!(pushed(&[("profile", "")]), Some(1.75e9), "an empty value makes another group");
+        assert_eq!(pushed(&[("profile", "other")]), None);
     }
 
     #[test]
-    fn a_payload_gives_way_to_a_later_run_and_not_to_an_earlier_state_of_its_own() {
-        let payload = |text: &str| Payload::new(100.0, text.to_owned().into());
-        let own = payload("x_run_start_timestamp_seconds 50\n");
-        let there = |pushed, run_start| InPlace { pushed: Some(pushed), run_start };
-        // A state of the same run, whatever the gateway's clock says of it.
-        assert!(!there(999.0, Some(50.0)).supersedes(&own));
-        assert!(there(1.0, Some(51.0)).supersedes(&own));
-        assert!(!there(999.0, Some(49.0)).supersedes(&own));
-        // Without the times of runs, the push time is what there is.
-        assert!(there(101.0, None).supersedes(&own));
-        assert!(!there(99.0, None).supersedes(&own));
-        assert!(there(101.0, Some(1.0)).supersedes(&payload("a 1\n")));
-        assert!(!InPlace::default().supersedes(&own));
+    fn a_page_of_another_server_says_nothing() {
+        for page in ["", "<html>Please log in</html>", "push_time_seconds{instance=\"\",job=\"a\"} 9e9\n"] {
+            let mut reader = GroupStateReader::new(&Grouping::new("a").unwrap(), Some("quant"));
+            reader.read(page.as_bytes());
+            assert_eq!(reader.finish(), None, "{page}");
+        }
     }
 
     #[test]
-    fn finds_the_group_with_exactly_these_labels() {
-        assert_eq!(found(&[]), Some(1.7e9));
-        assert_eq!(found(&[("profile", "x\\y\"}\n")]), Some(1.8e9));
-        assert_eq!(found(&[("instance", "i")]), Some(1.9e9));
-        assert_eq!(found(&[("instance", "")]), Some(1.7e9));
-        assert_eq!(found(&[("profile", "other")]), None);
+    fn a_payload_gives_way_to_a_later_run_and_not_to_its_own_or_an_earlier_one() {
+        let gateway = Pushgateway::new("gw", "a").unwrap();
+        let mut payload = Payload::of_text(&gateway, "x", "x_run_start_timestamp_seconds 50\n".into());
+        payload.written = 100.0;
+        let is_newer = |push_time: f64, run_start, offset| {
+            let state = GroupState { push_time: Some(push_time), run_start, last_success: None };
+            state.is_newer_than(&payload, offset, |start| start == 40.0)
+        };
+        assert!(!is_newer(999.0, Some(50.0), None), "a state of the same run");
+        assert!(!is_newer(999.0, Some(40.0), None), "a run that came before");
+        assert!(is_newer(101.0, Some(49.0), None), "a later run on a node whose clock is behind");
+        assert!(!is_newer(99.0, Some(4e9), None), "an earlier run on a node whose clock is in the year 2099");
+        assert!(is_newer(101.0, None, None) && !is_newer(99.0, None, None));
+        assert!(is_newer(51.0, Some(49.0), Some(-50.0)), "the node's clock is ahead of the gateway's");
+        assert!(!is_newer(149.0, Some(49.0), Some(50.0)), "the node's clock is behind the gateway's");
+        assert!(!GroupState::default().is_newer_than(&payload, None, |_| false));
     }
 
     #[test]
     fn an_endless_line_is_not_kept() {
-        let mut reader = LastPush::of(&Grouping::new("a").unwrap());
+        let mut reader = GroupStateReader::new(&Grouping::new("a").unwrap(), None);
         for _ in 0..1_000 {
             reader.read(&[b'x'; 1_000]);
         }
         assert!(reader.line.len() <= MAX_LINE);
-        reader.read(b"\npush_time_seconds{job=\"a\"} 5\n");
-        assert_eq!(reader.found().pushed, Some(5.0));
+        reader.read(b"\npush_time_seconds{instance=\"\",job=\"a\"} 5\npushgateway_build_info 1\n");
+        assert_eq!(reader.finish().unwrap().push_time, Some(5.0));
     }
 }
