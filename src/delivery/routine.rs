@@ -191,12 +191,8 @@ impl Routine {
             return;
         };
         let deadline = Instant::now() + OWN_GROUP_TIME;
-        loop {
-            match replay(&gateway, &spool, &files, Scope::OwnGroup, deadline).await {
-                Replayed::Done => {}
-                Replayed::Refused(error) => self.source.on_event(DeliveryEvent::ReplayRefused(error)),
-                _ => break,
-            }
+        while let Replayed::Done | Replayed::Refused = replay(&gateway, &spool, &files, Scope::OwnGroup, deadline).await
+        {
         }
         if let Ok(carried) = files.run(move || spool.carry_over(&gateway)).await {
             self.carried = carried;
@@ -206,11 +202,7 @@ impl Routine {
     fn replayed(&mut self, replayed: Replayed) {
         self.replay = match replayed {
             Replayed::Nothing => Replay::Done,
-            Replayed::Done => Replay::Ready,
-            Replayed::Refused(error) => {
-                self.source.on_event(DeliveryEvent::ReplayRefused(error));
-                Replay::Ready
-            }
+            Replayed::Done | Replayed::Refused => Replay::Ready,
             Replayed::PassedOver | Replayed::Failed | Replayed::Unanswered => Replay::AfterPush,
         };
         self.tell_spool();
@@ -218,9 +210,7 @@ impl Routine {
 
     fn tell_spool(&mut self) {
         if let Some((spool, _)) = &self.spool {
-            for notice in spool.take_notices() {
-                self.source.on_event(DeliveryEvent::SpoolDegraded(notice));
-            }
+            spool.take_notices().into_iter().for_each(|notice| self.source.on_event(notice));
             let dropped = spool.dropped();
             self.source.spooled(spool.len(), dropped);
             if dropped > 0 && !std::mem::replace(&mut self.told_full, true) {
@@ -268,6 +258,9 @@ impl Routine {
         if is_pushed {
             mute(|| runtime.block_on(self.replay_rest(order.deadline)));
         }
+        if let Some((spool, _)) = &self.spool {
+            spool.take_notices().into_iter().for_each(|notice| self.source.on_event(notice));
+        }
     }
 
     fn spool(&self, exposition: &Bytes) -> Option<Entry> {
@@ -298,8 +291,7 @@ impl Routine {
         let (Some(gateway), Some((spool, files))) = (&self.destinations.gateway, &self.spool) else { return };
         while Instant::now() < deadline {
             match replay(gateway, spool, files, Scope::OtherGroups, deadline).await {
-                Replayed::Done | Replayed::PassedOver => {}
-                Replayed::Refused(error) => self.source.on_event(DeliveryEvent::ReplayRefused(error)),
+                Replayed::Done | Replayed::Refused | Replayed::PassedOver => {}
                 Replayed::Nothing | Replayed::Failed | Replayed::Unanswered => break,
             }
         }

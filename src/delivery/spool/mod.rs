@@ -29,3 +29,6 @@ pub(super) use select::{CarriedOver, Scope};
 pub(super) use store::Entry;
 pub(crate) use store::Spool;
 pub use store::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
+
+#[cfg(test)]
+mod tests;
