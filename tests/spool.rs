@@ -15,12 +15,16 @@ mod damage;
 mod delivered_later;
 #[path = "spool/directory.rs"]
 mod directory;
+#[path = "spool/file_systems.rs"]
+mod file_systems;
 #[path = "spool/fixed_files.rs"]
 mod fixed_files;
 #[path = "spool/in_the_way.rs"]
 mod in_the_way;
 #[path = "spool/killed.rs"]
 mod killed;
+#[path = "spool/newer.rs"]
+mod newer;
 #[path = "spool/on_disk.rs"]
 mod on_disk;
 #[path = "spool/own_payload_first.rs"]

@@ -178,11 +178,13 @@ impl GatewayDestination {
         let Some(spool) = &self.spool else { return };
         // Dropped half-way, a request may be on its way.
         let doubt = Doubt::new(&self.is_in_doubt);
-        let is_unanswered = spool.replay_own_group(&self.gateway, source, deadline).await;
+        let is_unanswered = spool.replay_own_group(&self.gateway, deadline).await;
         doubt.settle(is_unanswered);
         if let Ok(Ok(carried)) = timeout_at(deadline, spool.carry_over(&self.gateway)).await {
             *self.carried.lock().unwrap_or_else(PoisonError::into_inner) = Some(carried);
         }
+        // The first state shows it.
+        let _ = timeout_at(deadline, spool.look(source)).await;
     }
 
     fn carried_over(&self) -> CarriedOver {
@@ -219,8 +221,13 @@ impl GatewayDestination {
             Ok(pushed) => {
                 is_delivered.store(true, Ordering::Release);
                 let until = deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
-                if let Ok(Ok(Ok(written))) = timeout_at(until, &mut write).await {
-                    self.clean_up(source, spool, written, carried, exposition, budget).await?;
+                match timeout_at(until, &mut write).await {
+                    Ok(Ok(Ok(written))) => {
+                        self.clean_up(source, spool, written, carried, exposition, budget).await?;
+                    }
+                    Ok(Ok(Err(error))) => source.on_event(DeliveryEvent::NotSpooled(error)),
+                    // The disk is slow. The gateway has the state, and the file is given up when it is ready.
+                    Ok(Err(_)) | Err(_) => {}
                 }
                 pushed.into_result()
             }

@@ -1,7 +1,7 @@
 //! Work on the spool: file work on a thread of its own, and the replay of payloads in the background.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,7 +49,8 @@ impl SpoolThread {
         }
     }
 
-    async fn look(&self, source: &Arc<dyn Source>) {
+    /// Reports what is there.
+    pub(super) async fn look(&self, source: &Arc<dyn Source>) {
         if let Ok((files, dropped)) = self.on_disk(|spool| (spool.len(), spool.dropped())).await {
             self.report(source, files, dropped);
         }
@@ -60,9 +61,11 @@ impl SpoolThread {
         if dropped > 0 && !self.told_full.swap(true, Ordering::Relaxed) {
             source.on_event(DeliveryEvent::SpoolFull);
         }
-        for notice in self.spool.take_notices() {
-            source.on_event(DeliveryEvent::SpoolDegraded(notice));
-        }
+        self.report_notices(source);
+    }
+
+    fn report_notices(&self, source: &Arc<dyn Source>) {
+        self.spool.take_notices().into_iter().for_each(|notice| source.on_event(notice));
     }
 
     /// Writes the final payload, unless it is delivered before the file is ready.
@@ -76,16 +79,10 @@ impl SpoolThread {
     }
 
     /// Delivers what earlier runs of the own group left. True if a request of this got no answer.
-    pub(super) async fn replay_own_group(
-        &self,
-        gateway: &Pushgateway,
-        source: &Arc<dyn Source>,
-        deadline: Instant,
-    ) -> bool {
+    pub(super) async fn replay_own_group(&self, gateway: &Pushgateway, deadline: Instant) -> bool {
         loop {
             match replay(gateway, &self.spool, &self.files, Scope::OwnGroup, deadline).await {
-                Replayed::Done => {}
-                Replayed::Refused(error) => source.on_event(DeliveryEvent::ReplayRefused(error)),
+                Replayed::Done | Replayed::Refused => {}
                 Replayed::Unanswered => return true,
                 Replayed::Nothing | Replayed::PassedOver | Replayed::Failed => return false,
             }
@@ -131,24 +128,39 @@ impl SpoolThread {
 pub(super) struct Replayer {
     task: JoinHandle<()>,
     wake: Arc<Notify>,
+    /// Gives up the present pass and begins another.
+    restart: Arc<Notify>,
     end: Arc<Notify>,
+    /// Counts the beginnings and the ends of passes: odd during one.
+    passes: Arc<AtomicU64>,
+    spool: SpoolThread,
+    source: Arc<dyn Source>,
 }
 
 impl Replayer {
     pub(super) fn start(gateway: Pushgateway, spool: SpoolThread, source: Arc<dyn Source>) -> Self {
-        let (wake, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let (woken, ended) = (Arc::clone(&wake), Arc::clone(&end));
+        let [wake, restart, end] = [(); 3].map(|()| Arc::new(Notify::new()));
+        let [woken, restarted, ended] = [&wake, &restart, &end].map(Arc::clone);
+        let passes = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&passes);
+        let (kept_spool, kept_source) = (spool.clone(), Arc::clone(&source));
         let task = tokio::spawn(async move {
-            spool.look(&source).await;
             loop {
                 tokio::select! {
                     biased;
-                    () = woken.notified() => replay_all(&gateway, &spool, &source).await,
+                    () = woken.notified() => {}
                     () = ended.notified() => return,
                 }
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::select! {
+                    // The wake that came with it begins the next pass.
+                    () = restarted.notified() => woken.notify_one(),
+                    () = replay_all(&gateway, &spool, &source) => {}
+                }
+                count.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Self { task, wake, end }
+        Self { task, wake, restart, end, passes, spool: kept_spool, source: kept_source }
     }
 
     /// Notified when a push of this run has succeeded.
@@ -156,12 +168,22 @@ impl Replayer {
         Arc::clone(&self.wake)
     }
 
-    /// Delivers what is left, if the final push succeeded, until the deadline.
-    pub(super) async fn finish(mut self, deadline: Instant) {
+    /// The pass that is under way, if one is.
+    pub(super) fn current_pass(&self) -> Option<u64> {
+        Some(self.passes.load(Ordering::Relaxed)).filter(|count| count % 2 == 1)
+    }
+
+    /// Delivers what is left, if the final push succeeded, until the deadline. `before`: the pass that was under way before
+    /// it. If it still is, it may hang on a connection of before, and begins again.
+    pub(super) async fn finish(mut self, before: Option<u64>, deadline: Instant) {
+        if before.is_some() && before == self.current_pass() {
+            self.restart.notify_one();
+        }
         self.end.notify_one();
         if timeout_at(deadline, &mut self.task).await.is_err() {
             self.task.abort();
         }
+        self.spool.report_notices(&self.source);
     }
 }
 
@@ -172,8 +194,7 @@ async fn replay_all(gateway: &Pushgateway, spool: &SpoolThread, source: &Arc<dyn
         let replayed = replay(gateway, &spool.spool, &spool.files, Scope::OtherGroups, deadline).await;
         spool.look(source).await;
         match replayed {
-            Replayed::Done | Replayed::PassedOver => {}
-            Replayed::Refused(error) => source.on_event(DeliveryEvent::ReplayRefused(error)),
+            Replayed::Done | Replayed::Refused | Replayed::PassedOver => {}
             Replayed::Nothing | Replayed::Failed | Replayed::Unanswered => return,
         }
     }

@@ -96,6 +96,7 @@ impl Scheduler {
     /// Delivers the state of this moment to all destinations side by side, then what earlier runs left.
     async fn finish(self, request: FlushRequest) -> Finished {
         let FlushRequest { deadline, reply, .. } = request;
+        let before = self.replayer.as_ref().and_then(Replayer::current_pass);
         let moment = Moment::default();
         let mut deliveries = JoinSet::new();
         let mut results = Vec::new();
@@ -107,7 +108,7 @@ impl Scheduler {
         }
         let _ = reply.send(merge_all(results).await);
         if let Some(replayer) = self.replayer {
-            replayer.finish(deadline).await;
+            replayer.finish(before, deadline).await;
         }
         Finished { deadline }
     }

@@ -6,28 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-
+use super::file_systems::obeying_permissions;
 use super::support::measured::{Measured, measured};
 use super::support::mock_gateway::Answer;
 use super::support::{MockGateway, Reply};
 use super::{SLACK, all_asked, asked, builder, directory, leave, pushes_of};
-
-/// Runs a test on a thread that obeys the permissions of files, and so do those it starts, though it is the superuser's.
-#[track_caller]
-fn obeying_permissions(test: impl FnOnce() + Send) {
-    let obey = || {
-        let mut sets = capabilities(None).unwrap();
-        sets.effective.remove(CapabilitySet::DAC_OVERRIDE);
-        set_capabilities(None, sets).unwrap();
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            obey();
-            test();
-        });
-    });
-}
 
 /// A directory in which nothing can be removed, until the value is dropped.
 struct Fixed<'a>(&'a Path);

@@ -41,7 +41,7 @@ fn kill(running: Running) {
     running.wait();
 }
 
-/// The payload was on disk before the push of it began, and the two are the same.
+/// The payload is written while it is pushed, and the two are the same.
 #[test]
 fn while_the_final_push_is_on_its_way() {
     let directory = tempfile::tempdir().unwrap();
@@ -49,6 +49,7 @@ fn while_the_final_push_is_on_its_way() {
     let server = MockGateway::start([Reply::ok(), held()]);
     let running = child::start(scenarios::command("end", &server.url(), "killed", spool));
     let pushed = server.await_requests(2).pop().unwrap();
+    directory::await_true("the payload", || directory::payloads(spool).len() == 1);
     let (group, text) = directory::content(&directory::only_payload(spool));
     assert_eq!((group.as_str(), text.as_str()), ("/metrics/job/killed", pushed.text()));
     assert!(exposition::parse(&text).expect("quant_run_duration_seconds", &[]) > 0.0);

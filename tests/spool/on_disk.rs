@@ -11,7 +11,7 @@ use super::support::{MockGateway, child, servers};
 
 /// Whether processes can be looked at here; said out loud where they cannot.
 #[track_caller]
-fn can_trace() -> bool {
+pub(crate) fn can_trace() -> bool {
     if !servers::installed("strace") {
         return false;
     }
@@ -25,6 +25,19 @@ fn can_trace() -> bool {
     may
 }
 
+/// The command under strace, which writes to this file.
+pub(crate) fn traced(inner: &Command, trace: &Path, options: &[&str]) -> Command {
+    let mut outer = Command::new("strace");
+    outer.arg("-f").args(options).arg("-o").arg(trace).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
+}
+
 /// The calls of a run that pushes when it begins and when it ends.
 #[track_caller]
 fn calls(spool: &Path) -> Vec<String> {
@@ -32,16 +45,9 @@ fn calls(spool: &Path) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
     let trace = directory.path().join("trace");
     let inner = scenarios::command("end", &server.url(), "j", spool);
-    let mut outer = Command::new("strace");
     // With the paths of file handles. Data is cut, but not before the first word of a request.
-    outer.args(["-f", "-y", "-e", "trace=fsync,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto", "-o"]);
-    outer.arg(&trace).arg(inner.get_program()).args(inner.get_args());
-    for (name, value) in inner.get_envs() {
-        match value {
-            Some(value) => outer.env(name, value),
-            None => outer.env_remove(name),
-        };
-    }
+    let calls = "trace=fsync,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto";
+    let outer = traced(&inner, &trace, &["-y", "-e", calls]);
     let ended = child::start(outer).wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     fs::read_to_string(trace).unwrap().lines().map(str::to_owned).collect()
@@ -54,23 +60,25 @@ fn place(calls: &[String], parts: &[&str]) -> usize {
     found.unwrap_or_else(|| panic!("no call with {parts:?} in:\n{}", calls.join("\n")))
 }
 
-/// Each call begins when the one before has ended: they are of one thread.
+/// The file is written by one thread, and pushed by another at the same time.
 #[test]
-fn a_payload_is_synced_then_named_then_pushed_then_removed() {
+fn a_payload_is_synced_before_it_is_named_and_removed_after_the_push() {
     if !can_trace() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
     let calls = calls(directory.path());
     let of_directory = format!("<{}>", directory.path().display());
-    let steps: [&[&str]; 6] = [
+    let on_disk: [&[&str]; 5] = [
         &["write(", ".tmp>"],
         &["fsync(", ".tmp>"],
         &["rename", ".tmp", ".spool"],
         &["fsync(", &of_directory],
-        &["POST /metrics/job/j"],
         &["unlink", ".spool"],
     ];
-    let places = steps.map(|parts| place(&calls, parts));
-    assert!(places.is_sorted(), "{places:?} of {steps:?} in:\n{}", calls.join("\n"));
+    let pushed: [&[&str]; 2] = [&["POST /metrics/job/j"], &["unlink", ".spool"]];
+    for steps in [&on_disk[..], &pushed[..]] {
+        let places: Vec<_> = steps.iter().map(|parts| place(&calls, parts)).collect();
+        assert!(places.is_sorted(), "{places:?} of {steps:?} in:\n{}", calls.join("\n"));
+    }
 }

@@ -36,6 +36,7 @@ fn end_as_told() {
     println!("go");
     match scenario.as_str() {
         "end" => guard.shutdown().unwrap(),
+        "fail" => drop(guard.shutdown().unwrap_err()),
         "end when the spool is empty" => {
             await_no_payload(&PathBuf::from(std::env::var_os("TV_PROMETHEUS_SPOOL_DIR").unwrap()));
             guard.shutdown().unwrap();

@@ -30,3 +30,6 @@ pub(super) use select::{CarriedOver, Scope};
 pub(crate) use store::Spool;
 pub(super) use store::{Entry, Written};
 pub use store::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
+
+#[cfg(test)]
+mod tests;

@@ -29,8 +29,8 @@ pub(crate) enum Replayed {
     Nothing,
     /// Its payloads are off the spool: delivered, or the gateway has something newer.
     Done,
-    /// The gateway refused a payload for good, or the application's part of it. It is set aside.
-    Refused(Error),
+    /// The gateway refused a payload for good, or the application's part of it. It is set aside, and there is a notice.
+    Refused,
     /// It stays where it is, and is left to a later process: the next group may be delivered.
     PassedOver,
     /// It stays where it is, and so do all others: the gateway takes none at this moment.
@@ -73,6 +73,8 @@ enum Outcome {
     Outdated(GroupState),
     /// Another process ends a run of the group, and pushes something newer.
     Superseded,
+    /// The gateway did not say what it has of the group.
+    Unknown,
     Failed(Failure),
 }
 
@@ -114,6 +116,7 @@ impl Replay<'_> {
                     outdated.entries.push(entry);
                 }
                 Outcome::Superseded => return Ok(self.pass_over(&name)),
+                Outcome::Unknown => return Ok(Replayed::Failed),
                 Outcome::Failed(failure) => return self.failed(vec![entry], failure).await,
             }
             let query = self.query.clone();
@@ -141,7 +144,7 @@ impl Replay<'_> {
             // A proxy may let nothing through but pushes. What is not shown is not newer; what this directory knows of later
             // runs counts all the same.
             Err(failure) if failure.error.is_refused() && !retry::may_help(&failure.error) => {}
-            Err(failure) => return Ok(Outcome::Failed(failure)),
+            Err(_) => return Ok(Outcome::Unknown),
         }
         let name = entry.name.clone();
         if self.on_disk(move |spool| spool.is_run_ending(&name)).await? {
@@ -200,14 +203,14 @@ impl Replay<'_> {
 
     async fn failed(&self, entries: Vec<Entry>, failure: Failure) -> Result<Replayed, Error> {
         let Some(name) = entries.last().map(|entry| entry.name.clone()) else { return Ok(Replayed::Failed) };
-        if retry::is_of_payload(&failure.error)
-            && self.on_disk(move |spool| entries.iter().all(|entry| spool.refuse(entry))).await?
-        {
-            return Ok(Replayed::Refused(failure.error));
+        let Failure { error, retry_after, .. } = failure;
+        let kind = error.kind();
+        if retry::is_of_payload(&error) && self.on_disk(move |spool| spool.refuse(&entries, &error)).await? {
+            return Ok(Replayed::Refused);
         }
-        Ok(match failure.error.kind() {
+        Ok(match kind {
             Kind::Unreachable | Kind::Refused(429) => Replayed::Failed,
-            _ if failure.retry_after.is_some() => Replayed::Failed,
+            _ if retry_after.is_some() => Replayed::Failed,
             // It may be this payload alone that does not get through.
             _ if self.spool.is_unanswered(&name) => {
                 self.spool.pass_over(&name);

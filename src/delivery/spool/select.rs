@@ -45,6 +45,11 @@ pub(crate) struct CarriedOver {
 }
 
 impl CarriedOver {
+    #[cfg(test)]
+    pub(super) fn names(&self) -> &[String] {
+        &self.names
+    }
+
     /// A state of this run with the last successes of the payloads, as far as it has none itself.
     pub(crate) fn complete(&self, exposition: Bytes) -> Bytes {
         match std::str::from_utf8(&exposition) {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::format::Payload;
 use super::lock::{self, Opened, Unavailable};
 use super::names::{self, EXTENSION, Name, TEMPORARY};
+use crate::delivery::DeliveryEvent;
 use crate::delivery::pushgateway::Pushgateway;
 use crate::error::{Error, Kind};
 
@@ -48,7 +49,7 @@ pub(super) struct State {
     pub(super) unanswered: HashMap<String, File>,
     /// Hash of the group and bits of the run's start of payloads that this process delivered.
     pub(super) delivered: HashSet<(String, u64)>,
-    notices: Vec<Error>,
+    notices: Vec<DeliveryEvent>,
     lacks: HashSet<&'static str>,
 }
 
@@ -180,11 +181,15 @@ impl Spool {
         removed
     }
 
-    /// Sets a payload aside that the gateway will never take. Whether it is out of the way.
-    pub(super) fn refuse(&self, entry: &Entry) -> bool {
-        let set_aside = self.set_aside(&entry.name, names::REFUSED);
-        self.state().unanswered.remove(&entry.name);
-        set_aside
+    /// Sets payloads aside that the gateway will never take. Whether they are out of the way.
+    pub(super) fn refuse(&self, entries: &[Entry], error: &Error) -> bool {
+        let is_set_aside = entries.iter().all(|entry| self.set_aside(&entry.name, names::REFUSED));
+        let mut state = self.state();
+        entries.iter().for_each(|entry| drop(state.unanswered.remove(&entry.name)));
+        if is_set_aside {
+            state.notices.push(DeliveryEvent::ReplayRefused(error.copy()));
+        }
+        is_set_aside
     }
 
     pub(super) fn set_aside(&self, name: &str, extension: &str) -> bool {
@@ -202,8 +207,9 @@ impl Spool {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// What the spool cannot do, each said once.
-    pub(crate) fn take_notices(&self) -> Vec<Error> {
+    /// What a user should know since the last call: each lack of the file system once, and each payload that was refused.
+    /// It is here rather than in the result of a function, which is lost where nobody waits for it any more.
+    pub(crate) fn take_notices(&self) -> Vec<DeliveryEvent> {
         std::mem::take(&mut self.state().notices)
     }
 
@@ -211,15 +217,16 @@ impl Spool {
     pub(super) fn payload_names(&self) -> Result<Vec<String>, Error> {
         let mut names = self.names().map_err(|error| self.failed("read", error))?;
         names.retain(|name| Path::new(name).extension().is_some_and(|extension| extension == EXTENSION));
-        names.sort();
         Ok(names)
     }
 
-    /// The names of all regular files.
+    /// The names of all regular files, sorted.
     pub(super) fn names(&self) -> io::Result<Vec<String>> {
         let entries = fs::read_dir(&self.directory)?.filter_map(Result::ok);
         let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
-        Ok(files.filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        let mut names: Vec<_> = files.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        Ok(names)
     }
 
     /// Drops the oldest files until one more of this size is within the bounds: corrupt and refused ones, those for other
@@ -255,6 +262,11 @@ impl Spool {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn set_bounds(&mut self, files: usize, bytes: u64) {
+        (self.max_files, self.max_bytes) = (files, bytes);
+    }
+
     /// Opens a payload and locks it. A file of which this process holds the lock already is taken with it.
     pub(super) fn lock(&self, name: &str) -> Result<File, Unavailable> {
         if let Some(file) = self.state().unanswered.get(name) {
@@ -275,7 +287,8 @@ impl Spool {
     }
 
     pub(super) fn notice(&self, text: String, error: io::Error) {
-        self.state().notices.push(Error::new(Kind::Delivery, text).with_source(error));
+        let error = Error::new(Kind::Delivery, text).with_source(error);
+        self.state().notices.push(DeliveryEvent::SpoolDegraded(error));
     }
 
     fn note_lock(&self, result: io::Result<()>) {
