@@ -10,6 +10,9 @@ mod support;
 mod certificates;
 #[path = "gateways/large.rs"]
 mod large;
+#[cfg(target_os = "linux")]
+#[path = "gateways/names.rs"]
+mod names;
 #[path = "gateways/odd.rs"]
 mod odd;
 

@@ -15,6 +15,7 @@ mod lane;
 mod push;
 mod pushgateway;
 mod quiet;
+mod resolver;
 mod retry;
 mod routine;
 mod spool;
