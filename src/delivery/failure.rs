@@ -9,6 +9,7 @@ use reqwest::{Response, StatusCode};
 
 use super::address::Address;
 use super::client::Proxy;
+use super::conflict::SeriesConflict;
 use super::resolver::LookupError;
 use crate::error::{Error, Kind};
 
@@ -89,12 +90,17 @@ impl Failure {
                 ", a redirect to {target}: give the address it leads to, redirects are not followed"
             ));
         }
-        let body = one_line(&read_beginning(response).await);
-        if !body.is_empty() {
+        let body = read_beginning(response).await;
+        let shown = one_line(&body);
+        if !shown.is_empty() {
             text.push_str(": ");
-            text.push_str(&body);
+            text.push_str(&shown);
         }
-        Self { error: Error::new(Kind::Refused(status.as_u16()), text), retry_after }
+        let mut error = Error::new(Kind::Refused(status.as_u16()), text);
+        if let Some(conflict) = SeriesConflict::find(status, &body) {
+            error = error.with_source(conflict);
+        }
+        Self { error, retry_after }
     }
 }
 

@@ -3,6 +3,7 @@
 mod address;
 mod client;
 mod compression;
+mod conflict;
 mod destinations;
 mod failure;
 #[allow(dead_code)] // The next commits use it.

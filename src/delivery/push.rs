@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::Source;
 use super::pushgateway::Pushgateway;
 use super::retry::{self, Budget};
+use super::{Source, conflict};
 use crate::error::{Error, Kind};
 
 /// Pushes the state and counts it. What the gateway refuses as a bad request is pushed once more without the
@@ -20,11 +20,13 @@ pub(crate) async fn push_state(
         Err(error) if error.status() == Some(400) => error,
         other => return other,
     };
-    let Some(own) = own_alone(source, &exposition) else { return Err(refusal) };
+    let own = own_alone(source, &exposition).filter(|own| !conflict::is_within(&refusal, own));
+    let Some(own) = own else { return Err(conflict::explain(gateway, refusal, budget.deadline).await) };
     let outcome = match push_counted(gateway, source, own, budget).await {
         Ok(()) => PUSHED_WITHOUT,
         Err(_) => "pushing the stages without them failed too",
     };
+    let refusal = conflict::explain(gateway, refusal, budget.deadline).await;
     Err(applications_refused(gateway, outcome, refusal))
 }
 

@@ -332,14 +332,20 @@ impl Pushgateway {
 
     /// What the gateway has of this group.
     pub(crate) async fn last_push(&self) -> Result<InPlace, Failure> {
+        let mut reader = LastPush::of(&self.grouping);
+        self.scrape(|piece| reader.read(piece)).await?;
+        Ok(reader.found())
+    }
+
+    /// Reads what the gateway serves at `/metrics`, piece by piece.
+    pub(super) async fn scrape(&self, mut read: impl FnMut(&[u8])) -> Result<(), Failure> {
         let url = format!("{}/metrics", self.address);
         let request = self.start(&Method::GET, &url)?;
         let mut response = self.answer(&Method::GET, &url, request).await?;
-        let mut reader = LastPush::of(&self.grouping);
         loop {
             match response.chunk().await {
-                Ok(Some(chunk)) => reader.read(&chunk),
-                Ok(None) => return Ok(reader.found()),
+                Ok(Some(chunk)) => read(&chunk),
+                Ok(None) => return Ok(()),
                 Err(error) => {
                     let target = format!("GET {url}");
                     return Err(Failure::unanswered(&target, self.timeout, self.connect_timeout, error));
