@@ -11,16 +11,17 @@ mod exposition;
 #[path = "foreign_recorder/loud.rs"]
 mod loud;
 
-use std::sync::Barrier;
+use std::fmt::Debug;
+use std::sync::{Arc, Barrier, Mutex};
 
 use book::Book;
 use metrics::Recorder;
-use tracing::field::Empty;
+use tracing::field::{Empty, Field};
 use tracing::subscriber::with_default;
-use tracing::{Dispatch, dispatcher, error, info_span};
+use tracing::{Dispatch, Event, Subscriber, dispatcher, error, info_span};
 use tracing_stage_metrics::MetricsLayer;
-use tracing_subscriber::Registry;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::{Layer, Registry};
 
 /// Runs it under the layer alone, which records into this book.
 fn under(book: &Book, run: impl FnOnce()) {
@@ -193,13 +194,33 @@ fn the_layer_binds_at_the_first_stage() {
     assert!(book.counters().contains(&"quant_stage_total{stage_id=a,status=success} 1".to_owned()));
 }
 
+/// A layer that keeps the target and the message of every event.
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<(String, String)>>>);
+
+impl<S: Subscriber> Layer<S> for Events {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut message = String::new();
+        event.record(&mut |_: &Field, value: &dyn Debug| message = format!("{value:?}"));
+        self.0.lock().unwrap().push((event.metadata().target().to_owned(), message));
+    }
+}
+
+/// The application's log has what it always had, and nothing of the crate.
 #[test]
-fn without_any_recorder_nothing_happens() {
+fn without_any_recorder_stages_go_by_in_silence() {
+    let events = Events::default();
     metrics::with_local_recorder(&metrics::NoopRecorder, || {
-        with_default(Registry::default().with(MetricsLayer::new()), || {
+        with_default(Registry::default().with(MetricsLayer::new()).with(events.clone()), || {
             for _ in 0..100 {
-                info_span!("x", stage_id = "a").in_scope(|| error!("it broke"));
+                let span = info_span!("x", stage_id = "a", profile = Empty);
+                span.record("profile", "late");
+                span.in_scope(|| error!("it broke"));
             }
+            let open = info_span!("x", stage_id = "open").entered();
+            drop(open);
         });
     });
+    let own = (module_path!().to_owned(), "it broke".to_owned());
+    assert_eq!(*events.0.lock().unwrap(), vec![own; 100]);
 }

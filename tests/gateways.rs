@@ -8,8 +8,13 @@ mod support;
 #[cfg(feature = "tls")]
 #[path = "gateways/certificates.rs"]
 mod certificates;
+#[path = "gateways/conflicts.rs"]
+mod conflicts;
 #[path = "gateways/large.rs"]
 mod large;
+#[cfg(target_os = "linux")]
+#[path = "gateways/names.rs"]
+mod names;
 #[path = "gateways/odd.rs"]
 mod odd;
 

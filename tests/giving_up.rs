@@ -186,7 +186,10 @@ fn no_gateway_changes_the_exit_code_or_holds_the_process() {
 
 /// One push is for all who waited when it began.
 #[test]
+#[cfg(target_os = "linux")]
 fn many_who_flush_at_once_share_a_push() {
+    const NAME: &str = "flushes";
+    const COUNT: usize = 32;
     let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200)), Reply::ok()]);
     let Measured { guard, log: _log, default: _default } = measured(builder(&server.url()));
     server.await_requests(1);
@@ -194,9 +197,14 @@ fn many_who_flush_at_once_share_a_push() {
         let first = scope.spawn(|| guard.flush());
         server.await_requests(2);
         stage("a");
-        let others: Vec<_> = (0..32).map(|_| scope.spawn(|| guard.flush())).collect();
-        // Ample for them to get in line. One that comes later has a push of its own, and there may be one such push.
-        std::thread::sleep(Duration::from_millis(300));
+        let flush = || std::thread::Builder::new().name(NAME.to_owned()).spawn_scoped(scope, || guard.flush()).unwrap();
+        let others: Vec<_> = (0..COUNT).map(|_| flush()).collect();
+        // One that sleeps has asked for its flush, and waits for the answer.
+        let deadline = Instant::now() + support::PATIENCE;
+        while sleeping(NAME) < COUNT {
+            assert!(Instant::now() < deadline, "{} of {COUNT} wait", sleeping(NAME));
+            std::thread::yield_now();
+        }
         server.release();
         first.join().unwrap().unwrap();
         for other in others {
@@ -204,7 +212,16 @@ fn many_who_flush_at_once_share_a_push() {
         }
     });
     let requests = server.requests();
-    assert!(requests.len() <= 4, "{}", requests.len());
+    assert_eq!(requests.len(), 3, "at install, the one that was held, and one for all who waited");
     let found = exposition::parse(requests.last().unwrap().text());
     assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+}
+
+/// How many threads of that name sleep.
+#[cfg(target_os = "linux")]
+fn sleeping(name: &str) -> usize {
+    let stat = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.unwrap().path().join("stat"));
+    // `4711 (name) S …`; a thread may end while it is looked at.
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| stat(task).ok());
+    tasks.filter(|stat| stat.contains(&format!(" ({name}) S "))).count()
 }

@@ -435,6 +435,35 @@ async fn a_proxy_is_used_but_not_for_this_machine() {
     assert_eq!(proxy.requests.lock().unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn an_error_of_the_way_to_a_proxy_names_the_proxy_and_not_its_password() {
+    let url = "http://gateway.invalid:9091";
+    let away = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let with_password = format!("http://user:hush@hush@{away}");
+    let result = push_in_child(url, &[("HTTP_PROXY", &with_password)]).await;
+    let expected = format!("Err(POST {url}/metrics/job/job failed: nobody answers at the proxy http://{away}: ");
+    assert!(result.starts_with(&expected) && !result.contains("hush"), "{result}");
+
+    let result = push_in_child(url, &[("ALL_PROXY", "proxy.invalid")]).await;
+    let expected =
+        format!("Err(POST {url}/metrics/job/job failed: the name of the proxy http://proxy.invalid:80 is unknown: ");
+    assert!(result.starts_with(&expected), "{result}");
+
+    // What the proxy says of the gateway is not the gateway's word.
+    let proxy = Server::answering("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n").await;
+    let proxy_url = format!("http://{}", proxy.address);
+    let result = push_in_child(url, &[("HTTP_PROXY", &proxy_url)]).await;
+    let expected =
+        format!("Err(POST {url}/metrics/job/job was refused with 502 Bad Gateway through the proxy {proxy_url})");
+    assert_eq!(result, expected);
+
+    // One that does not apply is not blamed.
+    let variables = [("HTTP_PROXY", proxy_url.as_str()), ("NO_PROXY", "gateway.invalid")];
+    let result = push_in_child(url, &variables).await;
+    let expected = "Err(POST http://gateway.invalid:9091/metrics/job/job failed: the name of its host is unknown: ";
+    assert!(result.starts_with(expected), "{result}");
+}
+
 // ---- TLS.
 
 #[cfg(feature = "tls")]

@@ -6,14 +6,16 @@
 mod support;
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use serde_json::Value;
+use support::child;
 use support::exposition::{self, Exposition};
 use support::measured::{Measured, failing_stage, measured, stage};
 use tracing_stage_metrics::{FlushGuard, MetricsLayer, MetricsLayerBuilder, Pushgateway};
+use tracing_subscriber::prelude::*;
 
 fn builder(gateway: Pushgateway) -> MetricsLayerBuilder {
     MetricsLayer::builder().with_pushgateway(gateway).with_push_interval(Duration::from_secs(3_600))
@@ -199,6 +201,72 @@ fn what_the_gateway_refuses_of_the_application_does_not_take_the_stages_down() {
     assert_eq!(found.expect("quant_run_duration_seconds", &job), 5.0);
     assert_eq!(found.value("rows", &job), None);
     let _ = guard.shutdown().unwrap_err();
+}
+
+/// Not a test: one run of the job in a child of [`run`].
+#[test]
+fn scenarios() {
+    let Some(profile) = child::scenario() else { return };
+    let (layer, guard) = MetricsLayer::builder().with_env().unwrap().install().unwrap();
+    let log = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(layer).with(log).init();
+    tracing::info_span!("stage", stage_id = "a", profile, run_id = "7").in_scope(|| {});
+    drop(guard);
+}
+
+/// One run of the job, its stages with the profile `a/b`, and with this grouping. Returns its warnings.
+#[track_caller]
+fn run(server: &support::Pushgateway, grouping: &str) -> String {
+    let mut command = child::command("scenarios", "a/b");
+    command
+        .env("TV_PROMETHEUS_PUSHGATEWAY", server.url())
+        .env("TV_PROMETHEUS_JOB", "j")
+        .env("TV_PROMETHEUS_GROUPING", grouping);
+    let ended = child::start(command).wait();
+    assert_eq!(ended.status.code(), Some(0), "the delivery never changes it: {ended:?}");
+    ended.stderr.lines().filter(|line| line.contains(" WARN ")).collect()
+}
+
+/// Series whose labels end up the same are in two groups then, which the gateway refuses.
+#[test]
+fn after_a_change_of_the_grouping_the_warning_has_the_command_that_deletes_the_old_group() {
+    const NONE: (&str, &str) = ("", "/metrics/job/j");
+    const PROFILE: (&str, &str) = ("profile=a/b", "/metrics/job/j/profile@base64/YS9i");
+    const RUN: (&str, &str) = ("run_id=7", "/metrics/job/j/run_id/7");
+    let Some(server) = support::pushgateway() else { return };
+    // Groups that have nothing to do with it.
+    for grouping in ["profile=other", "instance=i"] {
+        let (name, value) = grouping.split_once('=').unwrap();
+        let gateway = of_job(&server, "j").with_grouping_label(name, value).unwrap();
+        let Measured { guard, log: _, default: _default } = measured(builder(gateway));
+        guard.shutdown().unwrap();
+    }
+    for ((before, old_group), (after, own_group)) in
+        [(NONE, PROFILE), (PROFILE, NONE), (NONE, RUN), (RUN, NONE), (PROFILE, RUN)]
+    {
+        assert_eq!(run(&server, before), "", "{before}");
+        let warnings = run(&server, after);
+        let command = format!("or delete it: curl -X DELETE {}{old_group}: ", server.url());
+        assert!(warnings.contains(&command), "{before}, then {after}: {warnings}");
+        assert_eq!(warnings.matches("curl").count(), 1, "{before}, then {after}: {warnings}");
+        // The command does what it is named for. The gateway answers first, and then deletes.
+        delete(&server, old_group);
+        assert_eq!(run(&server, after), "", "{before}, then {after}");
+        delete(&server, own_group);
+    }
+}
+
+/// Deletes a group and waits until it is gone.
+#[track_caller]
+fn delete(server: &support::Pushgateway, group: &str) {
+    let groups = || server.api_metrics().as_array().unwrap().len();
+    let before = groups();
+    assert_eq!(support::http::request(server.addr(), "DELETE", group, &[], b"").unwrap().status, 202);
+    let deadline = Instant::now() + support::PATIENCE;
+    while groups() == before {
+        assert!(Instant::now() < deadline, "{group} is still there");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 #[test]

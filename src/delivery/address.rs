@@ -84,7 +84,6 @@ impl Address {
     }
 
     /// Of a URL that was looked at before, without user and password.
-    #[cfg(feature = "otlp")]
     pub(crate) fn of(url: Url) -> Self {
         Self { url }
     }
@@ -92,6 +91,10 @@ impl Address {
     /// The URL, without a slash at its end.
     pub(crate) fn as_str(&self) -> &str {
         self.url.as_str().trim_end_matches('/')
+    }
+
+    pub(super) fn url(&self) -> &Url {
+        &self.url
     }
 
     #[cfg(feature = "tls")]

@@ -8,6 +8,9 @@ use reqwest::header::{HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
 use super::address::Address;
+use super::client::Proxy;
+use super::conflict::SeriesConflict;
+use super::resolver::LookupError;
 use crate::error::{Error, Kind};
 
 /// What is read of the body of a refusal. Error pages of proxies are mostly white space, so more than is shown.
@@ -47,20 +50,27 @@ impl Failure {
         connect_timeout: Duration,
         error: reqwest::Error,
     ) -> Self {
+        let proxy = error.url().and_then(|url| Proxy::of(&Address::of(url.clone())));
+        let through = through(proxy.as_ref());
+        // The host whose name is looked up, and to which connections go.
+        let host = proxy.map_or("its host".to_owned(), |proxy| format!("the proxy {}", proxy.url));
         let error = error.without_url();
         let may_have_arrived = !error.is_connect() && !error.is_builder();
         let (kind, what) = if error.is_timeout() && error.is_connect() {
-            (Kind::Timeout, format!("no connection within {connect_timeout:?}"))
+            (Kind::Timeout, format!("no connection{through} within {connect_timeout:?}"))
         } else if error.is_timeout() {
-            (Kind::Timeout, format!("no answer within {timeout:?}"))
+            (Kind::Timeout, format!("no answer{through} within {timeout:?}"))
+        } else if has_cause(&error, |cause| cause.is::<LookupError>()) {
+            (Kind::Delivery, format!("the name of {host} could not be looked up"))
         } else if error.is_dns() {
-            (Kind::Unreachable, "the name of its host is unknown".to_owned())
-        } else if is_unreachable(&error) {
-            (Kind::Unreachable, "nobody answers there".to_owned())
+            (Kind::Unreachable, format!("the name of {host} is unknown"))
+        } else if has_cause(&error, is_unreachable) {
+            let there = if through.is_empty() { "there".to_owned() } else { format!("at {host}") };
+            (Kind::Unreachable, format!("nobody answers {there}"))
         } else if error.is_connect() {
-            (Kind::Delivery, "no connection came about".to_owned())
+            (Kind::Delivery, format!("no connection came about{through}"))
         } else {
-            (Kind::Delivery, "the connection broke, or carried no HTTP".to_owned())
+            (Kind::Delivery, format!("the connection{through} broke, or carried no HTTP"))
         };
         let error = Error::new(kind, format!("{request} failed: {what}")).with_source(error);
         Self { error, retry_after: None, may_have_arrived }
@@ -76,21 +86,27 @@ impl Failure {
                 .map(|seconds| Duration::from_secs(seconds.into())),
             _ => None,
         };
-        let mut text = format!("{request} was refused with {status}");
+        let through = through(Proxy::of(&Address::of(response.url().clone())).as_ref());
+        let mut text = format!("{request} was refused with {status}{through}");
         if let Some(location) = header(&response, &LOCATION).filter(|_| status.is_redirection()) {
             let target = one_line(address.redirect_target(location).as_bytes());
             text.push_str(&format!(
                 ", a redirect to {target}: give the address it leads to, redirects are not followed"
             ));
         }
-        let body = one_line(&read_beginning(response).await);
-        if !body.is_empty() {
+        let body = read_beginning(response).await;
+        let shown = one_line(&body);
+        if !shown.is_empty() {
             text.push_str(": ");
-            text.push_str(&body);
+            text.push_str(&shown);
+        }
+        let mut error = Error::new(Kind::Refused(status.as_u16()), text);
+        if let Some(conflict) = SeriesConflict::find(status, &body) {
+            error = error.with_source(conflict);
         }
         // A proxy that gave up on the gateway.
         let may_have_arrived = matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT);
-        Self { error: Error::new(Kind::Refused(status.as_u16()), text), retry_after, may_have_arrived }
+        Self { error, retry_after, may_have_arrived }
     }
 }
 
@@ -98,24 +114,25 @@ fn header<'a>(response: &'a Response, name: &HeaderName) -> Option<&'a str> {
     std::str::from_utf8(response.headers().get(name)?.as_bytes()).ok()
 }
 
+/// Names the proxy that a request goes through, after what happened to the request.
+fn through(proxy: Option<&Proxy>) -> String {
+    proxy.map_or_else(String::new, |proxy| format!(" through the proxy {}", proxy.url))
+}
+
+fn has_cause(error: &reqwest::Error, is_wanted: impl Fn(&(dyn StdError + 'static)) -> bool) -> bool {
+    std::iter::successors(error.source(), |&cause| cause.source()).any(is_wanted)
+}
+
 /// Whether nobody listens at the other end, or there is no way there. A certificate that is not trusted breaks a
 /// connection just as early, but then somebody does.
-fn is_unreachable(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(current) = cause {
-        if let Some(error) = current.downcast_ref::<io::Error>() {
-            use io::ErrorKind::{
-                AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable,
-            };
-            let kind = error.kind();
-            if matches!(kind, ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable)
-            {
-                return true;
-            }
-        }
-        cause = current.source();
-    }
-    false
+fn is_unreachable(cause: &(dyn StdError + 'static)) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable};
+    cause.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(
+            error.kind(),
+            ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable
+        )
+    })
 }
 
 /// The beginning of a body: at most [`MAX_BODY_READ`] bytes, and what came within [`BODY_WAIT`].

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use reqwest::Method;
 use tokio::time::Instant;
 
-use super::Source;
 use super::pushgateway::Pushgateway;
 use super::retry::{self, Budget};
+use super::{Source, conflict};
 use crate::error::{Error, Kind};
 
 /// What the gateway took of a push.
@@ -46,8 +46,11 @@ pub(super) async fn push_state(
         Err(error) if error.status() == Some(400) => error,
         Err(error) => return Err(error),
     };
-    let Some(own) = own_families_only(&**source, &exposition) else { return Err(refusal) };
-    match push_counted(gateway, source, own, budget, is_in_doubt).await {
+    let own = own_families_only(&**source, &exposition).filter(|own| !conflict::is_within(&refusal, own));
+    let Some(own) = own else { return Err(conflict::explain(gateway, refusal, budget.deadline).await) };
+    let pushed = push_counted(gateway, source, own, budget, is_in_doubt).await;
+    let refusal = conflict::explain(gateway, refusal, budget.deadline).await;
+    match pushed {
         Ok(()) => Ok(Pushed::OwnFamilies(application_refused(gateway, PUSHED_WITHOUT, refusal))),
         Err(_) => Err(application_refused(gateway, "pushing the stages without them failed too", refusal)),
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
 
 use super::address::Address;
 use super::client;
@@ -60,7 +60,11 @@ const MAX_URL: usize = u16::MAX as usize - 1;
 ///
 /// # Connections
 ///
-/// Every request has a connection of its own. `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed,
+/// Every request has a connection of its own. The system looks the host's name up, on a thread of its own; where no thread
+/// can be started, the request fails and the next one tries again. Where a name has several addresses, connections to them
+/// start a quarter of a second after each other, and the first that comes about decides which address is used.
+///
+/// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed,
 /// but for a gateway on this machine (`localhost`, `127.0.0.1`, `::1`), which no proxy can reach. An `https` gateway
 /// needs the feature `tls` and a certificate that the system trusts; on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name
 /// certificates to be trusted in the system's place. Redirects are not followed: a push that arrives as a GET is lost.
@@ -203,8 +207,11 @@ impl Pushgateway {
         self
     }
 
-    /// How long a connection may take to come about, within the time of the request. Without it,
-    /// [`DEFAULT_CONNECT_TIMEOUT`].
+    /// How long a connection may take to come about, within the time of the request: the lookup of the host's name, and
+    /// the handshakes of TCP and TLS. Without it, [`DEFAULT_CONNECT_TIMEOUT`].
+    ///
+    /// A lookup that takes longer fails the request and goes on by itself. A request that follows within its time, or within
+    /// 5 seconds after it, uses its answer.
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -348,10 +355,16 @@ impl Pushgateway {
     /// What the gateway has of this group, whose metrics have the prefix `namespace`. `None` where the answer is not a
     /// Pushgateway's: a proxy's page says nothing of the group.
     pub(crate) async fn group_state(&self, namespace: Option<&str>) -> Result<Option<GroupState>, Failure> {
+        let mut reader = GroupStateReader::new(&self.grouping, namespace);
+        self.scrape(|piece| reader.read(piece)).await?;
+        Ok(reader.finish())
+    }
+
+    /// Reads what the gateway serves at `/metrics`, piece by piece.
+    pub(super) async fn scrape(&self, mut read: impl FnMut(&[u8])) -> Result<(), Failure> {
         let url = format!("{}/metrics", self.address);
         let request = self.start(&Method::GET, &url)?;
         let mut response = self.answer(&Method::GET, &url, request).await?;
-        let mut reader = GroupStateReader::new(&self.grouping, namespace);
         let mut length = 0;
         loop {
             match response.chunk().await {
@@ -361,9 +374,9 @@ impl Pushgateway {
                         let text = format!("the answer to GET {url} is longer than {MAX_STATE} bytes");
                         return Err(Error::new(Kind::Delivery, text).into());
                     }
-                    reader.read(&chunk);
+                    read(&chunk);
                 }
-                Ok(None) => return Ok(reader.finish()),
+                Ok(None) => return Ok(()),
                 Err(error) => {
                     let target = format!("GET {url}");
                     return Err(Failure::unanswered(&target, self.timeout, self.connect_timeout, error));
@@ -412,11 +425,21 @@ impl Pushgateway {
     }
 
     fn build_client(&self) -> Result<Client, Error> {
-        client::build("gateway", &self.address, self.connect_timeout, |builder| {
-            // A kept connection belongs to the runtime it was made on, and the client outlives that.
-            builder.pool_max_idle_per_host(0)
-        })
+        client::build("gateway", &self.address, self.connect_timeout, without_pool)
     }
+
+    /// The same gateway, whose names are looked up in this way.
+    #[cfg(test)]
+    pub(super) fn with_lookup(mut self, look_up: super::resolver::LookUp) -> Self {
+        let client = client::build_with(look_up, "gateway", &self.address, self.connect_timeout, without_pool);
+        self.client = Arc::new(client.unwrap().into());
+        self
+    }
+}
+
+/// A kept connection belongs to the runtime it was made on, and the client outlives that.
+fn without_pool(builder: ClientBuilder) -> ClientBuilder {
+    builder.pool_max_idle_per_host(0)
 }
 
 impl fmt::Debug for Pushgateway {

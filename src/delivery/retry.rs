@@ -93,10 +93,12 @@ mod tests {
 
     #[test]
     fn waits_double_with_jitter_up_to_a_limit() {
-        for tries in 0..40 {
-            let longest = FIRST_WAIT.mul_f64(2_f64.powi(tries as i32)).min(LONGEST_WAIT);
+        let bounds = [(50, 100), (100, 200), (200, 400), (400, 800), (800, 1_600), (1_600, 3_200), (2_500, 5_000)];
+        let at_the_limit = std::iter::repeat_n((2_500, 5_000), 40);
+        for (tries, (shortest, longest)) in (0..).zip(bounds.into_iter().chain(at_the_limit)) {
             let wait = wait_before(tries);
-            assert!(wait >= longest / 2 && wait <= longest, "{tries}: {wait:?}");
+            let bounds = Duration::from_millis(shortest)..=Duration::from_millis(longest);
+            assert!(bounds.contains(&wait), "{tries}: {wait:?} is not in {bounds:?}");
         }
         let different: std::collections::HashSet<_> = (0..100).map(|_| wait_before(3)).collect();
         assert!(different.len() > 90, "{}", different.len());

@@ -1,0 +1,68 @@
+//! A gateway that refuses series because another group has them: which part of a push is tried once more. What the error
+//! says at a real one is in `real_gateway.rs`.
+
+use super::builder;
+use super::support::measured::{Measured, measured};
+use super::support::mock_gateway::{Answer, Request};
+use super::support::{MockGateway, Reply};
+
+const OWN: &str = "# TYPE quant_stage_active gauge\nquant_stage_active 0\n";
+const APPLICATION: &str = "# TYPE rows gauge\nrows 1\n";
+
+/// Refuses every push that has this metric.
+fn refusing(metric: &'static str) -> MockGateway {
+    let body = format!(
+        "pushed metrics are invalid or inconsistent with existing metrics: collected metric \"{metric}\" {{ \
+         label:<name:\"instance\" value:\"\" > label:<name:\"job\" value:\"j\" > gauge:<value:1 > }} was collected before with \
+         the same name and label values\n"
+    );
+    let groups = "push_time_seconds{instance=\"\",job=\"j\"} 1.7e+09\n";
+    MockGateway::start_by(move |request| {
+        let answer = match request.method.as_str() {
+            "GET" => Answer::new(200).with_body(groups),
+            _ if request.text().contains(&format!("TYPE {metric} ")) => Answer::new(400).with_body(&body),
+            _ => Answer::new(200),
+        };
+        Reply::Answer(answer)
+    })
+}
+
+/// The error of a final flush to such a gateway, and its requests.
+fn shutdown(server: &MockGateway) -> (String, Vec<Request>) {
+    let builder = builder(&server.url()).with_exposition(|| [OWN, APPLICATION].concat());
+    let Measured { guard, log: _, default: _default } = measured(builder);
+    // The first push has ended.
+    guard.flush().unwrap_err();
+    let before = server.requests().len();
+    let error = guard.shutdown().unwrap_err();
+    assert_eq!(error.status(), Some(400));
+    (format!("{error:?}"), server.requests().split_off(before))
+}
+
+fn methods(requests: &[Request]) -> Vec<&str> {
+    requests.iter().map(|request| request.method.as_str()).collect()
+}
+
+#[test]
+fn a_conflict_of_the_own_families_is_not_pushed_again() {
+    let server = refusing("quant_stage_active");
+    let (error, requests) = shutdown(&server);
+    assert_eq!(methods(&requests), ["POST", "GET"]);
+    // The group of the push is not the other group.
+    assert!(error.contains("it is a group that this job pushed to with other grouping labels"), "{error}");
+    assert!(!error.contains("curl"), "{error}");
+}
+
+#[test]
+fn a_conflict_of_the_applications_families_has_the_stages_pushed_alone() {
+    let server = refusing("rows");
+    let (error, requests) = shutdown(&server);
+    assert_eq!(methods(&requests), ["POST", "POST", "GET"]);
+    assert!(requests[1].text().contains("quant_stage_active") && !requests[1].text().contains("rows"));
+    let expected = format!(
+        "gateway {0} refused the application's own metrics; the stages were pushed without them: gateway {0} refused the \
+         push, since another group holds the same series",
+        server.url()
+    );
+    assert!(error.starts_with(&expected), "{error}");
+}
