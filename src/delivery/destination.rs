@@ -21,6 +21,9 @@ use crate::job_thread::JobThread;
 #[cfg(feature = "otlp")]
 use crate::otlp::Collector;
 
+/// How long a delivery on the interval may take, however short the interval.
+const SHORTEST_TIME: Duration = Duration::from_secs(2);
+
 /// How long what earlier runs of the group left may hold up the first push.
 const OWN_GROUP_TIME: Duration = Duration::from_secs(1);
 
@@ -77,12 +80,16 @@ impl Destination {
         Self::Collector(Arc::new(tokio::sync::Mutex::new(collector)))
     }
 
-    /// How long a delivery on the interval may take. A request that is on its way is not cut off by the next one: it may
-    /// have arrived, and an older state that arrives late would replace a newer one.
+    pub(super) fn is_gateway(&self) -> bool {
+        matches!(self, Self::Gateway(_))
+    }
+
+    /// How long a delivery on the interval may take. An interval that is shorter than the answer does not cut it off: the
+    /// request may have arrived, and would be taken for one that has not.
     pub(super) fn interval_time(&self, interval: Duration) -> Duration {
         match self {
-            Self::Gateway(gateway) => interval.max(gateway.gateway.timeout()),
-            Self::Textfile(_) => interval,
+            Self::Gateway(_) | Self::Textfile(_) => interval.max(SHORTEST_TIME),
+            // An increment that is sent twice counts twice.
             #[cfg(feature = "otlp")]
             Self::Collector(_) => interval.max(super::DEFAULT_REQUEST_TIMEOUT),
         }

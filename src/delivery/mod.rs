@@ -88,10 +88,10 @@ pub(crate) trait Source: Send + Sync {
 /// What the delivery reports to the user, as an event in the application's log.
 #[derive(Debug)]
 pub(crate) enum DeliveryEvent {
-    /// Delivery to this destination stopped working.
-    Failing { destination: String, error: Error },
+    /// Delivery to this destination stopped working. `None` is the gateway, which its errors name.
+    Failing { destination: Option<String>, error: Error },
     /// Delivery to this destination works again.
-    Recovered { destination: String },
+    Recovered { destination: Option<String> },
     /// The final payload could not be written to the spool. It is pushed all the same.
     NotSpooled(Error),
     /// The gateway refused what an earlier run had left.

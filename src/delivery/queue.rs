@@ -106,7 +106,7 @@ impl DestinationQueue {
 
     /// Reports that delivery fails or works again.
     fn report(&mut self, source: &dyn Source, result: &Result<(), Error>) {
-        let destination = || self.destination.to_string();
+        let destination = || (!self.destination.is_gateway()).then(|| self.destination.to_string());
         let event = match (result, self.is_failing) {
             (Err(error), false) => DeliveryEvent::Failing { destination: destination(), error: error.copy() },
             (Ok(()), true) => DeliveryEvent::Recovered { destination: destination() },

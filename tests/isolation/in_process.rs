@@ -1,0 +1,182 @@
+//! A subscriber that blocks in the process of the test.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tracing::subscriber::NoSubscriber;
+use tracing::{Dispatch, Event, Id, Subscriber, info_span};
+use tracing_stage_metrics::{MetricsLayer, MetricsLayerBuilder, Pushgateway};
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::{Layer, prelude::*, reload};
+
+use super::support::log::{Log, OWN_TARGET};
+use super::support::measured::stage;
+use super::support::{self, MockGateway, Reply, exposition, http};
+
+fn builder(server: &MockGateway) -> MetricsLayerBuilder {
+    let gateway = Pushgateway::new(server.url(), "j").unwrap();
+    MetricsLayer::builder().with_pushgateway(gateway).with_push_interval(Duration::from_millis(50))
+}
+
+/// Blocks in the first event of the crate, until it may go on.
+struct Blocks {
+    entered: SyncSender<()>,
+    release: Mutex<Receiver<()>>,
+    is_free: AtomicBool,
+}
+
+impl<S: Subscriber> Layer<S> for Blocks {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == OWN_TARGET && !self.is_free.swap(true, Ordering::SeqCst) {
+            self.entered.send(()).unwrap();
+            self.release.lock().unwrap().recv().unwrap();
+        }
+    }
+}
+
+fn blocks() -> (Blocks, Receiver<()>, SyncSender<()>) {
+    let ((entered, is_entered), (release, is_released)) = (sync_channel(1), sync_channel(1));
+    let layer = Blocks { entered, release: Mutex::new(is_released), is_free: AtomicBool::new(false) };
+    (layer, is_entered, release)
+}
+
+#[test]
+fn a_log_that_blocks_stops_neither_pushes_nor_scrapes() {
+    let server = MockGateway::start([Reply::status(401)]);
+    let address = "127.0.0.1:0".parse().unwrap();
+    let (layer, guard) = builder(&server).with_http_listener(address).build().unwrap();
+    let (blocks, is_entered, release) = blocks();
+    let log = Log::default();
+    let _default = tracing_subscriber::registry().with(layer).with(blocks).with(log.clone()).set_default();
+    is_entered.recv().unwrap();
+
+    server.set_replies([Reply::ok()]);
+    stage("a");
+    server.await_request(|request| request.text().contains("stage_id=\"a\""));
+    let address = guard.listen_addr().unwrap();
+    assert_eq!(http::get(address, "/health").unwrap().status, 200);
+    assert!(http::get(address, "/metrics").unwrap().text().contains("stage_id=\"a\""));
+
+    // What waits is emitted, in its order, when the log goes on.
+    release.send(()).unwrap();
+    guard.flush().unwrap();
+    let own = log.own();
+    assert_eq!(own.len(), 2, "{own:?}");
+    assert!(own[0].starts_with("metrics are not delivered") && own[1].starts_with("metrics are delivered again"));
+    guard.shutdown().unwrap();
+}
+
+#[test]
+fn events_that_a_blocked_log_does_not_take_are_bounded_and_counted() {
+    const STAGES: usize = 3_000;
+    let server = MockGateway::ok();
+    let (layer, guard) = builder(&server).with_flush_timeout(Duration::from_secs(2)).build().unwrap();
+    let (blocks, is_entered, release) = blocks();
+    let log = Log::default();
+    let _default = tracing_subscriber::registry().with(layer).with(blocks).with(log.clone()).set_default();
+    let open: Vec<_> = (0..STAGES).map(|n| info_span!("x", stage_id = "open", run_id = n)).collect();
+    let ended = std::thread::spawn(move || guard.shutdown());
+    is_entered.recv().unwrap();
+    ended.join().unwrap().unwrap();
+    let last = exposition::parse(server.requests().last().unwrap().text());
+    assert_eq!(last.expect("quant_stage_total", &[("stage_id", "open"), ("status", "failure")]), STAGES as f64);
+    // They were held back until the state was delivered.
+    let dropped = last.expect("quant_telemetry_events_dropped_total", &[]);
+    release.send(()).unwrap();
+    support::await_true("all events that were kept", || log.own().len() as f64 == STAGES as f64 - dropped);
+    assert_eq!(dropped, (STAGES - 1_024) as f64);
+    drop(open);
+}
+
+/// Holds the callback in which the crate has something to say, until another thread waits for the layer.
+struct HoldsClose {
+    entered: SyncSender<()>,
+    waits: Arc<AtomicBool>,
+}
+
+impl<S: Subscriber> Layer<S> for HoldsClose {
+    fn on_close(&self, _: Id, _: Context<'_, S>) {
+        if self.entered.try_send(()).is_ok() {
+            while !self.waits.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            // Time to come to wait for the lock that this callback holds. Too short, the test tests nothing.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+#[test]
+fn an_event_in_a_callback_does_not_wait_for_a_reload_of_the_layer() {
+    let server = MockGateway::ok();
+    let (layer, guard) = builder(&server).with_max_series(1).build().unwrap();
+    let (entered, is_entered) = sync_channel(0);
+    let waits = Arc::new(AtomicBool::new(false));
+    let hold = HoldsClose { entered, waits: Arc::clone(&waits) };
+    let (layer, handle) = reload::Layer::new(layer.and_then(hold).and_then(Log::default()));
+    let dispatch = Dispatch::new(tracing_subscriber::registry().with(layer));
+    let (done, is_done) = sync_channel(1);
+    std::thread::spawn(move || {
+        is_entered.recv().unwrap();
+        waits.store(true, Ordering::SeqCst);
+        handle.modify(|_| ()).unwrap();
+    });
+    std::thread::spawn(move || {
+        tracing::dispatcher::with_default(&dispatch, || {
+            // The second is beyond the limit on label sets.
+            for run_id in 0..2 {
+                info_span!("x", stage_id = "a", run_id).in_scope(|| ());
+            }
+        });
+        guard.shutdown().unwrap();
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(support::PATIENCE).unwrap();
+}
+
+#[test]
+fn a_warning_of_a_muted_thread_reaches_a_layer_that_came_by_reload() {
+    let server = MockGateway::ok();
+    let (layer, guard) = builder(&server).build().unwrap();
+    let log = Log::default();
+    let (late, handle) = reload::Layer::new(None::<MetricsLayer>);
+    let _default = tracing_subscriber::registry().with(late).with(log.clone()).set_default();
+    handle.modify(|late| *late = Some(layer)).unwrap();
+    let open = info_span!("x", stage_id = "open");
+    open.in_scope(|| ());
+    tracing::subscriber::with_default(NoSubscriber::default(), || guard.shutdown().unwrap());
+    let own = log.own();
+    assert_eq!(own.len(), 1, "{own:?}");
+    assert!(own[0].contains("was still open at the final flush"), "{own:?}");
+}
+
+#[test]
+fn a_flush_that_is_awaited_needs_no_thread() {
+    const FLUSHES: usize = 5_000;
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let server = MockGateway::start([Reply::Silent]);
+    let (layer, guard) = builder(&server).with_flush_timeout(Duration::from_secs(2)).build().unwrap();
+    let _default = tracing_subscriber::registry().with(layer).set_default();
+    let guard = Arc::new(guard);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let before = threads();
+        let mut flushes = tokio::task::JoinSet::new();
+        for _ in 0..FLUSHES {
+            let guard = Arc::clone(&guard);
+            flushes.spawn(async move { guard.flush_async().await });
+        }
+        tokio::task::yield_now().await;
+        let during = threads();
+        // Other tests of this program come and go.
+        assert!(during < before + 100, "{before} threads before, {during} with {FLUSHES} flushes");
+        let mut errors = 0;
+        while let Some(flushed) = flushes.join_next().await {
+            assert!(flushed.unwrap().unwrap_err().is_timeout());
+            errors += 1;
+        }
+        assert_eq!(errors, FLUSHES);
+    });
+}

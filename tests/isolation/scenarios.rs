@@ -1,0 +1,112 @@
+//! What the child processes do: hold what the crate is about to use.
+
+use std::io::Write as _;
+use std::sync::{Arc, Mutex};
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use tracing_stage_metrics::MetricsLayer;
+use tracing_subscriber::prelude::*;
+
+use super::support::child;
+
+fn park() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Not a test: what the children do.
+#[test]
+fn block() {
+    let Some(scenario) = child::scenario() else { return };
+    match scenario.as_str() {
+        "stdout locked" => stdout_locked(),
+        "report waits" => report_waits(),
+        "pipe full" => pipe_full(),
+        "recorder locked" => recorder_locked(),
+        "no file handles" => no_file_handles(),
+        "fork" => fork(),
+        unknown => panic!("no scenario {unknown}"),
+    }
+}
+
+fn stdout_locked() {
+    let (layer, _guard) = MetricsLayer::builder().with_env().unwrap().with_flush_on_signals().install().unwrap();
+    tracing_subscriber::registry().with(layer).with(tracing_subscriber::fmt::layer()).init();
+    let _open = tracing::info_span!("work", stage_id = "open").entered();
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "it blocks").unwrap();
+    park()
+}
+
+fn report_waits() {
+    let held = Arc::new(Mutex::new(()));
+    let wanted = Arc::clone(&held);
+    let builder = MetricsLayer::builder().with_env().unwrap().with_flush_on_signals();
+    let report = move |_| drop(wanted.lock());
+    let (layer, _guard) = builder.with_run_report(report).install().unwrap();
+    tracing_subscriber::registry().with(layer).init();
+    let _open = tracing::info_span!("work", stage_id = "open").entered();
+    let _held = held.lock();
+    println!("it blocks");
+    park()
+}
+
+fn pipe_full() {
+    let (_reader, writer) = std::io::pipe().unwrap();
+    // All that a pipe holds.
+    (&writer).write_all(&vec![b'x'; 64 * 1024]).unwrap();
+    let (layer, guard) = MetricsLayer::builder().with_env().unwrap().install().unwrap();
+    let log = tracing_subscriber::fmt::layer().with_writer(Mutex::new(writer));
+    tracing_subscriber::registry().with(layer).with(log).init();
+    let _open = tracing::info_span!("work", stage_id = "open");
+    println!("shutdown: {:?}", guard.shutdown());
+    // The lock of the writer is still held: nothing of this process may log any more.
+    std::process::exit(0);
+}
+
+fn recorder_locked() {
+    let recorder = PrometheusBuilder::new().install_recorder().unwrap();
+    let lock = Arc::new(Mutex::new(()));
+    let wanted = Arc::clone(&lock);
+    let render = move || {
+        drop(wanted.lock());
+        recorder.render()
+    };
+    let (layer, guard) = MetricsLayer::builder().with_env().unwrap().with_exposition(render).install().unwrap();
+    let log = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(layer).with(log).init();
+    metrics::counter!("rows_total").increment(7);
+    guard.flush().unwrap();
+    let held = lock.lock();
+    println!("it blocks");
+    println!("shutdown: {:?}", guard.shutdown());
+    drop(held);
+}
+
+fn no_file_handles() {
+    // Descriptors that are open stay; no other can be had.
+    let none = Rlimit { current: Some(3), maximum: Some(3) };
+    let builder = MetricsLayer::builder().with_env().unwrap();
+    setrlimit(Resource::Nofile, none).unwrap();
+    println!("install: {:?}", builder.install().map(|_| ()).unwrap_err());
+}
+
+fn fork() {
+    let (layer, guard) = MetricsLayer::builder().with_env().unwrap().install().unwrap();
+    tracing_subscriber::registry().with(layer).init();
+    guard.flush().unwrap();
+    match fork::fork().unwrap() {
+        fork::Fork::Child => {
+            println!("flush: {}", guard.flush().unwrap_err());
+            println!("shutdown: {}", guard.shutdown().unwrap_err());
+            std::process::exit(0);
+        }
+        fork::Fork::Parent(child) => {
+            let child = rustix::process::Pid::from_raw(child);
+            rustix::process::waitpid(child, rustix::process::WaitOptions::empty()).unwrap();
+            std::process::exit(0);
+        }
+    }
+}
