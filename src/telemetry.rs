@@ -1,9 +1,10 @@
 //! What is delivered: the stages, the run, the process's resources and the recorder that holds their metrics.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "resource-usage")]
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metrics::Counter;
@@ -11,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::delivery::{DeliveryEvent, Source};
 use crate::error::{Error, Kind};
-use crate::exposition;
+use crate::exposition::{Families, MetricKind, Problems, parse};
 use crate::layer::{OWN_TARGET, Stages, outward};
 use crate::recorder::StageRecorder;
 use crate::report::RunReport;
@@ -37,8 +38,22 @@ pub(crate) struct Telemetry {
     #[cfg(feature = "resource-usage")]
     resources: Option<Resources>,
     pushed: Pushes,
-    /// The names of the crate's own metrics.
-    own: Vec<String>,
+    /// The crate's own metrics.
+    own: HashMap<String, MetricKind>,
+    /// Of the text of a foreign recorder.
+    problems: Mutex<Problems>,
+}
+
+/// The full names of this crate's own metrics, with their kinds.
+pub(crate) fn own_metrics(namespace: &str) -> impl Iterator<Item = (String, MetricKind)> {
+    schema::METRICS.iter().map(move |metric| {
+        let kind = match metric.kind {
+            schema::Kind::Counter => MetricKind::Counter,
+            schema::Kind::Gauge => MetricKind::Gauge,
+            schema::Kind::Histogram => MetricKind::Histogram,
+        };
+        (metric.name(namespace), kind)
+    })
 }
 
 struct Pushes {
@@ -100,7 +115,8 @@ impl Telemetry {
             #[cfg(feature = "resource-usage")]
             resources,
             pushed,
-            own: schema::METRICS.iter().map(|metric| metric.name(namespace)).collect(),
+            own: own_metrics(namespace).collect(),
+            problems: Mutex::default(),
             stages,
         }
     }
@@ -115,15 +131,55 @@ impl Telemetry {
         }
     }
 
-    /// The state of this moment as text, in a stable order.
+    /// The state of this moment as text, in a stable order. Of a foreign recorder whose text cannot be read at all, that
+    /// text.
     pub(crate) fn render(&self) -> String {
         self.sample_first();
         match &self.exposition {
-            Exposition::Own { recorder, rendering } => {
-                let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
-                recorder.render(self.stages.publish())
+            Exposition::Own { recorder, rendering } => self.read(recorder, rendering).to_text(),
+            Exposition::Foreign(render) => {
+                let text = render();
+                self.parse(&text).map_or(text, |families| families.to_text())
             }
-            Exposition::Foreign(render) => exposition::in_order(&render()),
+        }
+    }
+
+    /// The state of this moment.
+    fn families(&self) -> Result<Families, Error> {
+        self.sample_first();
+        match &self.exposition {
+            Exposition::Own { recorder, rendering } => Ok(self.read(recorder, rendering)),
+            Exposition::Foreign(render) => self.parse(&render()),
+        }
+    }
+
+    fn read(&self, recorder: &StageRecorder, rendering: &Mutex<()>) -> Families {
+        let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        recorder.families(self.stages.publish())
+    }
+
+    fn parse(&self, text: &str) -> Result<Families, Error> {
+        let parsed = parse(text, |name| self.own.get(name).copied(), &mut self.problems());
+        parsed.map_err(|lines| {
+            Error::new(
+                Kind::Delivery,
+                format!("the text of `with_exposition` is not in the Prometheus text format 0.0.4: {lines}"),
+            )
+        })
+    }
+
+    fn problems(&self) -> MutexGuard<'_, Problems> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports metrics that are not written as they were recorded. Not where a layer may be calling: it emits events.
+    fn report_problems(&self) {
+        let mut problems = self.problems().take();
+        if let Exposition::Own { recorder, .. } = &self.exposition {
+            problems.extend(recorder.take_problems());
+        }
+        for problem in problems {
+            self.on_event(DeliveryEvent::MetricProblem(problem));
         }
     }
 
@@ -153,10 +209,12 @@ fn guarded(work: impl FnOnce()) {
 }
 
 impl Source for Telemetry {
-    fn exposition(&self) -> Result<String, Error> {
+    fn exposition(&self) -> Result<Families, Error> {
         // With `with_exposition` this is the application's code, on the delivery thread, which must go on.
-        catch_unwind(AssertUnwindSafe(|| self.render()))
-            .map_err(|_| Error::new(Kind::Delivery, "the function given to `with_exposition` panicked"))
+        let families = catch_unwind(AssertUnwindSafe(|| self.families()))
+            .map_err(|_| Error::new(Kind::Delivery, "the function given to `with_exposition` panicked"))?;
+        self.report_problems();
+        families
     }
 
     #[cfg(feature = "otlp")]
@@ -165,10 +223,16 @@ impl Source for Telemetry {
             self.sample_first();
             drop(self.stages.publish());
         });
+        self.report_problems();
     }
 
     fn own_families(&self, exposition: &str) -> String {
-        exposition::only(exposition, |name| self.own.iter().any(|own| own == name))
+        // A text that this crate wrote has no problems.
+        let parsed = parse(exposition, |name| self.own.get(name).copied(), &mut Problems::default());
+        parsed.map_or(String::new(), |mut families| {
+            families.retain(|name| self.own.contains_key(name));
+            families.to_text()
+        })
     }
 
     fn sample(&self) {
@@ -207,6 +271,10 @@ impl Source for Telemetry {
             }
             DeliveryEvent::SpoolFull => {
                 warn!(target: OWN_TARGET, "the spool directory is full: its oldest payloads are dropped, undelivered");
+            }
+            DeliveryEvent::MetricProblem(problem) => {
+                let metric = problem.metric();
+                warn!(target: OWN_TARGET, metric, "{problem}");
             }
             DeliveryEvent::ReplayRefused(error) => {
                 warn!(

@@ -37,7 +37,7 @@ impl Destinations {
         if self.gateway.is_none() && self.textfile.is_none() {
             return Rendered { exposition: Ok(Bytes::new()), textfile: Ok(()) };
         }
-        let exposition = source.exposition();
+        let exposition = source.exposition().map(|families| families.to_text());
         let textfile = match (&self.textfile, &exposition) {
             (Some(textfile), Ok(exposition)) => textfile.write(exposition),
             _ => Ok(()),

@@ -119,7 +119,8 @@ impl Page {
         if last.begun.is_none_or(|made| made < asked) {
             sleep_until(last.next).await;
             begun = Instant::now();
-            let text = self.source.exposition().map(Body::plain).map_err(|error| error.to_string());
+            let text = self.source.exposition().map(|families| Body::plain(families.to_text()));
+            let text = text.map_err(|error| error.to_string());
             *last = Last { begun: Some(begun), next: begun, text, packed: None };
         }
         let text = last.text.clone()?;

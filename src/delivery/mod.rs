@@ -44,17 +44,18 @@ pub(crate) use worker::{Plan, Worker};
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::exposition::{Families, Problem};
 
 /// What the delivery thread reads, and whom it tells.
 pub(crate) trait Source: Send + Sync {
-    /// The state of this moment in the text format.
-    fn exposition(&self) -> Result<String, Error>;
+    /// The state of this moment.
+    fn exposition(&self) -> Result<Families, Error>;
 
     /// Brings the recorder up to date, for whoever reads it by other means.
     #[cfg(feature = "otlp")]
     fn publish(&self);
 
-    /// The part of an exposition that is this crate's own metrics.
+    /// The part of an exposition in the text format that is this crate's own metrics.
     fn own_families(&self, exposition: &str) -> String;
 
     /// Samples the process's resources.
@@ -83,4 +84,6 @@ pub(crate) enum DeliveryEvent {
     ReplayRefused(Error),
     /// Payloads were dropped from the spool for the first time.
     SpoolFull,
+    /// A metric is not written as it was recorded.
+    MetricProblem(Problem),
 }
