@@ -228,19 +228,18 @@ impl<'a> Reader<'a> {
     }
 
     fn finish(self, own: impl Fn(&str) -> Option<MetricKind>, problems: &mut Problems) -> Families {
-        let mut readers = self.families;
-        // Those that keep their names come first.
-        readers.sort_by_key(|family| own(family.name) != family.kind || family.kind.is_none());
         let mut kinds: HashMap<&str, Option<MetricKind>> = HashMap::new();
-        let mut families: Vec<Family> = Vec::with_capacity(readers.len());
-        for mut reader in readers {
+        let mut families: Vec<Family> = Vec::with_capacity(self.families.len());
+        for mut reader in self.families {
             reader.finish_series();
             if reader.numbers.is_empty() && reader.parts.is_empty() {
                 continue;
             }
-            if let Some((metric, kind)) = owner_of(reader.name, reader.kind, |name| kinds.get(name).copied()) {
-                let is_own = own(&metric).is_some() && own(&metric) == kind;
-                let owner = Owner { metric, kind, is_own };
+            // A text without types says nothing of the kinds of our own.
+            let own = |name: &str| reader.kind.and(own(name));
+            let kind_of = |name: &str| own(name).map(Some).or_else(|| kinds.get(name).copied());
+            if let Some((metric, kind)) = owner_of(reader.name, reader.kind, kind_of) {
+                let owner = Owner { is_own: own(&metric).is_some(), metric, kind };
                 problems.add(Problem::NameTaken { metric: reader.name.to_owned(), kind: reader.kind, owner });
                 continue;
             }
@@ -654,6 +653,8 @@ mod tests {
         let expected =
             "# TYPE h_count counter\nh_count 5\n# TYPE own_total counter\nown_total 4\n# TYPE x counter\nx 1\n";
         assert_eq!(families.to_text(), expected);
+        assert_eq!(read("# TYPE own_total gauge\nown_total 3\n").0, Families::default(), "though it is alone");
+        assert_eq!(read("own_total 3\n").0.to_text(), "own_total 3\n");
         let said: Vec<_> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(
             said,

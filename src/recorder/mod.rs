@@ -5,6 +5,7 @@ mod by_name;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::registry::{Registry, Storage};
@@ -126,6 +127,22 @@ impl Recorder for StageRecorder {
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
         self.registry.get_or_create_histogram(&key.to_retained(), |value| Histogram::from_arc(Arc::clone(value)))
     }
+}
+
+/// Checks that the application has installed a recorder. Whoever registers a metric before gets a handle that records
+/// nothing, for ever.
+pub(crate) fn check_is_installed() -> Result<(), Error> {
+    // The recorder that stands for none is a type without a size, and nothing else tells.
+    let is_installed = || metrics::with_recorder(|recorder| size_of_val(recorder) > 0);
+    // A thread of its own has no recorder of its own.
+    let asked = thread::Builder::new().spawn(is_installed).map(JoinHandle::join);
+    if matches!(asked, Ok(Ok(true))) || (asked.is_err() && is_installed()) {
+        return Ok(());
+    }
+    Err(Error::config(
+        "no global `metrics` recorder is installed, so the stages would not be in what `with_exposition` renders: install \
+         the recorder of the application before `install()` (inside a `Box` if its type has no size)",
+    ))
 }
 
 /// Checks bucket bounds: at least one, all finite, strictly ascending. `of` names them in the error.
