@@ -198,7 +198,10 @@ fn clashing_metrics_leave_a_text_that_every_reader_takes() {
 
 fn clashing_metrics() {
     let Some(server) = support::pushgateway() else { return };
-    let (layer, guard) = builder().with_pushgateway(Pushgateway::new(server.url(), "j").unwrap()).install().unwrap();
+    let builder = builder().with_pushgateway(Pushgateway::new(server.url(), "j").unwrap());
+    #[cfg(feature = "http")]
+    let builder = builder.with_http_listener("127.0.0.1:0".parse().unwrap());
+    let (layer, guard) = builder.install().unwrap();
     let log = Log::default();
     let _default = tracing_subscriber::registry().with(layer).with(log.clone()).set_default();
     metrics::gauge!("quant_stage_total").set(9.0);
@@ -239,6 +242,13 @@ fn clashing_metrics() {
     assert_eq!(text.family("quant_stage_total").unwrap().kind, "counter");
     assert!(text.family("x").is_none() && text.family("both").unwrap().kind == "counter");
     assert_promtool_reads(&guard.render());
+    #[cfg(feature = "http")]
+    {
+        let Some(prometheus) = support::prometheus(&[("job", guard.listen_addr().unwrap(), false)]) else { return };
+        let found = prometheus.await_query("http_requests", |found| found.len() == 1);
+        assert_eq!(found[0].1, 7.0);
+        assert_eq!(prometheus.query("scrape_samples_scraped > 0").len(), 1, "the whole scrape");
+    }
 
     let said = log.own();
     let warned = [

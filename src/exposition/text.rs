@@ -155,3 +155,36 @@ fn len(family: &Family, further: &Labels) -> usize {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::problem::Problems;
+    use super::*;
+    use crate::exposition::parse;
+
+    #[track_caller]
+    fn assert_with_labels(text: &str, labels: &[(&str, &str)], expected: &str) {
+        let families = parse(text, |_| None, &mut Problems::default()).unwrap();
+        assert_eq!(families.to_text_with(&Labels::new(labels.iter().copied()).0), expected);
+    }
+
+    #[test]
+    fn further_labels_stand_first_and_in_the_place_of_others() {
+        let text = "# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum{} 1\nh_count 1\n\
+            # TYPE s summary\ns{a=\"1\",quantile=\"0.5\"} 2 7\nx{a=\"1\",job=\"other\",b=\"2\"} 3\nx 4\n";
+        assert_with_labels(
+            text,
+            &[("job", "a \"job\""), ("team", "t")],
+            "# TYPE h histogram\nh_bucket{job=\"a \\\"job\\\"\",team=\"t\",le=\"+Inf\"} 1\n\
+             h_sum{job=\"a \\\"job\\\"\",team=\"t\"} 1\nh_count{job=\"a \\\"job\\\"\",team=\"t\"} 1\n\
+             # TYPE s summary\ns{job=\"a \\\"job\\\"\",team=\"t\",a=\"1\",quantile=\"0.5\"} 2 7\n\
+             x{job=\"a \\\"job\\\"\",team=\"t\"} 4\nx{job=\"a \\\"job\\\"\",team=\"t\",a=\"1\",b=\"2\"} 3\n",
+        );
+    }
+
+    #[test]
+    fn of_series_that_become_one_the_first_stays() {
+        let text = "x{job=\"a\",l=\"1\"} 1\nx{job=\"b\",l=\"1\"} 2\nx{l=\"1\"} 3\nx{l=\"2\"} 4\n";
+        assert_with_labels(text, &[("job", "j")], "x{job=\"j\",l=\"1\"} 1\nx{job=\"j\",l=\"2\"} 4\n");
+    }
+}
