@@ -17,7 +17,7 @@ use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
 use crate::layer::{DEFAULT_MAX_SERIES, FailurePolicy, MetricsLayer};
 #[cfg(feature = "otlp")]
 use crate::otlp::Otlp;
-use crate::recorder::DEFAULT_BUCKETS;
+use crate::recorder::{DEFAULT_BUCKETS, check_is_installed};
 use crate::schema::DEFAULT_NAMESPACE;
 
 /// How often the state is pushed unless [`MetricsLayerBuilder::with_push_interval`] says otherwise.
@@ -200,8 +200,11 @@ impl MetricsLayerBuilder {
     /// # Errors
     ///
     /// A [configuration error](Error::is_config) that says what is wrong: among them a recorder that is installed
-    /// already, by a second `install()` perhaps. An error that is none when the system does not give a thread.
+    /// already, by a second `install()` perhaps, and with [`with_exposition`](Self::with_exposition) one that is not. An error that is none when the system does not give a thread.
     pub fn install(self) -> Result<(MetricsLayer, FlushGuard), Error> {
+        if self.exposition.is_some() {
+            check_is_installed()?;
+        }
         self.start(|recorder| {
             metrics::set_global_recorder(recorder).map_err(|_| {
                 Error::config(

@@ -15,11 +15,13 @@ use std::{sync::Arc, time::Instant};
 use tracing::dispatcher::{self, Dispatch, WeakDispatch};
 #[cfg(feature = "pushgateway")]
 use tracing::subscriber::NoSubscriber;
+use tracing::warn;
 
 #[cfg(feature = "pushgateway")]
 use crate::error::Error;
 #[cfg(feature = "pushgateway")]
 use crate::job_thread::JobThread;
+use crate::layer::OWN_TARGET;
 
 /// Events that wait for a subscriber which does not take them. Beyond, an event is dropped and counted.
 const MAX_WAITING: usize = 1_024;
@@ -55,7 +57,7 @@ impl Diagnostics {
     /// Emits on a thread of its own from now on.
     #[cfg(feature = "pushgateway")]
     pub(crate) fn start_thread(&self) -> Result<(), Error> {
-        let thread = JobThread::start("stage-metrics-events", MAX_WAITING)?;
+        let thread = JobThread::start("metrics-events", MAX_WAITING)?;
         *lock(&self.thread) = Some(Arc::new(thread));
         Ok(())
     }
@@ -88,16 +90,16 @@ impl Diagnostics {
         #[cfg(feature = "pushgateway")]
         if let Some(thread) = self.thread() {
             let subscriber = self.subscriber().or_else(current_subscriber).or_else(|| upgrade(&self.seen));
+            let has_subscriber = subscriber.is_some() || dispatcher::has_been_set();
             let event = WaitingEvent { subscriber, event };
-            if self.is_held.load(Ordering::Acquire) {
-                let mut waiting = lock(&self.waiting);
-                // Looked at again under the lock that the release takes.
-                if self.is_held.load(Ordering::Acquire) {
-                    self.wait(&mut waiting, event);
-                    return;
-                }
+            let mut waiting = lock(&self.waiting);
+            if self.is_held.load(Ordering::Acquire) || !has_subscriber {
+                self.wait(&mut waiting, event);
+                self.is_idle.store(false, Ordering::Release);
+            } else {
+                self.post_waiting(&thread, &mut waiting);
+                self.post(&thread, event);
             }
-            self.post(&thread, event);
             return;
         }
         // The subscriber owns what waits here, and must not be owned by it.
@@ -113,10 +115,26 @@ impl Diagnostics {
         }
     }
 
+    /// Events from before there was a subscriber go to the one that there is now.
+    #[cfg(feature = "pushgateway")]
+    fn post_waiting(&self, thread: &JobThread, waiting: &mut VecDeque<WaitingEvent>) {
+        for WaitingEvent { subscriber, event } in waiting.drain(..) {
+            let subscriber = subscriber.or_else(|| self.subscriber()).or_else(|| upgrade(&self.seen));
+            self.post(thread, WaitingEvent { subscriber, event });
+        }
+    }
+
+    /// Events that were dropped are reported with the next one that is not.
     #[cfg(feature = "pushgateway")]
     fn post(&self, thread: &JobThread, event: WaitingEvent) {
+        let subscriber = event.subscriber.clone();
         if !thread.post(|| event.emit()) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 && !thread.post(move || WaitingEvent { subscriber, event: dropped_events(dropped) }.emit()) {
+            self.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
     }
 
@@ -133,20 +151,21 @@ impl Diagnostics {
     fn emit_waiting_slow(&self) {
         self.is_idle.store(true, Ordering::Relaxed);
         #[cfg(feature = "pushgateway")]
-        if self.thread().is_some() {
+        if let Some(thread) = self.thread() {
             // A layer that came into its subscriber late, by `reload`, was not told which it is.
             *lock(&self.seen) = current_subscriber().map(|current| current.downgrade());
+            if !self.is_held.load(Ordering::Acquire) {
+                self.post_waiting(&thread, &mut lock(&self.waiting));
+            }
             return;
         }
-        let waiting = std::mem::take(&mut *lock(&self.waiting));
+        let mut waiting = std::mem::take(&mut *lock(&self.waiting));
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            waiting.push_back(WaitingEvent { subscriber: None, event: dropped_events(dropped) });
+        }
         let subscriber = self.subscriber();
         waiting.into_iter().for_each(|event| WaitingEvent { subscriber: subscriber.clone(), ..event }.emit());
-    }
-
-    /// Events that were dropped, since the subscriber took none for so long.
-    #[cfg(feature = "pushgateway")]
-    pub(crate) fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Keeps events back until [`release`](Self::release): the final flush delivers first and speaks afterwards, since a
@@ -161,7 +180,7 @@ impl Diagnostics {
         let mut waiting = lock(&self.waiting);
         self.is_held.store(false, Ordering::Release);
         if let Some(thread) = self.thread() {
-            waiting.drain(..).for_each(|event| self.post(&thread, event));
+            self.post_waiting(&thread, &mut waiting);
         }
     }
 
@@ -204,6 +223,15 @@ impl WaitingEvent {
 /// The subscriber of the current thread. `None` where there is none, and inside a callback that hides it.
 fn current_subscriber() -> Option<Dispatch> {
     dispatcher::get_default(|current| (!current.is::<NoSubscriber>()).then(|| current.clone()))
+}
+
+fn dropped_events(dropped: u64) -> Event {
+    Box::new(move || {
+        warn!(
+            target: OWN_TARGET,
+            dropped, "events of this crate were dropped: the subscriber did not take them, and {MAX_WAITING} may wait"
+        );
+    })
 }
 
 fn upgrade(subscriber: &Mutex<Option<WeakDispatch>>) -> Option<Dispatch> {

@@ -62,7 +62,7 @@ impl Flusher {
         report: Option<TakeReport>,
     ) -> Result<Self, Error> {
         let report = report.map(|take| {
-            let thread = JobThread::start("stage-metrics-report", 1)?;
+            let thread = JobThread::start("metrics-report", 1)?;
             Ok::<_, Error>(ReportThread { thread, take: Mutex::new(Some(take)) })
         });
         Ok(Self {

@@ -166,14 +166,6 @@ pub(crate) const SPOOL_DROPPED: Metric = Metric {
     labels: &[],
     help: "Payloads dropped from the spool to stay within its bounds.",
 };
-pub(crate) const EVENTS_DROPPED: Metric = Metric {
-    suffix: "telemetry_events_dropped_total",
-    kind: Kind::Counter,
-    unit: Unit::Count,
-    labels: &[],
-    help: "Events of this crate dropped because the tracing subscriber did not take them.",
-};
-
 /// All of them, in the order in which the documentation lists them.
 pub(crate) const METRICS: &[&Metric] = &[
     &STAGE_DURATION,
@@ -194,7 +186,6 @@ pub(crate) const METRICS: &[&Metric] = &[
     &LAST_PUSH_DURATION,
     &SPOOL_FILES,
     &SPOOL_DROPPED,
-    &EVENTS_DROPPED,
 ];
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use crate::run::Ending;
 use crate::schema;
 #[cfg(unix)]
 use crate::signals::Watch;
-use crate::telemetry::{Exposition, ForeignRecorder, Telemetry};
+use crate::telemetry::{Exposition, ForeignRecorder, Telemetry, own_metrics};
 
 impl MetricsLayerBuilder {
     /// `install` makes the recorder the global one, or does not.
@@ -68,7 +68,8 @@ impl MetricsLayerBuilder {
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (Target::Facade, Exposition::Foreign(ForeignRecorder::new(render)?), None),
             None => {
-                let own = Arc::new(StageRecorder::new(bounds.iter().map(|(name, of)| (name.as_str(), of.as_slice()))));
+                let buckets = bounds.iter().map(|(name, of)| (name.as_str(), of.as_slice()));
+                let own = Arc::new(StageRecorder::new(buckets, own_metrics(&self.namespace)));
                 let recorder: Arc<dyn Recorder + Send + Sync> = Arc::clone(&own) as _;
                 let target = Target::Own(Arc::clone(&recorder));
                 #[cfg(feature = "otlp")]

@@ -1,18 +1,19 @@
 //! What is delivered: the stages, the run, the process's resources and the recorder that holds their metrics.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use metrics::Counter;
 use tokio::time::timeout_at;
 use tracing::{info, warn};
 
 use crate::delivery::{BoxFuture, DeliveryEvent, Source};
 use crate::error::{Error, Kind};
-use crate::exposition;
+use crate::exposition::{Families, MetricKind, Problems, parse};
 use crate::job_thread::JobThread;
 use crate::layer::{OWN_TARGET, Stages, outward};
 use crate::recorder::StageRecorder;
@@ -38,7 +39,7 @@ pub(crate) struct ForeignRecorder {
     render: Box<dyn Fn() -> String + Send + Sync>,
     thread: JobThread,
     /// The last rendering, for when the recorder does not return.
-    last: Mutex<Option<Bytes>>,
+    last: Mutex<Option<Arc<Families>>>,
     /// Its thread called for the end of the process: nothing on it will be done any more.
     is_abandoned: AtomicBool,
     is_stuck: AtomicBool,
@@ -49,14 +50,31 @@ const MAX_WAITING_CALLS: usize = 64;
 
 impl ForeignRecorder {
     pub(crate) fn new(render: Box<dyn Fn() -> String + Send + Sync>) -> Result<Self, Error> {
-        let thread = JobThread::start("stage-metrics-recorder", MAX_WAITING_CALLS)?;
+        let thread = JobThread::start("metrics-foreign", MAX_WAITING_CALLS)?;
         let (is_abandoned, is_stuck) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Self { render, thread, last: Mutex::default(), is_abandoned, is_stuck })
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Bytes>> {
+    /// Whether the caller's thread has a recorder of its own (`metrics::with_local_recorder`), which the thread for the
+    /// recorder does not reach.
+    fn is_overridden(&self, deadline: Instant) -> bool {
+        let (sender, address) = sync_channel(1);
+        // Sending fails only if it is too late.
+        self.thread.post(move || {
+            let _ = sender.send(recorder_address());
+        });
+        let global = address.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        global.is_ok_and(|global| global != recorder_address())
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<Arc<Families>>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where the recorder of the current thread is.
+fn recorder_address() -> usize {
+    metrics::with_recorder(|recorder| std::ptr::from_ref(recorder).cast::<()>().addr())
 }
 
 pub(crate) struct Telemetry {
@@ -66,9 +84,22 @@ pub(crate) struct Telemetry {
     #[cfg(feature = "resource-usage")]
     resources: Option<Resources>,
     pushed: Pushes,
-    events_dropped: Counter,
-    /// The names of the crate's own metrics.
-    own: Vec<String>,
+    /// The crate's own metrics.
+    own: HashMap<String, MetricKind>,
+    /// Of the text of a foreign recorder.
+    problems: Mutex<Problems>,
+}
+
+/// The full names of this crate's own metrics, with their kinds.
+pub(crate) fn own_metrics(namespace: &str) -> impl Iterator<Item = (String, MetricKind)> {
+    schema::METRICS.iter().map(move |metric| {
+        let kind = match metric.kind {
+            schema::Kind::Counter => MetricKind::Counter,
+            schema::Kind::Gauge => MetricKind::Gauge,
+            schema::Kind::Histogram => MetricKind::Histogram,
+        };
+        (metric.name(namespace), kind)
+    })
 }
 
 struct Pushes {
@@ -124,22 +155,20 @@ impl Telemetry {
         let run = Run::begin(&stages);
         let pushes = |result| stages.series.sink.counter(&schema::PUSH_TOTAL, &[result]);
         let pushed = Pushes { success: pushes("success"), failure: pushes("failure") };
-        let events_dropped = stages.series.sink.counter(&schema::EVENTS_DROPPED, &[]);
         Self {
             run,
-            events_dropped,
             exposition,
             #[cfg(feature = "resource-usage")]
             resources,
             pushed,
-            own: schema::METRICS.iter().map(|metric| metric.name(namespace)).collect(),
+            own: own_metrics(namespace).collect(),
+            problems: Mutex::default(),
             stages,
         }
     }
 
-    /// Brings up to date what is read by the recorder: the first sample of the resources, the events dropped.
-    fn update(&self) {
-        outward(|| self.events_dropped.absolute(self.stages.diagnostics.dropped()));
+    /// There is a sample of the resources before the first reading.
+    fn sample_first(&self) {
         #[cfg(feature = "resource-usage")]
         if let Some(resources) =
             self.resources.as_ref().filter(|resources| !resources.sampled.swap(true, Ordering::Relaxed))
@@ -148,15 +177,55 @@ impl Telemetry {
         }
     }
 
-    /// The state of this moment as text, in a stable order.
+    /// The state of this moment as text, in a stable order. Of a foreign recorder whose text cannot be read at all, that
+    /// text.
     pub(crate) fn render(&self) -> String {
-        self.update();
+        self.sample_first();
         match &self.exposition {
-            Exposition::Own { recorder, rendering } => {
-                let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
-                recorder.render(self.stages.publish())
+            Exposition::Own { recorder, rendering } => self.read(recorder, rendering).to_text(),
+            Exposition::Foreign(foreign) => {
+                let text = (foreign.render)();
+                self.parse(&text).map_or(text, |families| families.to_text())
             }
-            Exposition::Foreign(foreign) => exposition::in_order(&(foreign.render)()),
+        }
+    }
+
+    /// The state of this moment.
+    fn families(&self) -> Result<Families, Error> {
+        self.sample_first();
+        match &self.exposition {
+            Exposition::Own { recorder, rendering } => Ok(self.read(recorder, rendering)),
+            Exposition::Foreign(foreign) => self.parse(&(foreign.render)()),
+        }
+    }
+
+    fn read(&self, recorder: &StageRecorder, rendering: &Mutex<()>) -> Families {
+        let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        recorder.families(self.stages.publish())
+    }
+
+    fn parse(&self, text: &str) -> Result<Families, Error> {
+        let parsed = parse(text, |name| self.own.get(name).copied(), &mut self.problems());
+        parsed.map_err(|lines| {
+            Error::new(
+                Kind::Delivery,
+                format!("the text of `with_exposition` is not in the Prometheus text format 0.0.4: {lines}"),
+            )
+        })
+    }
+
+    fn problems(&self) -> MutexGuard<'_, Problems> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports metrics that are not written as they were recorded. Not where a layer may be calling: it emits events.
+    fn report_problems(&self) {
+        let mut problems = self.problems().take();
+        if let Exposition::Own { recorder, .. } = &self.exposition {
+            problems.extend(recorder.take_problems());
+        }
+        for problem in problems {
+            self.on_event(DeliveryEvent::MetricProblem(problem));
         }
     }
 
@@ -172,17 +241,20 @@ impl Telemetry {
     /// not take them by the deadline, they are missing.
     /// `patience`: how long a stage that closes at this moment may take to be counted.
     pub(crate) fn end(self: &Arc<Self>, ending: Ending, patience: Duration, deadline: Instant) {
-        self.record(move |telemetry| {
+        let end = move |telemetry: &Self| {
             telemetry.run.end(&telemetry.stages, ending, patience);
             #[cfg(feature = "resource-usage")]
             if let Some(resources) = &telemetry.resources {
                 resources.end(&telemetry.stages);
             }
-        });
-        if let Exposition::Foreign(foreign) = &self.exposition {
-            if foreign.thread.is_current() {
-                foreign.is_abandoned.store(true, Ordering::Release);
-            }
+        };
+        let Exposition::Foreign(foreign) = &self.exposition else { return self.record(end) };
+        if foreign.thread.is_current() {
+            foreign.is_abandoned.store(true, Ordering::Release);
+        } else if foreign.is_overridden(deadline) {
+            let _ = catch_unwind(AssertUnwindSafe(|| end(self)));
+        } else {
+            self.record(end);
             foreign.thread.wait_idle(deadline);
         }
     }
@@ -206,41 +278,42 @@ impl Telemetry {
     }
 
     /// The rendering of the application's recorder, or the last one where it does not return by the deadline.
-    async fn render_foreign(self: Arc<Self>, deadline: tokio::time::Instant) -> Result<Bytes, Error> {
-        let Exposition::Foreign(foreign) = &self.exposition else { return Ok(Bytes::new()) };
+    async fn render_foreign(self: Arc<Self>, deadline: tokio::time::Instant) -> Result<Arc<Families>, Error> {
+        let late = || {
+            let text = "the function given to `with_exposition` has not returned in the time allowed";
+            Error::new(Kind::Timeout, text)
+        };
+        let Exposition::Foreign(foreign) = &self.exposition else { return self.families().map(Arc::new) };
         let telemetry = Arc::clone(&self);
-        let render = foreign.thread.run(move || catch_unwind(AssertUnwindSafe(|| telemetry.render())));
+        let render = foreign.thread.run(move || catch_unwind(AssertUnwindSafe(|| telemetry.families())));
         let rendered = if foreign.is_abandoned.load(Ordering::Acquire) {
             None
         } else {
             timeout_at(deadline, render).await.ok().and_then(Result::ok)
         };
-        let is_stuck = rendered.is_none();
-        if is_stuck && !foreign.is_stuck.swap(true, Ordering::Relaxed) {
-            self.on_event(DeliveryEvent::RecorderStuck);
-        }
-        match rendered {
-            Some(Ok(text)) => {
-                foreign.is_stuck.store(false, Ordering::Relaxed);
-                let text = Bytes::from(text);
-                *foreign.last() = Some(text.clone());
-                Ok(text)
+        let Some(rendered) = rendered else {
+            if !foreign.is_stuck.swap(true, Ordering::Relaxed) {
+                self.on_event(DeliveryEvent::RecorderStuck);
             }
-            Some(Err(_)) => Err(Error::new(Kind::Delivery, "the function given to `with_exposition` panicked")),
-            None => foreign.last().clone().ok_or_else(|| {
-                Error::new(
-                    Kind::Timeout,
-                    "the function given to `with_exposition` has not returned in the time allowed",
-                )
-            }),
-        }
+            return foreign.last().clone().ok_or_else(late);
+        };
+        foreign.is_stuck.store(false, Ordering::Relaxed);
+        self.report_problems();
+        let panicked = |_| Error::new(Kind::Delivery, "the function given to `with_exposition` panicked");
+        let families = Arc::new(rendered.map_err(panicked)??);
+        *foreign.last() = Some(Arc::clone(&families));
+        Ok(families)
     }
 }
 
 impl Source for Telemetry {
-    fn exposition(self: Arc<Self>, deadline: tokio::time::Instant) -> BoxFuture<'static, Result<Bytes, Error>> {
+    fn exposition(self: Arc<Self>, deadline: tokio::time::Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>> {
         match &self.exposition {
-            Exposition::Own { .. } => Box::pin(async move { Ok(self.render().into()) }),
+            Exposition::Own { .. } => Box::pin(async move {
+                let families = self.families().map(Arc::new);
+                self.report_problems();
+                families
+            }),
             Exposition::Foreign(_) => Box::pin(self.render_foreign(deadline)),
         }
     }
@@ -248,13 +321,19 @@ impl Source for Telemetry {
     #[cfg(feature = "otlp")]
     fn publish(self: Arc<Self>) {
         self.record(|telemetry| {
-            telemetry.update();
+            telemetry.sample_first();
             drop(telemetry.stages.publish());
         });
+        self.report_problems();
     }
 
     fn own_families(&self, exposition: &str) -> String {
-        exposition::only(exposition, |name| self.own.iter().any(|own| own == name))
+        // A text that this crate wrote has no problems.
+        let parsed = parse(exposition, |name| self.own.get(name).copied(), &mut Problems::default());
+        parsed.map_or(String::new(), |mut families| {
+            families.retain(|name| self.own.contains_key(name));
+            families.to_text()
+        })
     }
 
     fn sample(self: Arc<Self>) {
@@ -301,6 +380,10 @@ impl Source for Telemetry {
             }
             DeliveryEvent::SpoolDegraded(error) => {
                 warn!(target: OWN_TARGET, error = ?error, "the spool does not work as it should");
+            }
+            DeliveryEvent::MetricProblem(problem) => {
+                let metric = problem.metric();
+                warn!(target: OWN_TARGET, metric, "{problem}");
             }
             DeliveryEvent::ReplayRefused(error) => {
                 warn!(

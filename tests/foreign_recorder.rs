@@ -10,6 +10,8 @@ mod book;
 mod exposition;
 #[path = "foreign_recorder/loud.rs"]
 mod loud;
+#[cfg(feature = "pushgateway")]
+mod support;
 
 use std::fmt::Debug;
 use std::sync::{Arc, Barrier, Mutex};

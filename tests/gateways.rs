@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use support::measured::{Measured, measured, stage};
 use support::mock_gateway::Answer;
-use support::{MockGateway, PATIENCE, Reply, exposition, free_addr};
+use support::{MockGateway, PATIENCE, Reply, await_true, exposition, free_addr};
 use tracing::Level;
 use tracing_stage_metrics::{Error, MetricsLayer, MetricsLayerBuilder, Pushgateway};
 
@@ -35,16 +35,6 @@ fn builder(url: &str) -> MetricsLayerBuilder {
         .with_pushgateway(Pushgateway::new(url, "j").unwrap())
         .with_push_interval(Duration::from_secs(3_600))
         .with_flush_timeout(Duration::from_secs(10))
-}
-
-/// Waits for what happens on another thread.
-#[track_caller]
-fn await_true(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// How many pushes there can be in this time, the first one included.

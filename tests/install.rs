@@ -11,6 +11,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use support::MockGateway;
 use support::child;
 use support::exposition::{self, Exposition};
+use support::log::Log;
 use support::measured::{Measured, measured, stage};
 use tracing_stage_metrics::{DEFAULT_HISTOGRAM_BUCKETS, FlushGuard, MetricsLayer, MetricsLayerBuilder, Pushgateway};
 use tracing_subscriber::prelude::*;
@@ -28,7 +29,9 @@ fn scenarios() {
         "another recorder" => another_recorder(),
         "a refused install" => a_refused_install(),
         "build" => build(),
+        "clashing metrics" => clashing_metrics(),
         "exposition" => exposition_of_another(),
+        "exposition without a recorder" => exposition_without_a_recorder(),
         "the layer alone" => the_layer_alone(),
         unknown => panic!("no scenario {unknown}"),
     }
@@ -186,6 +189,117 @@ fn build() {
     let (_layer, installed) = builder().install().unwrap();
     metrics::counter!("rows_total").increment(1);
     assert_eq!(rendered(&installed).expect("rows_total", &[]), 1.0, "it was free");
+}
+
+#[test]
+fn clashing_metrics_leave_a_text_that_every_reader_takes() {
+    run("clashing metrics");
+}
+
+fn clashing_metrics() {
+    let Some(server) = support::pushgateway() else { return };
+    let builder = builder().with_pushgateway(Pushgateway::new(server.url(), "j").unwrap());
+    #[cfg(feature = "http")]
+    let builder = builder.with_http_listener("127.0.0.1:0".parse().unwrap());
+    let (layer, guard) = builder.install().unwrap();
+    let log = Log::default();
+    let _default = tracing_subscriber::registry().with(layer).with(log.clone()).set_default();
+    metrics::gauge!("quant_stage_total").set(9.0);
+    metrics::gauge!("quant_stage_duration_seconds_count", "stage_id" => "a", "profile" => "", "run_id" => "").set(9.0);
+    stage("a");
+    metrics::counter!("http.requests").increment(1);
+    metrics::counter!("http_requests").increment(2);
+    metrics::counter!("http-requests").increment(4);
+    metrics::counter!("keys", "a.b" => "1", "a_b" => "2").increment(1);
+    metrics::gauge!("q.depth").set(3.0);
+    metrics::gauge!("q_depth").set(4.0);
+    metrics::counter!("empty", "" => "x").increment(1);
+    metrics::counter!("both").increment(1);
+    metrics::gauge!("both").set(2.0);
+    metrics::counter!("x_count").increment(1);
+    metrics::histogram!("x").record(1.0);
+    metrics::counter!("order", "a" => "1", "b" => "2").increment(1);
+    metrics::counter!("order", "b" => "2", "a" => "1", "c" => "").increment(1);
+    guard.flush().unwrap();
+
+    let expected = [
+        ("quant_stage_total", vec![("stage_id", "a"), ("status", "success")], 1.0),
+        ("quant_stage_duration_seconds_count", vec![("stage_id", "a"), ("profile", ""), ("run_id", "")], 1.0),
+        ("http_requests", vec![], 7.0),
+        ("keys", vec![("a_b", "1;2")], 1.0),
+        ("q_depth", vec![], 4.0),
+        ("empty", vec![("_", "x")], 1.0),
+        ("both", vec![], 1.0),
+        ("x_count", vec![], 1.0),
+        ("order", vec![("a", "1"), ("b", "2")], 2.0),
+    ];
+    let (text, scraped) = (rendered(&guard), exposition::parse(&server.metrics()));
+    for (name, labels, value) in expected {
+        assert_eq!(text.expect(name, &labels), value, "{name}");
+        assert_eq!(scraped.matching(name, &labels).len(), 1, "{name}");
+        assert_eq!(scraped.matching(name, &labels)[0].value, value, "{name}");
+    }
+    assert_eq!(text.family("quant_stage_total").unwrap().kind, "counter");
+    assert!(text.family("x").is_none() && text.family("both").unwrap().kind == "counter");
+    assert_promtool_reads(&guard.render());
+    #[cfg(feature = "http")]
+    {
+        let Some(prometheus) = support::prometheus(&[("job", guard.listen_addr().unwrap(), false)]) else { return };
+        let found = prometheus.await_query("http_requests", |found| found.len() == 1);
+        assert_eq!(found[0].1, 7.0);
+        assert_eq!(prometheus.query("scrape_samples_scraped > 0").len(), 1, "the whole scrape");
+    }
+
+    let said = log.own();
+    let warned = [
+        "gauge `quant_stage_total` is left out, because `quant_stage_total` is a counter of this crate",
+        "gauge `quant_stage_duration_seconds_count` is left out, because `quant_stage_duration_seconds` is a histogram of this",
+        "several labels of `keys` become `a_b`",
+        "several gauges are one series of `q_depth`",
+        "gauge `both` is left out, because `both` is a counter: give the gauge another name",
+        "histogram `x` is left out, because `x_count` is a counter",
+    ];
+    for text in warned {
+        assert_eq!(said.iter().filter(|said| said.starts_with(text)).count(), 1, "{text}: {said:#?}");
+    }
+    assert_eq!(said.len(), warned.len(), "{said:#?}");
+    guard.shutdown().unwrap();
+    assert_eq!(log.own().len(), warned.len(), "each once");
+}
+
+/// Whether it likes the names is another matter.
+fn assert_promtool_reads(text: &str) {
+    if !support::servers::installed("promtool") {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let stdin = std::fs::File::open(file.path()).unwrap();
+    let checked = std::process::Command::new("promtool").args(["check", "metrics"]).stdin(stdin).output().unwrap();
+    let complaints = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(matches!(checked.status.code(), Some(0 | 3)), "{complaints}\n{text}");
+}
+
+#[test]
+fn an_exposition_without_a_recorder_is_a_configuration_error() {
+    run("exposition without a recorder");
+}
+
+fn exposition_without_a_recorder() {
+    let error = builder().with_exposition(String::new).install().unwrap_err();
+    assert!(error.is_config());
+    let text = "no global `metrics` recorder is installed, so the stages would not be in what `with_exposition` renders: \
+                install the recorder of the application before `install()` (inside a `Box` if its type has no size)";
+    assert_eq!(error.to_string(), text);
+    // One of this thread alone gets nothing of the delivery thread's.
+    let local = PrometheusBuilder::new().build_recorder();
+    let installed = metrics::with_local_recorder(&local, || builder().with_exposition(String::new).install());
+    assert_eq!(installed.unwrap_err().to_string(), text);
+    // Nothing was installed in its place.
+    let other = PrometheusBuilder::new().install_recorder().unwrap();
+    let (_layer, guard) = builder().with_exposition(move || other.render()).install().unwrap();
+    assert!(rendered(&guard).expect("quant_run_start_timestamp_seconds", &[]) > 1.7e9);
+    assert_eq!(rendered(&guard).family("quant_run_start_timestamp_seconds").unwrap().kind, "gauge");
 }
 
 #[test]

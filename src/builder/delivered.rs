@@ -217,8 +217,13 @@ impl MetricsLayerBuilder {
     }
 
     /// Delivers the metrics of a recorder that the application has installed itself: `render` returns them in the
-    /// Prometheus text format. Nothing is installed, and the layer records through the [`metrics`] facade; buckets and
+    /// Prometheus text format 0.0.4. Nothing is installed, and the layer records through the [`metrics`] facade; buckets and
     /// upkeep are that recorder's affair. Without it a recorder is built.
+    ///
+    /// The recorder must be installed before [`install`](Self::install), which fails otherwise. ([`build`](Self::build) does
+    /// not ask.) The text is delivered in a stable order, without its comments. A line that is not of the format is left
+    /// out, and so is a metric whose name belongs to one of another kind: either would make a reader refuse the whole text.
+    /// One warning says which. A text without any line of the format is an error of the delivery.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;

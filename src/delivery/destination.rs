@@ -17,6 +17,7 @@ use super::spool::{CarriedOver, Written};
 use super::textfile::Textfile;
 use super::{DeliveryEvent, Source};
 use crate::error::{Error, Kind};
+use crate::exposition::Families;
 use crate::job_thread::JobThread;
 #[cfg(feature = "otlp")]
 use crate::otlp::Collector;
@@ -45,15 +46,20 @@ pub(super) enum Destination {
 
 /// The state of one moment, rendered for the first destination that asks and shared by all.
 #[derive(Clone, Default)]
-pub(super) struct Moment(Arc<OnceCell<Result<Bytes, Error>>>);
+pub(super) struct Moment(Arc<OnceCell<Result<Arc<Families>, Error>>>);
 
 impl Moment {
     /// Code of the application that renders gets half of the time.
-    async fn exposition(&self, source: &Arc<dyn Source>, deadline: Instant) -> Result<Bytes, Error> {
+    async fn families(&self, source: &Arc<dyn Source>, deadline: Instant) -> Result<Arc<Families>, Error> {
         let now = Instant::now();
         let half = now + deadline.saturating_duration_since(now) / 2;
         let rendered = self.0.get_or_init(|| Arc::clone(source).exposition(half)).await;
-        rendered.as_ref().cloned().map_err(Error::copy)
+        rendered.as_ref().map(Arc::clone).map_err(Error::copy)
+    }
+
+    /// The state in the text format.
+    async fn text(&self, source: &Arc<dyn Source>, deadline: Instant) -> Result<Bytes, Error> {
+        Ok(self.families(source, deadline).await?.to_text().into())
     }
 }
 
@@ -71,7 +77,7 @@ impl Destination {
     }
 
     pub(super) fn textfile(textfile: Textfile) -> Result<Self, Error> {
-        let files = JobThread::start("stage-metrics-textfile", MAX_WAITING_WRITES)?;
+        let files = JobThread::start("metrics-textfile", MAX_WAITING_WRITES)?;
         Ok(Self::Textfile(Arc::new(TextfileDestination { textfile: Arc::new(textfile), files })))
     }
 
@@ -148,7 +154,7 @@ pub(super) struct TextfileDestination {
 
 impl TextfileDestination {
     async fn deliver(&self, source: &Arc<dyn Source>, moment: &Moment, deadline: Instant) -> Result<(), Error> {
-        let exposition = moment.exposition(source, deadline).await?;
+        let exposition = moment.text(source, deadline).await?;
         let textfile = Arc::clone(&self.textfile);
         let write = self.files.run(move || textfile.write(std::str::from_utf8(&exposition).unwrap_or_default()));
         timeout_at(deadline, write).await.unwrap_or_else(|_| {
@@ -173,9 +179,9 @@ pub(super) struct GatewayDestination {
 impl GatewayDestination {
     async fn deliver(&self, source: &Arc<dyn Source>, moment: &Moment, budget: &Budget) -> Result<(), Error> {
         if !self.has_pushed.load(Ordering::Acquire) {
-            self.deliver_earlier_runs(source, budget.deadline.min(Instant::now() + OWN_GROUP_TIME)).await;
+            self.deliver_earlier_runs(source, budget.deadline).await;
         }
-        let exposition = self.carried_over().complete(moment.exposition(source, budget.deadline).await?);
+        let exposition = self.carried_over().complete(moment.text(source, budget.deadline).await?);
         self.push(source, exposition, budget).await?.into_result()
     }
 
@@ -185,13 +191,14 @@ impl GatewayDestination {
         let Some(spool) = &self.spool else { return };
         // Dropped half-way, a request may be on its way.
         let doubt = Doubt::new(&self.is_in_doubt);
-        let is_unanswered = spool.replay_own_group(&self.gateway, deadline).await;
+        let is_unanswered = spool.replay_own_group(&self.gateway, deadline.min(Instant::now() + OWN_GROUP_TIME)).await;
         doubt.settle(is_unanswered);
-        if let Ok(Ok(carried)) = timeout_at(deadline, spool.carry_over(&self.gateway)).await {
+        let until = deadline.min(Instant::now() + OWN_GROUP_TIME);
+        if let Ok(Ok(carried)) = timeout_at(until, spool.carry_over(&self.gateway)).await {
             *self.carried.lock().unwrap_or_else(PoisonError::into_inner) = Some(carried);
         }
         // The first state shows it.
-        let _ = timeout_at(deadline, spool.look(source)).await;
+        let _ = timeout_at(until, spool.look(source)).await;
     }
 
     fn carried_over(&self) -> CarriedOver {
@@ -214,11 +221,11 @@ impl GatewayDestination {
     async fn deliver_finally(&self, source: &Arc<dyn Source>, moment: &Moment, budget: &Budget) -> Result<(), Error> {
         let deadline = budget.deadline;
         let Some(spool) = &self.spool else {
-            let exposition = moment.exposition(source, deadline).await?;
+            let exposition = moment.text(source, deadline).await?;
             return self.push_last(source, exposition, budget).await?.into_result();
         };
         spool.make_room(source, deadline).await;
-        let exposition = moment.exposition(source, deadline).await?;
+        let exposition = moment.text(source, deadline).await?;
         let is_delivered = Arc::new(AtomicBool::new(false));
         let payload = spool.payload(&self.gateway, exposition.clone());
         let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&is_delivered)));

@@ -123,7 +123,7 @@ impl Page {
             sleep_until(last.next).await;
             begun = Instant::now();
             let rendered = Arc::clone(&self.source).exposition(begun + RENDER_TIME).await;
-            let text = rendered.map(Body::plain).map_err(|error| error.to_string());
+            let text = rendered.map(|families| Body::plain(families.to_text())).map_err(|error| error.to_string());
             *last = Last { begun: Some(begun), next: begun, text, packed: None };
         }
         let text = last.text.clone()?;

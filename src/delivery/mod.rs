@@ -49,24 +49,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::error::Error;
+use crate::exposition::{Families, Problem};
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the delivery thread reads and reports to. No call blocks: code of the application runs on threads of its own.
 pub(crate) trait Source: Send + Sync {
-    /// The state of this moment in the text format. Where a recorder of the application has not rendered it by the
-    /// deadline, its last rendering.
-    fn exposition(self: Arc<Self>, deadline: Instant) -> BoxFuture<'static, Result<Bytes, Error>>;
+    /// The state of this moment. Where a recorder of the application has not rendered it by the deadline, its last
+    /// rendering.
+    fn exposition(self: Arc<Self>, deadline: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>>;
 
     /// Brings the recorder up to date for a reader that does not render.
     #[cfg(feature = "otlp")]
     fn publish(self: Arc<Self>);
 
-    /// The part of an exposition that is this crate's own metrics.
+    /// The part of an exposition in the text format that is this crate's own metrics.
     fn own_families(&self, exposition: &str) -> String;
 
     /// Samples the process's resources.
@@ -102,4 +102,6 @@ pub(crate) enum DeliveryEvent {
     RecorderStuck,
     /// The spool cannot do all that it should: its file system lacks something, or a payload cannot be opened.
     SpoolDegraded(Error),
+    /// A metric is not written as it was recorded.
+    MetricProblem(Problem),
 }

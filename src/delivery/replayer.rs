@@ -34,7 +34,7 @@ pub(super) struct SpoolThread {
 
 impl SpoolThread {
     pub(super) fn start(spool: Spool) -> Result<Self, Error> {
-        let files = Arc::new(JobThread::start("stage-metrics-spool", MAX_WAITING_JOBS)?);
+        let files = Arc::new(JobThread::start("metrics-spool", MAX_WAITING_JOBS)?);
         Ok(Self { spool: Arc::new(spool), files, told_full: Arc::default() })
     }
 

@@ -39,7 +39,6 @@ use tracing_subscriber::registry::LookupSpan;
 pub use admission::DEFAULT_MAX_SERIES;
 #[cfg(feature = "pushgateway")]
 pub(crate) use admission::MAX_MAX_SERIES;
-#[cfg(feature = "pushgateway")]
 pub(crate) use callsite::OWN_TARGET;
 pub use outcome::FailurePolicy;
 pub(crate) use sink::Target;

@@ -3,11 +3,13 @@
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tracing::subscriber::with_default;
 use tracing::{error, info_span};
-use tracing_stage_metrics::MetricsLayer;
+use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 use tracing_subscriber::Registry;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::Book;
+use super::support::MockGateway;
+use super::support::measured::measured;
 
 #[test]
 fn what_is_delivered_is_what_the_application_renders() {
@@ -71,4 +73,67 @@ fn nothing_is_recorded_after_the_end() {
             assert_eq!(book.durations("quant_stage_duration_seconds{stage_id=a,profile=,run_id=}").len(), 1);
         });
     });
+}
+
+const ODD: &str = "\
+# TYPE rows counter
+rows 1
+# TYPE rows gauge
+rows 2
+# TYPE quant_stage_total gauge
+quant_stage_total 3
+# TYPE x_count counter
+x_count 4
+# TYPE x histogram
+x_bucket{le=\"1.0\"} 5
+x_bucket{le=\"+Inf\"} 5
+x_sum 1e+06
+x_count 5
+this is no line of the format
+twice{a=\"1\"} 1
+twice{a=\"1\"} 2
+keys{a.b=\"1\",a_b=\"2\"} 6
+";
+
+#[test]
+fn what_no_reader_takes_is_left_out_with_a_warning() {
+    let server = MockGateway::ok();
+    let gateway = Pushgateway::new(server.url(), "j").unwrap();
+    let measured = measured(MetricsLayer::builder().with_exposition(|| ODD.to_owned()).with_pushgateway(gateway));
+    let expected =
+        "keys{a_b=\"1;2\"} 6\n# TYPE rows counter\nrows 1\ntwice{a=\"1\"} 1\n# TYPE x_count counter\nx_count 4\n";
+    assert_eq!(measured.guard.render(), expected);
+    measured.guard.flush().unwrap();
+    measured.guard.flush().unwrap();
+    assert_eq!(server.requests().last().unwrap().text(), expected);
+    let mut said = measured.log.own();
+    said.sort();
+    let warned = [
+        "gauge `quant_stage_total` is left out, because `quant_stage_total` is a counter of this crate",
+        "gauge `rows` is left out, because `rows` is a counter: give the gauge another name",
+        "histogram `x` is left out, because `x_count` is a counter",
+        "the text of `with_exposition` has a series of `twice` more than once",
+        "the text of `with_exposition` is delivered without the lines that are not of the text format 0.0.4: line 14 has \
+         more than a value and a timestamp",
+    ];
+    assert_eq!(said.len(), warned.len(), "each once: {said:#?}");
+    for (said, text) in said.iter().zip(warned) {
+        assert!(said.starts_with(text), "{said}");
+    }
+}
+
+#[test]
+fn text_without_a_line_of_the_format_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("last.prom");
+    let builder = MetricsLayer::builder().with_exposition(|| "<html>\n".to_owned()).with_textfile(&path);
+    let measured = measured(builder);
+    let error = measured.guard.flush().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the text of `with_exposition` is not in the Prometheus text format 0.0.4: line 1 has no value"
+    );
+    assert_eq!(measured.guard.render(), "<html>\n", "as it is");
+    assert!(!path.exists());
+    let _ = measured.guard.shutdown().unwrap_err();
 }

@@ -3,9 +3,8 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use super::support::PATIENCE;
+pub(crate) use super::support::await_true;
 
 /// The names of all files, sorted.
 pub(crate) fn names(spool: &Path) -> Vec<String> {
@@ -76,14 +75,4 @@ pub(crate) fn edit(payload: &Path, replace: impl Fn(&str) -> Option<String>) {
 #[track_caller]
 pub(crate) fn await_no_payload(spool: &Path) {
     await_true(&format!("no payload in {}", spool.display()), || payloads(spool).is_empty());
-}
-
-/// Waits for what happens on another thread or in another process.
-#[track_caller]
-pub(crate) fn await_true(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }

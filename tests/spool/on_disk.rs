@@ -6,8 +6,9 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::scenarios;
-use super::support::{MockGateway, child, servers};
+use super::support::mock_gateway::Answer;
+use super::support::{MockGateway, Reply, child, servers};
+use super::{directory, scenarios};
 
 /// Whether processes can be looked at here; said out loud where they cannot.
 #[track_caller]
@@ -41,14 +42,18 @@ pub(crate) fn traced(inner: &Command, trace: &Path, options: &[&str]) -> Command
 /// The calls of a run that pushes when it begins and when it ends.
 #[track_caller]
 fn calls(spool: &Path) -> Vec<String> {
-    let server = MockGateway::ok();
+    // The last push is answered once the payload has its name.
+    let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200)), Reply::ok()]);
     let directory = tempfile::tempdir().unwrap();
     let trace = directory.path().join("trace");
     let inner = scenarios::command("end", &server.url(), "j", spool);
     // With the paths of file handles. Data is cut, but not before the first word of a request.
     let calls = "trace=fsync,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto";
     let outer = traced(&inner, &trace, &["-y", "-e", calls]);
-    let ended = child::start(outer).wait();
+    let running = child::start(outer);
+    directory::await_true("the payload", || directory::payloads(spool).len() == 1);
+    server.release();
+    let ended = running.wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     fs::read_to_string(trace).unwrap().lines().map(str::to_owned).collect()
 }

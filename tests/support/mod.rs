@@ -26,7 +26,7 @@ pub mod template;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use mock_gateway::{MockGateway, Reply};
 #[cfg(feature = "pushgateway")]
@@ -53,6 +53,16 @@ pub fn prometheus(scrape: &[(&str, SocketAddr, bool)]) -> Option<Prometheus> {
 #[track_caller]
 pub fn node_exporter(textfile_dir: &Path) -> Option<NodeExporter> {
     servers::installed(servers::NODE_EXPORTER).then(|| NodeExporter::start(textfile_dir))
+}
+
+/// Waits for what happens on another thread or in another process.
+#[track_caller]
+pub fn await_true(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// A loopback address on which nobody listens at the moment.

@@ -18,7 +18,7 @@ use crate::delivery::push::{PUSHED_WITHOUT, application_refused};
 use crate::delivery::pushgateway::{Pushgateway, TEXT_FORMAT};
 use crate::delivery::retry;
 use crate::error::{Error, Kind};
-use crate::exposition;
+use crate::exposition::{self, Problems};
 use crate::job_thread::JobThread;
 use crate::schema::{METRICS, RUN_LAST_SUCCESS};
 
@@ -239,6 +239,8 @@ fn later(a: Option<f64>, b: Option<f64>) -> Option<f64> {
 fn own_families(payload: &Payload) -> Option<Bytes> {
     let (text, namespace) = (payload.text()?, payload.namespace.as_deref()?);
     let names: Vec<_> = METRICS.iter().map(|metric| metric.name(namespace)).collect();
-    let own = exposition::only(text, |name| names.iter().any(|own| own == name));
+    let mut families = exposition::parse(text, |_| None, &mut Problems::default()).ok()?;
+    families.retain(|name| names.iter().any(|own| own == name));
+    let own = families.to_text();
     (!own.is_empty() && own.len() != text.len()).then(|| Bytes::from(own))
 }

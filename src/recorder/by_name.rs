@@ -1,0 +1,197 @@
+//! The metrics that were recorded, under the names they are written with.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use metrics::{Key, SharedString};
+
+use crate::exposition::{
+    Bounds, Family, Histogram, Labels, MetricKind, Number, Owner, Problem, Problems, Samples, Series, metric_name,
+    owner_of,
+};
+use crate::histogram::BucketHistogram;
+
+/// All series by their final names. Keys that come out alike share a series, so none is written twice.
+pub(super) struct MetricsByName {
+    families: BTreeMap<Arc<str>, Registered>,
+    help: HashMap<String, SharedString>,
+    bounds: Arc<BoundsByName>,
+    pub(super) problems: Problems,
+}
+
+struct Registered {
+    /// One of this crate's own metrics, whose name is taken from the start.
+    is_own: bool,
+    table: Table,
+}
+
+enum Table {
+    Counters(SeriesTable<AtomicU64>),
+    Gauges(SeriesTable<AtomicU64>),
+    Histograms(HistogramBounds, SeriesTable<BucketHistogram>),
+}
+
+/// The series of a family by their [identity](Labels::identity).
+type SeriesTable<T> = HashMap<Labels, (Labels, Arc<T>)>;
+
+/// The upper bounds of a histogram: to count by, and as they are written.
+#[derive(Clone)]
+pub(super) struct HistogramBounds {
+    values: Arc<[f64]>,
+    pub(super) written: Bounds,
+}
+
+impl HistogramBounds {
+    fn new(bounds: &[f64]) -> Self {
+        Self { values: Arc::from(bounds), written: Bounds::with_infinity(bounds) }
+    }
+}
+
+/// The upper bounds of each histogram, by its final name.
+pub(super) struct BoundsByName {
+    default: HistogramBounds,
+    by_name: HashMap<String, HistogramBounds>,
+}
+
+impl BoundsByName {
+    /// The last bounds of a name count.
+    pub(super) fn new<'a>(default: &[f64], by_name: impl IntoIterator<Item = (&'a str, &'a [f64])>) -> Self {
+        let by_name = by_name.into_iter().map(|(name, of)| (metric_name(name).into_owned(), HistogramBounds::new(of)));
+        Self { default: HistogramBounds::new(default), by_name: by_name.collect() }
+    }
+
+    pub(super) fn of(&self, name: &str) -> &HistogramBounds {
+        self.by_name.get(name).unwrap_or(&self.default)
+    }
+}
+
+impl MetricsByName {
+    /// `own`: the names that are this crate's, whoever uses them first.
+    pub(super) fn new(bounds: Arc<BoundsByName>, own: impl IntoIterator<Item = (String, MetricKind)>) -> Self {
+        let own = own.into_iter().map(|(name, kind)| {
+            let table = Table::new(kind, bounds.of(&name));
+            (Arc::from(name), Registered { is_own: true, table })
+        });
+        Self { families: own.collect(), help: HashMap::new(), bounds, problems: Problems::default() }
+    }
+
+    /// The first description of a name counts.
+    pub(super) fn describe(&mut self, name: &str, help: SharedString) {
+        self.help.entry(metric_name(name).into_owned()).or_insert(help);
+    }
+
+    pub(super) fn counter(&mut self, key: &Key) -> Arc<AtomicU64> {
+        match self.table(key, MetricKind::Counter) {
+            Some((Table::Counters(series), problems)) => {
+                let labels = checked(key, Labels::new(pairs(key)), problems);
+                Arc::clone(&series.entry(labels.identity()).or_insert_with(|| (labels, Arc::default())).1)
+            }
+            _ => Arc::default(),
+        }
+    }
+
+    pub(super) fn gauge(&mut self, key: &Key) -> Arc<AtomicU64> {
+        match self.table(key, MetricKind::Gauge) {
+            Some((Table::Gauges(series), problems)) => {
+                let labels = checked(key, Labels::new(pairs(key)), problems);
+                let identity = labels.identity();
+                if series.contains_key(&identity) {
+                    problems.add(Problem::SharedGauge { metric: key.name().to_owned() });
+                }
+                Arc::clone(&series.entry(identity).or_insert_with(|| (labels, Arc::default())).1)
+            }
+            _ => Arc::default(),
+        }
+    }
+
+    pub(super) fn histogram(&mut self, key: &Key) -> Arc<BucketHistogram> {
+        match self.table(key, MetricKind::Histogram) {
+            Some((Table::Histograms(bounds, series), problems)) => {
+                let labels = checked(key, Labels::of_histogram(pairs(key)), problems);
+                let new = || (labels.clone(), Arc::new(BucketHistogram::new(Arc::clone(&bounds.values))));
+                Arc::clone(&series.entry(labels.identity()).or_insert_with(new).1)
+            }
+            _ => Arc::new(BucketHistogram::new(Arc::default())),
+        }
+    }
+
+    /// The series of the metric with the name of this key. `None` where that is of another kind: what is recorded under
+    /// the key is not written then.
+    fn table(&mut self, key: &Key, kind: MetricKind) -> Option<(&mut Table, &mut Problems)> {
+        let name = metric_name(key.name());
+        if !self.families.contains_key(&*name) {
+            let kind_of = |name: &str| self.families.get(name).map(|family| Some(family.table.kind()));
+            if let Some(owner) = owner_of(&name, Some(kind), kind_of) {
+                self.left_out(key, kind, owner);
+                return None;
+            }
+            let registered = Registered { is_own: false, table: Table::new(kind, self.bounds.of(&name)) };
+            self.families.insert(Arc::from(&*name), registered);
+        }
+        let of = self.families.get(&*name).map(|family| family.table.kind());
+        if of != Some(kind) {
+            self.left_out(key, kind, (name.into_owned(), of));
+            return None;
+        }
+        self.families.get_mut(&*name).map(|family| (&mut family.table, &mut self.problems))
+    }
+
+    fn left_out(&mut self, key: &Key, kind: MetricKind, (owner, of): (String, Option<MetricKind>)) {
+        let is_own = self.families.get(&*owner).is_some_and(|family| family.is_own);
+        let owner = Owner { metric: owner, kind: of, is_own };
+        self.problems.add(Problem::NameTaken { metric: key.name().to_owned(), kind: Some(kind), owner });
+    }
+
+    /// Reads all series. The families are sorted by name, those of this crate are there without any series too.
+    pub(super) fn read(&self) -> Vec<Family> {
+        self.families.iter().map(|(name, registered)| self.family(name, registered)).collect()
+    }
+
+    fn family(&self, name: &Arc<str>, registered: &Registered) -> Family {
+        let integer = |value: &AtomicU64| Number::Integer(value.load(Ordering::Acquire));
+        let float = |value: &AtomicU64| Number::Float(f64::from_bits(value.load(Ordering::Acquire)));
+        let samples = match &registered.table {
+            Table::Counters(table) => Samples::Counter(read(table, integer)),
+            Table::Gauges(table) => Samples::Gauge(read(table, float)),
+            Table::Histograms(bounds, table) => Samples::Histogram(read(table, |histogram| {
+                Histogram::new(bounds.written.clone(), histogram.snapshot())
+            })),
+        };
+        Family { name: Arc::clone(name), help: self.help.get(&**name).cloned(), samples }
+    }
+}
+
+impl Table {
+    fn new(kind: MetricKind, bounds: &HistogramBounds) -> Self {
+        match kind {
+            MetricKind::Counter => Self::Counters(HashMap::new()),
+            MetricKind::Gauge => Self::Gauges(HashMap::new()),
+            _ => Self::Histograms(bounds.clone(), HashMap::new()),
+        }
+    }
+
+    fn kind(&self) -> MetricKind {
+        match self {
+            Self::Counters(_) => MetricKind::Counter,
+            Self::Gauges(_) => MetricKind::Gauge,
+            Self::Histograms(..) => MetricKind::Histogram,
+        }
+    }
+}
+
+fn read<T, V>(table: &SeriesTable<T>, value: impl Fn(&T) -> V) -> Vec<Series<V>> {
+    table.values().map(|(labels, read)| Series::new(labels.clone(), value(read))).collect()
+}
+
+pub(super) fn pairs(key: &Key) -> impl Iterator<Item = (&str, &str)> + Clone {
+    key.labels().map(|label| (label.key(), label.value()))
+}
+
+/// The labels that a key has in the end.
+fn checked(key: &Key, (labels, collision): (Labels, Option<String>), problems: &mut Problems) -> Labels {
+    if let Some(label) = collision {
+        problems.add(Problem::JoinedLabels { metric: key.name().to_owned(), label });
+    }
+    labels
+}
