@@ -254,23 +254,25 @@ fn a_payload_that_was_sent_and_not_answered_stays_locked() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     leave(spool, "left", "left");
-    let silent =
+    let server =
         MockGateway::start_by(|request| if asked(request) == "POST job/left" { Reply::Silent } else { Reply::ok() });
-    let first = measured(builder(&silent.url(), "first", spool));
-    silent.await_request(|request| asked(request) == "POST job/left");
+    let first = measured(builder(&server.url(), "first", spool));
+    server.await_request(|request| asked(request) == "POST job/left");
     first.guard.flush().unwrap();
-    directory::await_true("it is sent again", || pushes_of(&silent, "left") == 2);
-    first.guard.flush().unwrap();
-    let server = MockGateway::ok();
-    let second = measured(builder(&server.url(), "second", spool));
+    directory::await_true("it is sent again", || pushes_of(&server, "left") == 2);
+    let gateway = Pushgateway::new(server.url(), "second").unwrap();
+    let second = measured(MetricsLayer::builder().with_pushgateway(gateway).with_spool_dir(spool));
     second.guard.flush().unwrap();
     second.guard.shutdown().unwrap();
-    assert_eq!(pushes_of(&server, "left"), 0);
-    silent.set_replies([Reply::status(401)]);
+    assert_eq!(pushes_of(&server, "left"), 2, "not by another process");
+    server.set_replies([Reply::status(401)]);
     first.guard.shutdown().unwrap_err();
-    let server = MockGateway::ok();
+    server.set_replies([Reply::ok()]);
+    let left = fs::File::open(&directory::payloads(spool)[0]).unwrap();
+    directory::await_true("the lock is free", || left.try_lock().is_ok());
+    left.unlock().unwrap();
     deliver(&server.url(), spool);
-    assert_eq!(pushes_of(&server, "left"), 1);
+    assert_eq!(pushes_of(&server, "left"), 3);
 }
 
 /// The names of this crate's metrics are those of the payload, not those of the process that delivers it.
