@@ -108,6 +108,21 @@ fn an_application_gauge_is_not_taken_for_the_start_of_a_run() {
     assert!(shown(&server, "j", LAST_SUCCESS) > 1.7e9, "it was delivered");
 }
 
+/// A label with an empty value makes another group, which has no later state.
+#[test]
+fn groups_with_and_without_an_empty_label_are_two() {
+    let Some(server) = support::pushgateway() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    let written = now() - 30.0;
+    directory::put(spool, &server.url(), "j/region@base64/=", &[("written", written)], &state(written, 1));
+    push(&server, "j", &state(now(), 2));
+    deliver(&server.url(), spool);
+    assert_eq!(shown(&server, "j", "state"), 2.0);
+    let found = exposition::parse(&server.metrics());
+    assert_eq!(found.expect("state", &[("instance", ""), ("job", "j"), ("region", "")]), 1.0);
+}
+
 /// A page says nothing of the group, whatever is in it.
 #[test]
 fn a_page_of_a_proxy_is_not_the_gateways_word() {
