@@ -152,6 +152,10 @@ fn guarded(work: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(work));
 }
 
+fn spool_degraded(error: &Error) {
+    warn!(target: OWN_TARGET, error = ?error, "the spool does not work as it should");
+}
+
 impl Source for Telemetry {
     fn exposition(&self) -> Result<String, Error> {
         // With `with_exposition` this is the application's code, on the delivery thread, which must go on.
@@ -197,6 +201,13 @@ impl Source for Telemetry {
     }
 
     fn on_event(&self, event: DeliveryEvent) {
+        // Found at `install()`, before the application has a subscriber.
+        let event = match event {
+            DeliveryEvent::SpoolDegraded(error) if self.stages.voice.subscriber().is_none() => {
+                return self.stages.voice.defer(move || spool_degraded(&error));
+            }
+            event => event,
+        };
         self.stages.voice.speak(|| match event {
             DeliveryEvent::Failing(error) => {
                 warn!(target: OWN_TARGET, error = ?error, "metrics are not delivered; tried again on the interval");
@@ -208,9 +219,7 @@ impl Source for Telemetry {
             DeliveryEvent::SpoolFull => {
                 warn!(target: OWN_TARGET, "the spool directory is full: its oldest payloads are dropped, undelivered");
             }
-            DeliveryEvent::SpoolDegraded(error) => {
-                warn!(target: OWN_TARGET, error = ?error, "the spool does not work as it should");
-            }
+            DeliveryEvent::SpoolDegraded(error) => spool_degraded(&error),
             DeliveryEvent::ReplayRefused(error) => {
                 warn!(
                     target: OWN_TARGET,
