@@ -100,12 +100,12 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Keeps the final payload in this directory until the gateway has it: it is written there first, pushed, and removed.
-    /// What a run leaves there, since the gateway was gone or the process was killed, a later run with the same directory
-    /// delivers to its own group: oldest first, in the background from its start and after its own payload at its end,
-    /// and not where the gateway has a later run of that group. Without it, what is not delivered in time is lost.
+    /// Keeps the final payload in this directory until the gateway has it. What a run leaves there, because the gateway was
+    /// gone or the process was killed, a later run with the same directory delivers, to its own gateway and group:
+    /// payloads of the later run's own group before its first push, others in the background, oldest first, and none
+    /// where the gateway has a later run of that group. Without it, what is not delivered in time is lost.
     ///
-    /// The directory is made if it is not there. Processes may share it. It keeps at most
+    /// The directory is made if it is not there. Processes may share it, also with different gateways. It keeps at most
     /// [`MAX_SPOOL_FILES`](crate::MAX_SPOOL_FILES) files and [`MAX_SPOOL_BYTES`](crate::MAX_SPOOL_BYTES) bytes, the oldest
     /// are dropped and counted. A file that is not whole is set aside as `*.torn`, one that the gateway refuses, or of which
     /// it takes the stages alone, as `*.refused`. One that does not get through keeps no other from delivery: it is left to

@@ -104,6 +104,26 @@ fn what_waits_behind_a_payload_in_other_hands_is_left_alone_too() {
     assert_has_stage(left[1].text(), "tuesday");
 }
 
+/// Another process ends a run of the group, which is newer: its file is there and locked while it pushes. The gateway
+/// itself tells nothing.
+#[test]
+fn an_earlier_payload_is_not_sent_while_a_run_of_its_group_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    for (job, id) in [("left", "monday"), ("left", "tuesday"), ("unrelated", "monday")] {
+        leave(spool, job, id);
+    }
+    let server = MockGateway::start_by(|request| Reply::status(if request.method == "GET" { 403 } else { 200 }));
+    let builder = builder(&server.url(), "later", spool);
+    let ending = std::fs::File::open(&directory::payloads(spool)[1]).unwrap();
+    ending.lock().unwrap();
+    let Measured { guard, log: _, default: _default } = measured(builder);
+    guard.flush().unwrap();
+    guard.shutdown().unwrap();
+    assert_eq!((pushes_of(&server, "left"), pushes_of(&server, "unrelated")), (0, 1));
+    assert_eq!(directory::payloads(spool).len(), 2);
+}
+
 /// Those that end at the same time clear each other's half-written files away as little as the whole ones.
 #[test]
 fn many_that_end_at_once_each_leave_their_payload() {

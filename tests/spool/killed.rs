@@ -87,6 +87,7 @@ fn while_what_was_left_is_on_its_way() {
 #[test]
 fn between_two_payloads_of_one_group() {
     let Some(server) = support::pushgateway() else { return };
+    let mut killed_between = 0;
     for round in 0..8 {
         let directory = tempfile::tempdir().unwrap();
         let spool = directory.path();
@@ -97,6 +98,7 @@ fn between_two_payloads_of_one_group() {
         let running = child::start(scenarios::command("stay", &server.url(), "killed", spool));
         directory::await_true("the first is delivered", || directory::payloads(spool).len() < 3);
         kill(running);
+        killed_between += usize::from(!directory::payloads(spool).is_empty());
         let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "last", spool));
         directory::await_no_payload(spool);
         guard.shutdown().unwrap();
@@ -105,6 +107,7 @@ fn between_two_payloads_of_one_group() {
         assert_eq!(found.expect("quant_stage_total", &labels), 1.0);
         assert_eq!(found.matching("quant_stage_total", &labels[1..2]).len(), 2, "of wednesday alone");
     }
+    assert!(killed_between > 0, "each process had delivered all before it was killed");
 }
 
 /// Delays that cover a span evenly, in an order that is the same in every run.
@@ -117,44 +120,50 @@ fn is_final(request: &Request) -> bool {
     exposition::parse(request.text()).value("quant_run_duration_seconds", &[]).is_some()
 }
 
+/// A gateway that takes a while to answer, in which a payload is on disk.
+fn slow() -> Reply {
+    Reply::Trickled(Answer::new(200), Duration::from_micros(500))
+}
+
 /// Kills children at all times from before the final flush to after it. What was in the spool at that time arrives, and
 /// so does what a child that came to its end delivered; only a child that was killed before its payload was written
 /// has none.
 #[test]
 fn at_any_time_of_the_final_flush() {
     const ROUNDS: u32 = 41;
-    let directory = tempfile::tempdir().unwrap();
-    let spool = directory.path();
-    let server = MockGateway::ok();
-    let start = |job: &str| {
+    let server = MockGateway::start([slow()]);
+    let start = |job: &str, spool: &Path| {
         let mut running = child::start(scenarios::command("end", &server.url(), job, spool));
         running.await_line("go");
         (running, Instant::now())
     };
     // How long the flush and the end of the process take.
-    let (running, begun) = start("measured");
+    let directory = tempfile::tempdir().unwrap();
+    let (running, begun) = start("measured", directory.path());
     running.wait();
     let span = begun.elapsed();
 
     let (mut ended, mut spooled) = (BTreeSet::new(), BTreeSet::new());
-    for (round, delay) in delays(span, ROUNDS).enumerate() {
-        let job = format!("k{round}");
-        let (running, begun) = start(&job);
+    for (round, delay) in delays(span * 3 / 2, ROUNDS).enumerate() {
+        let (job, directory) = (format!("k{round}"), tempfile::tempdir().unwrap());
+        let spool = directory.path();
+        let (running, begun) = start(&job, spool);
         std::thread::sleep(delay.saturating_sub(begun.elapsed()));
         running.signal(Signal::KILL);
         if running.wait().status.success() {
-            ended.insert(job);
+            ended.insert(job.clone());
         }
         for payload in directory::payloads(spool) {
             let (group, text) = directory::content(&payload);
-            assert!(
-                exposition::parse(&text).value("quant_run_duration_seconds", &[]).is_some(),
-                "it is the last state"
-            );
-            spooled.insert(group.replace("/metrics/job/", ""));
+            assert_eq!(group, format!("/metrics/job/{job}"));
+            let duration = exposition::parse(&text).value("quant_run_duration_seconds", &[]);
+            assert!(duration.is_some(), "it is the last state");
+            spooled.insert(job.clone());
         }
+        server.set_replies([Reply::ok()]);
+        last_run(&server, spool);
+        server.set_replies([slow()]);
     }
-    last_run(&server, spool);
     let arrived: BTreeSet<String> = server
         .requests()
         .iter()
@@ -164,7 +173,9 @@ fn at_any_time_of_the_final_flush() {
     println!("of {ROUNDS} in {span:?}: {} came to their end, {} left a payload", ended.len(), spooled.len());
     assert!(ended.is_subset(&arrived), "{ended:?} of {arrived:?}");
     assert!(spooled.is_subset(&arrived), "{spooled:?} of {arrived:?}");
-    assert!(ended.len() < ROUNDS as usize, "not one was killed in {span:?}");
+    // There were both kinds of ends, or it proves nothing.
+    assert!(!ended.is_empty() && ended.len() < ROUNDS as usize, "{} came to their end", ended.len());
+    assert!(!spooled.is_empty(), "no process was killed while its payload was on disk");
 }
 
 /// The same for processes that deliver what others left.
@@ -186,7 +197,9 @@ fn at_any_time_of_a_replay() {
         std::thread::sleep(delay);
         kill(running);
     }
-    println!("{} of {LEFT} were left after {ROUNDS} processes were killed", directory::payloads(spool).len());
+    let remaining = directory::payloads(spool).len();
+    println!("{remaining} of {LEFT} were left after {ROUNDS} processes were killed");
+    assert!((1..LEFT).contains(&remaining), "none was killed between two deliveries");
     last_run(&server, spool);
     let posts: Vec<String> =
         all_asked(&server).iter().filter_map(|asked| Some(asked.strip_prefix("POST job/")?.into())).collect();

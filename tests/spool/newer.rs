@@ -108,6 +108,21 @@ fn an_application_gauge_is_not_taken_for_the_start_of_a_run() {
     assert!(shown(&server, "j", LAST_SUCCESS) > 1.7e9, "it was delivered");
 }
 
+/// A label with an empty value makes another group, which has no later state.
+#[test]
+fn groups_with_and_without_an_empty_label_are_two() {
+    let Some(server) = support::pushgateway() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    let written = now() - 30.0;
+    directory::put(spool, &server.url(), "j/region@base64/=", &[("written", written)], &state(written, 1));
+    push(&server, "j", &state(now(), 2));
+    deliver(&server.url(), spool);
+    assert_eq!(shown(&server, "j", "state"), 2.0);
+    let found = exposition::parse(&server.metrics());
+    assert_eq!(found.expect("state", &[("instance", ""), ("job", "j"), ("region", "")]), 1.0);
+}
+
 /// A page says nothing of the group, whatever is in it.
 #[test]
 fn a_page_of_a_proxy_is_not_the_gateways_word() {
@@ -248,29 +263,43 @@ fn a_last_success_is_carried_over_where_the_payload_cannot_be_delivered_first() 
 }
 
 /// A process sends a payload and gives that up for a push of its own; the gateway may still apply it. The file is that
-/// process's own until it ends, and it may try again.
+/// process's own until it ends.
 #[test]
 fn a_payload_that_was_sent_and_not_answered_stays_locked() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     leave(spool, "left", "left");
-    let silent =
-        MockGateway::start_by(|request| if asked(request) == "POST job/left" { Reply::Silent } else { Reply::ok() });
-    let first = measured(builder(&silent.url(), "first", spool));
-    silent.await_request(|request| asked(request) == "POST job/left");
-    first.guard.flush().unwrap();
-    directory::await_true("it is sent again", || pushes_of(&silent, "left") == 2);
-    first.guard.flush().unwrap();
-    let server = MockGateway::ok();
-    let second = measured(builder(&server.url(), "second", spool));
-    second.guard.flush().unwrap();
-    second.guard.shutdown().unwrap();
-    assert_eq!(pushes_of(&server, "left"), 0);
-    silent.set_replies([Reply::status(401)]);
+    let mut pushes = 0;
+    let server = MockGateway::start_by(move |request| match &*asked(request) {
+        "POST job/left" => Reply::Silent,
+        "POST job/first" => {
+            pushes += 1;
+            if pushes == 2 { Reply::Held(Answer::new(200)) } else { Reply::ok() }
+        }
+        _ => Reply::ok(),
+    });
+    let first = measured(builder(&server.url(), "first", spool));
+    server.await_request(|request| asked(request) == "POST job/left");
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| first.guard.flush());
+        directory::await_true("its own push is on its way", || pushes_of(&server, "first") == 2);
+        let gateway = Pushgateway::new(server.url(), "second").unwrap();
+        let second = measured(MetricsLayer::builder().with_pushgateway(gateway).with_spool_dir(spool));
+        second.guard.flush().unwrap();
+        second.guard.shutdown().unwrap();
+        assert_eq!(pushes_of(&server, "left"), 1, "not by another process");
+        server.set_replies([Reply::status(401)]);
+        server.release();
+        flush.join().unwrap().unwrap();
+    });
     first.guard.shutdown().unwrap_err();
-    let server = MockGateway::ok();
+    server.set_replies([Reply::ok()]);
+    let left = fs::File::open(&directory::payloads(spool)[0]).unwrap();
+    directory::await_true("the lock is free", || left.try_lock().is_ok());
+    left.unlock().unwrap();
+    let before = pushes_of(&server, "left");
     deliver(&server.url(), spool);
-    assert_eq!(pushes_of(&server, "left"), 1);
+    assert_eq!(pushes_of(&server, "left"), before + 1);
 }
 
 /// The names of this crate's metrics are those of the payload, not those of the process that delivers it.
