@@ -129,12 +129,37 @@ fn one_that_returned_finished_though_its_span_is_held_open() {
 }
 
 #[test]
-fn one_that_returned_an_error_and_is_held_open_is_unfinished() {
+fn returned_error_held_open_ends_as_error() {
+    for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
+        let pipeline = Pipeline::under(policy);
+        spawns(Err(1)).unwrap_err();
+        pass();
+        let ended = pipeline.end();
+        drop(DETACHED.take());
+        assert_eq!(ended.last.failures(), ["a,,error 1"]);
+        assert!(ended.last.seconds("a") < PAUSE.as_secs_f64());
+        assert!(ended.heard().is_empty(), "it is not open for want of an end: {:?}", ended.heard());
+    }
+}
+
+/// As a stored error does that keeps a `SpanTrace`: each keeps its span open.
+#[test]
+fn returned_errors_kept_to_the_end_are_errors() {
+    #[instrument(fields(stage_id = id), err)]
+    fn fails(id: &str) -> Result<(), String> {
+        KEPT.with_borrow_mut(|kept| kept.push(tracing::Span::current()));
+        Err("no".to_owned())
+    }
+    thread_local! {
+        static KEPT: std::cell::RefCell<Vec<tracing::Span>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
     let pipeline = Pipeline::start();
-    spawns(Err(1)).unwrap_err();
+    for _ in 0..3 {
+        fails("a").unwrap_err();
+    }
     let ended = pipeline.end();
-    drop(DETACHED.take());
-    assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
+    assert_eq!(KEPT.take().len(), 3);
+    assert_eq!(ended.last.failures(), ["a,,error 3"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::labels::{Label, Values};
+use super::labels::{Label, Labels, ValueHashes, Values};
 use super::open::{Found, OpenSpans, Slot, SlotRef};
 use super::outcome::Facts;
 
@@ -179,20 +179,36 @@ pub(crate) fn nearest_stage(open: &OpenSpans, from: SlotRef) -> Option<Found<'_>
 impl Inheritance {
     /// The stage that a span with these values, within `parent`, only repeats: the same id, and no profile or run id of
     /// its own that differs.
-    pub(crate) fn repeated<'a>(&self, open: &'a OpenSpans, parent: SlotRef, own: Values) -> Option<Found<'a>> {
+    pub(crate) fn repeated<'a>(
+        &self,
+        open: &'a OpenSpans,
+        labels: &Labels,
+        parent: SlotRef,
+        own: Values,
+        hashes: ValueHashes,
+    ) -> Option<Found<'a>> {
         nearest_stage(open, parent).filter(|around| {
-            // Two values beyond a limit may be any two.
-            let same = |own: Label, around: Label| own.is_none() || (own == around && own != Label::OVERFLOW);
-            own.stage == around.stage() && {
+            let is_same = |own: Label, own_hash: u64, around: Label, around_hash: &dyn Fn() -> u64| {
+                if own != Label::OVERFLOW && around != Label::OVERFLOW {
+                    return own == around;
+                }
+                // Different values beyond a limit have this label, and one of them may have been known before.
+                hash_of(labels, own, || own_hash) == hash_of(labels, around, around_hash)
+            };
+            is_same(own.stage, hashes.stage, around.stage(), &|| around.hashes().stage) && {
                 let known = self.look(open, around.slot);
-                same(self.profile.or(own.profile), known.profile) && same(self.run_id.or(own.run_id), known.run_id)
+                let (profile, run_id) = (self.profile.or(own.profile), self.run_id.or(own.run_id));
+                let profile_hash = || inherited_hash(open, *around, |slot| (slot.profile(), slot.hashes().profile));
+                let run_id_hash = || inherited_hash(open, *around, |slot| (slot.run_id(), slot.hashes().run_id));
+                (profile.is_none() || is_same(profile, hashes.profile, known.profile, &profile_hash))
+                    && (run_id.is_none() || is_same(run_id, hashes.run_id, known.run_id, &run_id_hash))
             }
         })
     }
 
     /// Decides the same for a span whose stage id became known after it opened.
-    pub(crate) fn decide_part(&self, open: &OpenSpans, slot: &Slot) {
-        let part_of = self.repeated(open, slot.parent(), slot.values());
+    pub(crate) fn decide_part(&self, open: &OpenSpans, labels: &Labels, slot: &Slot) {
+        let part_of = self.repeated(open, labels, slot.parent(), slot.values(), slot.hashes());
         if let Some(stage) = part_of
             && slot.facts().has(Facts::ERROR_EVENT.with(Facts::ERROR_WITHIN))
         {
@@ -206,4 +222,23 @@ impl Inheritance {
             },
         );
     }
+}
+
+/// The hash of a value: `beyond` where it is beyond a limit.
+#[cold]
+fn hash_of(labels: &Labels, label: Label, beyond: impl FnOnce() -> u64) -> u64 {
+    if label == Label::OVERFLOW { beyond() } else { labels.hash(labels.text(label)) }
+}
+
+/// The hash of the value that this span has, or inherits.
+fn inherited_hash(open: &OpenSpans, span: Found<'_>, own: impl Fn(&Slot) -> (Label, u64)) -> u64 {
+    let mut next = Some(span);
+    while let Some(span) = next {
+        let (label, hash) = own(span.slot);
+        if !label.is_none() {
+            return hash;
+        }
+        next = open.get(span.parent());
+    }
+    0
 }

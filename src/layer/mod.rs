@@ -115,6 +115,13 @@ impl fmt::Debug for MetricsLayer {
     }
 }
 
+impl Drop for MetricsLayer {
+    /// A layer that another one replaces hears no more of the spans that are open. A subscriber goes after its last span.
+    fn drop(&mut self) {
+        self.stages.detach();
+    }
+}
+
 impl<S> Layer<S> for MetricsLayer
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -141,8 +148,8 @@ where
         self.stages.event(event, ctx);
     }
 
-    fn on_enter(&self, id: &Id, _: Context<'_, S>) {
-        self.stages.entered(id);
+    fn on_enter(&self, id: &Id, ctx: Context<'_, S>) {
+        self.stages.entered(id, &ctx);
     }
 
     fn on_exit(&self, id: &Id, _: Context<'_, S>) {

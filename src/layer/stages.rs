@@ -12,7 +12,7 @@ use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned
 use super::fields::{HasError, SpanFields};
 use super::index::Number;
 use super::inherit::{Epoch, Inheritance, Origin, Resolved, nearest_stage};
-use super::labels::{Label, Labels, Values};
+use super::labels::{Label, Labels, Role, ValueHashes, Values};
 use super::open::{Found, NewSpan, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
 use super::remembered::{Given, Memory};
@@ -56,6 +56,10 @@ pub(crate) struct Stages {
     /// Whether some thread gives a slot to a span that has none of its own, see `parent_further`.
     leading: AtomicBool,
     pub(super) ended: AtomicBool,
+    /// Whether spans may have closed without this layer being told, since it was out of its subscriber.
+    may_have_missed: AtomicBool,
+    /// Whether the layer is gone: no span that is open will be closed any more.
+    is_detached: AtomicBool,
     warned_inert: AtomicBool,
     pub(super) outermost_finished: AtomicBool,
     pub(super) outermost_failed: AtomicBool,
@@ -73,12 +77,13 @@ struct Known {
 
 impl Stages {
     pub(crate) fn new(settings: Settings) -> Self {
-        let labels = Labels::new();
-        let fixed = |value: &Option<String>| {
-            value.as_deref().map_or(Origin::Spans, |value| Origin::Fixed(labels.intern(value)))
+        let labels = Labels::new(settings.max_series);
+        let fixed = |role, value: &Option<String>| {
+            value.as_deref().map_or(Origin::Spans, |value| Origin::Fixed(labels.intern(role, value)))
         };
-        let profile = fixed(&settings.profile);
-        let run_id = if settings.run_id_label { fixed(&settings.run_id) } else { Origin::Fixed(Label::EMPTY) };
+        let profile = fixed(Role::Profile, &settings.profile);
+        let run_id =
+            if settings.run_id_label { fixed(Role::RunId, &settings.run_id) } else { Origin::Fixed(Label::EMPTY) };
         let sink = Sink::new(settings.target, settings.namespace, settings.run_id_label);
         let stages = Self {
             callsites: Callsites::new(Inherited { profile: profile.is_spans(), run_id: run_id.is_spans() }),
@@ -89,10 +94,12 @@ impl Stages {
             policy: settings.policy,
             clock: settings.clock,
             voice: settings.voice,
-            expected: settings.expected_stages.iter().map(|stage| labels.intern(stage)).collect(),
+            expected: settings.expected_stages.iter().map(|stage| labels.intern(Role::Stage, stage)).collect(),
             labels,
             leading: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            may_have_missed: AtomicBool::new(false),
+            is_detached: AtomicBool::new(false),
             warned_inert: AtomicBool::new(false),
             outermost_finished: AtomicBool::new(false),
             outermost_failed: AtomicBool::new(false),
@@ -106,7 +113,15 @@ impl Stages {
     }
 
     pub(crate) fn register(&self, meta: &'static tracing::Metadata<'static>) {
+        // All callsites are registered once more when the layer is put back into a `reload::Layer`.
+        if self.callsites.has(meta) {
+            self.may_have_missed.store(true, Ordering::Relaxed);
+        }
         self.callsites.register(meta);
+    }
+
+    pub(crate) fn detach(&self) {
+        self.is_detached.store(true, Ordering::Relaxed);
     }
 
     #[inline]
@@ -128,7 +143,7 @@ impl Stages {
     {
         if let Some(left) = self.open.find(id) {
             // Of an earlier span with this id, whose end this layer was not told.
-            self.hide(left);
+            self.count_missed(left);
             self.open.release(left);
         }
         let Some((number, callsite)) = matters.and_then(|number| Some((number, self.callsites.get(number)?))) else {
@@ -147,17 +162,23 @@ impl Stages {
         // Before values are read.
         let epoch = self.inheritance.epoch();
         let Known { values, resolved, meaning } = self.known(&fields, parent, epoch);
+        // What is remembered is within the limits.
+        let beyond = meaning.is_none() && values.contain(Label::OVERFLOW);
+        let hashes = if beyond { self.hashes(&fields) } else { ValueHashes::default() };
         drop(fields);
         let is_part = !values.stage.is_none()
             && parent != SlotRef::NONE
-            && self.inheritance.repeated(&self.open, parent, values).is_some();
+            && self.inheritance.repeated(&self.open, &self.labels, parent, values, hashes).is_some();
         let facts = if is_part { facts.with(Facts::PART_OF_STAGE) } else { facts };
         let resolved = resolved.pack(epoch);
         let span = NewSpan { callsite: number, parent, started, facts, values, meaning, resolved };
         let found = self.open.claim(id, span, || !self.ended.load(Ordering::SeqCst));
-        if let Some(found) = found
-            && self.series.sink.is_live()
-        {
+        let Some(found) = found else { return };
+        if beyond {
+            // Before any other thread can have the id: nobody else reads them.
+            found.set_hashes(values, hashes);
+        }
+        if self.series.sink.is_live() {
             self.show(found);
         }
     }
@@ -189,13 +210,20 @@ impl Stages {
     }
 
     fn values(&self, fields: &SpanFields<'_>) -> Values {
-        let label = |value: Option<&str>| value.map_or(Label::NONE, |value| self.labels.intern(value));
+        let label = |role, value: Option<&str>| value.map_or(Label::NONE, |value| self.labels.intern(role, value));
         // A run id seen for the first time has no place once the metric that shows it has all its label sets.
         let run_id = match fields.run_id() {
             Some(run_id) if !self.series.has_room_for_runs() => self.labels.find(run_id).unwrap_or(Label::OVERFLOW),
-            run_id => label(run_id),
+            run_id => label(Role::RunId, run_id),
         };
-        Values { stage: label(fields.stage()), profile: label(fields.profile()), run_id }
+        Values { stage: label(Role::Stage, fields.stage()), profile: label(Role::Profile, fields.profile()), run_id }
+    }
+
+    /// The hashes of what a span gives.
+    #[cold]
+    fn hashes(&self, fields: &SpanFields<'_>) -> ValueHashes {
+        let hash = |value: Option<&str>| value.map_or(0, |value| self.labels.hash(value));
+        ValueHashes { stage: hash(fields.stage()), profile: hash(fields.profile()), run_id: hash(fields.run_id()) }
     }
 
     /// After the guard is gone nothing is measured; a stage that opens then is told once.
@@ -266,13 +294,14 @@ impl Stages {
             found.update_facts(|facts| facts.declared(declared, begun));
         }
         let given = self.values(&fields);
+        let hashes = if given.contain(Label::OVERFLOW) { self.hashes(&fields) } else { ValueHashes::default() };
         drop(fields);
-        found.set_values(given);
+        found.set_values(given, hashes);
         if !(given.profile.is_none() && given.run_id.is_none()) {
             self.inheritance.begin_epoch();
         }
         if !given.stage.is_none() {
-            self.inheritance.decide_part(&self.open, found.slot);
+            self.inheritance.decide_part(&self.open, &self.labels, found.slot);
         }
         if self.series.sink.is_live() && !(given.stage.is_none() && given.profile.is_none()) {
             self.open.iter().for_each(|open| self.show(open));
@@ -280,9 +309,58 @@ impl Stages {
     }
 
     #[inline]
-    pub(crate) fn entered(&self, id: &Id) {
+    pub(crate) fn entered<S>(&self, id: &Id, ctx: &Context<'_, S>)
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
         if let Some(found) = self.open.find(id) {
+            if self.may_have_missed.load(Ordering::Relaxed) {
+                self.count_all_missed(ctx);
+            }
             self.entered_further(found, id);
+        }
+    }
+
+    /// Counts the stages that closed while this layer was out of its subscriber.
+    #[cold]
+    fn count_all_missed<S>(&self, ctx: &Context<'_, S>)
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        if !self.may_have_missed.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        for found in self.open.iter() {
+            let reference = found.reference();
+            let exists = self.open.id_of(found).is_none_or(|id| ctx.exists(&id));
+            // The registry frees an id after the layers were told: a slot that is still that span's was not closed.
+            if !exists && found.is_still(reference) {
+                self.count_missed(found);
+            }
+        }
+    }
+
+    /// Counts a stage whose end this layer was not told, as the end of the run would.
+    #[cold]
+    fn count_missed(&self, found: Found<'_>) {
+        if found.facts().has(Facts::STAGE) {
+            let reference = found.reference();
+            self.ensure_stage_id(found);
+            let facts = found.facts();
+            let outcome = self.policy.outcome_at_end(facts, found.entered.is_entered(), false);
+            let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
+            let ended = self.ended_stage(found, outcome, last_exit.unwrap_or_else(|| self.clock.raw()));
+            if facts.is_stage() && found.settle(reference) {
+                self.count(ended);
+            }
+            self.hide(found);
+        }
+    }
+
+    /// Counts the stages that were open when the layer went away.
+    pub(super) fn count_detached(&self) {
+        if self.is_detached.swap(false, Ordering::Relaxed) {
+            self.open.iter().for_each(|found| self.count_missed(found));
         }
     }
 
@@ -413,9 +491,11 @@ impl Stages {
         if found.stage().is_none()
             && let Some(callsite) = self.callsite(found)
         {
-            let name = self.labels.intern(callsite.meta.name());
-            found.set_values(Values { stage: name, ..Values::default() });
-            self.inheritance.decide_part(&self.open, found.slot);
+            let name = callsite.meta.name();
+            let hashes = ValueHashes { stage: self.labels.hash(name), ..ValueHashes::default() };
+            let stage = self.labels.intern(Role::Stage, name);
+            found.set_values(Values { stage, ..Values::default() }, hashes);
+            self.inheritance.decide_part(&self.open, &self.labels, found.slot);
         }
     }
 
