@@ -179,7 +179,7 @@ impl Visit for SpanFields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         if let Some(role) = self.positions.role(field) {
             let begin = self.text.len();
-            push_within(&mut self.text, value, begin + MAX_KEPT);
+            self.text.push_str(if value.len() <= MAX_KEPT { value } else { prefix(value, MAX_KEPT) });
             self.take(role, begin);
         }
     }
@@ -189,33 +189,28 @@ impl Visit for SpanFields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let Some(role) = self.positions.role(field) else { return };
         let begin = self.text.len();
-        let mut text = Truncating { text: &mut self.text, end: begin + MAX_KEPT };
+        let mut text = Truncating { text: &mut self.text, room: MAX_KEPT };
         // A `Debug` that fails prints what it printed until then.
         let _ = write!(text, "{value:?}");
         self.take(role, begin);
     }
 }
 
-/// Writes up to `end`, and drops the rest. That is no error: a `Debug` of the application might take one for impossible
-/// and panic.
+/// Writes as much as there is room for, and drops the rest. That is no error: a `Debug` of the application might take one
+/// for impossible and panic.
 struct Truncating<'a> {
     text: &'a mut String,
-    end: usize,
+    room: usize,
 }
 
 impl Write for Truncating<'_> {
     #[inline]
     fn write_str(&mut self, more: &str) -> fmt::Result {
-        push_within(self.text, more, self.end);
+        let more = if more.len() <= self.room { more } else { prefix(more, self.room) };
+        self.room -= more.len();
+        self.text.push_str(more);
         Ok(())
     }
-}
-
-/// Appends as much as the text may have up to `end`, in whole characters.
-#[inline]
-fn push_within(text: &mut String, more: &str, end: usize) {
-    let room = end.saturating_sub(text.len());
-    text.push_str(if more.len() <= room { more } else { prefix(more, room) });
 }
 
 /// Whether an event sets its field `error`.

@@ -170,6 +170,7 @@ fn cut(value: &str) -> String {
 }
 
 /// At most so many bytes, in whole characters.
+#[cold]
 pub(crate) fn prefix(value: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(value.len())).rev().find(|end| value.is_char_boundary(*end));
     &value[..end.unwrap_or(0)]

@@ -23,7 +23,7 @@ use super::labels::{Label, ValueHashes, Values};
 use super::outcome::Facts;
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
-use crate::sync::{AtomicU8, AtomicU32, AtomicU64, fence, spin_loop, yield_now};
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
 
 const BUCKET: usize = 8;
 /// Of the first level.
@@ -230,11 +230,8 @@ impl Slot {
     }
 
     /// Takes over the values that are given.
-    pub(crate) fn set_values(&self, given: Values, hashes: ValueHashes) {
+    pub(crate) fn set_values(&self, given: Values) {
         self.forget_meaning();
-        if given.contain(Label::OVERFLOW) {
-            self.set_hashes(given, hashes);
-        }
         for (field, value) in [(&self.stage, given.stage), (&self.profile, given.profile), (&self.run_id, given.run_id)]
         {
             if !value.is_none() {
@@ -381,6 +378,7 @@ impl Crowd {
         place
     }
 
+    #[cold]
     fn release(&self, place: usize) {
         let mut places = self.places();
         let id = self.keys[place].swap(0, Ordering::AcqRel);
@@ -407,6 +405,8 @@ pub(crate) struct OpenSpans<const FIRST: usize = BUCKETS> {
     first: Level,
     more: [OnceLock<Level>; LEVELS - 1],
     crowd: Crowd,
+    /// The run is over: no span gets a slot any more.
+    ended: Flag,
 }
 
 impl<const FIRST: usize> OpenSpans<FIRST> {
@@ -419,7 +419,19 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
             first: Level::new(FIRST, 0),
             more: [const { OnceLock::new() }; LEVELS - 1],
             crowd: Crowd::new(),
+            ended: Flag::default(),
         }
+    }
+
+    /// From now on no span gets a slot, and those that have one are found by [`taken`](Self::taken). Whether this is the
+    /// first call.
+    pub(crate) fn end(&self) -> bool {
+        self.ended.raise()
+    }
+
+    #[inline]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.is_raised()
     }
 
     /// Whether this span may have a slot: false, most often, for one that has none.
@@ -468,11 +480,11 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     }
 
     /// Gives a new span a slot. What an earlier span with this id may have left must be released before.
-    /// `None`: `wanted` said no once the place was taken.
-    #[inline]
-    pub(crate) fn claim(&self, id: &Id, span: NewSpan, wanted: impl FnOnce() -> bool) -> Option<Found<'_>> {
+    /// `None`: the run is over.
+    #[inline(always)]
+    pub(crate) fn claim(&self, id: &Id, span: NewSpan) -> Option<Found<'_>> {
         let found = self.take_place(id.into_u64())?;
-        if !wanted() {
+        if self.has_ended() {
             self.free_key(found);
             return None;
         }
@@ -518,17 +530,14 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     #[inline]
     fn free_key(&self, found: Found<'_>) {
-        match found.index.checked_sub(Self::IN_LEVELS) {
-            Some(place) => self.crowd.release(place),
-            None => {
-                if let Some(key) = self.key(found) {
-                    key.store(0, Ordering::Release);
-                }
-            }
+        if let Some(place) = found.index.checked_sub(Self::IN_LEVELS) {
+            self.crowd.release(place);
+        } else if let Some(key) = self.key(found) {
+            key.store(0, Ordering::Release);
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn key(&self, found: Found<'_>) -> Option<&AtomicU64> {
         match self.level_of(found.index) {
             Some(level) => level.key(found.index - level.before),
@@ -606,7 +615,7 @@ mod tests {
     fn claim(open: &OpenSpans, id: u64, mark: u64) -> Found<'_> {
         evict(open, id);
         let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
-        open.claim(&Id::from_u64(id), span, || true).unwrap()
+        open.claim(&Id::from_u64(id), span).unwrap()
     }
 
     fn evict(open: &OpenSpans, id: u64) {
@@ -681,7 +690,7 @@ mod tests {
         let open = OpenSpans::<2>::new();
         let claim = |id, mark| {
             let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
-            open.claim(&Id::from_u64(id), span, || true).unwrap().reference()
+            open.claim(&Id::from_u64(id), span).unwrap().reference()
         };
         let references: Vec<_> = (1..=SPANS).map(|id| claim(id, id)).collect();
         assert!(open.crowd.used() > 20_000, "{}", open.crowd.used());
@@ -701,7 +710,8 @@ mod tests {
             claim(id, 2 * id);
         });
         assert_eq!(open.crowd.used(), used, "places are used again");
-        assert!(open.claim(&Id::from_u64(SPANS + 1), NewSpan::default(), || false).is_none());
+        assert!(open.end() && !open.end());
+        assert!(open.claim(&Id::from_u64(SPANS + 1), NewSpan::default()).is_none());
         assert_eq!(open.taken().count(), SPANS as usize);
     }
 

@@ -55,7 +55,6 @@ pub(crate) struct Stages {
     pub(super) expected: Vec<Label>,
     /// Whether some thread gives a slot to a span that has none of its own, see `parent_further`.
     leading: AtomicBool,
-    pub(super) ended: AtomicBool,
     /// Whether spans may have closed without this layer being told, since it was out of its subscriber.
     may_have_missed: AtomicBool,
     /// Whether the layer is gone: no span that is open will be closed any more.
@@ -97,7 +96,6 @@ impl Stages {
             expected: settings.expected_stages.iter().map(|stage| labels.intern(Role::Stage, stage)).collect(),
             labels,
             leading: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
             may_have_missed: AtomicBool::new(false),
             is_detached: AtomicBool::new(false),
             warned_inert: AtomicBool::new(false),
@@ -163,19 +161,17 @@ impl Stages {
         let epoch = self.inheritance.epoch();
         let Known { values, resolved, meaning } = self.known(&fields, parent, epoch);
         // What is remembered is within the limits.
-        let beyond = meaning.is_none() && values.contain(Label::OVERFLOW);
-        let hashes = if beyond { self.hashes(&fields) } else { ValueHashes::default() };
+        let hashes = if meaning.is_some() { None } else { self.hashes(&fields, values) };
         drop(fields);
         let is_part = !values.stage.is_none()
             && parent != SlotRef::NONE
-            && self.inheritance.repeated(&self.open, &self.labels, parent, values, hashes).is_some();
+            && self.inheritance.repeated(&self.open, &self.labels, parent, values, hashes.as_ref()).is_some();
         let facts = if is_part { facts.with(Facts::PART_OF_STAGE) } else { facts };
         let resolved = resolved.pack(epoch);
         let span = NewSpan { callsite: number, parent, started, facts, values, meaning, resolved };
-        let found = self.open.claim(id, span, || !self.ended.load(Ordering::SeqCst));
-        let Some(found) = found else { return };
-        if beyond {
-            // Before any other thread can have the id: nobody else reads them.
+        let Some(found) = self.open.claim(id, span) else { return };
+        if let Some(hashes) = hashes {
+            // No other thread can have the id yet and ask for them.
             found.set_hashes(values, hashes);
         }
         if self.series.sink.is_live() {
@@ -219,16 +215,20 @@ impl Stages {
         Values { stage: label(Role::Stage, fields.stage()), profile: label(Role::Profile, fields.profile()), run_id }
     }
 
-    /// The hashes of what a span gives.
+    /// The hashes of what a span gives, if one of the values is beyond a limit.
     #[cold]
-    fn hashes(&self, fields: &SpanFields<'_>) -> ValueHashes {
+    fn hashes(&self, fields: &SpanFields<'_>, values: Values) -> Option<ValueHashes> {
         let hash = |value: Option<&str>| value.map_or(0, |value| self.labels.hash(value));
-        ValueHashes { stage: hash(fields.stage()), profile: hash(fields.profile()), run_id: hash(fields.run_id()) }
+        values.contain(Label::OVERFLOW).then(|| ValueHashes {
+            stage: hash(fields.stage()),
+            profile: hash(fields.profile()),
+            run_id: hash(fields.run_id()),
+        })
     }
 
     /// After the guard is gone nothing is measured; a stage that opens then is told once.
     fn is_inert(&self, facts: Facts) -> bool {
-        let ended = self.ended.load(Ordering::Relaxed);
+        let ended = self.open.has_ended();
         if ended && facts.is_stage() && !self.warned_inert.swap(true, Ordering::Relaxed) {
             self.warn_inert();
         }
@@ -278,7 +278,7 @@ impl Stages {
             let epoch = self.inheritance.epoch();
             let resolved = self.inheritance.around(&self.open, further, epoch).pack(epoch);
             let span = NewSpan { callsite, parent: further, resolved, ..NewSpan::default() };
-            self.open.claim(&nearest.id(), span, || !self.ended.load(Ordering::SeqCst))
+            self.open.claim(&nearest.id(), span)
         });
         self.leading.store(false, Ordering::Release);
         found.map_or(further, |found| found.reference())
@@ -294,9 +294,12 @@ impl Stages {
             found.update_facts(|facts| facts.declared(declared, begun));
         }
         let given = self.values(&fields);
-        let hashes = if given.contain(Label::OVERFLOW) { self.hashes(&fields) } else { ValueHashes::default() };
+        let hashes = self.hashes(&fields, given);
         drop(fields);
-        found.set_values(given, hashes);
+        found.set_values(given);
+        if let Some(hashes) = hashes {
+            found.set_hashes(given, hashes);
+        }
         if !(given.profile.is_none() && given.run_id.is_none()) {
             self.inheritance.begin_epoch();
         }
@@ -314,10 +317,7 @@ impl Stages {
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         if let Some(found) = self.open.find(id) {
-            if self.may_have_missed.load(Ordering::Relaxed) {
-                self.count_all_missed(ctx);
-            }
-            self.entered_further(found, id);
+            self.entered_further(found, id, ctx);
         }
     }
 
@@ -367,7 +367,13 @@ impl Stages {
     /// A span that matters was entered.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn entered_further(&self, found: Found<'_>, id: &Id) {
+    fn entered_further<S>(&self, found: Found<'_>, id: &Id, ctx: &Context<'_, S>)
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        if self.may_have_missed.load(Ordering::Relaxed) {
+            self.count_all_missed(ctx);
+        }
         self.voice.speak_deferred();
         found.entered.enter();
         unwinding::entered(|| found.reference());
@@ -492,15 +498,15 @@ impl Stages {
             && let Some(callsite) = self.callsite(found)
         {
             let name = callsite.meta.name();
-            let hashes = ValueHashes { stage: self.labels.hash(name), ..ValueHashes::default() };
-            let stage = self.labels.intern(Role::Stage, name);
-            found.set_values(Values { stage, ..Values::default() }, hashes);
+            let values = Values { stage: self.labels.intern(Role::Stage, name), ..Values::default() };
+            found.set_values(values);
+            found.set_hashes(values, ValueHashes { stage: self.labels.hash(name), ..ValueHashes::default() });
             self.inheritance.decide_part(&self.open, &self.labels, found.slot);
         }
     }
 
     /// What there is to count of a stage that ends.
-    #[inline]
+    #[inline(always)]
     pub(super) fn ended_stage(&self, found: Found<'_>, outcome: Outcome, ended: u64) -> Finished {
         // What the values come to holds as long as nothing was recorded late.
         let (Resolved { profile, run_id }, meaning) = match self.inheritance.known(found.slot) {

@@ -66,7 +66,7 @@ impl Stages {
     /// `cut_off`: the process ends by a signal, a panic or a non-zero exit. `patience`: how long a stage that closes at
     /// this moment may take to be counted.
     pub(crate) fn end(&self, cut_off: bool, patience: Duration) {
-        if self.ended.swap(true, Ordering::SeqCst) {
+        if !self.open.end() {
             return;
         }
         let now = self.clock.raw();
