@@ -245,7 +245,7 @@ fn one_exposition_is_of_one_moment() {
     let pipeline = Pipeline::with(|builder| builder.with_max_series(WITHIN));
     let run = |n: usize| {
         info_span!("x", stage_id = n % 7, profile = n % 3, run_id = n % 11).in_scope(|| {
-            if n % 2 == 0 {
+            if n.is_multiple_of(2) {
                 error!("it broke");
             }
         });

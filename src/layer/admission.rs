@@ -87,6 +87,11 @@ impl Admission {
         self.levels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(test)]
+    pub(crate) fn lock(&self) -> impl Sized {
+        self.levels()
+    }
+
     pub(crate) fn stage(&self, stage: Label) -> Label {
         self.levels().stages.admit(self.max, [stage])[0]
     }

@@ -193,6 +193,11 @@ impl Callsites {
         found
     }
 
+    #[cfg(test)]
+    pub(crate) fn lock(&self) -> impl Sized {
+        self.known.lock()
+    }
+
     /// Whether something was decided about it.
     pub(crate) fn has(&self, meta: &'static Metadata<'static>) -> bool {
         let address = address(meta);

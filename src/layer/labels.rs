@@ -105,6 +105,11 @@ impl Labels {
         labels
     }
 
+    #[cfg(test)]
+    pub(crate) fn lock(&self) -> impl Sized {
+        self.values.lock()
+    }
+
     /// The number of this value, cut where it is too long.
     #[inline]
     pub(crate) fn intern(&self, role: Role, value: &str) -> Label {

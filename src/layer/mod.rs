@@ -27,6 +27,7 @@ mod unwinding;
 mod warnings;
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use tracing::span::{Attributes, Id, Record};
@@ -63,7 +64,25 @@ use crate::schema::DEFAULT_NAMESPACE;
 /// [`MetricsLayer::builder`] makes the layer together with the recorder and the delivery;
 /// [`new`](MetricsLayer::new) makes the layer alone.
 pub struct MetricsLayer {
-    stages: Arc<Stages>,
+    stages: Attached,
+}
+
+/// The stages, as long as their layer is there.
+struct Attached(Arc<Stages>);
+
+impl Deref for Attached {
+    type Target = Stages;
+
+    fn deref(&self) -> &Stages {
+        &self.0
+    }
+}
+
+impl Drop for Attached {
+    /// A layer that another one replaces hears no more of the spans that are open. A subscriber goes after its last span.
+    fn drop(&mut self) {
+        self.0.detach();
+    }
 }
 
 impl MetricsLayer {
@@ -99,7 +118,7 @@ impl MetricsLayer {
     }
 
     pub(crate) fn over(stages: Arc<Stages>) -> Self {
-        Self { stages }
+        Self { stages: Attached(stages) }
     }
 }
 
@@ -112,13 +131,6 @@ impl Default for MetricsLayer {
 impl fmt::Debug for MetricsLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MetricsLayer").finish_non_exhaustive()
-    }
-}
-
-impl Drop for MetricsLayer {
-    /// A layer that another one replaces hears no more of the spans that are open. A subscriber goes after its last span.
-    fn drop(&mut self) {
-        self.stages.detach();
     }
 }
 

@@ -434,6 +434,11 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         self.ended.is_raised()
     }
 
+    #[cfg(test)]
+    pub(crate) fn lock(&self) -> impl Sized {
+        self.crowd.places()
+    }
+
     /// Whether this span may have a slot: false, most often, for one that has none.
     #[inline(always)]
     pub(crate) fn may_have(&self, id: &Id) -> bool {

@@ -147,6 +147,16 @@ impl Series {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn lock(&self) -> impl Sized {
+        let published: Vec<_> = self.pairs.iter().map(|pair| pair.published_success.lock().unwrap()).collect();
+        #[cfg(feature = "trace-id")]
+        let traces: Vec<_> = self.stages.iter().map(|stage| stage.trace.lock().unwrap()).collect();
+        #[cfg(not(feature = "trace-id"))]
+        let traces = ();
+        (self.admission.lock(), self.stages.lock(), self.pairs.lock(), self.sets.lock(), published, traces)
+    }
+
     /// Binds to the recorder, if that did not happen yet: describes the metrics and registers the overflow counter.
     pub(crate) fn bind(&self) -> &Counter {
         if let Some(overflow) = self.described.get() {

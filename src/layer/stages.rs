@@ -588,3 +588,71 @@ impl Stages {
         }
     }
 }
+
+#[cfg(all(test, feature = "pushgateway"))]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use tracing::field::Empty;
+    use tracing::{Dispatch, dispatcher, error, info_span};
+    use tracing_subscriber::Registry;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+    use crate::layer::MetricsLayer;
+    use crate::recorder::StageRecorder;
+
+    /// Stages of all kinds, whose values are known after the first time.
+    fn stages() {
+        let _root = info_span!("pipeline", profile = "p", run_id = "r").entered();
+        info_span!("x", stage_id = "a").in_scope(|| info_span!("helper", stage_id = "a").in_scope(|| ()));
+        info_span!("plain").in_scope(|| info_span!("x", stage_id = "b", run_id = 7).in_scope(|| ()));
+        let late = info_span!("x", stage_id = Empty, profile = Empty);
+        late.record("stage_id", "c");
+        late.record("profile", "q");
+        late.in_scope(|| ());
+        drop(info_span!("x", stage_id = "never entered"));
+        error!("of no stage");
+    }
+
+    /// Every lock of the layer is held while another thread runs stages.
+    #[test]
+    fn no_lock_is_taken_for_a_stage_that_goes_well() {
+        let recorder = Arc::new(StageRecorder::new([]));
+        let layer_of = Arc::new(Stages::new(Settings {
+            namespace: "quant".to_owned(),
+            policy: FailurePolicy::default(),
+            max_series: 100,
+            buckets: Some(vec![1.0]),
+            expected_stages: Vec::new(),
+            profile: None,
+            run_id: None,
+            run_id_label: true,
+            target: Target::Own(recorder),
+            clock: quanta::Clock::new(),
+            voice: Arc::default(),
+        }));
+        let dispatch = Dispatch::new(Registry::default().with(MetricsLayer::over(Arc::clone(&layer_of))));
+        let run = move || dispatcher::with_default(&dispatch, || (0..100).for_each(|_| stages()));
+        run();
+        let locks = (
+            layer_of.callsites.lock(),
+            layer_of.labels.lock(),
+            layer_of.memory.lock(),
+            layer_of.open.lock(),
+            layer_of.series.lock(),
+        );
+        let (done, is_done) = channel();
+        let thread = std::thread::spawn(move || {
+            run();
+            done.send(()).unwrap();
+        });
+        let result = is_done.recv_timeout(Duration::from_secs(30));
+        drop(locks);
+        thread.join().unwrap();
+        assert_eq!(result, Ok(()), "it waited for a lock");
+        let succeeded: u64 = layer_of.series.totals().map(|(_, totals)| totals.succeeded).sum();
+        assert_eq!(succeeded, 2 * 100 * 4);
+    }
+}
