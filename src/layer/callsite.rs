@@ -193,7 +193,7 @@ impl Callsites {
         found
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> impl Sized {
         self.known.lock()
     }

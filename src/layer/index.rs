@@ -95,7 +95,7 @@ impl<T> InsertOnly<T> {
     }
 
     /// Keeps all others from inserting.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
         self.inserting.lock().unwrap()
     }

@@ -105,7 +105,7 @@ impl Labels {
         labels
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> impl Sized {
         self.values.lock()
     }

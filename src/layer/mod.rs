@@ -90,7 +90,8 @@ impl MetricsLayer {
     /// application has installed.
     ///
     /// It binds to that recorder at the first stage, which must be installed by then: a handle made before is silent
-    /// for ever. Buckets are that recorder's affair. Delivery, the gauges of the run and its resource usage come with
+    /// for ever. A local recorder (`metrics::with_local_recorder`) is used only where no global one is installed by then: a
+    /// handle outlives the code that the local one surrounds. Buckets are that recorder's affair. Delivery, the gauges of the run and its resource usage come with
     /// [`MetricsLayer::builder`].
     ///
     /// ```

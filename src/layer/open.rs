@@ -434,7 +434,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         self.ended.is_raised()
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> impl Sized {
         self.crowd.places()
     }

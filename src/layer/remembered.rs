@@ -52,7 +52,7 @@ impl Memory {
         Self { meanings: InsertOnly::new(), hasher: RandomState::default(), limit: 2 * max_series }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> impl Sized {
         self.meanings.lock()
     }

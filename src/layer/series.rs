@@ -63,8 +63,7 @@ pub(crate) struct PairSeries {
     last_success: AtomicU64,
     /// The success that was published last, and its Unix time: found out once, so that the value stays.
     published_success: Mutex<(u64, f64)>,
-    /// Where gauges are written at once: changes that the thread which writes them has not seen to yet; zero: no thread
-    /// does.
+    /// Where gauges are written at once: changes since a thread began to write them; zero: no thread is writing.
     changes: AtomicU32,
     last_duration_gauge: OnceLock<Gauge>,
     last_success_gauge: OnceLock<Gauge>,
@@ -147,7 +146,7 @@ impl Series {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> impl Sized {
         let published: Vec<_> = self.pairs.iter().map(|pair| pair.published_success.lock().unwrap()).collect();
         #[cfg(feature = "trace-id")]
@@ -472,7 +471,8 @@ impl PairSeries {
     }
 
     /// Publishes after a change, from any thread. One thread at a time writes, so that an older value never follows a
-    /// newer one; the others leave their change to it. No lock: the recorder's code may wait for a thread that comes here.
+    /// newer one; the others leave their change to that thread. It holds no lock, since the recorder may wait for another
+    /// thread that closes a stage.
     fn publish_eagerly(&self, series: &Series, labels: &Labels) {
         if self.changes.fetch_add(1, Ordering::AcqRel) != 0 {
             return;

@@ -102,7 +102,7 @@ fn the_gauges_are_written_again_after_the_recorder_panicked() {
     under_recorder(&waiting, || {
         let stage = || info_span!("x", stage_id = "a").in_scope(|| ());
         stage();
-        // Nobody is there to be told.
+        // The gauge panics when it finds the channel closed.
         drop((setting, set));
         *waiting.gate.lock().unwrap() = Some(Gate { is_setting, may_set });
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(stage)).unwrap_err();
