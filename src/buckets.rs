@@ -37,3 +37,10 @@ pub(crate) struct Snapshot {
     pub(crate) counts: Vec<u64>,
     pub(crate) sum: f64,
 }
+
+impl std::ops::AddAssign for Snapshot {
+    fn add_assign(&mut self, other: Self) {
+        self.counts.iter_mut().zip(other.counts).for_each(|(sum, count)| *sum += count);
+        self.sum += other.sum;
+    }
+}

@@ -162,3 +162,24 @@ fn beside_traces_nothing_more_is_allocated() {
         assert!(report.stages().any(|stage| stage.trace_id().is_some()), "{report}");
     }
 }
+
+/// A value is written as far as a label can be long, and what that takes is not kept for the largest value there ever was.
+#[test]
+fn a_large_value_takes_no_more_memory_than_a_label() {
+    struct Large;
+    impl std::fmt::Debug for Large {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            (0..1_000_000).try_for_each(|_| f.write_str("0123456789abcdef"))
+        }
+    }
+    let pipeline = Pipeline::start();
+    let text = "0123456789abcdef".repeat(100_000);
+    spans();
+    let used = measure(|| {
+        drop(info_span!("x", stage_id = "a", profile = ?Large));
+        drop(info_span!("x", stage_id = "a", profile = text.as_str()));
+    });
+    assert!(used.bytes_max < 64 * 1024, "{used:?}");
+    let cut = format!("{}0123456789abc…", "0123456789abcdef".repeat(15));
+    assert_eq!(pipeline.now().runs().iter().filter(|line| **line == format!("a,{cut}, 2")).count(), 1);
+}

@@ -104,7 +104,7 @@ fn values_recorded_while_stages_close() {
 /// What is read meanwhile never goes back, and never tells of more than there was.
 #[test]
 fn read_while_stages_run() {
-    let pipeline = Pipeline::start();
+    let pipeline = Pipeline::with(|builder| builder.with_expected_stages(["a"]));
     let run = |thread| {
         for _ in 0..5_000 {
             info_span!("x", stage_id = "a", profile = thread).in_scope(|| ());
@@ -114,8 +114,7 @@ fn read_while_stages_run() {
         let mut before = 0.0;
         for _ in 0..50 {
             let exposition = support::exposition::parse(&pipeline.guard().render());
-            let total = exposition.value("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
-            let total = total.unwrap_or(0.0);
+            let total = exposition.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
             assert!((before..=40_000.0).contains(&total), "{before} {total}");
             before = total;
             let active: f64 = exposition.matching("quant_stage_active", &[]).iter().map(|sample| sample.value).sum();
@@ -142,29 +141,53 @@ impl Drop for SetWhenDropped<'_> {
 fn end_while_stages_run() {
     let pipeline = Pipeline::start();
     let (started, over) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
+    let (closed_before, opened_after) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (is_ending, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
     let dispatch = pipeline.dispatch();
-    let ended = std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            let (dispatch, started, over) = (dispatch.clone(), &started, &over);
-            scope.spawn(move || {
-                tracing::dispatcher::with_default(&dispatch, || {
-                    info_span!("x", stage_id = "a").in_scope(|| ());
-                    started.wait();
-                    while !over.load(Ordering::Relaxed) {
+    let (ended, run) = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                let (dispatch, started, over) = (dispatch.clone(), &started, &over);
+                let (closed_before, opened_after) = (&closed_before, &opened_after);
+                let (is_ending, has_ended) = (&is_ending, &has_ended);
+                scope.spawn(move || {
+                    let mut run = 0;
+                    let mut stage = || {
+                        let is_after = has_ended.load(Ordering::SeqCst);
                         info_span!("x", stage_id = "a").in_scope(|| ());
-                    }
-                });
-            });
-        }
+                        closed_before.fetch_add(u64::from(!is_ending.load(Ordering::SeqCst)), Ordering::SeqCst);
+                        opened_after.fetch_add(u64::from(is_after), Ordering::SeqCst);
+                        run += 1;
+                    };
+                    tracing::dispatcher::with_default(&dispatch, || {
+                        stage();
+                        started.wait();
+                        while !over.load(Ordering::Relaxed) {
+                            stage();
+                        }
+                        stage();
+                    });
+                    run
+                })
+            })
+            .collect();
         // The threads must come to their end where a check here fails, too.
-        let _over = SetWhenDropped(&over);
+        let over = SetWhenDropped(&over);
         started.wait();
-        pipeline.end()
+        is_ending.store(true, Ordering::SeqCst);
+        let ended = pipeline.end();
+        has_ended.store(true, Ordering::SeqCst);
+        drop(over);
+        (ended, threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u64>())
     });
     // That durations, totals and reasons agree was checked when it was read.
     let counts = |status| ended.last.exposition.expect("quant_stage_total", &[("stage_id", "a"), ("status", status)]);
-    assert!(counts("success") >= THREADS as f64);
-    assert!(counts("failure") <= THREADS as f64);
+    let counted = (counts("success") + counts("failure")) as u64;
+    let (closed_before, opened_after) = (closed_before.into_inner(), opened_after.into_inner());
+    // Each that closed before the end, none that opened after it, and of those in between each at most once.
+    assert!(closed_before >= THREADS as u64 && opened_after >= THREADS as u64, "{closed_before} {opened_after}");
+    assert!((closed_before..=run - opened_after).contains(&counted), "{closed_before} {counted} {run} {opened_after}");
+    assert!(counts("failure") <= THREADS as f64, "one that is open for each thread");
     assert!(ended.last.active().is_empty());
 }
 
@@ -215,27 +238,57 @@ fn the_first_stages_of_a_plain_span_on_two_threads() {
     assert_eq!(pipeline.now().runs(), [format!("a,p,r {}", 2 * ROUNDS)]);
 }
 
+/// What is rendered while stages of all kinds end, within the limit on label sets and beyond each part of it.
 #[test]
-fn what_is_read_together_agrees() {
-    let pipeline = Pipeline::start();
-    let done = AtomicBool::new(false);
-    let dispatch = pipeline.dispatch();
-    let texts = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            tracing::dispatcher::with_default(&dispatch, || {
-                while !done.load(Ordering::Relaxed) {
-                    info_span!("x", stage_id = "a", profile = "p", run_id = "r").in_scope(|| ());
-                    info_span!("x", stage_id = "a", profile = "p", run_id = "s").in_scope(|| error!("it broke"));
-                }
-            });
+fn one_exposition_is_of_one_moment() {
+    const WITHIN: usize = 4;
+    let pipeline = Pipeline::with(|builder| builder.with_max_series(WITHIN));
+    let run = |n: usize| {
+        info_span!("x", stage_id = n % 7, profile = n % 3, run_id = n % 11).in_scope(|| {
+            if n.is_multiple_of(2) {
+                error!("it broke");
+            }
         });
+    };
+    // One after the other, so that each of the label sets is of a stage and a pair within their own limits.
+    (0..WITHIN).for_each(run);
+    let done = AtomicBool::new(false);
+    let texts = std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (dispatch, done) = (pipeline.dispatch(), &done);
+            scope.spawn(move || {
+                tracing::dispatcher::with_default(&dispatch, || {
+                    for n in thread.. {
+                        run(n);
+                        if done.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                });
+            });
+        }
         let texts = (0..300).map(|_| pipeline.guard().render()).collect::<Vec<_>>();
         done.store(true, Ordering::Relaxed);
         texts
     });
+    let mut before = 0.0;
     for text in texts {
         let found = support::exposition::parse(&text);
-        let sum = |metric| found.matching(metric, &[]).iter().map(|sample| sample.value).sum::<f64>();
-        assert_eq!(sum("quant_stage_duration_seconds_count"), sum("quant_stage_total"), "{text}");
+        let sum = |metric, labels: &[(&str, &str)]| {
+            found.matching(metric, labels).iter().map(|sample| sample.value).sum::<f64>()
+        };
+        let runs = sum("quant_stage_duration_seconds_count", &[]);
+        assert!(runs >= before, "{before} {text}");
+        assert_eq!(runs, sum("quant_stage_total", &[]), "{text}");
+        let failures = sum("quant_stage_total", &[("status", "failure")]);
+        assert_eq!(failures, sum("quant_stage_failures_total", &[]), "{text}");
+        let within: f64 = {
+            let samples = found.matching("quant_stage_duration_seconds_count", &[]);
+            samples.iter().filter(|s| s.labels["run_id"] != "_overflow").map(|s| s.value).sum()
+        };
+        assert_eq!(sum("quant_telemetry_overflow_total", &[]), runs - within, "{text}");
+        assert!(sum("quant_stage_total", &[("stage_id", "_overflow")]) <= runs - within, "{text}");
+        before = runs;
     }
+    assert!(before > 0.0);
 }

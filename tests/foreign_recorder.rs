@@ -10,6 +10,8 @@ mod book;
 mod exposition;
 #[path = "foreign_recorder/loud.rs"]
 mod loud;
+#[path = "foreign_recorder/meeting.rs"]
+mod meeting;
 #[cfg(feature = "pushgateway")]
 mod support;
 
@@ -181,19 +183,6 @@ fn the_active_gauge_is_exact_under_threads() {
 
 fn count(line: &str) -> u64 {
     line.rsplit_once(' ').unwrap().1.parse().unwrap()
-}
-
-/// In this binary no other test looks at the global recorder.
-#[test]
-fn the_layer_binds_at_the_first_stage() {
-    let book = Book::default();
-    let subscriber = Registry::default().with(MetricsLayer::default());
-    with_default(subscriber, || {
-        info_span!("pipeline", profile = "p").in_scope(|| error!("before there is a recorder"));
-        metrics::set_global_recorder(book.clone()).unwrap();
-        info_span!("x", stage_id = "a").in_scope(|| ());
-    });
-    assert!(book.counters().contains(&"quant_stage_total{stage_id=a,status=success} 1".to_owned()));
 }
 
 /// A layer that keeps the target and the message of every event.

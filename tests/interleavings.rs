@@ -12,8 +12,25 @@ mod schema;
 
 /// As `src/sync.rs`.
 mod sync {
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+
     pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, fence};
     pub(crate) use loom::thread::yield_now;
+
+    /// `loom` does not know the order of sequentially consistent accesses to different variables. What it gives follows
+    /// from exchanges of the flag alone, which are in one order with each other.
+    #[derive(Debug, Default)]
+    pub(crate) struct Flag(AtomicUsize);
+
+    impl Flag {
+        pub(crate) fn raise(&self) -> bool {
+            self.0.swap(1, Ordering::AcqRel) == 0
+        }
+
+        pub(crate) fn is_raised(&self) -> bool {
+            self.0.fetch_add(0, Ordering::AcqRel) != 0
+        }
+    }
 
     /// A thread that spins waits for another.
     pub(crate) fn spin_loop() {
@@ -21,13 +38,14 @@ mod sync {
     }
 }
 
-use std::sync::atomic::{AtomicUsize as Tally, Ordering::Relaxed};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
 
 use layer::index::place_of;
 use layer::open::{Found, NewSpan, SlotRef};
 use layer::outcome::Facts;
 use loom::sync::Arc;
-use loom::sync::atomic::AtomicUsize;
 use loom::thread::{self, JoinHandle};
 use tracing::span::Id;
 
@@ -50,7 +68,7 @@ fn mark(found: Found<'_>) -> u64 {
 }
 
 fn open(spans: &OpenSpans, at: u64, mark: u64) -> SlotRef {
-    spans.claim(&id(at), span(mark), || true).unwrap().reference()
+    spans.claim(&id(at), span(mark)).unwrap().reference()
 }
 
 /// Closes it as the layer does: counts it if nobody did, and frees the slot. Returns what was counted.
@@ -62,9 +80,10 @@ fn close(spans: &OpenSpans, at: u64) -> Option<u64> {
     is_settled.then_some(counted)
 }
 
-/// Goes over the open spans as the end of the run does. Returns what was counted.
+/// Ends the run and goes over the open spans, as the layer does. Returns what was counted.
 fn end(spans: &OpenSpans) -> Vec<u64> {
     let mut counted = Vec::new();
+    assert!(spans.end(), "it ends once");
     for found in spans.taken() {
         let reference = found.reference();
         let mark = mark(found);
@@ -75,11 +94,10 @@ fn end(spans: &OpenSpans) -> Vec<u64> {
     counted
 }
 
-/// Closes the span with the id 1 and has another with it; what was counted of the two.
-fn close_and_reuse(spans: &OpenSpans) -> [Option<u64>; 2] {
-    let first = close(spans, 1);
-    open(spans, 1, 2);
-    [first, close(spans, 1)]
+/// Opens a span with the id 1 and closes it, unless the run is over; what was counted.
+fn open_and_close(spans: &OpenSpans, mark: u64) -> Option<u64> {
+    spans.claim(&id(1), span(mark))?;
+    close(spans, 1)
 }
 
 /// Runs it on a thread of its own.
@@ -94,21 +112,28 @@ fn neighbours(count: usize) -> Vec<u64> {
     (1..).filter(|id| bucket(*id) == bucket(1)).take(count).collect()
 }
 
-/// Tries a model, and says how many executions there were.
-fn model(name: &str, run: impl Fn() + Sync + Send + 'static) {
-    static EXECUTIONS: Tally = Tally::new(0);
-    EXECUTIONS.store(0, Relaxed);
+/// Tries a model. What is seen in its executions must be all that is listed and nothing else: what never happens proves
+/// nothing.
+fn model<T: Ord + std::fmt::Debug + Send + 'static>(
+    name: &str,
+    run: impl Fn() -> T + Sync + Send + 'static,
+    seen: &[T],
+) {
+    let executions = std::sync::Arc::new(Mutex::new(BTreeMap::new()));
     let mut builder = loom::model::Builder::new();
     // The most interruptions of one execution. Bugs in such structures show with two or three.
     builder.preemption_bound = Some(3);
     // For those who go over all slots.
     builder.max_branches = 100_000;
+    let tally = std::sync::Arc::clone(&executions);
     builder.check(move || {
-        EXECUTIONS.fetch_add(1, Relaxed);
-        run();
+        let result = run();
+        *tally.lock().unwrap().entry(result).or_insert(0) += 1;
     });
-    println!("{name}: {} executions", EXECUTIONS.load(Relaxed));
-    assert!(EXECUTIONS.load(Relaxed) > 50, "{name}: the threads hardly meet");
+    let executions = executions.lock().unwrap();
+    println!("{name}: {executions:?}");
+    assert_eq!(executions.keys().collect::<Vec<_>>(), seen.iter().collect::<Vec<_>>(), "{name}");
+    assert!(executions.values().sum::<usize>() > 50, "{name}: the threads hardly meet");
 }
 
 /// Two threads open and close spans of the same bucket.
@@ -127,57 +152,64 @@ fn neighbours_do_not_meet() {
     assert_eq!(spans.iter().count(), 0);
 }
 
-/// An id is used again while another thread holds a reference to the span that had it before.
-fn a_reference_does_not_reach_the_next_span_with_the_id() {
+/// An id is used again while another thread holds a reference to the span that had it before, as a child that reads what it
+/// inherits, and counts what it refers to. It reads the first span's values, or finds that it is gone.
+fn a_reference_does_not_reach_the_next_span_with_the_id() -> [Option<u64>; 2] {
     let spans = Arc::new(OpenSpans::new());
     let reference = open(&spans, 1, 1);
-    let closing = beside(&spans, close_and_reuse);
-    // As a child reads what it inherits, and as the end of the run counts what it refers to.
-    let looking = beside(&spans, move |spans| {
-        spans.get(reference).and_then(|found| {
-            let seen = mark(found);
-            if found.is_still(reference) {
-                assert_eq!(seen, 1, "the values of another span");
-            }
-            found.settle(reference).then_some(seen)
-        })
+    let closing = beside(&spans, |spans| {
+        let first = close(spans, 1);
+        [first, open_and_close(spans, 2)]
     });
-    let counted = looking.join().unwrap();
+    let looking = beside(&spans, move |spans| {
+        let Some(found) = spans.get(reference) else { return [None, None] };
+        let seen = mark(found);
+        let is_still = found.is_still(reference);
+        [is_still.then_some(seen), found.settle(reference).then_some(seen)]
+    });
+    let [seen, counted] = looking.join().unwrap();
     let [first, second] = closing.join().unwrap();
-    assert_eq!([counted, first].into_iter().flatten().collect::<Vec<_>>(), [1], "the first span counts once");
+    assert_eq!(counted.into_iter().chain(first).collect::<Vec<_>>(), [1], "the first span counts once");
     assert_eq!(second, Some(2), "the second span is its own");
-    assert!(spans.get(reference).is_none());
+    assert_eq!(spans.get(reference).map(mark), None);
+    [seen, counted]
 }
 
-/// The run ends while one span closes and another, in the same slot, opens and closes.
-fn at_the_end_of_the_run_each_span_counts_once() {
+/// The run ends while one span closes and another, with the same id and in the same slot, opens and closes: who counted
+/// which. The second is counted unless it is refused.
+fn at_the_end_of_the_run_each_span_counts_once() -> (Vec<u64>, [Option<u64>; 2]) {
     let spans = Arc::new(OpenSpans::new());
     open(&spans, 1, 1);
-    let working = beside(&spans, close_and_reuse);
+    let working = beside(&spans, |spans| {
+        let first = close(spans, 1);
+        let is_open = spans.claim(&id(1), span(2)).is_some();
+        (first, is_open, is_open.then(|| close(spans, 1)).flatten())
+    });
     let ending = beside(&spans, end);
-    let ended = ending.join().unwrap();
-    let of_thread = working.join().unwrap();
-    let mut counted: Vec<_> = ended.into_iter().chain(of_thread.into_iter().flatten()).collect();
+    let by_end = ending.join().unwrap();
+    let (first, is_open, second) = working.join().unwrap();
+    let mut counted: Vec<_> = by_end.iter().copied().chain(first).chain(second).collect();
     counted.sort_unstable();
-    assert_eq!(counted, [1, 2]);
+    assert_eq!(counted, if is_open { vec![1, 2] } else { vec![1] });
+    (by_end, [first, second])
 }
 
-/// One thread looks for a span that another is giving its slot: as a stage looks for its parent.
-fn what_is_found_is_whole() {
+/// One thread looks for a span that another is giving its slot: as a stage looks for its parent. It finds all of it or
+/// nothing.
+fn what_is_found_is_whole() -> Option<u64> {
     let spans = Arc::new(OpenSpans::new());
     // What the slot had before.
     open(&spans, 1, 1);
     close(&spans, 1);
     let opening = beside(&spans, |spans| open(spans, 1, 2));
     let looking = beside(&spans, |spans| {
-        if let Some(found) = spans.find_whole(&id(1)) {
-            let reference = found.reference();
-            assert_eq!(spans.get(reference).map(mark), Some(2));
-        }
+        let reference = spans.find_whole(&id(1))?.reference();
+        spans.get(reference).map(mark)
     });
     opening.join().unwrap();
-    looking.join().unwrap();
+    let seen = looking.join().unwrap();
     assert_eq!(close(&spans, 1), Some(2));
+    seen
 }
 
 /// Two threads open spans in a bucket that has one place left: one of them goes to the next level.
@@ -201,34 +233,32 @@ fn a_full_bucket_overflows_into_the_next_level() {
 }
 
 /// A span that is opened while the run ends is either not opened or seen by who goes over the open spans.
-fn a_span_that_opens_at_the_end_is_counted_or_refused() {
+fn a_span_that_opens_at_the_end_is_counted_or_refused() -> bool {
     let spans = Arc::new(OpenSpans::new());
-    let ended = Arc::new(AtomicUsize::new(0));
-    let opening = {
-        let (spans, ended) = (Arc::clone(&spans), Arc::clone(&ended));
-        // The layer's order is sequentially consistent on these two variables, which `loom` does not know: here both
-        // sides exchange the same one.
-        thread::spawn(move || {
-            spans.claim(&id(1), span(1), || ended.fetch_add(0, std::sync::atomic::Ordering::AcqRel) == 0).is_some()
-        })
-    };
-    let ending = {
-        let (spans, ended) = (Arc::clone(&spans), Arc::clone(&ended));
-        thread::spawn(move || {
-            ended.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-            end(&spans)
-        })
-    };
+    let opening = beside(&spans, |spans| spans.claim(&id(1), span(1)).is_some());
+    let ending = beside(&spans, end);
     let is_open = opening.join().unwrap();
-    let counted = ending.join().unwrap();
-    assert_eq!(counted, if is_open { vec![1] } else { vec![] });
+    assert_eq!(ending.join().unwrap(), if is_open { vec![1] } else { vec![] });
+    is_open
 }
 
 fn main() {
-    model("neighbours do not meet", neighbours_do_not_meet);
-    model("a reference does not reach the next span with the id", a_reference_does_not_reach_the_next_span_with_the_id);
-    model("at the end of the run each span counts once", at_the_end_of_the_run_each_span_counts_once);
-    model("what is found is whole", what_is_found_is_whole);
-    model("a full bucket overflows into the next level", a_full_bucket_overflows_into_the_next_level);
-    model("a span that opens at the end is counted or refused", a_span_that_opens_at_the_end_is_counted_or_refused);
+    model("neighbours do not meet", neighbours_do_not_meet, &[()]);
+    model(
+        "a reference does not reach the next span with the id",
+        a_reference_does_not_reach_the_next_span_with_the_id,
+        &[[None, None], [Some(1), None], [Some(1), Some(1)]],
+    );
+    model(
+        "at the end of the run each span counts once",
+        at_the_end_of_the_run_each_span_counts_once,
+        &[(vec![], [Some(1), None]), (vec![], [Some(1), Some(2)]), (vec![1], [None, None]), (vec![2], [Some(1), None])],
+    );
+    model("what is found is whole", what_is_found_is_whole, &[None, Some(2)]);
+    model("a full bucket overflows into the next level", a_full_bucket_overflows_into_the_next_level, &[()]);
+    model(
+        "a span that opens at the end is counted or refused",
+        a_span_that_opens_at_the_end_is_counted_or_refused,
+        &[false, true],
+    );
 }

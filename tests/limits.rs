@@ -4,6 +4,7 @@
 mod support;
 
 use support::Pipeline;
+use tracing::field::Empty;
 use tracing::{Span, error, info_span};
 
 fn limited(max: usize) -> Pipeline {
@@ -202,6 +203,96 @@ fn after_very_many_run_ids_a_new_stage_is_still_itself_where_there_is_room() {
     assert_eq!(now.failures(), ["b,q,error 1"]);
     assert_eq!(now.runs().len(), 2_000 + 2, "the limit, and an overflow set for each stage");
     assert_eq!(overflowed(&pipeline), f64::from(VERY_MANY - 2_000 + 1));
+}
+
+#[test]
+fn nested_same_stage_beyond_the_limit_is_not_counted() {
+    let pipeline = limited(2);
+    for run_id in 0..6 {
+        info_span!("x", stage_id = "a", run_id).in_scope(|| {
+            info_span!("helper", stage_id = "a", run_id).in_scope(|| {
+                info_span!("helper", stage_id = "a", run_id).in_scope(|| ());
+            });
+            let late = info_span!("helper", stage_id = Empty, run_id);
+            late.record("stage_id", "a");
+            let recorded = info_span!("helper", stage_id = Empty, run_id = Empty);
+            recorded.record("run_id", run_id);
+            recorded.record("stage_id", "a");
+        });
+    }
+    let now = pipeline.now();
+    assert_eq!(now.totals(), ["a 6 0"]);
+    assert_eq!(now.runs(), ["a,,0 1", "a,,1 1", "a,,_overflow 4"]);
+}
+
+#[test]
+fn nested_stage_of_another_run_beyond_the_limit_is_counted() {
+    let pipeline = limited(2);
+    for run_id in 0..6 {
+        // The stage inherits its run id.
+        let _root = info_span!("pipeline", run_id).entered();
+        info_span!("x", stage_id = "a").in_scope(|| {
+            info_span!("helper", stage_id = "a", run_id).in_scope(|| ());
+            info_span!("other run", stage_id = "a", run_id = run_id + 10).in_scope(|| {
+                info_span!("helper", stage_id = "a", run_id = run_id + 10).in_scope(|| ());
+            });
+        });
+    }
+    assert_eq!(pipeline.now().totals(), ["a 12 0"]);
+}
+
+/// The run id of the outer stage had no label when it opened; when the inner one opens, its text has one, as a stage id.
+#[test]
+fn nested_same_stage_is_recognized_though_its_run_id_got_a_label_meanwhile() {
+    let pipeline = limited(1);
+    drop(stage("a", "", "first"));
+    info_span!("x", stage_id = "a", run_id = "second").in_scope(|| {
+        info_span!("x", stage_id = "second").in_scope(|| ());
+        info_span!("helper", stage_id = "a", run_id = "second").in_scope(|| ());
+        info_span!("helper", stage_id = "a", run_id = "third").in_scope(|| ());
+    });
+    let now = pipeline.now();
+    let a = [("stage_id", "a"), ("status", "success")];
+    assert_eq!(now.exposition.expect("quant_stage_total", &a), 3.0);
+}
+
+#[test]
+fn after_very_many_profiles_a_new_stage_is_still_itself() {
+    let pipeline = Pipeline::start();
+    for profile in 0..140_000 {
+        drop(info_span!("x", stage_id = "a", profile));
+    }
+    info_span!("x", stage_id = "late").in_scope(|| ());
+    info_span!("x", stage_id = "late.outer").in_scope(|| {
+        info_span!("x", stage_id = "late.inner").in_scope(|| ());
+    });
+    let now = pipeline.now();
+    assert_eq!(now.totals(), ["a 140000 0", "late 1 0", "late.inner 1 0", "late.outer 1 0"]);
+}
+
+#[test]
+fn after_very_many_run_ids_that_no_stage_has_a_new_profile_is_still_itself() {
+    let pipeline = Pipeline::start();
+    for run_id in 0..140_000 {
+        drop(info_span!("request", run_id));
+    }
+    drop(info_span!("x", stage_id = "a", profile = "new"));
+    assert_eq!(pipeline.now().runs(), ["a,new, 1"]);
+}
+
+#[test]
+fn after_very_many_stage_ids_each_stage_is_counted_once() {
+    let pipeline = limited(2);
+    for stage_id in 0..140_000 {
+        drop(info_span!("x", stage_id));
+    }
+    info_span!("x", stage_id = "outer").in_scope(|| {
+        info_span!("helper", stage_id = "outer").in_scope(|| ());
+        info_span!("x", stage_id = "inner").in_scope(|| info_span!("helper", stage_id = "inner").in_scope(|| ()));
+    });
+    let now = pipeline.now();
+    assert_eq!(now.totals(), ["0 1 0", "1 1 0", "_overflow 140000 0"]);
+    assert_eq!(overflowed(&pipeline), 140_000.0);
 }
 
 #[test]

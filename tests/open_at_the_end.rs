@@ -129,12 +129,37 @@ fn one_that_returned_finished_though_its_span_is_held_open() {
 }
 
 #[test]
-fn one_that_returned_an_error_and_is_held_open_is_unfinished() {
+fn returned_error_held_open_ends_as_error() {
+    for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
+        let pipeline = Pipeline::under(policy);
+        spawns(Err(1)).unwrap_err();
+        pass();
+        let ended = pipeline.end();
+        drop(DETACHED.take());
+        assert_eq!(ended.last.failures(), ["a,,error 1"]);
+        assert!(ended.last.seconds("a") < PAUSE.as_secs_f64());
+        assert!(ended.heard().is_empty(), "it is not open for want of an end: {:?}", ended.heard());
+    }
+}
+
+/// As a stored error does that keeps a `SpanTrace`: each keeps its span open.
+#[test]
+fn returned_errors_kept_to_the_end_are_errors() {
+    #[instrument(fields(stage_id = id), err)]
+    fn fails(id: &str) -> Result<(), String> {
+        KEPT.with_borrow_mut(|kept| kept.push(tracing::Span::current()));
+        Err("no".to_owned())
+    }
+    thread_local! {
+        static KEPT: std::cell::RefCell<Vec<tracing::Span>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
     let pipeline = Pipeline::start();
-    spawns(Err(1)).unwrap_err();
+    for _ in 0..3 {
+        fails("a").unwrap_err();
+    }
     let ended = pipeline.end();
-    drop(DETACHED.take());
-    assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
+    assert_eq!(KEPT.take().len(), 3);
+    assert_eq!(ended.last.failures(), ["a,,error 3"]);
 }
 
 #[test]
@@ -162,6 +187,7 @@ fn a_warning_names_each() {
     let entered = open[1].clone().entered();
     let ended = pipeline.end();
     drop((entered, open));
+    assert_eq!(ended.last.totals(), ["alpha.inference 0 1", "foundation.ingest 0 1", "named 0 1"]);
     let mut heard = ended.heard();
     heard.sort();
     assert_eq!(heard.len(), 3, "{heard:#?}");
@@ -252,8 +278,7 @@ fn a_panic_that_drops_the_guard_interrupts_what_is_open() {
     drop((waits, DETACHED.take()));
     assert!(ended.result && returned.is_ok());
     assert!(!ended.last.has("quant_run_last_success_timestamp_seconds"));
-    let failures = ended.last.failures();
-    assert!(failures.contains(&"waits,,interrupted 1".to_owned()), "{failures:?}");
-    // It was left by the panic before the guard was dropped.
-    assert!(failures.contains(&"entered,,panic 1".to_owned()), "{failures:?}");
+    // `entered` was left by the panic before the guard was dropped.
+    assert_eq!(ended.last.failures(), ["entered,,panic 1", "waits,,interrupted 1"]);
+    assert_eq!(ended.last.totals(), ["a 1 0", "entered 0 1", "waits 0 1"]);
 }

@@ -54,6 +54,24 @@ fn a_stage_id_that_is_never_recorded_is_the_name_of_the_span() {
 }
 
 #[test]
+fn nothing_shows_a_stage_whose_id_is_not_known_yet() {
+    let pipeline = Pipeline::start();
+    let stage = info_span!("ingest", stage_id = Empty);
+    stage.in_scope(|| {
+        assert_eq!(pipeline.guard().report().stages().count(), 0);
+        assert!(pipeline.now().totals().is_empty() && pipeline.now().active().is_empty());
+    });
+    stage.record("stage_id", "foundation.ingest");
+    let report = pipeline.guard().report();
+    assert_eq!(report.stage("foundation.ingest").map(|stage| stage.open()), Some(1));
+    drop(stage);
+    let unnamed = info_span!("policy", stage_id = Empty);
+    assert_eq!(pipeline.guard().report().stages().count(), 1);
+    drop(unnamed);
+    assert_eq!(pipeline.now().totals(), ["foundation.ingest 1 0", "policy 1 0"]);
+}
+
+#[test]
 fn a_stage_id_recorded_late_counts() {
     let pipeline = Pipeline::start();
     let span = info_span!("ingest", stage_id = Empty);

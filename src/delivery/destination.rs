@@ -121,17 +121,21 @@ impl Destination {
         }
     }
 
-    /// Delivers the last state of the process.
+    /// Delivers the last state of the process. `earlier`: completes when no other delivery is on its way.
     pub(super) async fn deliver_finally(
         self,
         source: Arc<dyn Source>,
         moment: Moment,
         deadline: Instant,
+        earlier: impl Future<Output = ()>,
     ) -> Result<(), Error> {
         let budget = Budget { deadline, last: true, hurry: Arc::default() };
         match self {
-            Self::Gateway(gateway) => gateway.deliver_finally(&source, &moment, &budget).await,
-            other => other.deliver(source, moment, budget, true).await,
+            Self::Gateway(gateway) => gateway.deliver_finally(&source, &moment, &budget, earlier).await,
+            other => {
+                earlier.await;
+                other.deliver(source, moment, budget, true).await
+            }
         }
     }
 }
@@ -217,10 +221,17 @@ impl GatewayDestination {
     }
 
     /// The payload is written to the spool and pushed at the same time: a slow disk does not cost the push, and a slow
-    /// gateway does not cost the file.
-    async fn deliver_finally(&self, source: &Arc<dyn Source>, moment: &Moment, budget: &Budget) -> Result<(), Error> {
+    /// gateway does not cost the file. `earlier` is waited for by the push alone.
+    async fn deliver_finally(
+        &self,
+        source: &Arc<dyn Source>,
+        moment: &Moment,
+        budget: &Budget,
+        earlier: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
         let deadline = budget.deadline;
         let Some(spool) = &self.spool else {
+            earlier.await;
             let exposition = moment.text(source, deadline).await?;
             return self.push_last(source, exposition, budget).await?.into_result();
         };
@@ -229,6 +240,7 @@ impl GatewayDestination {
         let is_delivered = Arc::new(AtomicBool::new(false));
         let payload = spool.payload(&self.gateway, exposition.clone());
         let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&is_delivered)));
+        earlier.await;
         let carried = self.carry_over(spool, deadline).await;
         let exposition = carried.complete(exposition);
         match self.push_last(source, exposition.clone(), budget).await {

@@ -116,8 +116,7 @@ impl DestinationQueue {
         source.on_event(event);
     }
 
-    /// The final delivery. A delivery on its way has half of the time to end, so that the destination gets the two in
-    /// order, and is aborted then.
+    /// The final delivery.
     pub(super) async fn finish(
         mut self,
         source: Arc<dyn Source>,
@@ -127,25 +126,30 @@ impl DestinationQueue {
         for waiter in self.waiting.drain(..) {
             waiter.notify(Err(Error::new(Kind::Delivery, "the final flush came first")));
         }
-        if let Some(InFlight { mut task, waiters, superseded }) = self.in_flight.take() {
-            superseded.notify_one();
-            let now = Instant::now();
-            let half = now + deadline.saturating_duration_since(now) / 2;
-            let ended = timeout_at(half, &mut task).await;
-            let result = ended.map(|ended| flatten(&self.destination, ended)).unwrap_or_else(|_| {
-                task.abort();
-                let text = format!("the delivery to {} was aborted by the final flush", self.destination);
-                Err(Error::new(Kind::Timeout, text))
-            });
-            // An aborted task is dropped before the next request is sent.
-            if !task.is_finished() {
-                let _ = (&mut task).await;
-            }
-            notify_all(waiters, result);
-        }
-        let delivery = tokio::spawn(self.destination.clone().deliver_finally(source, moment, deadline));
-        flatten(&self.destination, delivery.await)
+        let destination = self.destination.clone();
+        let earlier = end_in_flight(self.destination, self.in_flight, deadline);
+        let delivery = tokio::spawn(destination.clone().deliver_finally(source, moment, deadline, earlier));
+        flatten(&destination, delivery.await)
     }
+}
+
+/// Gives a delivery on its way half of the time to end, so that the destination gets the two in order, and aborts it then.
+async fn end_in_flight(destination: Destination, in_flight: Option<InFlight>, deadline: Instant) {
+    let Some(InFlight { mut task, waiters, superseded }) = in_flight else { return };
+    superseded.notify_one();
+    let now = Instant::now();
+    let half = now + deadline.saturating_duration_since(now) / 2;
+    let result = match timeout_at(half, &mut task).await {
+        Ok(ended) => flatten(&destination, ended),
+        Err(_) => {
+            task.abort();
+            // The next request is sent after this one is dropped.
+            let _ = task.await;
+            let text = format!("the delivery to {destination} was aborted by the final flush");
+            Err(Error::new(Kind::Timeout, text))
+        }
+    };
+    notify_all(waiters, result);
 }
 
 /// Waits for the next delivery that ends: its place among the queues, and its result.

@@ -87,6 +87,11 @@ impl Admission {
         self.levels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(all(test, feature = "pushgateway"))]
+    pub(crate) fn lock(&self) -> impl Sized {
+        self.levels()
+    }
+
     pub(crate) fn stage(&self, stage: Label) -> Label {
         self.levels().stages.admit(self.max, [stage])[0]
     }
@@ -122,14 +127,15 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
+    use super::super::labels::Role;
     use super::*;
 
     const O: Label = Label::OVERFLOW;
 
     #[test]
     fn beyond_the_limit_a_set_keeps_what_the_metric_knows_of_it() {
-        let labels = Labels::new();
-        let label = |text| labels.intern(text);
+        let labels = Labels::new(2_000);
+        let label = |text| labels.intern(Role::Stage, text);
         let [a, b, p, q, r1, r2, r3] = ["a", "b", "p", "q", "r1", "r2", "r3"].map(label);
         let admission = Admission::new(2);
         assert_eq!(admission.set([a, p, r1]), [a, p, r1]);
@@ -144,8 +150,8 @@ mod tests {
 
     #[test]
     fn each_metric_has_its_own_limit() {
-        let labels = Labels::new();
-        let [a, b, c, p, q] = ["a", "b", "c", "p", "q"].map(|text| labels.intern(text));
+        let labels = Labels::new(2_000);
+        let [a, b, c, p, q] = ["a", "b", "c", "p", "q"].map(|text| labels.intern(Role::Stage, text));
         let admission = Admission::new(2);
         assert_eq!(admission.pair([a, p]), [a, p]);
         assert_eq!(admission.pair([a, q]), [a, q]);
@@ -156,10 +162,14 @@ mod tests {
 
     #[test]
     fn the_label_with_the_most_values_is_named_once() {
-        let labels = Labels::new();
+        let labels = Labels::new(2_000);
         let admission = Admission::new(3);
         for n in 0..3 {
-            admission.set([labels.intern("a"), labels.intern("p"), labels.intern(&format!("run-{n}"))]);
+            admission.set([
+                labels.intern(Role::Stage, "a"),
+                labels.intern(Role::Stage, "p"),
+                labels.intern(Role::Stage, &format!("run-{n}")),
+            ]);
         }
         let overflow = admission.overflow_once(&labels).unwrap();
         assert_eq!((overflow.label, overflow.values, overflow.max), ("run_id", 3, 3));

@@ -193,6 +193,17 @@ impl Callsites {
         found
     }
 
+    #[cfg(all(test, feature = "pushgateway"))]
+    pub(crate) fn lock(&self) -> impl Sized {
+        self.known.lock()
+    }
+
+    /// Whether something was decided about it.
+    pub(crate) fn has(&self, meta: &'static Metadata<'static>) -> bool {
+        let address = address(meta);
+        self.known.find(mix(address), |callsite| self::address(callsite.meta) == address).is_some()
+    }
+
     /// What was decided about it; decides now where nobody registered it.
     #[inline]
     pub(crate) fn find(&self, meta: &'static Metadata<'static>) -> (Number, &Callsite) {

@@ -1,11 +1,12 @@
 //! What the runs of one label set add up to: how long they took, by bucket and outcome.
 //!
-//! How many succeeded, how many failed and the sum follow from two additions a run, so that the histogram and the totals
-//! agree. Durations are integers here, in nanoseconds.
+//! The histogram, the totals and the failures by reason all follow from one row of bucket counters per outcome, so that
+//! they agree when they are read together. Durations are integers here, in nanoseconds.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use super::outcome::{Outcome, Reason};
 use crate::buckets::{Counts, Snapshot};
 
 /// Upper bounds of buckets.
@@ -47,14 +48,13 @@ fn longest_within(bound: f64) -> u64 {
     nanos
 }
 
-/// Ways to end: a row of buckets each.
-const OUTCOMES: usize = 2;
-
 #[derive(Debug)]
 #[repr(align(128))] // Threads at different label sets do not wait for each other.
 pub(crate) struct Durations {
     bounds: Arc<Bounds>,
-    counts: [Counts; OUTCOMES],
+    succeeded: Counts,
+    /// By reason. Most label sets never fail: a row is allocated with its first failure.
+    failed: [OnceLock<Counts>; Reason::COUNT],
     total_nanos: AtomicU64,
     slowest_nanos: AtomicU64,
     /// Its place in the order in which label sets first finished; zero: none did.
@@ -65,16 +65,24 @@ pub(crate) struct Durations {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sums {
     pub(crate) succeeded: u64,
-    pub(crate) failed: u64,
+    /// By reason.
+    pub(crate) failed: [u64; Reason::COUNT],
     pub(crate) total_nanos: u64,
     pub(crate) slowest_nanos: u64,
     pub(crate) first_finished: u64,
 }
 
+impl Sums {
+    pub(crate) fn failures(&self) -> u64 {
+        self.failed.iter().sum()
+    }
+}
+
 impl Durations {
     pub(crate) fn new(bounds: Arc<Bounds>) -> Self {
         Self {
-            counts: [(); OUTCOMES].map(|()| Counts::new(bounds.buckets())),
+            succeeded: Counts::new(bounds.buckets()),
+            failed: [const { OnceLock::new() }; Reason::COUNT],
             bounds,
             total_nanos: AtomicU64::new(0),
             slowest_nanos: AtomicU64::new(0),
@@ -84,11 +92,15 @@ impl Durations {
 
     /// `finished`: counts the label sets that did.
     #[inline]
-    pub(crate) fn add(&self, nanos: u64, is_failure: bool, finished: &AtomicU64) {
+    pub(crate) fn add(&self, nanos: u64, outcome: Outcome, finished: &AtomicU64) {
         if self.first_finished.load(Ordering::Relaxed) == 0 {
             self.note_first(finished);
         }
-        self.counts[usize::from(is_failure)].add(self.bounds.bucket(nanos), 1);
+        let row = match outcome {
+            Outcome::Success => &self.succeeded,
+            Outcome::Failure(reason) => self.failed[reason as usize].get_or_init(|| Counts::new(self.bounds.buckets())),
+        };
+        row.add(self.bounds.bucket(nanos), 1);
         self.total_nanos.fetch_add(nanos, Ordering::Relaxed);
         if self.slowest_nanos.load(Ordering::Relaxed) < nanos {
             self.slowest_nanos.fetch_max(nanos, Ordering::Relaxed);
@@ -102,23 +114,26 @@ impl Durations {
     }
 
     pub(crate) fn sums(&self) -> Sums {
-        let [succeeded, failed] = self.counts.each_ref().map(|row| row.iter().sum());
-        self.with_counts(succeeded, failed)
+        self.sum_rows(|row| row.iter().sum())
     }
 
     /// The histogram and the sums at one moment: they agree in how many runs there were.
     pub(crate) fn read(&self) -> (Sums, Snapshot) {
-        let [succeeded, failed] = self.counts.each_ref().map(|row| row.iter().collect::<Vec<u64>>());
-        let sums = self.with_counts(succeeded.iter().sum(), failed.iter().sum());
-        let counts =
-            succeeded.iter().zip(&failed).map(|(one, other)| one + other).take(self.bounds.buckets()).collect();
+        let mut counts = vec![0; self.bounds.buckets()];
+        let sums = self.sum_rows(|row| {
+            // Each counter is read once, for the histogram and for the sums.
+            counts.iter_mut().zip(row.iter()).fold(0, |sum, (bucket, count)| {
+                *bucket += count;
+                sum + count
+            })
+        });
         (sums, Snapshot { counts, sum: sums.total_nanos as f64 / 1e9 })
     }
 
-    fn with_counts(&self, succeeded: u64, failed: u64) -> Sums {
+    fn sum_rows(&self, mut sum: impl FnMut(&Counts) -> u64) -> Sums {
         Sums {
-            succeeded,
-            failed,
+            succeeded: sum(&self.succeeded),
+            failed: self.failed.each_ref().map(|row| row.get().map_or(0, &mut sum)),
             total_nanos: self.total_nanos.load(Ordering::Relaxed),
             slowest_nanos: self.slowest_nanos.load(Ordering::Relaxed),
             first_finished: self.first_finished.load(Ordering::Relaxed),
@@ -129,7 +144,7 @@ impl Durations {
 impl std::ops::AddAssign for Sums {
     fn add_assign(&mut self, other: Self) {
         self.succeeded += other.succeeded;
-        self.failed += other.failed;
+        self.failed.iter_mut().zip(other.failed).for_each(|(sum, more)| *sum += more);
         self.total_nanos = self.total_nanos.saturating_add(other.total_nanos);
         self.slowest_nanos = self.slowest_nanos.max(other.slowest_nanos);
         // Zero, which is none, becomes the largest.
@@ -150,13 +165,19 @@ mod tests {
     #[test]
     fn runs_are_counted_up_to_and_with_their_bound() {
         let (durations, finished) = (durations(&[-1.0, 0.0, 0.001, 1.0]), AtomicU64::new(4));
-        for (nanos, is_failure) in [(0, false), (1, false), (1_000_000, true), (1_000_001, false), (u64::MAX / 2, true)]
+        let [error, panic] = [Reason::Error, Reason::Panic].map(Outcome::Failure);
+        let success = Outcome::Success;
+        let longest = u64::MAX / 2;
+        for (nanos, outcome) in
+            [(0, success), (1, success), (1_000_000, error), (1_000_001, success), (1_000_002, error), (longest, panic)]
         {
-            durations.add(nanos, is_failure, &finished);
+            durations.add(nanos, outcome, &finished);
         }
-        assert_eq!(durations.read().1.counts, [0, 1, 2, 1, 1]);
-        let total_nanos = 2_000_002 + u64::MAX / 2;
-        let sums = Sums { succeeded: 3, failed: 2, total_nanos, slowest_nanos: u64::MAX / 2, first_finished: 5 };
+        assert_eq!(durations.read().1.counts, [0, 1, 2, 2, 1]);
+        let total_nanos = 3_000_004 + longest;
+        let failed = [2, 1, 0, 0, 0];
+        let sums = Sums { succeeded: 3, failed, total_nanos, slowest_nanos: longest, first_finished: 5 };
+        assert_eq!(sums.failures(), 3);
         assert_eq!((durations.sums(), durations.read().0), (sums, sums));
         assert_eq!(durations.read().1.sum, total_nanos as f64 / 1e9);
     }
@@ -166,10 +187,11 @@ mod tests {
         let bounds: Vec<_> = (1..=40).map(f64::from).collect();
         let (durations, finished) = (durations(&bounds), AtomicU64::new(0));
         for second in 0..=40 {
-            durations.add(second * 1_000_000_000 + 1, second % 2 == 0, &finished);
+            let outcome = if second % 2 == 0 { Outcome::Failure(Reason::Error) } else { Outcome::Success };
+            durations.add(second * 1_000_000_000 + 1, outcome, &finished);
         }
         assert_eq!(durations.read().1.counts, [1; 41]);
-        assert_eq!((durations.sums().succeeded, durations.sums().failed), (20, 21));
+        assert_eq!((durations.sums().succeeded, durations.sums().failures()), (20, 21));
     }
 
     #[test]

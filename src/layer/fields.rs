@@ -6,6 +6,7 @@ use std::fmt::{self, Write};
 use tracing::field::{Field, FieldSet, Visit};
 
 use super::callsite::Inherited;
+use super::labels::{MAX_VALUE_BYTES, prefix};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 
 thread_local! {
@@ -79,8 +80,10 @@ pub(crate) struct SpanFields<'a> {
 
 /// The roles that are labels come first.
 const VALUES: usize = 3;
-/// More text than that is not compared as a whole, but value by value. No value ends where [`Shape::NO_VALUE`] does.
-const MAX_COMPARED: usize = (1 << Shape::BITS) - 2;
+/// What is kept of a value that is too long for a label: enough to see that it is.
+const MAX_KEPT: usize = MAX_VALUE_BYTES + 4;
+/// All values of one call fit what is compared. None ends where [`Shape::NO_VALUE`] does.
+const _: () = assert!(VALUES * MAX_KEPT < (1 << Shape::BITS) - 1);
 
 /// Which values a text has, and where. Texts that are equal in this and byte by byte have the same values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +128,7 @@ impl<'a> SpanFields<'a> {
     /// All values as one text, where they can be compared so.
     #[inline]
     pub(crate) fn compared(&self) -> Option<(&str, Shape)> {
-        if self.text.len() > MAX_COMPARED || self.is_repeated {
+        if self.is_repeated {
             return None;
         }
         let shape = self.values.iter().fold(0, |shape, value| {
@@ -176,7 +179,7 @@ impl Visit for SpanFields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         if let Some(role) = self.positions.role(field) {
             let begin = self.text.len();
-            self.text.push_str(value);
+            self.text.push_str(if value.len() <= MAX_KEPT { value } else { prefix(value, MAX_KEPT) });
             self.take(role, begin);
         }
     }
@@ -186,9 +189,27 @@ impl Visit for SpanFields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let Some(role) = self.positions.role(field) else { return };
         let begin = self.text.len();
+        let mut text = Truncating { text: &mut self.text, room: MAX_KEPT };
         // A `Debug` that fails prints what it printed until then.
-        let _ = write!(self.text, "{value:?}");
+        let _ = write!(text, "{value:?}");
         self.take(role, begin);
+    }
+}
+
+/// Writes as much as there is room for, and drops the rest. That is no error: a `Debug` of the application might take one
+/// for impossible and panic.
+struct Truncating<'a> {
+    text: &'a mut String,
+    room: usize,
+}
+
+impl Write for Truncating<'_> {
+    #[inline]
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        let more = if more.len() <= self.room { more } else { prefix(more, self.room) };
+        self.room -= more.len();
+        self.text.push_str(more);
+        Ok(())
     }
 }
 

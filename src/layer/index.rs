@@ -94,6 +94,12 @@ impl<T> InsertOnly<T> {
         (number as Number, &self.items[number])
     }
 
+    /// Keeps all others from inserting.
+    #[cfg(all(test, feature = "pushgateway"))]
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.inserting.lock().unwrap()
+    }
+
     fn enter(level: usize, words: &OnceLock<Box<[AtomicU64]>>, hash: u64, number: Number) {
         let words = words.get_or_init(|| (0..level_words(level)).map(|_| AtomicU64::new(0)).collect());
         let mask = words.len() - 1;

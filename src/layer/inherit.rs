@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::labels::{Label, Values};
+use super::labels::{Label, Labels, ValueHashes, Values};
 use super::open::{Found, OpenSpans, Slot, SlotRef};
 use super::outcome::Facts;
 
@@ -178,21 +178,54 @@ pub(crate) fn nearest_stage(open: &OpenSpans, from: SlotRef) -> Option<Found<'_>
 
 impl Inheritance {
     /// The stage that a span with these values, within `parent`, only repeats: the same id, and no profile or run id of
-    /// its own that differs.
-    pub(crate) fn repeated<'a>(&self, open: &'a OpenSpans, parent: SlotRef, own: Values) -> Option<Found<'a>> {
+    /// its own that differs. `hashes`: of the values, where one of them is beyond a limit.
+    pub(crate) fn repeated<'a>(
+        &self,
+        open: &'a OpenSpans,
+        labels: &Labels,
+        parent: SlotRef,
+        own: Values,
+        hashes: Option<&ValueHashes>,
+    ) -> Option<Found<'a>> {
         nearest_stage(open, parent).filter(|around| {
-            // Two values beyond a limit may be any two.
-            let same = |own: Label, around: Label| own.is_none() || (own == around && own != Label::OVERFLOW);
-            own.stage == around.stage() && {
-                let known = self.look(open, around.slot);
-                same(self.profile.or(own.profile), known.profile) && same(self.run_id.or(own.run_id), known.run_id)
-            }
+            let stage = around.stage();
+            let may_be_same = own.stage == stage || own.stage == Label::OVERFLOW || stage == Label::OVERFLOW;
+            may_be_same && self.is_repeated(open, labels, *around, own, hashes.copied().unwrap_or_default())
         })
     }
 
+    /// Different values beyond a limit have one label, and a value that has it may have had another before: then their
+    /// hashes are compared.
+    #[inline(never)]
+    fn is_repeated(
+        &self,
+        open: &OpenSpans,
+        labels: &Labels,
+        around: Found<'_>,
+        own: Values,
+        hashes: ValueHashes,
+    ) -> bool {
+        let hash_of = |label: Label, beyond: u64| {
+            if label == Label::OVERFLOW { beyond } else { labels.hash(labels.text(label)) }
+        };
+        let is_same = |own: Label, hash: u64, around: Label, hash_around: &dyn Fn() -> u64| {
+            if own == Label::OVERFLOW || around == Label::OVERFLOW {
+                return hash_of(own, hash) == hash_of(around, hash_around());
+            }
+            own == around
+        };
+        let known = self.look(open, around.slot);
+        let (profile, run_id) = (self.profile.or(own.profile), self.run_id.or(own.run_id));
+        let profile_around = || inherited_hash(open, around, |slot| (slot.profile(), slot.hashes().profile));
+        let run_id_around = || inherited_hash(open, around, |slot| (slot.run_id(), slot.hashes().run_id));
+        is_same(own.stage, hashes.stage, around.stage(), &|| around.hashes().stage)
+            && (profile.is_none() || is_same(profile, hashes.profile, known.profile, &profile_around))
+            && (run_id.is_none() || is_same(run_id, hashes.run_id, known.run_id, &run_id_around))
+    }
+
     /// Decides the same for a span whose stage id became known after it opened.
-    pub(crate) fn decide_part(&self, open: &OpenSpans, slot: &Slot) {
-        let part_of = self.repeated(open, slot.parent(), slot.values());
+    pub(crate) fn decide_part(&self, open: &OpenSpans, labels: &Labels, slot: &Slot) {
+        let part_of = self.repeated(open, labels, slot.parent(), slot.values(), Some(&slot.hashes()));
         if let Some(stage) = part_of
             && slot.facts().has(Facts::ERROR_EVENT.with(Facts::ERROR_WITHIN))
         {
@@ -206,4 +239,17 @@ impl Inheritance {
             },
         );
     }
+}
+
+/// The hash of the value that this span has, or inherits.
+fn inherited_hash(open: &OpenSpans, span: Found<'_>, own: impl Fn(&Slot) -> (Label, u64)) -> u64 {
+    let mut next = Some(span);
+    while let Some(span) = next {
+        let (label, hash) = own(span.slot);
+        if !label.is_none() {
+            return hash;
+        }
+        next = open.get(span.parent());
+    }
+    0
 }

@@ -16,10 +16,18 @@ const CUT: &str = "…";
 /// What stands for values beyond a limit.
 pub(crate) const OVERFLOW: &str = "_overflow";
 /// Different values kept. Beyond, a new one is taken as [`OVERFLOW`], so that memory stays bounded where a field
-/// takes new values for ever.
+/// takes new values for ever; see [`Role`].
 pub(crate) const MAX_LABELS: u32 = (1 << Label::BITS) - 2 - MARGIN;
 /// Threads that may add a value at the same moment, each having found that there is room for one.
 const MARGIN: u32 = 1_024;
+
+/// What a value stands for: decides how much of the room it may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Stage,
+    Profile,
+    RunId,
+}
 
 /// The number of a label value; zero is "no value".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -58,33 +66,57 @@ pub(crate) struct Values {
     pub(crate) run_id: Label,
 }
 
+impl Values {
+    pub(crate) fn contain(self, label: Label) -> bool {
+        [self.stage, self.profile, self.run_id].contains(&label)
+    }
+}
+
+/// The hashes of a span's values, where their labels are [`Label::OVERFLOW`]; of no meaning otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ValueHashes {
+    pub(crate) stage: u64,
+    pub(crate) profile: u64,
+    pub(crate) run_id: u64,
+}
+
 pub(crate) struct Labels {
     values: InsertOnly<Box<str>>,
     hasher: RandomState,
-    limit: u32,
+    /// How many values there may be before a new one of this role is beyond the limit.
+    limits: [u32; 3],
 }
 
 impl Labels {
-    pub(crate) fn new() -> Self {
-        Self::with_limit(MAX_LABELS)
+    /// `max_series`: the limit on label sets. There is room for so many different run ids, and where that leaves room,
+    /// so much is kept for profiles and for stage ids alone: neither run ids nor profiles can use it up.
+    pub(crate) fn new(max_series: usize) -> Self {
+        Self::with_limit(MAX_LABELS, u32::try_from(max_series).unwrap_or(MAX_LABELS))
     }
 
-    fn with_limit(limit: u32) -> Self {
-        let labels = Self { values: InsertOnly::new(), hasher: RandomState::default(), limit };
+    fn with_limit(limit: u32, max_series: u32) -> Self {
+        let reserved = max_series.min(limit.saturating_sub(max_series) / 2);
+        let limits = [limit, limit - reserved, limit - 2 * reserved];
+        let labels = Self { values: InsertOnly::new(), hasher: RandomState::default(), limits };
         for (value, number) in [("", Label::EMPTY), (OVERFLOW, Label::OVERFLOW)] {
-            let label = labels.intern(value);
+            let label = labels.intern(Role::Stage, value);
             debug_assert_eq!(label, number);
         }
         labels
     }
 
+    #[cfg(all(test, feature = "pushgateway"))]
+    pub(crate) fn lock(&self) -> impl Sized {
+        self.values.lock()
+    }
+
     /// The number of this value, cut where it is too long.
     #[inline]
-    pub(crate) fn intern(&self, value: &str) -> Label {
+    pub(crate) fn intern(&self, role: Role, value: &str) -> Label {
         if value.len() > MAX_VALUE_BYTES {
-            return self.intern_exact(&cut(value));
+            return self.intern_exact(role, &cut(value));
         }
-        self.intern_exact(value)
+        self.intern_exact(role, value)
     }
 
     /// The number of this value, if it has one.
@@ -96,17 +128,27 @@ impl Labels {
     }
 
     #[inline]
-    fn intern_exact(&self, value: &str) -> Label {
-        self.find_exact(value).unwrap_or_else(|hash| self.add(hash, value))
+    fn intern_exact(&self, role: Role, value: &str) -> Label {
+        self.find_exact(value).unwrap_or_else(|hash| self.add(role, hash, value))
+    }
+
+    /// The hash of this value, which tells it from others where both are beyond a limit.
+    pub(crate) fn hash(&self, value: &str) -> u64 {
+        if value.len() > MAX_VALUE_BYTES { self.hash_exact(&cut(value)) } else { self.hash_exact(value) }
+    }
+
+    #[inline]
+    fn hash_exact(&self, value: &str) -> u64 {
+        // The bytes alone: `hash_one` adds a mark for the end, which a value that stands alone does not need.
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(value.as_bytes());
+        hasher.finish()
     }
 
     /// The number, or the hash to add it with.
     #[inline]
     fn find_exact(&self, value: &str) -> Result<Label, u64> {
-        // The bytes alone: `hash_one` adds a mark for the end, which a value that stands alone does not need.
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write(value.as_bytes());
-        let hash = hasher.finish();
+        let hash = self.hash_exact(value);
         match self.values.find(hash, |known| **known == *value) {
             Some((number, _)) => Ok(Label(number + 1)),
             None => Err(hash),
@@ -114,8 +156,8 @@ impl Labels {
     }
 
     #[cold]
-    fn add(&self, hash: u64, value: &str) -> Label {
-        if self.values.get(self.limit - 1).is_some() {
+    fn add(&self, role: Role, hash: u64, value: &str) -> Label {
+        if self.values.get(self.limits[role as usize] - 1).is_some() {
             return Label::OVERFLOW;
         }
         Label(self.values.find_or_insert(hash, |known| **known == *value, || value.into()).0 + 1)
@@ -129,11 +171,14 @@ impl Labels {
 
 /// Cuts at a character boundary; the mark is within the limit.
 fn cut(value: &str) -> String {
-    let mut end = MAX_VALUE_BYTES - CUT.len();
-    while !value.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}{CUT}", &value[..end])
+    format!("{}{CUT}", prefix(value, MAX_VALUE_BYTES - CUT.len()))
+}
+
+/// At most so many bytes, in whole characters.
+#[cold]
+pub(crate) fn prefix(value: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(value.len())).rev().find(|end| value.is_char_boundary(*end));
+    &value[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]
@@ -143,13 +188,13 @@ mod tests {
 
     #[test]
     fn a_value_has_one_number_and_none_is_empty() {
-        let labels = Labels::new();
-        let a = labels.intern("foundation.ingest");
-        assert_eq!(labels.intern("foundation.ingest"), a);
-        assert_ne!(labels.intern("alpha.policy"), a);
+        let labels = Labels::new(2_000);
+        let a = labels.intern(Role::Stage, "foundation.ingest");
+        assert_eq!(labels.intern(Role::RunId, "foundation.ingest"), a, "whatever it stands for");
+        assert_ne!(labels.intern(Role::Stage, "alpha.policy"), a);
         assert_eq!(labels.text(a), "foundation.ingest");
-        assert_eq!(labels.intern(""), Label::EMPTY);
-        assert_eq!(labels.intern("_overflow"), Label::OVERFLOW);
+        assert_eq!(labels.intern(Role::Stage, ""), Label::EMPTY);
+        assert_eq!(labels.intern(Role::Stage, "_overflow"), Label::OVERFLOW);
         assert_eq!(labels.text(Label::NONE), "");
         assert_eq!(Label::NONE.or(a), a);
         assert_eq!(a.or(Label::EMPTY), a);
@@ -157,11 +202,33 @@ mod tests {
 
     #[test]
     fn beyond_the_limit_new_values_overflow_and_known_ones_stay() {
-        let labels = Labels::with_limit(10);
-        let known: Vec<_> = (0..8).map(|n| labels.intern(&n.to_string())).collect();
+        let labels = Labels::with_limit(10, 0);
+        let known: Vec<_> = (0..8).map(|n| labels.intern(Role::RunId, &n.to_string())).collect();
         assert!(!known.contains(&Label::OVERFLOW));
-        assert_eq!(labels.intern("8"), Label::OVERFLOW);
-        assert_eq!(labels.intern("3"), known[3]);
+        assert_eq!(labels.intern(Role::Stage, "8"), Label::OVERFLOW);
+        assert_eq!(labels.intern(Role::Stage, "3"), known[3]);
+    }
+
+    #[test]
+    fn run_ids_and_profiles_leave_room_for_stage_ids() {
+        // Two are there from the beginning.
+        let labels = Labels::with_limit(12, 3);
+        let interned = |role, prefix: &str| {
+            let values = (0..20).map(|n| labels.intern(role, &format!("{prefix}{n}")));
+            values.filter(|label| *label != Label::OVERFLOW).count()
+        };
+        assert_eq!(interned(Role::RunId, "run"), 4);
+        assert_eq!(interned(Role::Profile, "profile"), 3);
+        assert_eq!(interned(Role::Stage, "stage"), 3);
+    }
+
+    #[test]
+    fn there_is_room_for_as_many_run_ids_as_label_sets() {
+        for max_series in [1, 2_000, 100_000] {
+            let [stages, profiles, run_ids] = Labels::new(max_series).limits;
+            assert_eq!(stages, MAX_LABELS);
+            assert!(run_ids as usize >= max_series && run_ids < profiles && profiles < stages, "{max_series}");
+        }
     }
 
     #[test]
@@ -173,8 +240,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_long_value_is_cut_at_a_character_and_marked(value in "\\PC{0,400}") {
-            let labels = Labels::new();
-            let text = labels.text(labels.intern(&value)).to_owned();
+            let labels = Labels::new(2_000);
+            let text = labels.text(labels.intern(Role::Stage, &value)).to_owned();
             if value.len() <= MAX_VALUE_BYTES {
                 prop_assert_eq!(text, value);
             } else {

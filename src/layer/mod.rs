@@ -27,6 +27,7 @@ mod unwinding;
 mod warnings;
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use tracing::span::{Attributes, Id, Record};
@@ -62,7 +63,25 @@ use crate::schema::DEFAULT_NAMESPACE;
 /// [`MetricsLayer::builder`] makes the layer together with the recorder and the delivery;
 /// [`new`](MetricsLayer::new) makes the layer alone.
 pub struct MetricsLayer {
-    stages: Arc<Stages>,
+    stages: Attached,
+}
+
+/// The stages, as long as their layer is there.
+struct Attached(Arc<Stages>);
+
+impl Deref for Attached {
+    type Target = Stages;
+
+    fn deref(&self) -> &Stages {
+        &self.0
+    }
+}
+
+impl Drop for Attached {
+    /// A layer that another one replaces hears no more of the spans that are open. A subscriber goes after its last span.
+    fn drop(&mut self) {
+        self.0.detach();
+    }
 }
 
 impl MetricsLayer {
@@ -70,7 +89,8 @@ impl MetricsLayer {
     /// application has installed.
     ///
     /// It binds to that recorder at the first stage, which must be installed by then: a handle made before is silent
-    /// for ever. Buckets are that recorder's affair. Delivery, the gauges of the run and its resource usage come with
+    /// for ever. A local recorder (`metrics::with_local_recorder`) is used only where no global one is installed by then: a
+    /// handle outlives the code that the local one surrounds. Buckets are that recorder's affair. Delivery, the gauges of the run and its resource usage come with
     /// [`MetricsLayer::builder`].
     ///
     /// ```
@@ -98,7 +118,7 @@ impl MetricsLayer {
     }
 
     pub(crate) fn over(stages: Arc<Stages>) -> Self {
-        Self { stages }
+        Self { stages: Attached(stages) }
     }
 }
 
@@ -140,8 +160,8 @@ where
         self.stages.event(event, ctx);
     }
 
-    fn on_enter(&self, id: &Id, _: Context<'_, S>) {
-        self.stages.entered(id);
+    fn on_enter(&self, id: &Id, ctx: Context<'_, S>) {
+        self.stages.entered(id, &ctx);
     }
 
     fn on_exit(&self, id: &Id, _: Context<'_, S>) {

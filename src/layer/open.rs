@@ -3,25 +3,27 @@
 //! Only spans that matter have a slot: stages, those that bring a profile or a run id, and those that a stage looked
 //! further out from. Keys lie in buckets of eight, one cache line each, and a byte tells how many of a bucket were ever in
 //! use, so that the question most often asked, whether an id is here, is answered by that byte or one line more. When a
-//! bucket is full the next level, eight times as large, takes the span.
+//! bucket is full the next level, eight times as large, takes the span. Spans for which no level has a place, a million
+//! are open then, go to [`Crowd`], the one place where looking for a span takes a lock.
 //!
 //! **A reused or foreign id.** Ids are unique among open spans and are used again after they close. A slot's key goes
 //! when its span closes, before the id can come back, since the registry frees the id after the last layer was told.
 //! If that call never came (a layer taken out of its registry and put back), the layer releases what is left when a
 //! new span has the id. A reference from one slot to another also carries the slot's turn, which changes with every span.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tracing::span::Id;
 
 use super::entered::Entered;
 use super::index::{Number, place_of};
-use super::labels::{Label, Values};
+use super::labels::{Label, ValueHashes, Values};
 use super::outcome::Facts;
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
-use crate::sync::{AtomicU8, AtomicU32, AtomicU64, fence, spin_loop, yield_now};
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
 
 const BUCKET: usize = 8;
 /// Of the first level.
@@ -47,6 +49,8 @@ pub(crate) struct Slot {
     stage: AtomicU32,
     profile: AtomicU32,
     run_id: AtomicU32,
+    /// The hashes of its values, where their labels are `_overflow`.
+    hashes: [AtomicU64; 3],
     /// The number plus one of what its values and what it inherits come to, where that is remembered and holds.
     meaning: AtomicU32,
     /// Profile and run id with what it inherits, and when that was found out.
@@ -74,7 +78,7 @@ pub(crate) struct SlotRef(u64);
 
 impl SlotRef {
     pub(crate) const NONE: Self = Self(0);
-    const INDEX_BITS: u32 = 24;
+    const INDEX_BITS: u32 = 28;
 
     fn new(index: usize, turn: u64) -> Self {
         Self(turn << Self::INDEX_BITS | (index as u64 + 1))
@@ -209,6 +213,22 @@ impl Slot {
         self.meaning.store(0, Ordering::Relaxed);
     }
 
+    pub(crate) fn hashes(&self) -> ValueHashes {
+        let [stage, profile, run_id] = self.hashes.each_ref().map(|hash| hash.load(Ordering::Relaxed));
+        ValueHashes { stage, profile, run_id }
+    }
+
+    /// Keeps the hashes of those of the values that have the label `_overflow`.
+    #[cold]
+    pub(crate) fn set_hashes(&self, values: Values, hashes: ValueHashes) {
+        let of_values =
+            [(values.stage, hashes.stage), (values.profile, hashes.profile), (values.run_id, hashes.run_id)];
+        for (field, (_, hash)) in self.hashes.iter().zip(of_values).filter(|(_, (label, _))| *label == Label::OVERFLOW)
+        {
+            field.store(hash, Ordering::Relaxed);
+        }
+    }
+
     /// Takes over the values that are given.
     pub(crate) fn set_values(&self, given: Values) {
         self.forget_meaning();
@@ -314,6 +334,68 @@ impl Level {
     }
 }
 
+/// The spans for which the levels have no place. Grows to the most that were open at once, and their slots are used
+/// again.
+struct Crowd {
+    slots: boxcar::Vec<Slot>,
+    keys: boxcar::Vec<AtomicU64>,
+    places: Mutex<CrowdPlaces>,
+    open: AtomicU64,
+}
+
+#[derive(Default)]
+struct CrowdPlaces {
+    by_id: HashMap<u64, usize>,
+    free: Vec<usize>,
+}
+
+impl Crowd {
+    fn new() -> Self {
+        Self { slots: boxcar::Vec::new(), keys: boxcar::Vec::new(), places: Mutex::default(), open: AtomicU64::new(0) }
+    }
+
+    fn places(&self) -> MutexGuard<'_, CrowdPlaces> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: u64) -> Option<usize> {
+        if self.open.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.places().by_id.get(&id).copied()
+    }
+
+    fn claim(&self, id: u64) -> usize {
+        let mut places = self.places();
+        let place = places.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.keys.push(AtomicU64::new(0))
+        });
+        places.by_id.insert(id, place);
+        self.open.fetch_add(1, Ordering::AcqRel);
+        // As in `Level::claim`.
+        self.keys[place].store(id, Ordering::SeqCst);
+        place
+    }
+
+    #[cold]
+    fn release(&self, place: usize) {
+        let mut places = self.places();
+        let id = self.keys[place].swap(0, Ordering::AcqRel);
+        if places.by_id.remove(&id).is_some() {
+            places.free.push(place);
+            self.open.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The places that were ever in use. Under the lock: a span that takes a new one after this sees that the run has
+    /// ended, if it has.
+    fn used(&self) -> usize {
+        let _places = self.places();
+        self.keys.count()
+    }
+}
+
 /// `FIRST`: the buckets of the first level.
 pub(crate) struct OpenSpans<const FIRST: usize = BUCKETS> {
     /// How many places of each bucket of the first level were ever in use: the others need not be looked at. Most are
@@ -322,15 +404,39 @@ pub(crate) struct OpenSpans<const FIRST: usize = BUCKETS> {
     used: [AtomicU8; FIRST],
     first: Level,
     more: [OnceLock<Level>; LEVELS - 1],
+    crowd: Crowd,
+    /// The run is over: no span gets a slot any more.
+    ended: Flag,
 }
 
 impl<const FIRST: usize> OpenSpans<FIRST> {
+    /// Slots in all levels.
+    const IN_LEVELS: usize = FIRST * BUCKET * ((1 << (GROWTH as usize * LEVELS)) - 1) / ((1 << GROWTH) - 1);
+
     pub(crate) fn new() -> Self {
         Self {
             used: std::array::from_fn(|_| AtomicU8::new(0)),
             first: Level::new(FIRST, 0),
             more: [const { OnceLock::new() }; LEVELS - 1],
+            crowd: Crowd::new(),
+            ended: Flag::default(),
         }
+    }
+
+    /// From now on no span gets a slot, and those that have one are found by [`taken`](Self::taken). Whether this is the
+    /// first call.
+    pub(crate) fn end(&self) -> bool {
+        self.ended.raise()
+    }
+
+    #[inline]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.is_raised()
+    }
+
+    #[cfg(all(test, feature = "pushgateway"))]
+    pub(crate) fn lock(&self) -> impl Sized {
+        self.crowd.places()
     }
 
     /// Whether this span may have a slot: false, most often, for one that has none.
@@ -365,7 +471,13 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     #[cold]
     fn find_further(&self, id: u64) -> Option<Found<'_>> {
-        self.more.iter().map_while(OnceLock::get).find_map(|level| level.find(id, level.bucket_of(id), BUCKET))
+        let in_levels =
+            self.more.iter().map_while(OnceLock::get).find_map(|level| level.find(id, level.bucket_of(id), BUCKET));
+        in_levels.or_else(|| self.in_crowd(self.crowd.find(id)?))
+    }
+
+    fn in_crowd(&self, place: usize) -> Option<Found<'_>> {
+        Some(Found { slot: self.crowd.slots.get(place)?, index: Self::IN_LEVELS + place })
     }
 
     fn levels(&self) -> impl Iterator<Item = &Level> {
@@ -373,11 +485,11 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     }
 
     /// Gives a new span a slot. What an earlier span with this id may have left must be released before.
-    /// `None`: a million spans are open, or `wanted` said no once the place was taken.
-    #[inline]
-    pub(crate) fn claim(&self, id: &Id, span: NewSpan, wanted: impl FnOnce() -> bool) -> Option<Found<'_>> {
+    /// `None`: the run is over.
+    #[inline(always)]
+    pub(crate) fn claim(&self, id: &Id, span: NewSpan) -> Option<Found<'_>> {
         let found = self.take_place(id.into_u64())?;
-        if !wanted() {
+        if self.has_ended() {
             self.free_key(found);
             return None;
         }
@@ -407,10 +519,11 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     #[cold]
     fn take_place_further(&self, id: u64) -> Option<Found<'_>> {
-        self.more.iter().zip(1..).find_map(|(level, n)| {
+        let in_levels = self.more.iter().zip(1..).find_map(|(level, n)| {
             let level = level.get_or_init(|| Level::new(FIRST, n));
             level.claim(id, level.bucket_of(id), |_| ())
-        })
+        });
+        in_levels.or_else(|| self.in_crowd(self.crowd.claim(id)))
     }
 
     /// The span closed: its slot is free for another.
@@ -422,15 +535,19 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     #[inline]
     fn free_key(&self, found: Found<'_>) {
-        if let Some(key) = self.key(found) {
+        if let Some(place) = found.index.checked_sub(Self::IN_LEVELS) {
+            self.crowd.release(place);
+        } else if let Some(key) = self.key(found) {
             key.store(0, Ordering::Release);
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn key(&self, found: Found<'_>) -> Option<&AtomicU64> {
-        let level = self.level_of(found.index)?;
-        level.key(found.index - level.before)
+        match self.level_of(found.index) {
+            Some(level) => level.key(found.index - level.before),
+            None => self.crowd.keys.get(found.index.checked_sub(Self::IN_LEVELS)?),
+        }
     }
 
     /// The level a slot is in.
@@ -443,7 +560,6 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     }
 
     /// The span's id, as long as it has the slot.
-    #[cfg(feature = "trace-id")]
     pub(crate) fn id_of(&self, found: Found<'_>) -> Option<Id> {
         std::num::NonZeroU64::new(self.key(found)?.load(Ordering::Acquire)).map(Id::from_non_zero_u64)
     }
@@ -452,8 +568,10 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     #[inline]
     pub(crate) fn get(&self, reference: SlotRef) -> Option<Found<'_>> {
         let index = reference.index()?;
-        let level = self.level_of(index)?;
-        let found = Found { slot: level.slots.get(index - level.before)?, index };
+        let found = match self.level_of(index) {
+            Some(level) => Found { slot: level.slots.get(index - level.before)?, index },
+            None => self.in_crowd(index.checked_sub(Self::IN_LEVELS)?)?,
+        };
         (reference.is_turn(found.slot.turn()) && found.slot.phase() != Phase::Free).then_some(found)
     }
 
@@ -468,10 +586,11 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     }
 
     fn places(&self) -> impl Iterator<Item = Found<'_>> {
-        self.levels().flat_map(|level| {
+        let in_levels = self.levels().flat_map(|level| {
             let places = (0..level.buckets.len()).flat_map(|bucket| (0..BUCKET).map(move |place| (bucket, place)));
             places.filter_map(|(bucket, place)| level.found(bucket, place))
-        })
+        });
+        in_levels.chain((0..self.crowd.used()).filter_map(|place| self.in_crowd(place)))
     }
 
     /// The phase of the span in this place. One that is being written at this moment is waited for, within reason: that
@@ -501,7 +620,7 @@ mod tests {
     fn claim(open: &OpenSpans, id: u64, mark: u64) -> Found<'_> {
         evict(open, id);
         let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
-        open.claim(&Id::from_u64(id), span, || true).unwrap()
+        open.claim(&Id::from_u64(id), span).unwrap()
     }
 
     fn evict(open: &OpenSpans, id: u64) {
@@ -568,6 +687,37 @@ mod tests {
             assert_eq!(open.get(reference).unwrap().started.load(Ordering::Relaxed), id);
         }
         assert_eq!(open.iter().count(), 20_000);
+    }
+
+    #[test]
+    fn spans_beyond_all_levels_have_a_slot() {
+        const SPANS: u64 = 100_000;
+        let open = OpenSpans::<2>::new();
+        let claim = |id, mark| {
+            let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
+            open.claim(&Id::from_u64(id), span).unwrap().reference()
+        };
+        let references: Vec<_> = (1..=SPANS).map(|id| claim(id, id)).collect();
+        assert!(open.crowd.used() > 20_000, "{}", open.crowd.used());
+        for (id, reference) in (1..).zip(&references) {
+            let found = open.find(&Id::from_u64(id)).unwrap();
+            assert_eq!((found.reference(), found.started.load(Ordering::Relaxed)), (*reference, id));
+            assert_eq!(open.get(*reference).unwrap().started.load(Ordering::Relaxed), id);
+        }
+        assert_eq!(open.iter().count(), SPANS as usize);
+        let used = open.crowd.used();
+        for id in 1..=SPANS {
+            open.release(open.find(&Id::from_u64(id)).unwrap());
+        }
+        assert!(references.iter().all(|reference| open.get(*reference).is_none()));
+        assert_eq!((open.iter().count(), open.crowd.open.load(Ordering::Relaxed)), (0, 0));
+        (1..=SPANS).for_each(|id| {
+            claim(id, 2 * id);
+        });
+        assert_eq!(open.crowd.used(), used, "places are used again");
+        assert!(open.end() && !open.end());
+        assert!(open.claim(&Id::from_u64(SPANS + 1), NewSpan::default()).is_none());
+        assert_eq!(open.taken().count(), SPANS as usize);
     }
 
     #[test]

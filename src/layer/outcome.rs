@@ -82,7 +82,9 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    pub(crate) const COUNT: usize = 5;
+    /// In the order of their numbers.
+    pub(crate) const ALL: [Self; 5] = [Self::Error, Self::Panic, Self::Cancelled, Self::Interrupted, Self::Unfinished];
+    pub(crate) const COUNT: usize = Self::ALL.len();
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -114,6 +116,8 @@ impl Facts {
     pub(crate) const RETURNED_ERROR: Self = Self(1 << 5);
     /// Its own `ret` event.
     pub(crate) const RETURNED_VALUE: Self = Self(1 << 6);
+    /// Either of the two: its function is known to have returned.
+    pub(crate) const RETURNED: Self = Self(Self::RETURNED_ERROR.0 | Self::RETURNED_VALUE.0);
     /// `otel.status_code`.
     pub(crate) const DECLARED_OK: Self = Self(1 << 7);
     pub(crate) const DECLARED_ERROR: Self = Self(1 << 8);
@@ -188,7 +192,7 @@ impl FailurePolicy {
     pub(crate) fn outcome_at_end(self, facts: Facts, entered: bool, cut_off: bool) -> Outcome {
         if facts.has(Facts::PANICKED) {
             Outcome::Failure(Reason::Panic)
-        } else if facts.has(Facts::RETURNED_VALUE) && !entered {
+        } else if facts.has(Facts::RETURNED) && !entered {
             // It returned; only a child or a kept handle holds its span open.
             self.outcome(facts)
         } else if entered || cut_off {
@@ -261,6 +265,9 @@ mod tests {
                 assert_eq!(policy.outcome_at_end(Facts::RETURNED_VALUE, false, cut_off), Success);
                 assert_eq!(policy.outcome_at_end(Facts::RETURNED_VALUE, true, cut_off), Failure(Reason::Interrupted));
                 assert_eq!(policy.outcome_at_end(Facts::PANICKED, false, cut_off), Failure(Reason::Panic));
+                let returned_error = logged.with(Facts::RETURNED_ERROR);
+                assert_eq!(policy.outcome_at_end(returned_error, false, cut_off), Failure(Reason::Error));
+                assert_eq!(policy.outcome_at_end(returned_error, true, cut_off), Failure(Reason::Interrupted));
             }
         }
     }

@@ -52,6 +52,11 @@ impl Memory {
         Self { meanings: InsertOnly::new(), hasher: RandomState::default(), limit: 2 * max_series }
     }
 
+    #[cfg(all(test, feature = "pushgateway"))]
+    pub(crate) fn lock(&self) -> impl Sized {
+        self.meanings.lock()
+    }
+
     #[inline]
     fn hash(&self, given: &Given<'_>) -> u64 {
         let mut hasher = self.hasher.build_hasher();

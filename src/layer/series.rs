@@ -1,13 +1,13 @@
 //! Label set -> series, found by the numbers of their labels, and what the run's stages add up to.
 //!
-//! Three tables, one per set of labels: stages, pairs of stage and profile, and full sets. What every stage counts and
-//! what shows the latest state is kept here in atomics and given to the recorder when someone is about to look, unless
-//! nobody says when that is; failures by reason and overflows are counted there at once. Handles are registered before
-//! a table's lock is taken: that runs the recorder's code.
+//! Three tables, one per set of labels: stages, pairs of stage and profile, and full sets. What stages count and what
+//! shows the latest state is kept here in atomics and given to the recorder when someone is about to look, unless nobody
+//! says when that is. Handles are registered before a table's lock is taken: that runs the recorder's code.
 
+use std::collections::HashMap;
 #[cfg(feature = "trace-id")]
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -29,8 +29,6 @@ pub(crate) struct StageSeries {
     pub(crate) stage: Label,
     success: Counter,
     failure: Counter,
-    /// What those of its runs add up to that are in a series many share, since there were too many label sets.
-    in_overflow: OnceLock<Durations>,
     /// The trace of its last failure that has one.
     #[cfg(feature = "trace-id")]
     trace: Mutex<Option<TraceId>>,
@@ -65,6 +63,8 @@ pub(crate) struct PairSeries {
     last_success: AtomicU64,
     /// The success that was published last, and its Unix time: found out once, so that the value stays.
     published_success: Mutex<(u64, f64)>,
+    /// Where gauges are written at once: changes since a thread began to write them; zero: no thread is writing.
+    changes: AtomicU32,
     last_duration_gauge: OnceLock<Gauge>,
     last_success_gauge: OnceLock<Gauge>,
 }
@@ -72,21 +72,22 @@ pub(crate) struct PairSeries {
 /// No run has ended yet.
 const NEVER: u64 = u64::MAX;
 
-/// A full label set.
+/// How often a thread writes the gauges of a pair for others whose stages close meanwhile, before it goes on and leaves
+/// the rest to the next stage.
+const MAX_ROUNDS: usize = 100;
+
+/// A full label set. Beyond the limit one for each stage and pair whose runs are shown under its labels, so that what they
+/// add up to follows from it as well.
 pub(crate) struct SetSeries {
     key: Key,
     durations: Durations,
     /// Where each duration goes as it comes, if nobody reads them here.
     recorded: Option<Histogram>,
-    /// Its stage and its pair, since they follow from the key; none in an overflow set, which many share.
-    within: Option<Within>,
-}
-
-struct Within {
     stage: Arc<StageSeries>,
     stage_number: Number,
     pair: Arc<PairSeries>,
-    /// Whether one of them is an overflow series.
+    pair_number: Number,
+    /// Whether its runs count as beyond a limit: of its own labels, its stage or its pair.
     is_overflow: bool,
 }
 
@@ -145,6 +146,16 @@ impl Series {
         }
     }
 
+    #[cfg(all(test, feature = "pushgateway"))]
+    pub(crate) fn lock(&self) -> impl Sized {
+        let published: Vec<_> = self.pairs.iter().map(|pair| pair.published_success.lock().unwrap()).collect();
+        #[cfg(feature = "trace-id")]
+        let traces: Vec<_> = self.stages.iter().map(|stage| stage.trace.lock().unwrap()).collect();
+        #[cfg(not(feature = "trace-id"))]
+        let traces = ();
+        (self.admission.lock(), self.stages.lock(), self.pairs.lock(), self.sets.lock(), published, traces)
+    }
+
     /// Binds to the recorder, if that did not happen yet: describes the metrics and registers the overflow counter.
     pub(crate) fn bind(&self) -> &Counter {
         if let Some(overflow) = self.described.get() {
@@ -159,60 +170,57 @@ impl Series {
     /// `kept`: where the series of such a stage is kept for the next one.
     #[inline]
     pub(crate) fn finish(&self, labels: &Labels, end: Finished, kept: Option<&KeptSeries>) -> Option<Overflow> {
-        if let Some(set) = kept.and_then(OnceLock::get)
-            && let Some(within) = &set.within
-        {
-            self.count(labels, end, set, &within.stage, &within.pair);
+        if let Some(set) = kept.and_then(OnceLock::get) {
+            self.count(labels, end, set);
             return None;
         }
-        self.finish_further(labels, end, kept)
+        self.finish_slow(labels, end, kept)
     }
 
-    /// The same where the series has to be found.
+    /// Counts a finished stage whose series has to be found.
     #[cold]
-    fn finish_further(&self, labels: &Labels, end: Finished, kept: Option<&KeptSeries>) -> Option<Overflow> {
-        let place = self.place(labels, [end.stage, end.profile, end.run_id]);
-        let is_overflow = match &place.set.within {
-            Some(within) => within.is_overflow,
-            None => {
-                let durations = place.stage.in_overflow.get_or_init(|| Durations::new(Arc::default()));
-                durations.add(end.nanos, end.outcome != Outcome::Success, &self.finished);
-                true
+    fn finish_slow(&self, labels: &Labels, end: Finished, kept: Option<&KeptSeries>) -> Option<Overflow> {
+        let set = self.set(labels, [end.stage, end.profile, end.run_id]);
+        self.count(labels, end, set);
+        if !set.is_overflow {
+            if let Some(kept) = kept {
+                let _ = kept.set(Arc::clone(set));
             }
-        };
-        if let Some(kept) = kept
-            && !is_overflow
-        {
-            let _ = kept.set(Arc::clone(place.set));
-        }
-        self.count(labels, end, place.set, place.stage, place.pair);
-        if !is_overflow {
             return None;
         }
-        outward(|| self.bind().increment(1));
+        if self.sink.is_live() {
+            outward(|| self.bind().increment(1));
+        }
         self.admission.overflow_once(labels)
     }
 
     #[inline]
-    fn count(&self, labels: &Labels, end: Finished, set: &SetSeries, stage: &StageSeries, pair: &PairSeries) {
-        set.durations.add(end.nanos, end.outcome != Outcome::Success, &self.finished);
+    fn count(&self, labels: &Labels, end: Finished, set: &SetSeries) {
+        set.durations.add(end.nanos, end.outcome, &self.finished);
         if let Some(recorded) = &set.recorded {
             outward(|| recorded.record(end.nanos as f64 / 1e9));
         }
-        pair.last_duration.store(end.nanos, Ordering::Relaxed);
-        match end.outcome {
-            Outcome::Success => pair.last_success.store(end.ended.max(1), Ordering::Relaxed),
-            Outcome::Failure(reason) => outward(|| pair.failures(self, labels, reason).increment(1)),
+        set.pair.last_duration.store(end.nanos, Ordering::Relaxed);
+        if end.outcome == Outcome::Success {
+            // A stage that was held open may close after one that ended later.
+            set.pair.last_success.fetch_max(end.ended.max(1), Ordering::Relaxed);
         }
         #[cfg(feature = "trace-id")]
-        stage.note_trace(end.trace);
+        set.stage.note_trace(end.trace);
         if self.sink.is_live() {
-            outward(|| match end.outcome {
-                Outcome::Success => stage.success.increment(1),
-                Outcome::Failure(_) => stage.failure.increment(1),
-            });
-            pair.publish(self, labels);
+            self.count_eagerly(labels, end, set);
         }
+    }
+
+    fn count_eagerly(&self, labels: &Labels, end: Finished, set: &SetSeries) {
+        outward(|| match end.outcome {
+            Outcome::Success => set.stage.success.increment(1),
+            Outcome::Failure(reason) => {
+                set.stage.failure.increment(1);
+                set.pair.failures(self, labels, reason).increment(1);
+            }
+        });
+        set.pair.publish_eagerly(self, labels);
     }
 
     /// Whether a new run id can have a series of its own.
@@ -221,51 +229,56 @@ impl Series {
         !self.admission.sets_are_full()
     }
 
-    fn place(&self, labels: &Labels, key: Key) -> Place<'_> {
-        if let Some(set) = self.find_set(key)
-            && let Some(Within { stage, pair, .. }) = &set.within
-        {
-            return Place { set, stage, pair };
-        }
-        self.new_place(labels, key)
+    /// The series of this label set.
+    fn set(&self, labels: &Labels, key: Key) -> &Arc<SetSeries> {
+        let own = self.sets.find(hash(key), |set| set.key == key && !set.is_overflow);
+        own.map_or_else(|| self.new_set(labels, key), |(_, set)| set)
     }
 
     /// A label set seen for the first time, or one beyond the limit.
     #[cold]
-    fn new_place(&self, labels: &Labels, key: Key) -> Place<'_> {
+    fn new_set(&self, labels: &Labels, key: Key) -> &Arc<SetSeries> {
         self.bind();
         let [stage, profile, _] = key;
         let (stage_number, stage_series) = self.stage(labels, stage);
-        let (_, pair_series) = self.pair(labels, stage, profile);
-        // Once the limit is reached most new sets differ in the run id alone, and go where the last one went.
-        let shared = [stage, profile, Label::OVERFLOW];
-        let (admitted, set) = match self.find_set(shared) {
-            Some(set) if self.admission.sets_are_full() => (shared, Some(set)),
-            _ => {
-                let admitted = self.admission.set(key);
-                (admitted, self.find_set(admitted))
-            }
+        let (pair_number, pair_series) = self.pair(labels, stage, profile);
+        let find = |key: Key| {
+            let is = |set: &Arc<SetSeries>| set.is_overflow && set.is(key, stage_number, pair_number);
+            self.sets.find(overflow_hash(key, stage_number, pair_number), is).map(|(_, set)| set)
         };
-        let set = set.unwrap_or_else(|| {
-            let within = (admitted == key && !key.contains(&Label::OVERFLOW)).then(|| Within {
-                stage: Arc::clone(stage_series),
-                stage_number,
-                pair: Arc::clone(pair_series),
-                is_overflow: stage_series.stage == Label::OVERFLOW || pair_series.profile == Label::OVERFLOW,
-            });
-            let recorded = match self.bounds {
-                Some(_) => None,
-                None => Some(self.sink.histogram(&schema::STAGE_DURATION, &admitted.map(|label| labels.text(label)))),
-            };
-            let durations = Durations::new(self.bounds.clone().unwrap_or_default());
-            let set = Arc::new(SetSeries { key: admitted, durations, recorded, within });
-            self.sets.find_or_insert(hash(admitted), |set| set.key == admitted, || set).1
-        });
-        Place { set, stage: stage_series, pair: pair_series }
-    }
-
-    fn find_set(&self, key: Key) -> Option<&Arc<SetSeries>> {
-        self.sets.find(hash(key), |set| set.key == key).map(|(_, set)| set)
+        // Once the limit is reached most new sets differ in the run id alone, and go where the last one went.
+        let last = Some([stage, profile, Label::OVERFLOW]).filter(|_| self.admission.sets_are_full()).and_then(find);
+        last.unwrap_or_else(|| {
+            let admitted = self.admission.set(key);
+            let is_overflow = admitted != key
+                || key.contains(&Label::OVERFLOW)
+                || stage_series.stage == Label::OVERFLOW
+                || pair_series.profile == Label::OVERFLOW;
+            find(admitted).filter(|_| is_overflow).unwrap_or_else(|| {
+                let recorded = match self.bounds {
+                    Some(_) => None,
+                    None => {
+                        Some(self.sink.histogram(&schema::STAGE_DURATION, &admitted.map(|label| labels.text(label))))
+                    }
+                };
+                let set = SetSeries {
+                    key: admitted,
+                    durations: Durations::new(self.bounds.clone().unwrap_or_default()),
+                    recorded,
+                    stage: Arc::clone(stage_series),
+                    stage_number,
+                    pair: Arc::clone(pair_series),
+                    pair_number,
+                    is_overflow,
+                };
+                let hash =
+                    if is_overflow { overflow_hash(admitted, stage_number, pair_number) } else { hash(admitted) };
+                let is = |set: &Arc<SetSeries>| {
+                    set.is_overflow == is_overflow && set.is(admitted, stage_number, pair_number)
+                };
+                self.sets.find_or_insert(hash, is, || Arc::new(set)).1
+            })
+        })
     }
 
     /// The series of this stage. From then on both statuses exist.
@@ -283,7 +296,6 @@ impl Series {
                 stage,
                 success: counter("success"),
                 failure: counter("failure"),
-                in_overflow: OnceLock::new(),
                 #[cfg(feature = "trace-id")]
                 trace: Mutex::default(),
                 #[cfg(feature = "trace-id")]
@@ -312,6 +324,7 @@ impl Series {
                 last_duration: AtomicU64::new(NEVER),
                 last_success: AtomicU64::new(0),
                 published_success: Mutex::default(),
+                changes: AtomicU32::new(0),
                 last_duration_gauge: OnceLock::new(),
                 last_success_gauge: OnceLock::new(),
             };
@@ -328,28 +341,49 @@ impl Series {
         }
     }
 
-    /// Gives the recorder the latest state, and returns the histograms that are read here, of the same moment. `active`:
-    /// how many stages run now, by the number of the pair.
+    /// Gives the recorder the latest state, and returns the histograms that are read here, by label set. The counters are
+    /// of the same moment: all are set from the counts that the histograms are made of. `active`: how many stages run now,
+    /// by the number of the pair.
     pub(crate) fn publish(&self, active: impl Fn(Number) -> u64, labels: &Labels) -> Vec<(&SetSeries, Snapshot)> {
-        self.bind();
+        let overflow = self.bind();
         let mut histograms = Vec::with_capacity(if self.bounds.is_some() { self.sets.len() } else { 0 });
-        let read = self.sets.iter().map(|set| {
+        // Several overflow sets may be shown under the same labels.
+        let mut shared = HashMap::new();
+        let (mut by_stage, mut by_pair, mut overflowed) = (Vec::new(), Vec::new(), 0);
+        for set in self.sets.iter() {
             let (sums, histogram) = set.durations.read();
-            if set.recorded.is_none() {
-                histograms.push((&**set, histogram));
+            add_at(&mut by_stage, set.stage_number, sums);
+            add_at(&mut by_pair, set.pair_number, sums);
+            if set.is_overflow {
+                overflowed += sums.succeeded + sums.failures();
             }
-            (&**set, sums)
-        });
-        for (stage, sums) in self.by_stage(read) {
+            if set.recorded.is_some() {
+                continue;
+            }
+            match shared.get(&set.key).filter(|_| set.is_overflow).and_then(|at: &usize| histograms.get_mut(*at)) {
+                Some((_, sum)) => *sum += histogram,
+                None => {
+                    if set.is_overflow {
+                        shared.insert(set.key, histograms.len());
+                    }
+                    histograms.push((&**set, histogram));
+                }
+            }
+        }
+        for (stage, sums) in self.stages.iter().zip(with_none(by_stage)) {
             outward(|| {
                 stage.success.absolute(sums.succeeded);
-                stage.failure.absolute(sums.failed);
+                stage.failure.absolute(sums.failures());
             });
         }
-        for (number, pair) in self.pairs.iter().enumerate() {
+        for ((number, pair), sums) in self.pairs.iter().enumerate().zip(with_none(by_pair)) {
+            for (reason, count) in Reason::ALL.into_iter().zip(sums.failed).filter(|(_, count)| *count > 0) {
+                outward(|| pair.failures(self, labels, reason).absolute(count));
+            }
             outward(|| pair.active.set(active(number as Number) as f64));
             pair.publish(self, labels);
         }
+        outward(|| overflow.absolute(overflowed));
         histograms
     }
 
@@ -360,36 +394,29 @@ impl Series {
 
     /// The stages known so far, with what their runs add up to.
     pub(crate) fn totals(&self) -> impl Iterator<Item = (Label, StageTotals)> {
-        let sums = self.sets.iter().map(|set| (&**set, set.durations.sums()));
-        self.by_stage(sums).map(|(series, sums)| (series.stage, series.totals(sums)))
-    }
-
-    /// The stages, and what the sums of their label sets add up to.
-    fn by_stage<'a>(
-        &'a self,
-        by_set: impl Iterator<Item = (&'a SetSeries, Sums)>,
-    ) -> impl Iterator<Item = (&'a StageSeries, Sums)> {
-        let mut sums: Vec<Sums> = Vec::new();
-        for (set, of_set) in by_set {
-            if let Some(Within { stage_number, .. }) = set.within {
-                let at = stage_number as usize;
-                sums.resize(sums.len().max(at + 1), Sums::default());
-                sums[at] += of_set;
-            }
+        let mut by_stage = Vec::new();
+        for set in self.sets.iter() {
+            add_at(&mut by_stage, set.stage_number, set.durations.sums());
         }
-        self.stages.iter().zip(sums.into_iter().chain(std::iter::repeat(Sums::default()))).map(|(stage, mut sums)| {
-            if let Some(beyond) = stage.in_overflow.get() {
-                sums += beyond.sums();
-            }
-            (&**stage, sums)
-        })
+        self.stages.iter().zip(with_none(by_stage)).map(|(series, sums)| (series.stage, series.totals(sums)))
     }
 }
 
-struct Place<'a> {
-    set: &'a Arc<SetSeries>,
-    stage: &'a Arc<StageSeries>,
-    pair: &'a Arc<PairSeries>,
+fn add_at(sums: &mut Vec<Sums>, number: Number, more: Sums) {
+    let at = number as usize;
+    sums.resize(sums.len().max(at + 1), Sums::default());
+    sums[at] += more;
+}
+
+/// The sums in the order of their numbers, and none for those that have not ended yet.
+fn with_none(sums: Vec<Sums>) -> impl Iterator<Item = Sums> {
+    sums.into_iter().chain(std::iter::repeat(Sums::default()))
+}
+
+impl SetSeries {
+    fn is(&self, key: Key, stage: Number, pair: Number) -> bool {
+        self.key == key && self.stage_number == stage && self.pair_number == pair
+    }
 }
 
 impl StageSeries {
@@ -404,7 +431,7 @@ impl StageSeries {
     fn totals(&self, sums: Sums) -> StageTotals {
         StageTotals {
             succeeded: sums.succeeded,
-            failed: sums.failed,
+            failed: sums.failures(),
             total: Duration::from_nanos(sums.total_nanos),
             slowest: Duration::from_nanos(sums.slowest_nanos),
             first_finished: sums.first_finished,
@@ -443,12 +470,38 @@ impl PairSeries {
         }
     }
 
+    /// Publishes after a change, from any thread. One thread at a time writes, so that an older value never follows a
+    /// newer one; the others leave their change to that thread. It holds no lock, since the recorder may wait for another
+    /// thread that closes a stage.
+    fn publish_eagerly(&self, series: &Series, labels: &Labels) {
+        if self.changes.fetch_add(1, Ordering::AcqRel) != 0 {
+            return;
+        }
+        /// Lets the next thread write, where the recorder panics too.
+        struct Writing<'a>(&'a AtomicU32);
+        impl Drop for Writing<'_> {
+            fn drop(&mut self) {
+                self.0.store(0, Ordering::Release);
+            }
+        }
+        let writing = Writing(&self.changes);
+        let mut seen = 1;
+        for _ in 0..MAX_ROUNDS {
+            self.publish(series, labels);
+            match self.changes.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return std::mem::forget(writing),
+                Err(more) => seen = more,
+            }
+        }
+    }
+
     fn unix_time_of(&self, success: u64, clock: &quanta::Clock) -> f64 {
         let mut published = self.published_success.lock().unwrap_or_else(PoisonError::into_inner);
         if published.0 != success {
             let age = clock.delta(success, clock.raw());
-            let at = unix_time::now().saturating_sub(age);
-            *published = (success, at.as_secs_f64());
+            let at = unix_time::now().saturating_sub(age).as_secs_f64();
+            // The system's clock may have been set back.
+            *published = (success, at.max(published.1));
         }
         published.1
     }
@@ -472,4 +525,9 @@ impl PairSeries {
 fn hash(key: Key) -> u64 {
     let [stage, profile, run_id] = key.map(|label| u64::from(label.bits()));
     mix(stage << (2 * Label::BITS) | profile << Label::BITS | run_id)
+}
+
+/// Of an overflow set. Many may have the same key.
+fn overflow_hash(key: Key, stage: Number, pair: Number) -> u64 {
+    mix(hash(key) ^ (u64::from(stage) << 32 | u64::from(pair)))
 }

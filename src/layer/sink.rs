@@ -1,7 +1,9 @@
 //! Where the layer's records go: the `metrics` facade, or a recorder of our own.
 
 use std::cell::Cell;
-use std::sync::Arc;
+use std::panic::resume_unwind;
+use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Recorder};
 
@@ -38,6 +40,8 @@ pub(crate) struct Sink {
     recorder: Target,
     namespace: String,
     run_id_label: bool,
+    /// The address of the global recorder, if one was installed when the first handle was registered.
+    global: OnceLock<Option<usize>>,
 }
 
 #[derive(Clone)]
@@ -54,7 +58,7 @@ pub(crate) enum Target {
 
 impl Sink {
     pub(crate) fn new(recorder: Target, namespace: String, run_id_label: bool) -> Self {
-        Self { recorder, namespace, run_id_label }
+        Self { recorder, namespace, run_id_label, global: OnceLock::new() }
     }
 
     /// Whether every change must be written at once, since nobody asks before the recorder is read.
@@ -62,13 +66,23 @@ impl Sink {
         !matches!(self.recorder, Target::Own(_))
     }
 
-    fn with<T>(&self, f: impl FnOnce(&dyn Recorder) -> T) -> T {
+    fn with<T: Send>(&self, f: impl Fn(&dyn Recorder) -> T + Sync) -> T {
         outward(|| match &self.recorder {
-            Target::Facade => metrics::with_recorder(f),
+            Target::Facade => self.with_facade(f),
             Target::Own(recorder) => f(recorder),
             #[cfg(feature = "otlp")]
             Target::Shared(recorder) => f(recorder),
         })
+    }
+
+    /// Calls it with the global recorder. A recorder that is this thread's alone (`metrics::with_local_recorder`) is for
+    /// the code that it surrounds, and a handle is kept for good: it is used only where there is no global one.
+    fn with_facade<T: Send>(&self, f: impl Fn(&dyn Recorder) -> T + Sync) -> T {
+        let global = self.global.get_or_init(|| on_new_thread(|| metrics::with_recorder(address)).flatten());
+        if global.is_none() || metrics::with_recorder(address) == *global {
+            return metrics::with_recorder(f);
+        }
+        on_new_thread(|| outward(|| metrics::with_recorder(&f))).unwrap_or_else(|| metrics::with_recorder(&f))
     }
 
     /// Tells the recorder kind, unit and help text of every metric. Once per recorder.
@@ -116,4 +130,19 @@ impl Sink {
             .collect();
         Key::from_parts(metric.name(&self.namespace), labels)
     }
+}
+
+/// Where a recorder is. `None` for one of no size, which has no address of its own: that of `metrics` for where there is
+/// none is such a one.
+fn address(recorder: &dyn Recorder) -> Option<usize> {
+    (size_of_val(recorder) > 0).then(|| std::ptr::from_ref(recorder).addr())
+}
+
+/// Runs it on a thread of its own, which has no local recorder, and waits for it. `None` where there is no thread to be
+/// had.
+fn on_new_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, work).ok()?;
+        Some(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }

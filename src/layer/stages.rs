@@ -12,7 +12,7 @@ use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned
 use super::fields::{HasError, SpanFields};
 use super::index::Number;
 use super::inherit::{Epoch, Inheritance, Origin, Resolved, nearest_stage};
-use super::labels::{Label, Labels, Values};
+use super::labels::{Label, Labels, Role, ValueHashes, Values};
 use super::open::{Found, NewSpan, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
 use super::remembered::{Given, Memory};
@@ -55,7 +55,10 @@ pub(crate) struct Stages {
     pub(super) expected: Vec<Label>,
     /// Whether some thread gives a slot to a span that has none of its own, see `parent_further`.
     leading: AtomicBool,
-    pub(super) ended: AtomicBool,
+    /// Whether spans may have closed without this layer being told, since it was out of its subscriber.
+    may_have_missed: AtomicBool,
+    /// Whether the layer is gone: no span that is open will be closed any more.
+    is_detached: AtomicBool,
     warned_inert: AtomicBool,
     pub(super) outermost_finished: AtomicBool,
     pub(super) outermost_failed: AtomicBool,
@@ -73,12 +76,13 @@ struct Known {
 
 impl Stages {
     pub(crate) fn new(settings: Settings) -> Self {
-        let labels = Labels::new();
-        let fixed = |value: &Option<String>| {
-            value.as_deref().map_or(Origin::Spans, |value| Origin::Fixed(labels.intern(value)))
+        let labels = Labels::new(settings.max_series);
+        let fixed = |role, value: &Option<String>| {
+            value.as_deref().map_or(Origin::Spans, |value| Origin::Fixed(labels.intern(role, value)))
         };
-        let profile = fixed(&settings.profile);
-        let run_id = if settings.run_id_label { fixed(&settings.run_id) } else { Origin::Fixed(Label::EMPTY) };
+        let profile = fixed(Role::Profile, &settings.profile);
+        let run_id =
+            if settings.run_id_label { fixed(Role::RunId, &settings.run_id) } else { Origin::Fixed(Label::EMPTY) };
         let sink = Sink::new(settings.target, settings.namespace, settings.run_id_label);
         let stages = Self {
             callsites: Callsites::new(Inherited { profile: profile.is_spans(), run_id: run_id.is_spans() }),
@@ -89,10 +93,11 @@ impl Stages {
             policy: settings.policy,
             clock: settings.clock,
             diagnostics: settings.diagnostics,
-            expected: settings.expected_stages.iter().map(|stage| labels.intern(stage)).collect(),
+            expected: settings.expected_stages.iter().map(|stage| labels.intern(Role::Stage, stage)).collect(),
             labels,
             leading: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
+            may_have_missed: AtomicBool::new(false),
+            is_detached: AtomicBool::new(false),
             warned_inert: AtomicBool::new(false),
             outermost_finished: AtomicBool::new(false),
             outermost_failed: AtomicBool::new(false),
@@ -106,7 +111,15 @@ impl Stages {
     }
 
     pub(crate) fn register(&self, meta: &'static tracing::Metadata<'static>) {
+        // All callsites are registered once more when the layer is put back into a `reload::Layer`.
+        if self.callsites.has(meta) {
+            self.may_have_missed.store(true, Ordering::Relaxed);
+        }
         self.callsites.register(meta);
+    }
+
+    pub(crate) fn detach(&self) {
+        self.is_detached.store(true, Ordering::Relaxed);
     }
 
     #[inline]
@@ -128,7 +141,7 @@ impl Stages {
     {
         if let Some(left) = self.open.find(id) {
             // Of an earlier span with this id, whose end this layer was not told.
-            self.hide(left);
+            self.count_missed(left);
             self.open.release(left);
         }
         let Some((number, callsite)) = matters.and_then(|number| Some((number, self.callsites.get(number)?))) else {
@@ -147,17 +160,21 @@ impl Stages {
         // Before values are read.
         let epoch = self.inheritance.epoch();
         let Known { values, resolved, meaning } = self.known(&fields, parent, epoch);
+        // What is remembered is within the limits.
+        let hashes = if meaning.is_some() { None } else { self.hashes(&fields, values) };
         drop(fields);
         let is_part = !values.stage.is_none()
             && parent != SlotRef::NONE
-            && self.inheritance.repeated(&self.open, parent, values).is_some();
+            && self.inheritance.repeated(&self.open, &self.labels, parent, values, hashes.as_ref()).is_some();
         let facts = if is_part { facts.with(Facts::PART_OF_STAGE) } else { facts };
         let resolved = resolved.pack(epoch);
         let span = NewSpan { callsite: number, parent, started, facts, values, meaning, resolved };
-        let found = self.open.claim(id, span, || !self.ended.load(Ordering::SeqCst));
-        if let Some(found) = found
-            && self.series.sink.is_live()
-        {
+        let Some(found) = self.open.claim(id, span) else { return };
+        if let Some(hashes) = hashes {
+            // No other thread can have the id yet and ask for them.
+            found.set_hashes(values, hashes);
+        }
+        if self.series.sink.is_live() {
             self.show(found);
         }
     }
@@ -189,18 +206,29 @@ impl Stages {
     }
 
     fn values(&self, fields: &SpanFields<'_>) -> Values {
-        let label = |value: Option<&str>| value.map_or(Label::NONE, |value| self.labels.intern(value));
+        let label = |role, value: Option<&str>| value.map_or(Label::NONE, |value| self.labels.intern(role, value));
         // A run id seen for the first time has no place once the metric that shows it has all its label sets.
         let run_id = match fields.run_id() {
             Some(run_id) if !self.series.has_room_for_runs() => self.labels.find(run_id).unwrap_or(Label::OVERFLOW),
-            run_id => label(run_id),
+            run_id => label(Role::RunId, run_id),
         };
-        Values { stage: label(fields.stage()), profile: label(fields.profile()), run_id }
+        Values { stage: label(Role::Stage, fields.stage()), profile: label(Role::Profile, fields.profile()), run_id }
+    }
+
+    /// The hashes of what a span gives, if one of the values is beyond a limit.
+    #[cold]
+    fn hashes(&self, fields: &SpanFields<'_>, values: Values) -> Option<ValueHashes> {
+        let hash = |value: Option<&str>| value.map_or(0, |value| self.labels.hash(value));
+        values.contain(Label::OVERFLOW).then(|| ValueHashes {
+            stage: hash(fields.stage()),
+            profile: hash(fields.profile()),
+            run_id: hash(fields.run_id()),
+        })
     }
 
     /// After the guard is gone nothing is measured; a stage that opens then is told once.
     fn is_inert(&self, facts: Facts) -> bool {
-        let ended = self.ended.load(Ordering::Relaxed);
+        let ended = self.open.has_ended();
         if ended && facts.is_stage() && !self.warned_inert.swap(true, Ordering::Relaxed) {
             self.warn_inert();
         }
@@ -250,7 +278,7 @@ impl Stages {
             let epoch = self.inheritance.epoch();
             let resolved = self.inheritance.around(&self.open, further, epoch).pack(epoch);
             let span = NewSpan { callsite, parent: further, resolved, ..NewSpan::default() };
-            self.open.claim(&nearest.id(), span, || !self.ended.load(Ordering::SeqCst))
+            self.open.claim(&nearest.id(), span)
         });
         self.leading.store(false, Ordering::Release);
         found.map_or(further, |found| found.reference())
@@ -266,13 +294,17 @@ impl Stages {
             found.update_facts(|facts| facts.declared(declared, begun));
         }
         let given = self.values(&fields);
+        let hashes = self.hashes(&fields, given);
         drop(fields);
         found.set_values(given);
+        if let Some(hashes) = hashes {
+            found.set_hashes(given, hashes);
+        }
         if !(given.profile.is_none() && given.run_id.is_none()) {
             self.inheritance.begin_epoch();
         }
         if !given.stage.is_none() {
-            self.inheritance.decide_part(&self.open, found.slot);
+            self.inheritance.decide_part(&self.open, &self.labels, found.slot);
         }
         if self.series.sink.is_live() && !(given.stage.is_none() && given.profile.is_none()) {
             self.open.iter().for_each(|open| self.show(open));
@@ -280,16 +312,68 @@ impl Stages {
     }
 
     #[inline]
-    pub(crate) fn entered(&self, id: &Id) {
+    pub(crate) fn entered<S>(&self, id: &Id, ctx: &Context<'_, S>)
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
         if let Some(found) = self.open.find(id) {
-            self.entered_further(found, id);
+            self.entered_further(found, id, ctx);
+        }
+    }
+
+    /// Counts the stages that closed while this layer was out of its subscriber.
+    #[cold]
+    fn count_all_missed<S>(&self, ctx: &Context<'_, S>)
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        if !self.may_have_missed.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        for found in self.open.iter() {
+            let reference = found.reference();
+            let exists = self.open.id_of(found).is_none_or(|id| ctx.exists(&id));
+            // The registry frees an id after the layers were told: a slot that is still that span's was not closed.
+            if !exists && found.is_still(reference) {
+                self.count_missed(found);
+            }
+        }
+    }
+
+    /// Counts a stage whose end this layer was not told, as the end of the run would.
+    #[cold]
+    fn count_missed(&self, found: Found<'_>) {
+        if found.facts().has(Facts::STAGE) {
+            let reference = found.reference();
+            self.ensure_stage_id(found);
+            let facts = found.facts();
+            let outcome = self.policy.outcome_at_end(facts, found.entered.is_entered(), false);
+            let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
+            let ended = self.ended_stage(found, outcome, last_exit.unwrap_or_else(|| self.clock.raw()));
+            if facts.is_stage() && found.settle(reference) {
+                self.count(ended);
+            }
+            self.hide(found);
+        }
+    }
+
+    /// Counts the stages that were open when the layer went away.
+    pub(super) fn count_detached(&self) {
+        if self.is_detached.swap(false, Ordering::Relaxed) {
+            self.open.iter().for_each(|found| self.count_missed(found));
         }
     }
 
     /// A span that matters was entered.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn entered_further(&self, found: Found<'_>, id: &Id) {
+    fn entered_further<S>(&self, found: Found<'_>, id: &Id, ctx: &Context<'_, S>)
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        if self.may_have_missed.load(Ordering::Relaxed) {
+            self.count_all_missed(ctx);
+        }
         self.diagnostics.emit_waiting();
         found.entered.enter();
         unwinding::entered(|| found.reference());
@@ -413,14 +497,16 @@ impl Stages {
         if found.stage().is_none()
             && let Some(callsite) = self.callsite(found)
         {
-            let name = self.labels.intern(callsite.meta.name());
-            found.set_values(Values { stage: name, ..Values::default() });
-            self.inheritance.decide_part(&self.open, found.slot);
+            let name = callsite.meta.name();
+            let values = Values { stage: self.labels.intern(Role::Stage, name), ..Values::default() };
+            found.set_values(values);
+            found.set_hashes(values, ValueHashes { stage: self.labels.hash(name), ..ValueHashes::default() });
+            self.inheritance.decide_part(&self.open, &self.labels, found.slot);
         }
     }
 
     /// What there is to count of a stage that ends.
-    #[inline]
+    #[inline(always)]
     pub(super) fn ended_stage(&self, found: Found<'_>, outcome: Outcome, ended: u64) -> Finished {
         // What the values come to holds as long as nothing was recorded late.
         let (Resolved { profile, run_id }, meaning) = match self.inheritance.known(found.slot) {
@@ -500,5 +586,73 @@ impl Stages {
         if let Some(pair) = shown.checked_sub(1) {
             self.series.move_active(pair, -1.0);
         }
+    }
+}
+
+#[cfg(all(test, feature = "pushgateway"))]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use tracing::field::Empty;
+    use tracing::{Dispatch, dispatcher, error, info_span};
+    use tracing_subscriber::Registry;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+    use crate::layer::MetricsLayer;
+    use crate::recorder::StageRecorder;
+
+    /// Stages of all kinds, whose values are known after the first time.
+    fn stages() {
+        let _root = info_span!("pipeline", profile = "p", run_id = "r").entered();
+        info_span!("x", stage_id = "a").in_scope(|| info_span!("helper", stage_id = "a").in_scope(|| ()));
+        info_span!("plain").in_scope(|| info_span!("x", stage_id = "b", run_id = 7).in_scope(|| ()));
+        let late = info_span!("x", stage_id = Empty, profile = Empty);
+        late.record("stage_id", "c");
+        late.record("profile", "q");
+        late.in_scope(|| ());
+        drop(info_span!("x", stage_id = "never entered"));
+        error!("of no stage");
+    }
+
+    /// Every lock of the layer is held while another thread runs stages.
+    #[test]
+    fn no_lock_is_taken_for_a_stage_that_goes_well() {
+        let recorder = Arc::new(StageRecorder::new([], []));
+        let layer_of = Arc::new(Stages::new(Settings {
+            namespace: "quant".to_owned(),
+            policy: FailurePolicy::default(),
+            max_series: 100,
+            buckets: Some(vec![1.0]),
+            expected_stages: Vec::new(),
+            profile: None,
+            run_id: None,
+            run_id_label: true,
+            target: Target::Own(recorder),
+            clock: quanta::Clock::new(),
+            diagnostics: Arc::default(),
+        }));
+        let dispatch = Dispatch::new(Registry::default().with(MetricsLayer::over(Arc::clone(&layer_of))));
+        let run = move || dispatcher::with_default(&dispatch, || (0..100).for_each(|_| stages()));
+        run();
+        let locks = (
+            layer_of.callsites.lock(),
+            layer_of.labels.lock(),
+            layer_of.memory.lock(),
+            layer_of.open.lock(),
+            layer_of.series.lock(),
+        );
+        let (done, is_done) = channel();
+        let thread = std::thread::spawn(move || {
+            run();
+            done.send(()).unwrap();
+        });
+        let result = is_done.recv_timeout(Duration::from_secs(30));
+        drop(locks);
+        thread.join().unwrap();
+        assert_eq!(result, Ok(()), "it waited for a lock");
+        let succeeded: u64 = layer_of.series.totals().map(|(_, totals)| totals.succeeded).sum();
+        assert_eq!(succeeded, 2 * 100 * 4);
     }
 }

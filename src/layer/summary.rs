@@ -33,6 +33,7 @@ impl Stages {
     /// Gives the recorder the state of this moment. To be called before it is rendered, with what is returned: the
     /// histograms that are read here, by the key of their series.
     pub(crate) fn publish(&self) -> impl Iterator<Item = (Key, Snapshot)> {
+        self.count_detached();
         let histograms = if self.series.sink.is_live() { Vec::new() } else { self.publish_all() };
         histograms.into_iter().map(|(set, histogram)| (self.series.key_of(set, &self.labels), histogram))
     }
@@ -65,7 +66,7 @@ impl Stages {
     /// `cut_off`: the process ends by a signal, a panic or a non-zero exit. `patience`: how long a stage that closes at
     /// this moment may take to be counted.
     pub(crate) fn end(&self, cut_off: bool, patience: Duration) {
-        if self.ended.swap(true, Ordering::SeqCst) {
+        if !self.open.end() {
             return;
         }
         let now = self.clock.raw();
@@ -94,8 +95,14 @@ impl Stages {
             let ended = self.with_trace_of_open(ended, found, held);
             self.count(ended);
             self.hide(found);
-            if let Outcome::Failure(reason) = outcome {
-                self.warn_open(ended, reason);
+            match outcome {
+                Outcome::Success => {}
+                // It returned, and is merely held open.
+                Outcome::Failure(Reason::Error) => {
+                    #[cfg(feature = "trace-id")]
+                    self.warn_first_failure(ended);
+                }
+                Outcome::Failure(reason) => self.warn_open(ended, reason),
             }
         }
         self.await_closed(&closing, patience.min(CLOSING_TIME));
@@ -135,13 +142,12 @@ impl Stages {
 
     /// The stages in the order in which they first finished; those that have not, last.
     pub(crate) fn states(&self) -> Vec<StageState> {
+        self.count_detached();
         let mut open = HashMap::new();
         for found in self.open.iter() {
-            let reference = found.reference();
-            let name =
-                || self.callsite(found).map_or(Label::EMPTY, |callsite| self.labels.intern(callsite.meta.name()));
-            let stage = Some(found.stage()).filter(|stage| !stage.is_none()).unwrap_or_else(name);
-            if found.facts().is_stage() && found.is_still(reference) {
+            let (reference, stage) = (found.reference(), found.stage());
+            // One whose id is not known yet has no name either: that is its id only if none is recorded until the end.
+            if found.facts().is_stage() && !stage.is_none() && found.is_still(reference) {
                 let stage = self.series.stage(&self.labels, stage).1.stage;
                 *open.entry(stage).or_insert(0_u64) += 1;
             }

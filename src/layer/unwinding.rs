@@ -1,4 +1,8 @@
 //! Which spans were entered while this thread was already unwinding, in a `Drop`: leaving them is no panic of theirs.
+//!
+//! Unless a second panic begins in such a span and is caught outside it, still within the `Drop`. That cannot be told: the
+//! standard library says whether a thread panics, not how often, and a panic hook, which is the whole process's, sees a
+//! panic begin but not where it is caught.
 
 use std::cell::RefCell;
 

@@ -110,6 +110,19 @@ fn a_stage_opened_in_a_drop_during_unwinding_is_not_panicking() {
     );
 }
 
+/// The page on stages says why. `Mutex` and `thread::panicking` know no more.
+#[test]
+fn a_stage_opened_in_a_drop_during_unwinding_hides_a_panic_that_is_caught_there() {
+    let scenario = || {
+        panicking(|| {
+            let _cleanup =
+                Cleanup(|| panicking(|| info_span!("x", stage_id = "a").in_scope(|| panic!("on purpose, once more"))));
+            panic!("on purpose")
+        });
+    };
+    assert_eq!(ends(scenario), NONE);
+}
+
 #[test]
 fn a_stage_entered_again_during_unwinding_is_still_panicking() {
     let scenario = || {

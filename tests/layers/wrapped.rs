@@ -84,6 +84,36 @@ fn taken_out_while_stages_run_and_put_back() {
     assert_eq!(totals, ["a 1 0", "b 1 0", "before 1 0", "fine 1 0", "inside 1 0"]);
 }
 
+/// The layer hears nothing of what happens meanwhile.
+#[test]
+fn stage_that_closes_while_the_layer_is_taken_out_is_not_active_for_ever() {
+    let mut handle = None;
+    let pipeline = stacked(|layer, heard| {
+        let (layer, reload) = reload::Layer::new(Some(layer));
+        handle = Some(reload);
+        Registry::default().with(layer).with(heard).into()
+    });
+    let handle = handle.unwrap();
+    let [lost, left] = ["lost", "left"].map(|stage_id| info_span!(parent: None, "x", stage_id));
+    let kept = info_span!(parent: None, "x", stage_id = "kept");
+    left.in_scope(|| ());
+    let entered = lost.entered();
+    let mut taken = None;
+    handle.modify(|layer| taken = layer.take()).unwrap();
+    drop((entered, left));
+    handle.modify(|layer| *layer = taken.take()).unwrap();
+    assert_eq!(pipeline.now().active(), ["kept, 1", "left, 1", "lost, 1"]);
+    // At the next stage that is entered it can be found out.
+    info_span!(parent: None, "x", stage_id = "next").in_scope(|| ());
+    let now = pipeline.now();
+    assert_eq!(now.active(), ["kept, 1"]);
+    // As a stage that is still open at the end of the run.
+    assert_eq!(now.failures(), ["left,,unfinished 1", "lost,,interrupted 1"]);
+    drop(kept);
+    let totals = pipeline.end().last.totals();
+    assert_eq!(totals[totals.len() - 4..], ["kept 1 0", "left 0 1", "lost 0 1", "next 1 0"]);
+}
+
 #[test]
 fn replaced_by_another_while_stages_run() {
     let (second, guard) = MetricsLayer::builder().build().unwrap();
@@ -99,6 +129,7 @@ fn replaced_by_another_while_stages_run() {
     open.record("profile", "late");
     drop(open);
     assert_eq!(Measured::read(&guard.render()).runs(), ["new,, 1"], "what the first had open, it does not know");
+    assert!(pipeline.now().active().is_empty(), "the first does not know either when that closes");
     let first = pipeline.end();
     // It was entered when the first layer was told of it last.
     assert_eq!(first.last.failures(), ["open,p,interrupted 1"]);

@@ -132,3 +132,28 @@ fn the_last_duration_and_the_last_success_are_those_of_the_last() {
     assert_eq!((stage.runs(), stage.failures()), (2, 1));
     assert!(stage.slowest() >= PAUSE && stage.total() > stage.slowest() && stage.mean() < stage.slowest());
 }
+
+#[test]
+fn last_success_does_not_go_back_when_a_kept_handle_is_dropped() {
+    let pipeline = Pipeline::start();
+    let now = || {
+        let now = pipeline.now();
+        ["quant_stage_last_success_timestamp_seconds", "quant_stage_last_duration_seconds"]
+            .map(|gauge| now.exposition.expect(gauge, &[("stage_id", "a"), ("profile", "")]))
+    };
+    let kept = info_span!("x", stage_id = "a");
+    let first = timed(|| {
+        kept.in_scope(pass);
+    });
+    pass();
+    info_span!("x", stage_id = "a").in_scope(|| ());
+    let [success, duration] = now();
+    assert!(duration < PAUSE.as_secs_f64(), "{duration}");
+    drop(kept);
+    let [success_after, duration] = now();
+    assert_eq!(success_after, success);
+    // The stage that closed last.
+    assert!((PAUSE.as_secs_f64()..=first + PAUSE.as_secs_f64()).contains(&duration), "{duration}");
+    info_span!("x", stage_id = "a").in_scope(pass);
+    assert!(now()[0] > success);
+}

@@ -1,6 +1,6 @@
 //! Stages that are open when the run ends.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
@@ -37,7 +37,8 @@ fn known(ended: &Ended<()>, report: &RunReport, spans: &InMemorySpanExporter, st
     let exported = trace_ids(spans, stage);
     assert_eq!(exported.len(), 1);
     assert_eq!(report.stage(stage).unwrap().trace_id(), exported.first().map(String::as_str));
-    assert!(ended.last.failures().contains(&format!("{stage},,{reason} 1")), "{:?}", ended.last.failures());
+    // `before` went well, where it ran.
+    assert_eq!(ended.last.failures(), [format!("{stage},,{reason} 1")]);
     let told: Vec<_> = ended.heard().into_iter().filter(|line| line.contains(&format!("\"{stage}\""))).collect();
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains(reason) && told[0].contains(&format!("trace_id={}", exported[0])), "{told:?}");
@@ -167,7 +168,9 @@ impl<S: Subscriber> Layer<S> for Between {
 fn who_leaves_or_closes_a_stage_waits_while_it_is_asked_for() {
     for is_entered in [false, true] {
         let ((asking, is_asking), (go_on, gone_on), (waits, waited)) = (channel(), channel(), channel());
-        let (layer, guard) = MetricsLayer::builder().build().unwrap();
+        let (report, reported) = channel();
+        let configured = MetricsLayer::builder().with_run_report(move |taken| report.send(taken).unwrap());
+        let (layer, guard) = configured.build().unwrap();
         let [starting, processor] =
             shared(Starting { is_asked: AtomicBool::new(false), asking, gone_on: Mutex::new(gone_on), waited: waits });
         let provider = SdkTracerProvider::builder().with_span_processor(Shared(processor)).build();
@@ -192,42 +195,65 @@ fn who_leaves_or_closes_a_stage_waits_while_it_is_asked_for() {
         guard.shutdown().unwrap();
         assert_eq!(waited.recv(), Ok(true), "{is_entered}");
         thread.join().unwrap();
+        let stages: Vec<_> =
+            reported.recv().unwrap().stages().map(|s| (s.stage_id().to_owned(), s.runs(), s.failures())).collect();
+        assert_eq!(stages, [("before".to_owned(), 1, 0), ("a".to_owned(), 1, 1)]);
     }
 }
 
-/// It panics on the thread that asks, or on the one that closes.
+/// The layer of the traces panics on the thread that asks, or on the one that closes. Each stage is counted once, or not
+/// at all where it opened after the end.
 #[test]
 fn stages_that_close_while_the_run_ends() {
     for round in 0..100 {
-        let (layer, guard) = MetricsLayer::builder().build().unwrap();
+        let (report, reported) = channel();
+        let configured = MetricsLayer::builder().with_run_report(move |taken| report.send(taken).unwrap());
+        let (layer, guard) = configured.build().unwrap();
         let traces = OpenTelemetryLayer::new(tracer(Sampler::AlwaysOn).0).boxed();
         let [one, other] = if round % 2 == 0 { [traces, layer.boxed()] } else { [layer.boxed(), traces] };
         let dispatch = Dispatch::new(Registry::default().with(one.and_then(other)));
         let [begin, may_begin] = shared(Barrier::new(3));
-        let [stop, stopped] = shared(AtomicBool::new(false));
+        let [state, state_of_threads] = shared(AtomicU8::new(RUNNING));
         let threads: Vec<_> = (0..2)
             .map(|thread| {
-                let (begin, stopped, dispatch) = (may_begin.clone(), stopped.clone(), dispatch.clone());
+                let (begin, state, dispatch) = (may_begin.clone(), state_of_threads.clone(), dispatch.clone());
                 std::thread::spawn(move || {
                     let _default = dispatcher::set_default(&dispatch);
-                    for n in 0_usize.. {
-                        stage_that_closes(thread, n);
-                        if n == 0 {
+                    // All of this thread, those that closed before the end began, and those that opened after it.
+                    let (mut run, mut before, mut after) = (0, 0, 0);
+                    loop {
+                        let is_after = state.load(Ordering::SeqCst) == ENDED;
+                        stage_that_closes(thread, run);
+                        run += 1;
+                        before += usize::from(state.load(Ordering::SeqCst) == RUNNING);
+                        after += usize::from(is_after);
+                        if run == 1 {
                             begin.wait();
                         }
-                        if stopped.load(Ordering::Relaxed) {
-                            break;
+                        if is_after {
+                            return (run, before, after);
                         }
                     }
                 })
             })
             .collect();
         begin.wait();
+        state.store(ENDING, Ordering::SeqCst);
         guard.shutdown().unwrap();
-        stop.store(true, Ordering::Relaxed);
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        state.store(ENDED, Ordering::SeqCst);
+        let report = reported.recv().unwrap();
+        for (thread, joined) in threads.into_iter().enumerate() {
+            let (run, before, after) = joined.join().unwrap();
+            let stage = report.stage(&thread.to_string()).unwrap();
+            assert!((before..=run - after).contains(&(stage.runs() as usize)), "{before} {stage:?} {run} {after}");
+            assert_eq!((before >= 1, after, stage.open()), (true, 1, 0));
+        }
     }
 }
+
+const RUNNING: u8 = 0;
+const ENDING: u8 = 1;
+const ENDED: u8 = 2;
 
 fn stage_that_closes(stage_id: usize, n: usize) {
     let stage = info_span!("x", stage_id);
