@@ -1,0 +1,130 @@
+//! Runs that are killed, that fail and that finish, while the gateway is frozen, stopped and restarted, all at random: what
+//! the gateway shows at the end is what was true last.
+//!
+//! Two dozen runs by default; `TSM_CHAOS_RUNS=200` for the long form. The seed goes to stderr; `TSM_CHAOS_SEED` gives it
+//! back. The same seed plans the same runs and the same gateway; their timing is the machine's.
+#![cfg(all(feature = "pushgateway", target_os = "linux"))]
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+mod support;
+
+#[allow(dead_code)] // The tests of the spool use the rest.
+#[path = "spool/directory.rs"]
+mod directory;
+#[path = "chaos/history.rs"]
+mod history;
+#[path = "chaos/job.rs"]
+mod job;
+#[path = "chaos/plan.rs"]
+mod plan;
+#[path = "chaos/world.rs"]
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use history::{Certainty, Rule, Run};
+use support::measured::{Measured, measured};
+use support::{PATIENCE, servers};
+use tracing_stage_metrics::{MetricsLayer, Pushgateway};
+use world::{SLOTS, World};
+
+const DEFAULT_RUNS: usize = 24;
+/// The age up to which a temporary file may belong to a process that is alive, and is left alone.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// The value of a variable that is set, as a number.
+fn variable(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text:?}")))
+}
+
+fn tell(text: &str) {
+    // Not `eprintln!`: the harness swallows what a passing test prints with it.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Delivers what the runs left, as a process of another group does.
+fn deliver_the_rest(world: &World, spool: &Path) {
+    let builder = MetricsLayer::builder()
+        .with_pushgateway(Pushgateway::new(world.url(), "sweeper").unwrap())
+        .with_push_interval(job::PUSH_INTERVAL)
+        .with_flush_timeout(Duration::from_secs(20))
+        .with_spool_dir(spool);
+    let Measured { guard, log, default: _default } = measured(builder);
+    let deadline = Instant::now() + PATIENCE;
+    while !directory::payloads(spool).is_empty() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+    }
+    guard.shutdown().unwrap();
+    let left = directory::payloads(spool);
+    if !left.is_empty() {
+        world.violate("sweeper", (Rule::SpoolEmpties, format!("{left:?} after {PATIENCE:?}; {}", log.text())));
+    }
+    for name in directory::names(spool) {
+        let is_temporary = name.starts_with('.') && name.ends_with(".tmp");
+        let modified = fs::metadata(spool.join(&name)).and_then(|metadata| metadata.modified());
+        // One that cannot be looked at is gone.
+        let age = modified.map_or(Duration::ZERO, |time| SystemTime::now().duration_since(time).unwrap_or_default());
+        if !is_temporary && !name.ends_with(".spool") || is_temporary && age > YOUNG {
+            world.violate("sweeper", (Rule::NothingIsLeftOver, format!("{name}, {age:?} old")));
+        }
+    }
+}
+
+/// How often each rule was broken, and how the runs ended.
+fn summary(world: &World, elapsed: Duration) -> String {
+    let runs = world.runs();
+    let count = |condition: &dyn Fn(&Run) -> bool| runs.iter().filter(|run| condition(run)).count();
+    let mut rules: BTreeMap<Rule, usize> = BTreeMap::new();
+    world.violations().iter().for_each(|(_, (rule, _))| *rules.entry(*rule).or_default() += 1);
+    let broken: Vec<String> = rules.iter().map(|(rule, times)| format!("{rule}: {times} times")).collect();
+    format!(
+        "chaos: {} runs in {elapsed:.0?}: final flush made {}, perhaps made {}, killed before {}; delivered at once {}, \
+         acknowledged {}; succeeded {}, perhaps {}; broken rules: {broken:?}",
+        runs.len(),
+        count(&|run| run.flushed == Certainty::Yes),
+        count(&|run| run.flushed == Certainty::Perhaps),
+        count(&|run| run.flushed == Certainty::No),
+        count(&|run| run.is_delivered),
+        count(&|run| run.is_acknowledged),
+        count(&|run| run.succeeded == Certainty::Yes),
+        count(&|run| run.succeeded == Certainty::Perhaps),
+    )
+}
+
+#[test]
+fn gateway_shows_the_latest_state_and_the_true_last_success() {
+    if !servers::installed(servers::PUSHGATEWAY) {
+        return;
+    }
+    let begun = Instant::now();
+    let seed = variable("TSM_CHAOS_SEED").unwrap_or_else(|| job::unix_time().to_bits() >> 8 & 0xffff_ffff);
+    let count = variable("TSM_CHAOS_RUNS").map_or(DEFAULT_RUNS, |count| count as usize);
+    tell(&format!("chaos: TSM_CHAOS_SEED={seed} TSM_CHAOS_RUNS={count}"));
+
+    let world = World::new();
+    thread::scope(|scope| {
+        // A slot that panics ends the weather too.
+        let _end = world.end_of_runs();
+        scope.spawn(|| world.rage(seed.wrapping_add(SLOTS as u64)));
+        let world = &world;
+        let slots: Vec<_> =
+            (0..SLOTS).map(|slot| scope.spawn(move || world.run_slot(slot, seed, count.div_ceil(SLOTS)))).collect();
+        slots.into_iter().for_each(|slot| slot.join().unwrap());
+    });
+    world.calm();
+    world.spools().for_each(|spool| deliver_the_rest(&world, spool));
+    world.check();
+
+    let summary = summary(&world, begun.elapsed());
+    tell(&summary);
+    let violations = world.violations();
+    let groups: BTreeSet<&str> = violations.iter().map(|(group, _)| *group).collect();
+    let histories: String = groups.iter().map(|group| world.history(group)).collect();
+    assert!(violations.is_empty(), "TSM_CHAOS_SEED={seed}: {violations:#?}\n{summary}\n{histories}");
+}
