@@ -61,14 +61,14 @@ impl Weather {
     pub(crate) fn draw(random: &mut Random) -> Self {
         let short = random.millis(50, 400);
         let long = random.millis(400, 2_500);
-        match random.below(16) {
-            0..=3 => Self::Fair(short),
-            4 => Self::Fair(long),
-            5..=8 => Self::Frozen(short),
-            9..=11 => Self::Frozen(long),
-            12 => Self::FrozenThenStopped(short),
-            13 => Self::Stopped(short),
-            14 => Self::Stopped(long),
+        match random.below(20) {
+            0..=7 => Self::Fair(short),
+            8 => Self::Fair(long),
+            9..=12 => Self::Frozen(short),
+            13..=14 => Self::Frozen(long),
+            15 => Self::FrozenThenStopped(short),
+            16..=17 => Self::Stopped(short),
+            18 => Self::Stopped(long),
             _ => Self::Restarted,
         }
     }

@@ -1,9 +1,10 @@
 //! The gateway, the groups, and the log of all that happens to them.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use super::job::{self, Progress, unix_time};
 use super::plan::{Interruption, Plan, Weather};
 use super::support::child::{self, Ended, Signal};
 use super::support::random::Random;
-use super::support::{Pushgateway, exposition};
+use super::support::{Pushgateway, exposition, sockets};
 
 /// Each slot has one group of its own; both slots take turns with the others.
 pub(crate) const SLOTS: usize = 2;
@@ -38,6 +39,8 @@ pub(crate) struct Group {
     spool: usize,
     /// In the order of their starts. Held while a run is alive: there is one at a time.
     runs: Mutex<Vec<Run>>,
+    /// How many of them there were at the last check.
+    checked: AtomicUsize,
 }
 
 pub(crate) struct World {
@@ -49,7 +52,6 @@ pub(crate) struct World {
     begun: Instant,
     events: Mutex<Vec<Event>>,
     violations: Mutex<Vec<(&'static str, Violation)>>,
-    is_over: AtomicBool,
     _persistence: TempDir,
 }
 
@@ -63,7 +65,8 @@ impl World {
         let persistence = tempfile::tempdir().unwrap();
         let file = format!("--persistence.file={}", persistence.path().join("groups").display());
         let gateway = Pushgateway::start_with(&[&file]);
-        let groups = GROUPS.map(|(name, spool)| Group { name, spool, runs: Mutex::default() });
+        let groups =
+            GROUPS.map(|(name, spool)| Group { name, spool, runs: Mutex::default(), checked: AtomicUsize::new(0) });
         Self {
             url: gateway.url(),
             gateway: Mutex::new(gateway),
@@ -72,7 +75,6 @@ impl World {
             begun: Instant::now(),
             events: Mutex::default(),
             violations: Mutex::default(),
-            is_over: AtomicBool::new(false),
             _persistence: persistence,
         }
     }
@@ -102,14 +104,13 @@ impl World {
         lock(&self.violations).clone()
     }
 
-    /// The runs of one slot, one after the other.
-    pub(crate) fn run_slot(&self, slot: usize, seed: u64, count: usize) {
-        let mut random = Random::new(seed.wrapping_add(slot as u64));
+    /// Some runs of one slot, one after the other.
+    pub(crate) fn run_slot(&self, slot: usize, random: &mut Random, indices: Range<usize>) {
         let shared = SLOTS..GROUPS.len();
         let groups: Vec<usize> = [slot].into_iter().chain(shared).collect();
-        for index in 0..count {
+        for index in indices {
             let number = (index * SLOTS + slot + 1) as u32;
-            self.run(Plan::draw(&mut random, number, &groups));
+            self.run(Plan::draw(random, number, &groups));
         }
     }
 
@@ -140,10 +141,9 @@ impl World {
     }
 
     /// Freezes, thaws, stops and restarts the gateway until the runs are over.
-    pub(crate) fn rage(&self, seed: u64) {
-        let mut random = Random::new(seed);
-        while !self.is_over.load(Ordering::Relaxed) {
-            let weather = Weather::draw(&mut random);
+    pub(crate) fn rage(&self, random: &mut Random, is_over: &AtomicBool) {
+        while !is_over.load(Ordering::Relaxed) {
+            let weather = Weather::draw(random);
             if let Weather::Fair(duration) = weather {
                 thread::sleep(duration);
                 continue;
@@ -173,27 +173,22 @@ impl World {
         }
     }
 
-    /// The runs are over. The gateway is restarted, so that nothing waits in its backlog.
+    /// The runs of this round are over. Waits until the gateway has dealt with its backlog.
     pub(crate) fn calm(&self) {
-        lock(&self.gateway).restart();
-        self.log(GATEWAY, "restarted for the last time");
+        sockets::await_idle(lock(&self.gateway).addr());
+        self.log(GATEWAY, "is idle");
     }
 
-    pub(crate) fn end_of_runs(&self) -> impl Drop + '_ {
-        struct End<'a>(&'a AtomicBool);
-        impl Drop for End<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        End(&self.is_over)
-    }
-
+    /// Checks each group that has runs since it was checked last.
     pub(crate) fn check(&self) {
         for group in &self.groups {
+            let runs = lock(&group.runs);
+            if group.checked.swap(runs.len(), Ordering::Relaxed) == runs.len() {
+                continue;
+            }
             let state = self.state_of(group.name);
-            self.log(group.name, format!("at the end the gateway shows {state:?}"));
-            let violations = check_at_the_end(&lock(&group.runs), &state);
+            self.log(group.name, format!("with all delivered, the gateway shows {state:?}"));
+            let violations = check_at_the_end(&runs, &state);
             violations.into_iter().for_each(|violation| self.violate(group.name, violation));
         }
     }
