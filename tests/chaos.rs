@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use history::{Certainty, Rule, Run};
+use history::{Certainty, Rule, Run, Violation};
 use support::measured::{Measured, measured};
 use support::random::Random;
 use support::{PATIENCE, servers};
@@ -52,10 +52,10 @@ fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Delivers what the runs left, as a process of another group does.
-fn deliver_the_rest(world: &World, spool: &Path) {
+/// Delivers what the runs left, as a process of another group does, and says what is wrong with the directory then.
+fn deliver_the_rest(url: &str, spool: &Path) -> Vec<Violation> {
     let builder = MetricsLayer::builder()
-        .with_pushgateway(Pushgateway::new(world.url(), "sweeper").unwrap())
+        .with_pushgateway(Pushgateway::new(url, "sweeper").unwrap())
         .with_push_interval(job::PUSH_INTERVAL)
         .with_flush_timeout(Duration::from_secs(20))
         .with_spool_dir(spool);
@@ -65,19 +65,20 @@ fn deliver_the_rest(world: &World, spool: &Path) {
         thread::sleep(Duration::from_millis(5));
     }
     guard.shutdown().unwrap();
+    let mut violations = Vec::new();
     let left = directory::payloads(spool);
     if !left.is_empty() {
-        world.violate("sweeper", (Rule::SpoolEmpties, format!("{left:?} after {PATIENCE:?}; {}", log.text())));
+        violations.push((Rule::SpoolEmpties, format!("{left:?} after {PATIENCE:?}; {}", log.text())));
     }
-    for name in directory::names(spool) {
-        let is_temporary = name.starts_with('.') && name.ends_with(".tmp");
+    for name in directory::names(spool).into_iter().filter(|name| !name.ends_with(".spool")) {
         let modified = fs::metadata(spool.join(&name)).and_then(|metadata| metadata.modified());
         // One that cannot be looked at is gone.
         let age = modified.map_or(Duration::ZERO, |time| SystemTime::now().duration_since(time).unwrap_or_default());
-        if !is_temporary && !name.ends_with(".spool") || is_temporary && age > YOUNG {
-            world.violate("sweeper", (Rule::NothingIsLeftOver, format!("{name}, {age:?} old")));
+        if !name.ends_with(".tmp") || age > YOUNG {
+            violations.push((Rule::NothingIsLeftOver, format!("{name}, {age:?} old")));
         }
     }
+    violations
 }
 
 /// How often each rule was broken, and how the runs ended.
@@ -127,7 +128,10 @@ fn gateway_shows_the_latest_state_and_the_true_last_success() {
             results.into_iter().for_each(Result::unwrap);
         });
         world.calm();
-        world.spools().for_each(|spool| deliver_the_rest(world, spool));
+        for spool in world.spools() {
+            let violations = deliver_the_rest(world.url(), spool);
+            violations.into_iter().for_each(|violation| world.violate("sweeper", violation));
+        }
         world.check();
     }
 
