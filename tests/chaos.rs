@@ -15,6 +15,10 @@ mod directory;
 mod history;
 #[path = "chaos/job.rs"]
 mod job;
+#[path = "chaos/last_success.rs"]
+mod last_success;
+#[path = "chaos/late_push.rs"]
+mod late_push;
 #[path = "chaos/plan.rs"]
 mod plan;
 #[path = "chaos/world.rs"]
