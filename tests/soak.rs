@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use support::log::Log;
+use support::random::Random;
 use support::{PATIENCE, exposition, servers};
 use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 use tracing_subscriber::prelude::*;
@@ -43,21 +44,6 @@ fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() << 10
-}
-
-/// The same numbers in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        // Knuth's constants; the upper bits are the good ones.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-
-    fn millis(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(from + self.below(to - from))
-    }
 }
 
 /// What one thread did.
@@ -154,7 +140,7 @@ fn counts_are_exact_and_nothing_grows_whatever_the_gateway_does() {
     let own = tracing_subscriber::filter::filter_fn(|metadata| metadata.target() == support::log::OWN_TARGET);
     tracing_subscriber::registry().with(layer).with(log.clone().with_filter(own)).init();
 
-    let (over, mut random, begun) = (AtomicBool::new(false), Random(SEED), Instant::now());
+    let (over, mut random, begun) = (AtomicBool::new(false), Random::new(SEED), Instant::now());
     let (done, memory, times) = std::thread::scope(|scope| {
         let over = &over;
         let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || work(thread, over))).collect();

@@ -21,7 +21,10 @@ pub mod mock_gateway;
 #[cfg(feature = "pushgateway")]
 pub mod pipeline;
 pub mod process;
+pub mod random;
 pub mod servers;
+#[cfg(target_os = "linux")]
+pub mod sockets;
 pub mod template;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::panic_of;
 use super::support::child::Signal;
 use super::support::process::Process;
+#[cfg(target_os = "linux")]
+use super::support::sockets::{self, Connection};
 use super::support::{self, Pushgateway, exposition, http};
 
 const PAYLOAD: &[u8] = b"# TYPE stages_total counter\nstages_total{stage_id=\"a\"} 3\n";
@@ -90,6 +92,27 @@ fn a_frozen_gateway_takes_connections_and_answers_when_thawed() {
     stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
     stream.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.0");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn backlog_of_a_frozen_gateway_is_visible() {
+    use std::io::Write;
+    let Some(gateway) = support::pushgateway() else { return };
+    let addr = gateway.addr();
+    sockets::await_idle(addr);
+    gateway.freeze();
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    let client_port = stream.local_addr().unwrap().port();
+    assert_eq!(sockets::connections(addr), [Connection { client_port, unread: 0, given_up: false }]);
+    stream.write_all(b"GET /-/ready HTTP/1.0\r\n\r\n").unwrap();
+    let pending = sockets::await_pending(addr, Duration::from_millis(20));
+    assert_eq!(pending, Connection { client_port, unread: 25, given_up: false });
+    drop(stream);
+    // The end of the stream counts as one byte.
+    assert_eq!(sockets::connections(addr), [Connection { client_port, unread: 26, given_up: true }]);
+    gateway.thaw();
+    sockets::await_idle(addr);
 }
 
 #[test]

@@ -1,0 +1,265 @@
+//! The gateway, the groups, and the log of all that happens to them.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::directory;
+use super::history::{Certainty, Run, State, Violation, check_after_flush, check_at_the_end};
+use super::job::{self, Progress, unix_time};
+use super::plan::{Interruption, Plan, Weather};
+use super::support::child::{self, Ended, Signal};
+use super::support::random::Random;
+use super::support::{Pushgateway, exposition, sockets};
+
+/// Each slot has one group of its own; both slots take turns with the others.
+pub(crate) const SLOTS: usize = 2;
+/// The name of a group, and the index of its spool directory.
+const GROUPS: [(&str, usize); 5] = [("own0", 0), ("own1", 0), ("shared0", 0), ("shared1", 0), ("shared2", 1)];
+pub(crate) const SPOOLS: usize = 2;
+
+const GATEWAY: &str = "gateway";
+
+struct Event {
+    at: Duration,
+    /// `GATEWAY`, or the name of a group.
+    subject: &'static str,
+    text: String,
+}
+
+pub(crate) struct Group {
+    pub(crate) name: &'static str,
+    spool: usize,
+    /// In the order of their starts. Held while a run is alive: there is one at a time.
+    runs: Mutex<Vec<Run>>,
+    /// How many of them there were at the last check.
+    checked: AtomicUsize,
+}
+
+pub(crate) struct World {
+    /// Held while it does not answer.
+    gateway: Mutex<Pushgateway>,
+    url: String,
+    pub(crate) groups: Vec<Group>,
+    spools: Vec<TempDir>,
+    begun: Instant,
+    events: Mutex<Vec<Event>>,
+    violations: Mutex<Vec<(&'static str, Violation)>>,
+    _persistence: TempDir,
+}
+
+/// No lock here guards an invariant that a panic could break half-way.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let persistence = tempfile::tempdir().unwrap();
+        let file = format!("--persistence.file={}", persistence.path().join("groups").display());
+        let gateway = Pushgateway::start_with(&[&file]);
+        let groups =
+            GROUPS.map(|(name, spool)| Group { name, spool, runs: Mutex::default(), checked: AtomicUsize::new(0) });
+        Self {
+            url: gateway.url(),
+            gateway: Mutex::new(gateway),
+            groups: groups.into(),
+            spools: (0..SPOOLS).map(|_| tempfile::tempdir().unwrap()).collect(),
+            begun: Instant::now(),
+            events: Mutex::default(),
+            violations: Mutex::default(),
+            _persistence: persistence,
+        }
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn spools(&self) -> impl Iterator<Item = &Path> {
+        self.spools.iter().map(TempDir::path)
+    }
+
+    pub(crate) fn runs(&self) -> Vec<Run> {
+        self.groups.iter().flat_map(|group| lock(&group.runs).clone()).collect()
+    }
+
+    fn log(&self, subject: &'static str, text: impl Into<String>) {
+        lock(&self.events).push(Event { at: self.begun.elapsed(), subject, text: text.into() });
+    }
+
+    pub(crate) fn violate(&self, group: &'static str, violation: Violation) {
+        self.log(group, format!("VIOLATED: {}: {}", violation.0, violation.1));
+        lock(&self.violations).push((group, violation));
+    }
+
+    pub(crate) fn violations(&self) -> Vec<(&'static str, Violation)> {
+        lock(&self.violations).clone()
+    }
+
+    /// Some runs of one slot, one after the other.
+    pub(crate) fn run_slot(&self, slot: usize, random: &mut Random, indices: Range<usize>) {
+        let shared = SLOTS..GROUPS.len();
+        let groups: Vec<usize> = [slot].into_iter().chain(shared).collect();
+        for index in indices {
+            let number = (index * SLOTS + slot + 1) as u32;
+            self.run(Plan::draw(random, number, &groups));
+        }
+    }
+
+    fn run(&self, plan: Plan) {
+        let group = &self.groups[plan.group];
+        let mut runs = lock(&group.runs);
+        let number = plan.job.number;
+        self.log(group.name, format!("run {number} begins: {:?}, {:?}", plan.job, plan.interruption));
+        let spool = self.spools[group.spool].path();
+        let command = job::command(plan.job, &self.url, group.name, spool);
+        let (ended, signalled) = start_and_end(command, plan.interruption);
+        let run = run_of(plan, &ended, signalled, spool);
+        let said: Vec<String> = Progress::all_of(&ended.stdout).iter().map(Progress::to_string).collect();
+        let stderr = ended.stderr.trim_end().replace('\n', "\n      ");
+        self.log(group.name, format!("run {number} is over, {}: {said:?}; {run:?}\n      {stderr}", ended.status));
+        if run.is_delivered {
+            let state = self.state_of(group.name);
+            self.log(group.name, format!("the gateway shows {state:?}"));
+            check_after_flush(&run, &state).into_iter().for_each(|violation| self.violate(group.name, violation));
+        }
+        runs.push(run);
+    }
+
+    /// Waits until the gateway answers.
+    fn state_of(&self, group: &str) -> State {
+        let text = lock(&self.gateway).metrics();
+        State::of(group, &exposition::parse(&text))
+    }
+
+    /// Freezes, thaws, stops and restarts the gateway until the runs are over.
+    pub(crate) fn rage(&self, random: &mut Random, is_over: &AtomicBool) {
+        while !is_over.load(Ordering::Relaxed) {
+            let weather = Weather::draw(random);
+            if let Weather::Fair(duration) = weather {
+                thread::sleep(duration);
+                continue;
+            }
+            let mut gateway = lock(&self.gateway);
+            self.log(GATEWAY, format!("{weather:?}"));
+            match weather {
+                Weather::Fair(_) => unreachable!("handled above"),
+                Weather::Frozen(duration) => {
+                    gateway.freeze();
+                    thread::sleep(duration);
+                    gateway.thaw();
+                }
+                Weather::FrozenThenStopped(duration) => {
+                    gateway.freeze();
+                    thread::sleep(duration);
+                    gateway.restart();
+                }
+                Weather::Stopped(duration) => {
+                    gateway.stop();
+                    thread::sleep(duration);
+                    gateway.restart();
+                }
+                Weather::Restarted => gateway.restart(),
+            }
+            self.log(GATEWAY, "answers again");
+        }
+    }
+
+    /// The runs of this round are over. Waits until the gateway has dealt with its backlog.
+    pub(crate) fn calm(&self) {
+        sockets::await_idle(lock(&self.gateway).addr());
+        self.log(GATEWAY, "is idle");
+    }
+
+    /// Checks each group that has runs since it was checked last.
+    pub(crate) fn check(&self) {
+        for group in &self.groups {
+            let runs = lock(&group.runs);
+            if group.checked.swap(runs.len(), Ordering::Relaxed) == runs.len() {
+                continue;
+            }
+            let state = self.state_of(group.name);
+            self.log(group.name, format!("with all delivered, the gateway shows {state:?}"));
+            let violations = check_at_the_end(&runs, &state);
+            violations.into_iter().for_each(|violation| self.violate(group.name, violation));
+        }
+    }
+
+    /// All that happened to this group and to the gateway meanwhile.
+    pub(crate) fn history(&self, group: &str) -> String {
+        let mut text = format!("--- {group}\n");
+        for event in lock(&self.events).iter().filter(|event| [group, GATEWAY].contains(&event.subject)) {
+            let _ = writeln!(text, "{:>9.3} s  {}: {}", event.at.as_secs_f64(), event.subject, event.text);
+        }
+        text
+    }
+}
+
+/// The child after its end, and when it got a signal. The pauses before a signal are random and a part of the plan:
+/// nothing is waited for by them.
+fn start_and_end(command: std::process::Command, interruption: Interruption) -> (Ended, Option<f64>) {
+    let mut running = child::start(command);
+    let (signal, pause) = match interruption {
+        Interruption::None => return (running.wait(), None),
+        Interruption::AtWork(signal, pause) => {
+            running.await_line(&Progress::Started(0.0).to_string()[..7]);
+            (signal, pause)
+        }
+        Interruption::AtTheEnd(pause) => {
+            running.await_line(&Progress::Ending(0.0).to_string()[..6]);
+            (Signal::KILL, pause)
+        }
+    };
+    thread::sleep(pause);
+    let signalled = unix_time();
+    running.signal(signal);
+    (running.wait(), Some(signalled))
+}
+
+/// What is known of a run, from what the child said, how it ended, and what is in the spool.
+#[track_caller]
+fn run_of(plan: Plan, ended: &Ended, signalled: Option<f64>, spool: &Path) -> Run {
+    let gone = unix_time();
+    let said = Progress::all_of(&ended.stdout);
+    let start = said.iter().find_map(|said| if let Progress::Started(start) = said { Some(*start) } else { None });
+    let start = start.unwrap_or_else(|| panic!("a run that did not start: {ended:?}"));
+    let ending = said.iter().find_map(|said| if let Progress::Ending(time) = said { Some(*time) } else { None });
+    let has_returned = said.iter().any(|said| matches!(said, Progress::Ended(_)));
+    let is_delivered = said.contains(&Progress::Ended(Some(true)));
+    let signal = ended.status.signal().and_then(Signal::from_named_raw);
+    let flushed = match signal {
+        _ if has_returned => Certainty::Yes,
+        Some(Signal::TERM) => Certainty::Yes,
+        Some(Signal::KILL) if ending.is_none() => Certainty::No,
+        Some(Signal::KILL) if is_in_spool(start, spool) => Certainty::Yes,
+        Some(Signal::KILL) => Certainty::Perhaps,
+        _ => panic!("it ended otherwise than planned: {ended:?}"),
+    };
+    Run {
+        number: plan.job.number,
+        start,
+        flushed,
+        succeeded: if plan.job.ending.is_success() { flushed } else { Certainty::No },
+        is_acknowledged: is_delivered || said.contains(&Progress::Flushed(true)),
+        is_delivered,
+        is_over: ending.is_some(),
+        end: (ending.or(signalled).unwrap_or(gone), gone),
+    }
+}
+
+/// Whether the spool has the last state of the run that started at that time. Another process may have delivered it.
+fn is_in_spool(start: f64, spool: &Path) -> bool {
+    let line = format!("quant_run_start_timestamp_seconds {start}\n");
+    directory::payloads(spool).iter().any(|payload| {
+        let text = std::fs::read_to_string(payload).unwrap_or_default();
+        text.contains(&line) && text.contains("\nquant_run_duration_seconds ")
+    })
+}

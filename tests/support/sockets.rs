@@ -1,0 +1,68 @@
+//! The connections of a server of this machine, as the kernel lists them (Linux): shows what a frozen server has in its
+//! backlog, which nobody can ask the server itself.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::PATIENCE;
+
+const POLL: Duration = Duration::from_millis(5);
+
+/// The server's end of a TCP connection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Connection {
+    pub client_port: u16,
+    /// Bytes that arrived and that the server has not read.
+    pub unread: u64,
+    /// The client has closed its end.
+    pub given_up: bool,
+}
+
+/// The open connections to a server on an IPv4 address.
+pub fn connections(server: SocketAddr) -> Vec<Connection> {
+    const ESTABLISHED: &str = "01";
+    const CLOSE_WAIT: &str = "08";
+    let table = fs::read_to_string("/proc/self/net/tcp").expect("the table of connections");
+    let hex_port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    let connection = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let [_, local, remote, state, queues, ..] = columns[..] else { return None };
+        let is_open = hex_port(local)? == server.port() && [ESTABLISHED, CLOSE_WAIT].contains(&state);
+        let unread = u64::from_str_radix(queues.split(':').nth(1)?, 16).ok()?;
+        is_open.then_some(Connection { client_port: hex_port(remote)?, unread, given_up: state == CLOSE_WAIT })
+    };
+    table.lines().skip(1).filter_map(connection).collect()
+}
+
+/// Waits until one request has been waiting for the server for this long without a break, and returns its connection.
+#[track_caller]
+pub fn await_pending(server: SocketAddr, at_least: Duration) -> Connection {
+    let deadline = Instant::now() + PATIENCE;
+    let mut since: Option<(Connection, Instant)> = None;
+    loop {
+        let all = connections(server);
+        let pending = all.iter().filter(|connection| connection.unread > 0 && !connection.given_up);
+        since = match (pending.clone().next_back(), since.take()) {
+            (Some(now), Some((then, start))) if *now == then => Some((then, start)),
+            (now, _) => now.map(|connection| (connection.clone(), Instant::now())),
+        };
+        if let Some((connection, start)) = &since
+            && start.elapsed() >= at_least
+        {
+            return connection.clone();
+        }
+        assert!(Instant::now() < deadline, "no request waited {at_least:?} for {server}: {all:?}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Waits until the server has dealt with every connection and closed it.
+#[track_caller]
+pub fn await_idle(server: SocketAddr) {
+    let deadline = Instant::now() + PATIENCE;
+    while !connections(server).is_empty() {
+        assert!(Instant::now() < deadline, "{server} is not idle: {:?}", connections(server));
+        std::thread::sleep(POLL);
+    }
+}
