@@ -15,7 +15,7 @@ use metrics::{HistogramFn, Key, SharedString};
 use metrics_util::registry::{Registry, Storage};
 
 use crate::buckets::{Counts, Snapshot};
-use crate::exposition::Merged;
+use crate::exposition::{Merged, label_name, metric_name};
 
 /// Counts by upper bound, and the sum. On cache lines of its own, so that threads that record into different histograms
 /// do not wait for each other.
@@ -118,7 +118,7 @@ impl Histograms {
     /// The first description of a name counts.
     pub(crate) fn describe(&self, name: &str, help: SharedString) {
         let mut known = self.help.lock().unwrap_or_else(PoisonError::into_inner);
-        known.entry(metric_name(name)).or_insert(help);
+        known.entry(metric_name(name).into_owned()).or_insert(help);
     }
 
     pub(crate) fn register(&self, key: &Key) -> metrics::Histogram {
@@ -138,7 +138,7 @@ impl Histograms {
         let mut families: BTreeMap<String, Vec<Series<'_>>> = BTreeMap::new();
         for (key, histogram) in own.chain(kept_elsewhere) {
             let series = Series { labels: labels_of(&key), bounds: self.bounds.of(key.name()), histogram };
-            families.entry(metric_name(key.name())).or_default().push(series);
+            families.entry(metric_name(key.name()).into_owned()).or_default().push(series);
         }
         let help = self.help.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, mut series) in families {
@@ -198,20 +198,6 @@ fn labels_of(key: &Key) -> String {
     }
     text.shrink_to_fit();
     text
-}
-
-/// With `_` for every character that a metric name cannot have.
-fn metric_name(name: &str) -> String {
-    clean(name, |c| c.is_ascii_alphabetic() || c == '_' || c == ':')
-}
-
-fn label_name(name: &str) -> String {
-    clean(name, |c| c.is_ascii_alphabetic() || c == '_')
-}
-
-fn clean(name: &str, begins: impl Fn(char) -> bool) -> String {
-    let clean = |(at, c): (usize, char)| if begins(c) || (at > 0 && c.is_ascii_digit()) { c } else { '_' };
-    name.chars().enumerate().map(clean).collect()
 }
 
 /// By the rule of the text format: backslash and line feed, and in a label value the quote.
@@ -303,12 +289,5 @@ rows_count 10
         });
         let text = rendered(&histograms);
         assert!(text.ends_with("rows_sum 400000\nrows_count 200000\n"), "{text}");
-    }
-
-    #[test]
-    fn names_become_what_the_format_allows() {
-        assert_eq!(metric_name("a.b-c:d1"), "a_b_c:d1");
-        assert_eq!(metric_name("1ä"), "__");
-        assert_eq!(label_name("x:y"), "x_y");
     }
 }

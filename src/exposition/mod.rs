@@ -1,7 +1,11 @@
 //! The text exposition format, as far as putting its families in order and picking some of them asks for.
 
+mod names;
+
 use std::collections::{BTreeMap, btree_map};
 use std::iter::Peekable;
+
+pub(crate) use names::{label_name, metric_name};
 
 /// The same exposition in a stable order: families by name, their series by labels. The lines of one series (buckets,
 /// sum, count) stay together and in their order.
