@@ -30,7 +30,7 @@ pub(crate) struct BucketHistogram {
 }
 
 impl BucketHistogram {
-    fn new(bounds: Arc<[f64]>) -> Self {
+    pub(crate) fn new(bounds: Arc<[f64]>) -> Self {
         Self { counts: Counts::new(bounds.len() + 1), bounds, sum: AtomicU64::new(0.0_f64.to_bits()) }
     }
 
@@ -51,7 +51,7 @@ impl BucketHistogram {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let counts = self.counts.iter().take(self.bounds.len() + 1).collect();
         Snapshot { counts, sum: f64::from_bits(self.sum.load(Ordering::Relaxed)) }
     }

@@ -198,6 +198,9 @@ impl Source for Telemetry {
 
     fn on_event(&self, event: DeliveryEvent) {
         self.stages.voice.speak(|| match event {
+            DeliveryEvent::Failing(error) if error.is_loss() => {
+                warn!(target: OWN_TARGET, error = ?error, "metrics are lost: they are not sent again");
+            }
             DeliveryEvent::Failing(error) => {
                 warn!(target: OWN_TARGET, error = ?error, "metrics are not delivered; tried again on the interval");
             }
