@@ -26,6 +26,8 @@ struct Inner {
     kind: Kind,
     message: String,
     source: Option<Source>,
+    /// What was to be delivered is lost.
+    is_loss: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,7 @@ pub(crate) enum Kind {
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 impl Error {
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), source: None }))
+        Self(Box::new(Inner { kind, message: message.into(), source: None, is_loss: false }))
     }
 
     pub(crate) fn config(message: impl Into<String>) -> Self {
@@ -59,6 +61,18 @@ impl Error {
         self
     }
 
+    /// Marks what was to be delivered as lost: it is not sent again.
+    #[cfg(feature = "otlp")]
+    #[must_use]
+    pub(crate) fn with_loss(mut self) -> Self {
+        self.0.is_loss = true;
+        self
+    }
+
+    pub(crate) fn is_loss(&self) -> bool {
+        self.0.is_loss
+    }
+
     /// Two things went wrong. The predicates speak of this one.
     #[must_use]
     pub(crate) fn and(mut self, other: Self) -> Self {
@@ -68,7 +82,9 @@ impl Error {
 
     /// For someone else who is to be told. The causes are in its text.
     pub(crate) fn copy(&self) -> Self {
-        Self::new(self.0.kind, format!("{self:?}"))
+        let mut copy = Self::new(self.0.kind, format!("{self:?}"));
+        copy.0.is_loss = self.0.is_loss;
+        copy
     }
 
     pub(crate) fn kind(&self) -> Kind {

@@ -363,6 +363,9 @@ impl Source for Telemetry {
 
     fn on_event(&self, event: DeliveryEvent) {
         self.stages.diagnostics.emit(move || match event {
+            DeliveryEvent::Failing { destination, error } if error.is_loss() => {
+                warn!(target: OWN_TARGET, destination, error = ?error, "metrics are lost: they are not sent again");
+            }
             DeliveryEvent::Failing { destination, error } => {
                 warn!(
                     target: OWN_TARGET,

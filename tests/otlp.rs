@@ -5,26 +5,40 @@
 
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 use support::child::{self, Ended};
-use support::collector::{Export, GrpcCollector, Point, Rotel, Value, assert_same, totals};
+use support::collector::{Export, GrpcCollector, Labels, Point, Rotel, Value, assert_same, totals};
 use support::exposition::{self, Exposition};
 use support::measured::{failing_stage, stage};
 use support::{MockGateway, log::Log};
-use tracing_stage_metrics::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS, MetricsLayer};
+use tracing_stage_metrics::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS, FlushGuard, MetricsLayer};
 use tracing_subscriber::prelude::*;
 
-/// Not a test: the job. It flushes once in its midst, so that there are two exports at least.
+/// Not a test: the processes.
 #[test]
 fn scenarios() {
-    let Some(_) = child::scenario() else { return };
+    let Some(scenario) = child::scenario() else { return };
     let builder = MetricsLayer::builder().with_histogram_buckets("rows_per_batch", &[10.0, 100.0]).with_env().unwrap();
-    let (layer, guard) = builder.with_push_interval(Duration::from_secs(3_600)).install().unwrap();
+    let builder = builder.with_push_interval(Duration::from_secs(3_600)).with_flush_timeout(Duration::from_secs(30));
+    let builder = if scenario == "stages beyond the limit" { builder.with_max_series(100) } else { builder };
+    let (layer, guard) = builder.install().unwrap();
     let log = Log::default();
     tracing_subscriber::registry().with(layer).with(log.clone()).init();
+    match scenario.as_str() {
+        "job" => job(guard, &log),
+        "label sets" => label_sets(guard),
+        "stages beyond the limit" => stages_beyond_the_limit(guard),
+        "equal names" => equal_names(guard),
+        unknown => panic!("no scenario {unknown}"),
+    }
+}
+
+/// It flushes once in its midst, so that there are two exports at least.
+fn job(guard: FlushGuard, log: &Log) {
     let work = |rows: u32| {
         let run = tracing::info_span!("run", profile = "crypto", run_id = "r-1");
         run.in_scope(|| stage("ingest"));
@@ -44,32 +58,73 @@ fn scenarios() {
     assert_eq!(log.own(), [""; 0]);
 }
 
+/// Each flush finds 500 more label sets of each kind of metric, up to 3 000, and new values of those that it knows.
+fn label_sets(guard: FlushGuard) {
+    for known in (500..=3_000_u32).step_by(500) {
+        for set in 0..known {
+            counter!("sets_total", "n" => set.to_string()).increment(1);
+            gauge!("level", "n" => set.to_string()).set(f64::from(set));
+            histogram!("sizes", "n" => set.to_string()).record(1.0);
+        }
+        // An absolute value replaces the value of its own label set.
+        counter!("read_total", "n" => known.to_string()).absolute(u64::from(known));
+        guard.flush().unwrap();
+    }
+    guard.shutdown().unwrap();
+}
+
+/// Each of as many stages as there may be label sets, then with another run id, then with another profile, then more
+/// stages: three label sets of a metric for each that the limit allows, and one.
+fn stages_beyond_the_limit(guard: FlushGuard) {
+    for (profile, run_id) in [("p", "r1"), ("p", "r2"), ("q", "r1")] {
+        let run = tracing::info_span!("run", profile, run_id);
+        run.in_scope(|| (0..100).for_each(|n| failing_stage(&format!("s{n}"))));
+    }
+    guard.flush().unwrap();
+    (0..150).for_each(|n| stage(&format!("s{n}")));
+    guard.shutdown().unwrap();
+}
+
+fn equal_names(guard: FlushGuard) {
+    for (name, by) in [("größe", 1), ("grüße", 100), ("http.requests", 1), ("http_requests", 2), ("http-requests", 4)]
+    {
+        counter!(name).increment(by);
+    }
+    counter!("labels", "a.b" => "x").increment(1);
+    counter!("labels", "a_b" => "x").increment(10);
+    counter!("empty", "" => "x").increment(1);
+    counter!("both_kinds").increment(7);
+    gauge!("both.kinds").set(1.5);
+    histogram!("both-kinds").record(1.5);
+    guard.shutdown().unwrap();
+}
+
 /// Runs the job, and returns what its text file says.
 #[track_caller]
 fn run(variables: &[(&str, &str)]) -> Exposition {
+    run_scenario("job", variables)
+}
+
+#[track_caller]
+fn run_scenario(scenario: &str, variables: &[(&str, &str)]) -> Exposition {
     let directory = tempfile::tempdir().unwrap();
     let textfile = directory.path().join("job.prom");
-    let ended = start(variables, &textfile);
+    let ended = start(scenario, variables, &textfile);
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     exposition::parse(&std::fs::read_to_string(&textfile).unwrap())
 }
 
-fn start(variables: &[(&str, &str)], textfile: &Path) -> Ended {
-    let mut command = child::command("scenarios", "job");
+fn start(scenario: &str, variables: &[(&str, &str)], textfile: &Path) -> Ended {
+    let mut command = child::command("scenarios", scenario);
     command.env("OTEL_METRICS_EXPORTER", "otlp").env("TV_PROMETHEUS_TEXTFILE", textfile);
     command.envs(variables.iter().copied());
     child::start(command).wait()
 }
 
+type Totals = BTreeMap<(String, Labels), Value>;
+
 fn exports(server: &MockGateway) -> Vec<Export> {
     server.requests().iter().map(Export::of_http).collect()
-}
-
-/// The text format knows no names with a dot or a capital... which it does, the last: a dot is `_` there.
-fn without_dots(exports: &mut [Export]) {
-    for point in exports.iter_mut().flat_map(|export| &mut export.points) {
-        point.name = point.name.replace('.', "_");
-    }
 }
 
 const DELTA: (&str, &str) = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
@@ -85,9 +140,8 @@ fn over_http_a_collector_gets_what_the_text_says() {
                 .iter()
                 .all(|request| (request.method.as_str(), request.path.as_str()) == ("POST", "/v1/metrics"))
         );
-        let mut exports = exports(&server);
+        let exports = exports(&server);
         assert!(exports.len() >= 2, "{}", exports.len());
-        without_dots(&mut exports);
         assert_same(&totals(&exports), &text);
     }
 }
@@ -99,9 +153,7 @@ fn over_grpc_a_collector_gets_what_the_text_says() {
         let url = server.url();
         let grpc = [("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str())];
         let text = run(&[&grpc[..], variables].concat());
-        let mut exports = server.exports();
-        without_dots(&mut exports);
-        assert_same(&totals(&exports), &text);
+        assert_same(&totals(&server.exports()), &text);
     }
 }
 
@@ -125,7 +177,7 @@ fn names_units_help_and_buckets_are_ours() {
         ("quant_stage_active", ""),
         ("quant_run_start_timestamp_seconds", "s"),
         ("quant_run_peak_memory_bytes", "By"),
-        ("Rows.seen", ""),
+        ("Rows_seen", ""),
     ] {
         assert_eq!(point(name).unit, unit, "{name}");
     }
@@ -175,6 +227,16 @@ fn the_resource_names_the_service_and_with_totals_the_instance() {
     let named =
         resource(&[("OTEL_SERVICE_NAME", "prices"), ("OTEL_RESOURCE_ATTRIBUTES", "team=quant,service.instance.id=7")]);
     assert_eq!([&named["service.name"], &named["team"], &named["service.instance.id"]], ["prices", "quant", "7"]);
+
+    let encoded = "team=a%2Cb%20c, place = K%C3%B6ln ,no pair,=no name,stray=100%,service.name=%70rices,";
+    let found = resource(&[("OTEL_RESOURCE_ATTRIBUTES", encoded)]);
+    let values = ["team", "place", "stray", "service.name"].map(|name| found[name].as_str());
+    assert_eq!(values, ["a,b c", "Köln", "100%", "prices"]);
+    assert!(!found.contains_key("no pair") && !found.contains_key(""), "{found:?}");
+
+    let found = resource(&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=,service.instance.id= ,team=")]);
+    assert_eq!([&found["service.name"], &found["team"]], [program.as_str(), ""], "an empty name is none");
+    assert!(found["service.instance.id"].starts_with(&format!("{host}:")), "{found:?}");
 
     let gateway = MockGateway::ok();
     let url = gateway.url();
@@ -238,10 +300,107 @@ fn it_can_be_switched_off() {
 #[test]
 fn a_wrong_variable_ends_it_at_the_start() {
     let directory = tempfile::tempdir().unwrap();
-    let ended = start(&[("OTEL_EXPORTER_OTLP_TIMEOUT", "5s")], &directory.path().join("job.prom"));
+    let ended = start("job", &[("OTEL_EXPORTER_OTLP_TIMEOUT", "5s")], &directory.path().join("job.prom"));
     assert_ne!(ended.status.code(), Some(0));
     let said = "OTEL_EXPORTER_OTLP_TIMEOUT is \"5s\": give a number of milliseconds without a unit";
     assert!(ended.stderr.contains(said), "{ended:?}");
+}
+
+/// What the exports of a scenario add up to.
+#[track_caller]
+fn exported_by(scenario: &str, variables: &[(&str, &str)]) -> (Totals, Exposition) {
+    let server = MockGateway::ok();
+    let text = run_scenario(scenario, &[&[("OTEL_EXPORTER_OTLP_ENDPOINT", server.url().as_str())], variables].concat());
+    (totals(&exports(&server)), text)
+}
+
+/// The value of each series of a metric, of a histogram how many samples it has.
+fn series<'a>(totals: &'a Totals, name: &str) -> Vec<(&'a Labels, f64)> {
+    let of_name = totals.iter().filter(|((known, _), _)| known == name);
+    let value = |value: &Value| match value {
+        Value::Sum { value, .. } | Value::Gauge(value) => *value,
+        Value::Histogram { count, .. } => *count as f64,
+    };
+    of_name.map(|((_, labels), found)| (labels, value(found))).collect()
+}
+
+fn is_overflow(labels: &Labels) -> bool {
+    labels.contains_key("otel.metric.overflow")
+}
+
+#[test]
+fn label_sets_beyond_the_limit_are_added_up_in_one() {
+    for variables in [&[][..], &[DELTA]] {
+        let (totals, text) = exported_by("label sets", variables);
+        for (name, expected) in [("sets_total", 10_500.0), ("sizes", 10_500.0), ("read_total", 10_500.0)] {
+            let series = series(&totals, name);
+            assert_eq!(series.iter().map(|(_, value)| value).sum::<f64>(), expected, "{name} {variables:?}");
+        }
+        for (name, overflow) in [("sets_total", 1_500.0), ("sizes", 1_500.0), ("level", 2_999.0)] {
+            let series = series(&totals, name);
+            assert_eq!(series.len(), 2_001, "{name} {variables:?}");
+            let beyond: Vec<_> = series.iter().filter(|(labels, _)| is_overflow(labels)).collect();
+            assert_eq!(beyond.iter().map(|(_, value)| *value).collect::<Vec<_>>(), [overflow], "{name} {variables:?}");
+            assert_eq!(beyond[0].0["otel.metric.overflow"], "Some(BoolValue(true))", "and no other label");
+            for (labels, value) in series.iter().filter(|(labels, _)| !is_overflow(labels)) {
+                let set: f64 = labels["n"].parse().unwrap();
+                let flushes = 6.0 - (set / 500.0).floor();
+                assert_eq!(*value, if name == "level" { set } else { flushes }, "{name} {labels:?}");
+            }
+        }
+        let all: f64 = text.matching("sets_total", &[]).iter().map(|sample| sample.value).sum();
+        assert_eq!(all, 10_500.0, "the text has all of them");
+    }
+}
+
+#[test]
+fn every_stage_has_the_label_set_of_the_text() {
+    for variables in [&[][..], &[DELTA]] {
+        let (totals, text) = exported_by("stages beyond the limit", variables);
+        assert!(!totals.keys().any(|(_, labels)| is_overflow(labels)), "{variables:?}");
+        assert_same(&totals, &text);
+    }
+}
+
+#[test]
+fn metrics_have_the_names_and_labels_of_the_text() {
+    for variables in [&[][..], &[DELTA]] {
+        let server = MockGateway::ok();
+        let url = server.url();
+        let directory = tempfile::tempdir().unwrap();
+        let variables = [&[("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str())], variables].concat();
+        let ended = start("equal names", &variables, &directory.path().join("job.prom"));
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        let totals = totals(&exports(&server));
+        for (name, labels, expected) in [
+            ("gr__e", &[][..], 101.0),
+            ("http_requests", &[], 7.0),
+            ("labels", &[("a_b", "x")], 11.0),
+            ("empty", &[("_", "x")], 1.0),
+            ("both_kinds", &[], 7.0),
+        ] {
+            let labels: Labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            assert_eq!(series(&totals, name), [(&labels, expected)], "{name} {variables:?}");
+        }
+    }
+}
+
+/// Counters as totals, which take no memory of what was sent; histograms as increments.
+#[test]
+fn with_low_memory_counters_are_totals_and_histograms_increments() {
+    let server = MockGateway::ok();
+    let low = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "lowmemory");
+    let text = run(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &server.url()), low]);
+    let exports = exports(&server);
+    assert_same(&totals(&exports), &text);
+    let points = exports.iter().flat_map(|export| &export.points);
+    let kinds = points.filter_map(|point| match point.value {
+        Value::Sum { delta, .. } => Some(("sum", delta)),
+        Value::Histogram { delta, .. } => Some(("histogram", delta)),
+        Value::Gauge(_) => None,
+    });
+    assert_eq!(kinds.collect::<BTreeSet<_>>(), [("histogram", true), ("sum", false)].into());
+    assert!(exports[0].resource.contains_key("service.instance.id"), "totals of two processes are two series");
 }
 
 /// What a real receiver prints of a metric.

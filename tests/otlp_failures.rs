@@ -9,11 +9,12 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use metrics::{counter, histogram};
 use support::child::{self, Ended, Signal};
 use support::collector::{Export, GrpcCollector, Value, totals};
 use support::log::Log;
 use support::measured::stage;
-use support::mock_gateway::{Answer, MockGateway, Reply};
+use support::mock_gateway::{self, Answer, MockGateway, Reply};
 use support::{exposition, free_addr};
 use tonic::Status;
 use tracing_stage_metrics::MetricsLayer;
@@ -24,7 +25,9 @@ use tracing_subscriber::prelude::*;
 fn scenarios() {
     let Some(scenario) = child::scenario() else { return };
     let builder = MetricsLayer::builder().with_env().unwrap();
-    let builder = builder.with_push_interval(Duration::from_secs(3_600)).with_flush_on_signals();
+    let interval = if scenario == "short interval" { Duration::from_millis(300) } else { Duration::from_secs(3_600) };
+    let builder = builder.with_push_interval(interval).with_flush_on_signals();
+    let builder = builder.with_max_series(20_000);
     let (layer, guard) = builder.install().unwrap();
     let log = Log::default();
     tracing_subscriber::registry().with(layer).with(log.clone()).init();
@@ -38,6 +41,29 @@ fn scenarios() {
                 println!("flush {round}: {result:?}");
                 println!("took {round}: {}", begun.elapsed().as_millis());
             }
+            stage("a");
+        }
+        "short interval" => {
+            for _ in 0..20 {
+                stage("a");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        "many label sets" => {
+            for set in 0..20_000 {
+                // Half a kilobyte each.
+                let label = format!("{set:0500}");
+                histogram!("sizes", "set" => label).record(1.0);
+            }
+            stage("a");
+            println!("flush: {:?}", guard.flush());
+            stage("a");
+        }
+        "a large label" => {
+            counter!("small_total").increment(1);
+            counter!("large_total", "label" => "x".repeat(5 << 20)).increment(1);
+            counter!("large_total", "label" => "y").increment(1);
+            println!("flush: {:?}", guard.flush());
             stage("a");
         }
         "a panic" => {
@@ -68,6 +94,8 @@ fn scenarios() {
 
 const DELTA: (&str, &str) = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
 const GRPC: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+
+const AMPLE: (&str, &str) = ("TV_PROMETHEUS_FLUSH_TIMEOUT", "30s");
 
 fn command(scenario: &str, endpoint: &str, variables: &[(&str, &str)]) -> Command {
     let mut command = child::command("scenarios", scenario);
@@ -269,6 +297,149 @@ fn what_a_collector_does_not_want_is_not_sent_for_ever() {
     assert_eq!(told(&ended, "flush 2: "), "Ok(())");
     let exports: Vec<_> = server.requests().iter().map(Export::of_http).collect();
     assert_eq!((exports.len(), runs(&exports)), (6, 5.0), "what was refused is not in what came after");
+}
+
+/// Dropped for good: an error then, and at the end of the run too.
+#[test]
+fn refused_increments_are_reported_as_dropped_and_at_the_end() {
+    let partial = "\n\u{9}\u{8}\u{3}\u{12}\u{5}quota";
+    let answers = [Answer::new(400), Answer::new(422), Answer::new(200).with_body(partial)];
+    for answer in answers {
+        let server = MockGateway::start([Reply::ok(), Reply::Answer(answer.clone()), Reply::ok()]);
+        let ended = flushes(&server.url(), &[DELTA]);
+        for flush in ["flush 1: ", "last: "] {
+            let error = told(&ended, flush);
+            assert!(error.starts_with("Err(") && error.contains("dropped"), "{answer:?} {error}");
+        }
+        assert_eq!(told(&ended, "flush 2: "), "Ok(())", "{answer:?}");
+        assert_eq!(server.requests().len(), 6, "{answer:?}");
+    }
+    let server = GrpcCollector::refusing([Status::invalid_argument("no")]);
+    let ended = flushes(&server.url(), &[DELTA, GRPC]);
+    assert!(told(&ended, "last: ").contains("dropped"), "{ended:?}");
+    assert!(said(&ended)[0].contains("metrics are lost: they are not sent again"), "{ended:?}");
+    // It says so of the smallest request too, so that it is not the size.
+    let server = MockGateway::start([Reply::status(413)]);
+    let ended = flushes(&server.url(), &[DELTA]);
+    assert!(told(&ended, "last: ").contains("dropped"), "{ended:?}");
+    assert!(server.requests().len() < 100, "{}", server.requests().len());
+    // Of totals nothing is lost: the next ones have it all.
+    let server = MockGateway::start([Reply::ok(), Reply::status(400), Reply::ok()]);
+    let ended = flushes(&server.url(), &[]);
+    assert!(
+        told(&ended, "flush 1: ").starts_with("Err(") && !told(&ended, "flush 1: ").contains("dropped"),
+        "{ended:?}"
+    );
+    assert_eq!(told(&ended, "last: "), "Ok(())");
+}
+
+/// The head of a 200 says that it arrived, whatever becomes of its body.
+#[test]
+fn an_answer_that_breaks_off_or_stalls_is_an_arrival() {
+    let cut_off = MockGateway::start([Reply::Raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nab")]);
+    let ended = flushes(&cut_off.url(), &[DELTA]);
+    for flush in ["flush 1: ", "flush 4: ", "last: "] {
+        assert_eq!(told(&ended, flush), "Ok(())", "{ended:?}");
+    }
+    let exports: Vec<_> = cut_off.requests().iter().map(Export::of_http).collect();
+    assert_eq!((exports.len(), runs(&exports), durations(&exports)), (6, 5.0, 5));
+
+    let stalls = MockGateway::start([Reply::Stalled("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nab")]);
+    let ended = flushes(&stalls.url(), &[DELTA, ("TV_PROMETHEUS_FLUSH_TIMEOUT", "10s")]);
+    for flush in ["flush 1: ", "flush 4: ", "last: "] {
+        assert_eq!(told(&ended, flush), "Ok(())", "{ended:?}");
+    }
+    let took: u64 = told(&ended, "took last: ").parse().unwrap();
+    assert!(took < 5_000, "the rest of the body is not waited for: {ended:?}");
+    let exports: Vec<_> = stalls.requests().iter().map(Export::of_http).collect();
+    assert_eq!((exports.len(), runs(&exports), durations(&exports)), (6, 5.0, 5));
+}
+
+/// It may have arrived, so that each flush sends it once, in the same bytes.
+#[test]
+fn increments_without_an_answer_are_not_sent_again_at_once() {
+    let server = MockGateway::start([Reply::ok(), Reply::Silent, Reply::ok()]);
+    let ended = flushes(&server.url(), &[DELTA, ("OTEL_EXPORTER_OTLP_TIMEOUT", "100")]);
+    assert!(told(&ended, "flush 1: ").contains("no answer within 100ms"), "{ended:?}");
+    for flush in ["flush 2: ", "last: "] {
+        assert_eq!(told(&ended, flush), "Ok(())", "{ended:?}");
+    }
+    let requests = server.requests();
+    assert_eq!(requests.len(), 7, "the one without an answer twice");
+    assert_eq!(requests[1].body, requests[2].body);
+    let taken = requests.iter().enumerate().filter(|(n, _)| *n != 1);
+    let exports: Vec<_> = taken.map(|(_, request)| Export::of_http(request)).collect();
+    assert_eq!((runs(&exports), durations(&exports)), (5.0, 5));
+}
+
+/// An export on the interval is not cut off by the next one.
+#[test]
+fn collector_that_is_slower_than_the_interval_counts_everything_once() {
+    // Some 40 bytes.
+    let server = MockGateway::start([Reply::Trickled(Answer::new(200), Duration::from_millis(15))]);
+    let ended = child::start(command("short interval", &server.url(), &[AMPLE, DELTA])).wait();
+    assert_eq!(told(&ended, "last: "), "Ok(())", "{ended:?}");
+    assert_eq!(said(&ended), [""; 0]);
+    let requests = server.requests();
+    assert!(requests.len() > 3, "new increments leave before the end: {}", requests.len());
+    let exports: Vec<_> = requests.iter().map(Export::of_http).collect();
+    assert_eq!((runs(&exports), durations(&exports)), (20.0, 20));
+}
+
+/// How many samples a histogram of the application has, in all label sets.
+fn samples(exports: &[Export], name: &str) -> u64 {
+    let counts = totals(exports).into_iter().filter(|((known, _), _)| known == name);
+    counts.map(|(_, value)| if let Value::Histogram { count, .. } = value { count } else { panic!("{value:?}") }).sum()
+}
+
+#[test]
+fn an_export_above_the_limit_of_a_collector_arrives_in_parts() {
+    const LIMIT: usize = 4 << 20;
+    let job = |scenario: &str, url: &str, variables: &[(&str, &str)]| {
+        let ended = child::start(command(scenario, url, &[&[AMPLE, DELTA], variables].concat())).wait();
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        assert_eq!([told(&ended, "flush: "), told(&ended, "last: ")], ["Ok(())"; 2], "{:?}", ended.stdout);
+    };
+    let grpc = GrpcCollector::start();
+    job("many label sets", &grpc.url(), &[GRPC]);
+    let too_large = |request: &mock_gateway::Request| request.body.len() > LIMIT;
+    let http = MockGateway::start_by(move |request| if too_large(request) { Reply::status(413) } else { Reply::ok() });
+    job("many label sets", &http.url(), &[]);
+    // A limit below the size of the requests that are sent.
+    let low = MockGateway::start_by(|request| Reply::status(if request.body.len() > 100_000 { 413 } else { 200 }));
+    job("many label sets", &low.url(), &[]);
+    let taken = |server: &MockGateway, limit: usize| -> Vec<_> {
+        server.requests().iter().filter(|request| request.body.len() <= limit).map(Export::of_http).collect()
+    };
+    for exports in [grpc.exports(), taken(&http, LIMIT), taken(&low, 100_000)] {
+        assert_eq!((runs(&exports), samples(&exports, "sizes")), (2.0, 20_000));
+        assert!(exports.len() > 3, "{}", exports.len());
+    }
+}
+
+#[test]
+fn one_data_point_above_the_limit_of_a_collector_is_dropped_alone() {
+    let (grpc, http) = (
+        GrpcCollector::start(),
+        MockGateway::start_by(|request| Reply::status(if request.body.len() > 4 << 20 { 413 } else { 200 })),
+    );
+    for (url, variables) in [(grpc.url(), &[AMPLE, DELTA, GRPC][..]), (http.url(), &[AMPLE, DELTA])] {
+        let ended = child::start(command("a large label", &url, variables)).wait();
+        assert_eq!(ended.status.code(), Some(0), "{:?}", ended.status);
+        for flush in ["flush: ", "last: "] {
+            let error = told(&ended, flush);
+            assert!(error.starts_with("Err(") && error.contains("1 data point was dropped"), "{error}");
+        }
+    }
+    let of_http: Vec<_> =
+        http.requests().iter().filter(|request| request.body.len() <= 4 << 20).map(Export::of_http).collect();
+    for exports in [grpc.exports(), of_http] {
+        let found = totals(&exports);
+        let arrived =
+            ["small_total", "large_total"].map(|name| found.keys().filter(|(known, _)| known == name).count());
+        assert_eq!(arrived, [1, 1]);
+        assert_eq!(runs(&exports), 1.0);
+    }
 }
 
 #[test]

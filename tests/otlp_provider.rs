@@ -10,14 +10,18 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use metrics::{counter, histogram};
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
-use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider, Temporality};
-use support::exposition;
+use opentelemetry_sdk::metrics::{
+    InMemoryMetricExporter, InMemoryMetricExporterBuilder, PeriodicReader, SdkMeterProvider, Temporality,
+};
 use support::measured::{Measured, failing_stage, measured, stage};
+use support::{child, exposition};
 use tracing_stage_metrics::MetricsLayer;
+use tracing_subscriber::prelude::*;
 
 /// One that exports when it is asked to, and not before.
 fn provider(exporter: impl PushMetricExporter) -> SdkMeterProvider {
@@ -103,6 +107,83 @@ fn what_a_provider_collects_by_itself_is_up_to_date() {
     assert_eq!(found["quant_stage_active{profile=p,stage_id=b}"], 0.0);
     assert!(found["quant_stage_last_success_timestamp_seconds{profile=p,stage_id=b}"] > 1.7e9);
     measured.guard.shutdown().unwrap();
+}
+
+/// Not a test: an application whose own observable instrument counts with the facade, under a name that is new, while
+/// the SDK collects.
+#[test]
+fn scenarios() {
+    let Some(_) = child::scenario() else { return };
+    let exporter = InMemoryMetricExporter::default();
+    let provider = provider(exporter.clone());
+    let observe = |seen: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
+        counter!("new_total").increment(1);
+        histogram!("new_sizes").record(1.0);
+        seen.observe(1, &[]);
+    };
+    provider.meter("theirs").u64_observable_counter("theirs").with_callback(observe).build();
+    let (layer, guard) = MetricsLayer::builder().with_meter_provider(provider.clone()).install().unwrap();
+    tracing_subscriber::registry().with(layer).init();
+    // With the sample of the first collection, which the instrument was not there for.
+    guard.flush().unwrap();
+    counter!("of_main_total").increment(1);
+    histogram!("of_main_sizes").record(1.0);
+    guard.flush().unwrap();
+    let found = exported(&exporter);
+    for (name, expected) in
+        [("new_total{}", 2.0), ("new_sizes{}", 2.0), ("of_main_total{}", 1.0), ("of_main_sizes{}", 1.0)]
+    {
+        assert_eq!(found.get(name), Some(&expected), "{name}: {found:?}");
+    }
+    let text = exposition::parse(&guard.render());
+    assert_eq!((text.expect("new_total", &[]), text.expect("new_sizes_count", &[])), (2.0, 2.0));
+    guard.shutdown().unwrap();
+}
+
+#[test]
+fn callback_of_the_application_may_register_metrics() {
+    let ended = child::start(child::command("scenarios", "a callback that counts")).wait();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+}
+
+/// Of one metric, over all label sets but that for the overflow, and of that one.
+fn summed(found: &BTreeMap<String, f64>, name: &str) -> (f64, Option<f64>) {
+    let of_name = found.iter().filter(|(series, _)| series.starts_with(&format!("{name}{{")));
+    let (beyond, within): (Vec<_>, Vec<_>) =
+        of_name.partition(|(series, _)| series.contains("otel.metric.overflow=true"));
+    assert!(beyond.len() <= 1, "{beyond:?}");
+    (within.iter().map(|(_, value)| *value).sum(), beyond.first().map(|(_, value)| **value))
+}
+
+/// The SDK keeps 2 000 label sets of each metric, and assigns where it should add.
+#[test]
+fn label_sets_beyond_the_limit_of_the_sdk_are_added_up() {
+    for temporality in [Temporality::Cumulative, Temporality::Delta] {
+        let exporter = InMemoryMetricExporterBuilder::new().with_temporality(temporality).build();
+        let provider = provider(exporter.clone());
+        let recorded = measured(MetricsLayer::builder().with_meter_provider(provider.clone()).with_max_series(5_000));
+        let (mut totals, mut durations) = (0.0, 0.0);
+        for stages in [500, 1_000, 1_500] {
+            for n in 0..stages {
+                stage(&format!("s{n}"));
+            }
+            recorded.guard.flush().unwrap();
+            let found = exported(&exporter);
+            exporter.reset();
+            let (within, beyond) = summed(&found, "quant_stage_total");
+            let (timed, _) = summed(&found, "quant_stage_duration_seconds");
+            if temporality == Temporality::Delta {
+                totals += within + beyond.unwrap_or(0.0);
+                durations += timed;
+            } else {
+                totals = within + beyond.unwrap_or(0.0);
+                durations = timed;
+            }
+            assert_eq!(beyond.is_some(), stages > 1_000, "two statuses of each stage");
+        }
+        assert_eq!((totals, durations), (3_000.0, 3_000.0), "{temporality:?}");
+        recorded.guard.shutdown().unwrap();
+    }
 }
 
 /// An exporter that comes back when it is released.

@@ -10,7 +10,7 @@ use super::resolver::{self, LookUp, Peer, Resolver};
 use crate::error::Error;
 
 /// How this crate introduces itself.
-const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
+pub(crate) const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
 /// A client for one server, named by `of` and its address. `set` adds what is special to it.
 pub(crate) fn build(

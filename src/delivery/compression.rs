@@ -27,13 +27,17 @@ impl Body {
         if bytes.len() < COMPRESSION_THRESHOLD {
             return Self::plain(bytes);
         }
-        let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
-        match encoder.write_all(&bytes).and_then(|()| encoder.finish()) {
-            Ok(compressed) => Self { bytes: compressed.into(), is_gzip: true },
-            // Writing to memory does not fail; if it did, the plain text would do.
-            Err(_) => Self::plain(bytes),
+        match gzip(&bytes) {
+            Some(bytes) => Self { bytes, is_gzip: true },
+            None => Self::plain(bytes),
         }
     }
+}
+
+/// Writing to memory does not fail; if it did, the plain bytes would do.
+pub(crate) fn gzip(bytes: &[u8]) -> Option<Bytes> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).ok().map(Bytes::from)
 }
 
 #[cfg(test)]

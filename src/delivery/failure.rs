@@ -152,7 +152,7 @@ async fn read_beginning(mut response: Response) -> Vec<u8> {
 }
 
 /// Text from outside, fit for a message: on one line, without control characters, cut to [`MAX_BODY_SHOWN`] bytes.
-fn one_line(bytes: &[u8]) -> String {
+pub(crate) fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let mut line = String::new();

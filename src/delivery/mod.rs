@@ -27,10 +27,12 @@ mod thread;
 #[cfg(feature = "otlp")]
 pub(crate) use address::{Address, redact};
 #[cfg(feature = "otlp")]
-pub(crate) use client::build as client;
+pub(crate) use client::{USER_AGENT, build as client};
 pub use compression::COMPRESSION_THRESHOLD;
 #[cfg(feature = "otlp")]
-pub(crate) use failure::Failure;
+pub(crate) use compression::gzip;
+#[cfg(feature = "otlp")]
+pub(crate) use failure::{Failure, one_line};
 pub(crate) use grouping::parse_grouping;
 #[cfg(feature = "http")]
 pub(crate) use http::Listener;

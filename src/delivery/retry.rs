@@ -27,16 +27,16 @@ pub(crate) struct Budget {
 }
 
 /// Tries until it succeeds, is refused for good, or the time is over. `whom`: who is asked.
-pub(crate) async fn again<F: Future<Output = Result<(), Failure>>>(
+pub(crate) async fn again<T, F: Future<Output = Result<T, Failure>>>(
     whom: &str,
     budget: &Budget,
     attempt: impl Fn() -> F,
-) -> Result<(), Error> {
+) -> Result<T, Error> {
     let begun = Instant::now();
     let mut earlier = None;
     for tries in 0.. {
         let failure = match timeout_at(budget.deadline, attempt()).await {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(value)) => return Ok(value),
             Ok(Err(failure)) => failure,
             Err(_) => return Err(out_of_time(whom, begun, earlier)),
         };

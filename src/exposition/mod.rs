@@ -9,9 +9,8 @@ mod text;
 
 pub(crate) use families::{Bounds, Families, Family, Histogram, MetricKind, Number, Samples, Series};
 pub(crate) use labels::Labels;
-pub(crate) use names::metric_name;
 #[cfg(feature = "otlp")]
-#[allow(unused_imports)] // The recorder of OpenTelemetry uses them.
-pub(crate) use names::{label_name, labels_of};
+pub(crate) use names::labels_of;
+pub(crate) use names::metric_name;
 pub(crate) use parse::parse;
 pub(crate) use problem::{Owner, Problem, Problems, owner_of};

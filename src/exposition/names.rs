@@ -86,7 +86,7 @@ fn join_labels<'a>(
 }
 
 /// Returns the labels of a key as they are on every way out.
-#[cfg_attr(not(test), allow(dead_code))] // For the recorder of OpenTelemetry.
+#[cfg(feature = "otlp")]
 pub(crate) fn labels_of(key: &Key) -> UniqueLabels<'_> {
     unique_labels(key.labels().map(|label| (label.key(), label.value())), label_name)
 }

@@ -49,10 +49,6 @@ pub(crate) use stages::{Settings, Stages};
 #[cfg(feature = "pushgateway")]
 pub(crate) use summary::StageState;
 
-/// How many reasons there are for a stage to fail.
-#[cfg(feature = "otlp")]
-pub(crate) const REASONS: usize = outcome::Reason::COUNT;
-
 use crate::schema::DEFAULT_NAMESPACE;
 
 /// A [`Layer`] that records the duration and the outcome of every stage span.

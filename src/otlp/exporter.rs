@@ -1,35 +1,45 @@
-//! Collecting and sending, whenever the delivery thread says so.
+//! Collecting and sending, whenever the delivery thread asks for it.
 
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
 
-use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Meter, MeterProvider as _};
-use opentelemetry_otlp::{
-    MetricExporter, Protocol as OtlpProtocol, RetryPolicy, WithExportConfig, WithHttpConfig, WithTonicConfig,
-};
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::metrics::data::ResourceMetrics;
-use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
-use opentelemetry_sdk::metrics::reader::MetricReader;
-use opentelemetry_sdk::metrics::{
-    Instrument, InstrumentKind, ManualReader, Pipeline, SdkMeterProvider, Stream, Temporality,
-};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{Client, Said};
-use super::settings::{Protocol, Settings};
-use super::{LabelSets, SCOPE};
-use crate::delivery::{Address, Budget, Failure, again, is_of_payload};
+use super::client::{Answer, Client};
+use super::collection::{Collection, Origin, Part, parts};
+use super::families::Families;
+use super::settings::Settings;
+use crate::delivery::{Budget, again, is_of_payload};
 use crate::error::{Error, Kind};
 use crate::host;
 
+/// How many bytes of metrics go into one request. Half of what a collector takes over gRPC by default.
+const MAX_REQUEST: usize = 2 << 20;
+
+/// To how many bytes a collector that takes less can bring that down for good.
+const MIN_REQUEST: usize = 64 << 10;
+
+/// No collector takes less than this in a request.
+const SMALLEST_LIMIT: usize = 4 << 10;
+
 /// Set up, and not yet on the runtime that it needs.
 pub(crate) enum Collecting {
-    Ours { settings: Settings, reader: Reader, provider: SdkMeterProvider },
+    Ours(Box<Unstarted>),
     Theirs(SdkMeterProvider),
+}
+
+/// What an [`Exporter`] is made of.
+pub(crate) struct Unstarted {
+    settings: Settings,
+    families: Arc<Families>,
+    origin: Origin,
 }
 
 /// Sends what there is to send.
@@ -41,59 +51,68 @@ pub(crate) enum Collector {
 
 impl Collecting {
     /// `service`: where the environment names none.
-    pub(super) fn new(settings: Settings, service: String, label_sets: LabelSets) -> Self {
-        let reader = Reader::new(ManualReader::builder().with_temporality(settings.temporality).build());
-        let mut resource = Resource::builder();
-        if !settings.names_service {
-            resource = resource.with_service_name(service);
-        }
-        if !settings.names_instance && settings.temporality != Temporality::Delta {
-            // Totals of two processes are two series. Increments add up to one, and are to.
-            resource = resource.with_attribute(KeyValue::new("service.instance.id", host::instance()));
-        }
-        let view = move |instrument: &Instrument| {
-            Stream::builder().with_cardinality_limit(label_sets.of(instrument.name())).build().ok()
+    pub(super) fn new(mut settings: Settings, service: String, families: Arc<Families>) -> Self {
+        let mut attributes = std::mem::take(&mut settings.resource);
+        let mut default = |name: &str, value| {
+            attributes.entry(name.to_owned()).or_insert(value);
         };
-        let provider = SdkMeterProvider::builder()
-            .with_resource(resource.build())
-            .with_reader(reader.clone())
-            .with_view(view)
-            .build();
-        Self::Ours { settings, reader, provider }
-    }
-
-    pub(crate) fn meter(&self) -> Meter {
-        match self {
-            Self::Ours { provider, .. } | Self::Theirs(provider) => provider.meter(SCOPE),
+        default("service.name", service);
+        if settings.temporality != Temporality::Delta {
+            // Totals of two processes are two series. Increments add up to one, and are to.
+            default("service.instance.id", host::instance());
         }
+        default("telemetry.sdk.language", "rust".to_owned());
+        default("telemetry.sdk.name", env!("CARGO_PKG_NAME").to_owned());
+        default("telemetry.sdk.version", env!("CARGO_PKG_VERSION").to_owned());
+        Self::Ours(Box::new(Unstarted { settings, families, origin: Origin::new(attributes) }))
     }
 
     /// To be called within the runtime on which it will send.
     pub(crate) fn start(self) -> Result<Collector, Error> {
         Ok(match self {
-            Self::Ours { settings, reader, provider } => {
-                Collector::Ours(Box::new(Exporter::new(settings, reader, provider)?))
-            }
+            Self::Ours(unstarted) => Collector::Ours(Box::new(Exporter::new(*unstarted)?)),
             Self::Theirs(provider) => Collector::Theirs(Theirs { provider, stuck: None }),
         })
     }
 }
 
 impl Collector {
-    /// Sends everything up to now, within the budget or not at all. `publish` brings the instruments up to date.
-    /// `is_asked_for`: somebody waits for it; it is not the interval.
+    /// Sends everything up to now, within the budget. `publish` brings the metrics up to date. `is_asked_for`: somebody
+    /// waits for it; it is not the interval, after which an export takes as long as a request may.
+    ///
+    /// A panic, of `publish` or of a dependency, is an error, and the next call begins anew.
     pub(crate) async fn export(
         &mut self,
         budget: &Budget,
         is_asked_for: bool,
         publish: impl FnOnce(),
     ) -> Result<(), Error> {
-        match self {
-            Self::Ours(exporter) => exporter.export(budget, publish).await,
-            Self::Theirs(theirs) if is_asked_for => theirs.flush(budget.deadline).await,
-            Self::Theirs(_) => Ok(()),
+        let exported = catch_panic(async {
+            match &mut *self {
+                Self::Ours(exporter) if is_asked_for => exporter.export(budget, publish).await,
+                Self::Ours(exporter) => exporter.export(&exporter.of_interval(budget), publish).await,
+                Self::Theirs(theirs) if is_asked_for => theirs.flush(budget.deadline).await,
+                Self::Theirs(_) => Ok(()),
+            }
+        });
+        if let Some(result) = exported.await {
+            return result;
         }
+        if let Self::Ours(exporter) = self {
+            exporter.restart()?;
+        }
+        Err(Error::new(Kind::Delivery, "the export to the collector panicked; it begins anew with the next one"))
     }
+}
+
+/// `None` where it panicked.
+async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Some),
+        Err(_) => Poll::Ready(None),
+    })
+    .await
 }
 
 pub(crate) struct Theirs {
@@ -124,158 +143,157 @@ impl Theirs {
     }
 }
 
-/// The provider owns its reader; this is the handle that stays here.
-#[derive(Clone, Debug)]
-pub(crate) struct Reader(Arc<ManualReader>);
-
-impl Reader {
-    pub(super) fn new(reader: ManualReader) -> Self {
-        Self(Arc::new(reader))
-    }
-}
-
-impl MetricReader for Reader {
-    fn register_pipeline(&self, pipeline: Weak<Pipeline>) {
-        self.0.register_pipeline(pipeline);
-    }
-
-    fn collect(&self, metrics: &mut ResourceMetrics) -> OTelSdkResult {
-        self.0.collect(metrics)
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
-        self.0.force_flush()
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.0.shutdown_with_timeout(timeout)
-    }
-
-    fn temporality(&self, kind: InstrumentKind) -> Temporality {
-        self.0.temporality(kind)
-    }
-}
-
 pub(crate) struct Exporter {
-    exporter: MetricExporter,
-    reader: Reader,
-    /// Collects nothing any more once it is dropped.
-    _provider: SdkMeterProvider,
-    address: Address,
-    said: Said,
-    /// What was collected and has not arrived. Where it holds changes nobody can collect it again, so nothing else is
-    /// collected before it is gone: the SDK adds up what comes meanwhile.
-    pending: Option<ResourceMetrics>,
+    settings: Settings,
+    origin: Origin,
+    client: Client,
+    collection: Collection,
+    /// What was collected and has not arrived, in order. Nothing else is collected before it is gone: no later collection
+    /// has its increments.
+    pending: VecDeque<Part>,
+    /// How many bytes of metrics go into one request, as far as the collector took them.
+    max_request: usize,
+    dropped: Dropped,
+}
+
+/// Data points whose increments never arrive.
+#[derive(Default)]
+struct Dropped {
+    points: usize,
+    /// Why the first of them were dropped.
+    cause: Option<Error>,
 }
 
 impl Exporter {
-    fn new(settings: Settings, reader: Reader, provider: SdkMeterProvider) -> Result<Self, Error> {
-        let said = Said::default();
-        let Settings { protocol, endpoint, timeout, temporality, compression, .. } = settings;
-        let address = Address::of(endpoint.clone());
-        let builder = MetricExporter::builder().with_temporality(temporality);
-        let exporter = match protocol {
-            Protocol::Http => {
-                let client = Client::new(address.clone(), timeout, said.clone())?;
-                let builder = builder
-                    .with_http()
-                    .with_retry_policy(RetryPolicy::disabled())
-                    .with_protocol(OtlpProtocol::HttpBinary)
-                    .with_endpoint(endpoint)
-                    .with_timeout(timeout)
-                    .with_http_client(client);
-                match compression {
-                    Some(compression) => builder.with_compression(compression).build(),
-                    None => builder.build(),
-                }
-            }
-            Protocol::Grpc => {
-                let builder = builder.with_tonic().with_retry_policy(RetryPolicy::disabled());
-                let builder = builder.with_endpoint(endpoint).with_timeout(timeout);
-                #[cfg(feature = "tls")]
-                let builder = match address.is_https() {
-                    // It trusts nobody unless it is told to.
-                    true => builder.with_tls_config(
-                        opentelemetry_otlp::tonic_types::transport::ClientTlsConfig::new().with_enabled_roots(),
-                    ),
-                    false => builder,
-                };
-                match compression {
-                    Some(compression) => builder.with_compression(compression).build(),
-                    None => builder.build(),
-                }
-            }
-        };
-        let exporter = exporter
-            .map_err(|error| Error::config(format!("cannot export metrics to {address}")).with_source(error))?;
-        Ok(Self { exporter, reader, _provider: provider, address, said, pending: None })
+    fn new(Unstarted { settings, families, origin }: Unstarted) -> Result<Self, Error> {
+        Ok(Self {
+            client: Client::new(&settings)?,
+            collection: Collection::new(families, settings.temporality),
+            settings,
+            origin,
+            pending: VecDeque::new(),
+            max_request: MAX_REQUEST,
+            dropped: Dropped::default(),
+        })
+    }
+
+    /// After a panic. What was collected is still there.
+    fn restart(&mut self) -> Result<(), Error> {
+        self.client = Client::new(&self.settings)?;
+        Ok(())
+    }
+
+    /// An export on the interval has the time of a request, even if the interval is shorter: a request that is cut off may
+    /// have arrived.
+    fn of_interval(&self, budget: &Budget) -> Budget {
+        let deadline = budget.deadline.max(Instant::now() + self.settings.timeout);
+        Budget { deadline, ..budget.clone() }
     }
 
     async fn export(&mut self, budget: &Budget, publish: impl FnOnce()) -> Result<(), Error> {
-        let earlier = match self.exporter.temporality() {
+        if !self.collection.has_increments() {
             // The next values have all that is in these.
-            Temporality::Cumulative => Ok(()),
-            _ => self.send(budget).await,
-        };
-        if earlier.is_err() && self.pending.is_some() {
+            self.pending.clear();
+        }
+        let earlier = self.send(budget).await;
+        if !self.pending.is_empty() {
             return earlier;
         }
         publish();
-        let mut metrics = ResourceMetrics::default();
-        self.reader.collect(&mut metrics).map_err(|error| {
-            Error::new(Kind::Delivery, "the metrics were not collected for OTLP").with_source(error)
-        })?;
-        self.pending = Some(metrics);
-        self.send(budget).await.and(earlier)
+        self.pending = parts(self.collection.collect(), self.max_request);
+        let sent = self.send(budget).await;
+        let last = if budget.last { self.dropped.at_the_end() } else { Ok(()) };
+        earlier.and(sent).and(last)
     }
 
-    /// Sends what is pending. It stays where it may be taken later.
+    /// Sends what is pending, in order. What was dropped meanwhile is an error as well.
     async fn send(&mut self, budget: &Budget) -> Result<(), Error> {
-        let Some(pending) = &self.pending else { return Ok(()) };
-        let whom = format!("collector {}", self.address);
-        let result = again(&whom, budget, || self.attempt(pending)).await;
-        let is_done = match &result {
-            Ok(()) => true,
-            // With 200 the rest of it was taken.
-            Err(error) => error.status() == Some(200) || is_of_payload(error),
-        };
-        if is_done {
-            self.pending = None;
+        let mut result = Ok(());
+        while let Some(part) = self.pending.front() {
+            let points = part.points();
+            match self.deliver(part, budget).await {
+                Ok(answer) => {
+                    // It has arrived, whatever the collector says of it.
+                    self.pending.pop_front();
+                    if let Some(rejected) = self.client.rejected(answer, budget.deadline).await {
+                        result = result.and(self.lost(rejected.points, rejected.error));
+                    }
+                }
+                Err(error) if error.status() == Some(413) && points > 1 => self.divide(),
+                Err(error) if error.status() == Some(413) && part.bytes < SMALLEST_LIMIT => {
+                    // It is not the size that the collector does not take.
+                    let points = std::mem::take(&mut self.pending).iter().map(Part::points).sum();
+                    result = result.and(self.lost(points, error));
+                }
+                Err(error) if is_of_payload(&error) => {
+                    self.pending.pop_front();
+                    result = result.and(self.lost(points, error));
+                }
+                Err(error) => {
+                    self.client.reconnect();
+                    return result.and(Err(error));
+                }
+            }
         }
         result
     }
 
-    async fn attempt(&self, pending: &ResourceMetrics) -> Result<(), Failure> {
-        // Of a request that was given up half-way.
-        drop(self.said.take());
-        let sent = self.exporter.export(pending).await;
-        match (sent, self.said.take()) {
-            (Ok(()), None) => Ok(()),
-            (_, Some(said)) => Err(said),
-            (Err(error), None) => Err(self.of_grpc(error).into()),
-        }
+    /// Sends one request until it arrives, is refused for good, or the time is over.
+    async fn deliver(&self, part: &Part, budget: &Budget) -> Result<Answer, Error> {
+        let server = format!("collector {}", self.client.address());
+        let body = self.client.body(self.origin.request(part.metrics.clone()));
+        // Increments that may have arrived count twice if they are sent again. The next export may do so, which has all
+        // the time it needs. After the last one nobody could.
+        let is_sent_once = self.collection.has_increments() && !budget.last;
+        let (client, body) = (&self.client, &body);
+        let attempt = move || async move {
+            match client.send(body).await {
+                Ok(answer) => Ok(Ok(answer)),
+                Err(refusal) if refusal.is_ambiguous && is_sent_once => Ok(Err(refusal.failure.error)),
+                Err(refusal) => Err(refusal.failure),
+            }
+        };
+        again(&server, budget, attempt).await?
     }
 
-    /// The exporter tells of a refusal by gRPC in words only. Those that are final are given the status that says the same
-    /// over HTTP.
-    fn of_grpc(&self, error: OTelSdkError) -> Error {
-        let (text, address) = (error.to_string(), &self.address);
-        let has = |word: &str| text.contains(word);
-        let kind = if has("InvalidArgument") {
-            Kind::Refused(400)
-        } else if has("Unauthenticated") {
-            Kind::Refused(401)
-        } else if has("PermissionDenied") {
-            Kind::Refused(403)
-        } else if has("Unimplemented") || has("NotFound") {
-            Kind::Refused(404)
-        } else if has("DeadlineExceeded") || matches!(error, OTelSdkError::Timeout(_)) {
-            Kind::Timeout
-        } else if has("Connection refused") || has("dns error") {
-            Kind::Unreachable
-        } else {
-            Kind::Delivery
-        };
-        Error::new(kind, format!("the metrics did not get to {address}")).with_source(error)
+    /// Divides what is pending into smaller requests than the first one, which the collector found too large.
+    fn divide(&mut self) {
+        let Some(first) = self.pending.front() else { return };
+        let limit = first.bytes / 2;
+        // One odd answer does not make every later export many small requests.
+        self.max_request = limit.max(MIN_REQUEST);
+        let pending = std::mem::take(&mut self.pending).into_iter();
+        self.pending = pending.flat_map(|part| parts(part.metrics, limit)).collect();
+    }
+
+    /// Data points were refused for good. Of totals the next export has the same again.
+    fn lost(&mut self, points: usize, error: Error) -> Result<(), Error> {
+        if !self.collection.has_increments() {
+            return Err(error);
+        }
+        let error = Error::new(error.kind(), format!("{error:?}; {}", dropped(points))).with_loss();
+        self.dropped.points += points;
+        self.dropped.cause.get_or_insert_with(|| error.copy());
+        Err(error)
     }
 }
+
+impl Dropped {
+    /// The run did not deliver all of its increments.
+    fn at_the_end(&self) -> Result<(), Error> {
+        let Some(cause) = &self.cause else { return Ok(()) };
+        let text = format!("{} in the course of the run: {cause:?}", dropped(self.points));
+        Err(Error::new(cause.kind(), text).with_loss())
+    }
+}
+
+fn dropped(points: usize) -> String {
+    match points {
+        1 => "1 data point was dropped".to_owned(),
+        _ => format!("{points} data points were dropped"),
+    }
+}
+
+#[cfg(test)]
+#[path = "exporter/tests.rs"]
+mod tests;

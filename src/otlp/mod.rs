@@ -1,38 +1,45 @@
-//! The same metrics for an OpenTelemetry collector: through the OpenTelemetry Metrics SDK, by OTLP.
+//! The same metrics for an OpenTelemetry collector, by OTLP, or for a meter of the application.
 //!
 //! The one place with `opentelemetry` types. [`OtelRecorder`] is a recorder of the `metrics` facade beside the Prometheus
-//! one, and both get every record. [`Exporter`] collects and sends on the delivery thread: the SDK's own periodic
-//! reader has a thread that no subscriber is kept from, no bound on its shutdown, and errors that do not say why.
-//!
-//! There are bridges from `metrics` to OpenTelemetry, and none of them would do: `metrics-exporter-opentelemetry` 0.2
-//! keeps a state per handle, so that gauges lose increments, and takes no bucket bounds; `metrics-opentelemetry` 0.24033
-//! loses a gauge that was not set since the last export under delta temporality, and gauges moved by two threads at once.
+//! one, and both get every record. What goes to a collector never passes through the Metrics SDK: that keeps 2 000 label
+//! sets of each metric and loses the sum of the others, and what it collects cannot be divided into requests that a
+//! collector takes. So [`Collector`] reads the recorder itself, on the delivery thread. The SDK is for the provider or
+//! the meter that an application has.
 
 mod both;
 mod client;
+mod collection;
 mod exporter;
+mod families;
+mod instruments;
 mod recorder;
 mod settings;
 
-use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
-use opentelemetry::metrics::Meter;
+use metrics::Unit;
+use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use tracing::dispatcher::{Dispatch, get_default, with_default};
 use tracing::subscriber::NoSubscriber;
 
 pub(crate) use both::Both;
 pub(crate) use exporter::{Collecting, Collector};
-pub(crate) use recorder::{Bounds, OtelRecorder};
+pub(crate) use families::Bounds;
+use families::{Families, Limits};
+use instruments::Instruments;
+pub(crate) use recorder::OtelRecorder;
 use settings::Settings;
 
 use crate::error::Error;
-use crate::layer::REASONS;
-use crate::schema::{self, Metric};
+use crate::schema;
 
 /// The instrumentation scope of everything that is exported.
 const SCOPE: &str = "tracing_stage_metrics";
+
+/// How many label sets a metric has at most: the default of OpenTelemetry, and what the SDK keeps.
+const MAX_LABEL_SETS: usize = 2_000;
 
 /// Where the OpenTelemetry metrics go.
 #[derive(Clone)]
@@ -76,54 +83,41 @@ pub(crate) struct Ready {
 
 impl Otlp {
     pub(crate) fn ready(self, setup: Setup<'_>) -> Result<Ready, Error> {
-        silently(|| self.set_up(setup))
-    }
-
-    fn set_up(self, setup: Setup<'_>) -> Result<Ready, Error> {
-        let (meter, collecting, is_live) = match self {
-            Self::Environment => {
-                let Some(settings) = Settings::from_env()? else { return Ok(Ready::default()) };
-                let limits = LabelSets::new(setup.namespace, setup.max_series);
-                let collecting = Collecting::new(settings, setup.service, limits);
-                (collecting.meter(), Some(collecting), false)
-            }
+        match self {
+            Self::Environment => match Settings::from_env()? {
+                Some(settings) => Ok(to_collector(settings, setup)),
+                None => Ok(Ready::default()),
+            },
             Self::Provider(provider) => {
-                let collecting = Collecting::Theirs(provider);
-                (collecting.meter(), Some(collecting), true)
+                let meter = silently(|| provider.meter(SCOPE));
+                Ok(Ready { collecting: Some(Collecting::Theirs(provider)), ..to_meter(meter, setup) })
             }
-            Self::Meter(meter) => (meter, None, true),
-        };
-        Ok(Ready { recorder: Some(OtelRecorder::new(meter, setup.bounds)), collecting, is_live })
+            Self::Meter(meter) => Ok(to_meter(meter, setup)),
+        }
     }
 }
 
-/// How many label sets a metric of the application has at most, where the limit on those of the stages is not above. The
-/// SDK's own default.
-const APPLICATION_SERIES: usize = 2_000;
-
-/// How many label sets the SDK is to keep of each metric. It reserves the room for them at once.
-struct LabelSets {
-    by_name: HashMap<String, usize>,
-    others: usize,
+fn to_collector(settings: Settings, setup: Setup<'_>) -> Ready {
+    // The label sets of the stages are limited by the layer, with series of its own for the others.
+    let unlimited = schema::METRICS.iter().map(|metric| metric.name(setup.namespace)).collect();
+    let limits = Limits { unlimited, others: setup.max_series.max(MAX_LABEL_SETS) };
+    let families = Arc::new(Families::new(setup.bounds, limits, None));
+    let collecting = Collecting::new(settings, setup.service, Arc::clone(&families));
+    Ready { recorder: Some(OtelRecorder::new(families)), collecting: Some(collecting), is_live: false }
 }
 
-impl LabelSets {
-    fn new(namespace: &str, max_series: usize) -> Self {
-        // Beyond the limit there are a few more: one for each stage, and for each stage and profile.
-        let all = max_series.saturating_mul(2).saturating_add(8);
-        let sets = |metric: &Metric| match metric.labels {
-            labels if !labels.contains(&schema::STAGE_ID) => 4,
-            labels if labels.contains(&schema::REASON) => all.saturating_mul(REASONS),
-            labels if labels.contains(&schema::STATUS) => all.saturating_mul(2),
-            _ => all,
-        };
-        let by_name = schema::METRICS.iter().map(|metric| (metric.name(namespace), sets(metric))).collect();
-        Self { by_name, others: max_series.max(APPLICATION_SERIES) }
+fn to_meter(meter: Meter, setup: Setup<'_>) -> Ready {
+    let instruments = Arc::new(Instruments::new(meter));
+    let limits = Limits { others: MAX_LABEL_SETS, ..Limits::default() };
+    let families = Arc::new(Families::new(setup.bounds, limits, Some(Arc::clone(&instruments))));
+    // Those of this crate are there before a stage needs one.
+    for metric in schema::METRICS {
+        let name = metric.name(setup.namespace);
+        families.describe(&name, Some(metric.unit), metric.help.into());
+        families.family(&name, metric.kind);
     }
-
-    fn of(&self, name: &str) -> usize {
-        self.by_name.get(name).copied().unwrap_or(self.others)
-    }
+    instruments.build();
+    Ready { recorder: Some(OtelRecorder::new(families)), collecting: None, is_live: true }
 }
 
 /// Keeps the SDK's own events out of the application's log: it tells of each instrument, for one.
@@ -133,5 +127,29 @@ fn silently<T>(work: impl FnOnce() -> T) -> T {
         work()
     } else {
         with_default(&Dispatch::none(), work)
+    }
+}
+
+/// The code of a unit by the rules of OpenTelemetry. A count is given none: what is translated to Prometheus would be
+/// named `_ratio` where its unit is `1`.
+fn ucum(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Count => "",
+        Unit::Percent => "%",
+        Unit::Seconds => "s",
+        Unit::Milliseconds => "ms",
+        Unit::Microseconds => "us",
+        Unit::Nanoseconds => "ns",
+        Unit::Bytes => "By",
+        Unit::Kibibytes => "KiBy",
+        Unit::Mebibytes => "MiBy",
+        Unit::Gibibytes => "GiBy",
+        Unit::Tebibytes => "TiBy",
+        Unit::BitsPerSecond => "bit/s",
+        Unit::KilobitsPerSecond => "kbit/s",
+        Unit::MegabitsPerSecond => "Mbit/s",
+        Unit::GigabitsPerSecond => "Gbit/s",
+        Unit::TerabitsPerSecond => "Tbit/s",
+        Unit::CountPerSecond => "1/s",
     }
 }

@@ -4,14 +4,14 @@
 //! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>. The SDK passes over what it cannot
 //! read; here that is an error.
 
+use std::collections::BTreeMap;
 use std::env::{self, VarError};
 use std::str::FromStr;
 use std::time::Duration;
 
-use opentelemetry_otlp::Compression;
 use opentelemetry_sdk::metrics::Temporality;
 use percent_encoding::percent_decode_str;
-use reqwest::header::{HeaderName, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use crate::delivery::redact;
@@ -30,10 +30,15 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     pub(crate) temporality: Temporality,
     pub(crate) compression: Option<Compression>,
-    /// Whether the environment names the service.
-    pub(crate) names_service: bool,
-    /// Whether it names the instance of it.
-    pub(crate) names_instance: bool,
+    /// Of every request. The values are not shown.
+    pub(crate) headers: HeaderMap,
+    /// The attributes of the resource that the environment names.
+    pub(crate) resource: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    Gzip,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,16 @@ impl Settings {
     /// `None` where OpenTelemetry is switched off.
     pub(crate) fn from_env() -> Result<Option<Self>, Error> {
         Self::read(|name| env::var(name))
+    }
+
+    /// As if these variables were the environment.
+    #[cfg(test)]
+    pub(super) fn of(variables: &[(&str, &str)]) -> Self {
+        let lookup = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
+        };
+        Self::read(lookup).expect("correct variables").expect("nothing is switched off")
     }
 
     fn read(lookup: impl Fn(&str) -> Result<String, VarError>) -> Result<Option<Self>, Error> {
@@ -63,18 +78,14 @@ impl Settings {
             }
         }
         let protocol = variables.parsed("PROTOCOL", protocol)?.unwrap_or(Protocol::Http);
-        variables.parsed("HEADERS", check_headers)?;
-        let resource = variables.value("OTEL_RESOURCE_ATTRIBUTES")?.unwrap_or_default();
-        let names =
-            |attribute| resource.split(',').any(|pair| pair.split('=').next().map(str::trim) == Some(attribute));
         Ok(Some(Self {
             endpoint: variables.endpoint(protocol)?,
             protocol,
             timeout: variables.parsed("TIMEOUT", timeout)?.unwrap_or(DEFAULT_TIMEOUT),
             temporality: variables.temporality()?,
             compression: variables.parsed("COMPRESSION", compression)?.flatten(),
-            names_service: variables.value("OTEL_SERVICE_NAME")?.is_some() || names("service.name"),
-            names_instance: names("service.instance.id"),
+            headers: variables.parsed("HEADERS", headers)?.unwrap_or_default(),
+            resource: variables.resource()?,
         }))
     }
 }
@@ -123,6 +134,16 @@ impl<L: Fn(&str) -> Result<String, VarError>> Variables<L> {
             url.set_path(&format!("{}/v1/metrics", url.path().trim_end_matches('/')));
         }
         Ok(url)
+    }
+
+    fn resource(&self) -> Result<BTreeMap<String, String>, Error> {
+        let mut resource = attributes(&self.value("OTEL_RESOURCE_ATTRIBUTES")?.unwrap_or_default());
+        if let Some(service) = self.value("OTEL_SERVICE_NAME")? {
+            resource.insert("service.name".to_owned(), service.trim().to_owned());
+        }
+        // A service without a name is one that is not named.
+        resource.retain(|name, value| !value.is_empty() || !name.starts_with("service."));
+        Ok(resource)
     }
 
     fn temporality(&self) -> Result<Temporality, Error> {
@@ -179,24 +200,31 @@ fn compression(value: &str) -> Result<Option<Compression>, String> {
 }
 
 /// Values may be secrets and are not quoted.
-fn check_headers(value: &str) -> Result<(), String> {
+fn headers(value: &str) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
     for (number, pair) in value.split_terminator(',').enumerate() {
         let wrong = |what: &str| {
-            Err(format!(
-                "has a header that {what}, number {} of the list: write it as name=value,name=value",
-                number + 1
-            ))
+            format!("has a header that {what}, number {} of the list: write it as name=value,name=value", number + 1)
         };
-        let Some((name, value)) = pair.split_once('=') else { return wrong("has no `=`") };
-        if HeaderName::from_str(name.trim()).is_err() {
-            return wrong("has a name that no header has");
-        }
-        let value = percent_decode_str(value.trim()).decode_utf8();
-        if !value.is_ok_and(|value| HeaderValue::from_str(&value).is_ok()) {
-            return wrong("has a value that no header can carry");
-        }
+        let (name, value) = pair.split_once('=').ok_or_else(|| wrong("has no `=`"))?;
+        let name = HeaderName::from_str(name.trim()).map_err(|_| wrong("has a name that no header has"))?;
+        let value = percent_decode_str(value.trim()).decode_utf8().ok();
+        let value = value.and_then(|value| HeaderValue::from_str(&value).ok());
+        let mut value = value.ok_or_else(|| wrong("has a value that no header can carry"))?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
     }
-    Ok(())
+    Ok(headers)
+}
+
+/// Pairs without a name or a `=` are left out, and what cannot be decoded is taken as it is.
+fn attributes(text: &str) -> BTreeMap<String, String> {
+    let decoded = |text: &str| {
+        let text = text.trim();
+        percent_decode_str(text).decode_utf8().map_or_else(|_| text.to_owned(), |text| text.into_owned())
+    };
+    let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (decoded(name), decoded(value))).filter(|(name, _)| !name.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -212,7 +240,7 @@ mod tests {
     }
 
     fn settings(variables: &[(&str, &str)]) -> Settings {
-        read(variables).unwrap().unwrap()
+        Settings::of(variables)
     }
 
     #[track_caller]
@@ -246,7 +274,7 @@ mod tests {
             assert_eq!(found.endpoint.as_str(), "http://localhost:4318/v1/metrics");
             assert_eq!((found.protocol, found.timeout), (Protocol::Http, Duration::from_secs(10)));
             assert_eq!((found.temporality, found.compression), (Temporality::Cumulative, None));
-            assert!(!found.names_service && !found.names_instance);
+            assert!(found.resource.is_empty() && found.headers.is_empty());
         }
         assert_eq!(settings(&[(PROTOCOL, "grpc")]).endpoint.as_str(), "http://localhost:4317/");
     }
@@ -277,11 +305,19 @@ mod tests {
     }
 
     #[test]
-    fn the_service_may_be_named_in_two_places() {
-        assert!(settings(&[("OTEL_SERVICE_NAME", "x")]).names_service);
-        let found = settings(&[("OTEL_RESOURCE_ATTRIBUTES", "team=a, service.name=x,service.instance.id=7")]);
-        assert!(found.names_service && found.names_instance);
-        assert!(!settings(&[("OTEL_RESOURCE_ATTRIBUTES", "my.service.name=x")]).names_service);
+    fn resource_attributes_are_decoded_and_the_service_may_be_named_in_two_places() {
+        let resource = |variables: &[_]| settings(variables).resource.into_iter().collect::<Vec<_>>();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let attributes = "team=a%2Cb%3d, service.name = x ,service.instance.id=7,";
+        let expected = [pair("service.instance.id", "7"), pair("service.name", "x"), pair("team", "a,b=")];
+        assert_eq!(resource(&[("OTEL_RESOURCE_ATTRIBUTES", attributes)]), expected);
+        let both = [("OTEL_RESOURCE_ATTRIBUTES", "service.name=x"), ("OTEL_SERVICE_NAME", " y\n")];
+        assert_eq!(resource(&both), [pair("service.name", "y")]);
+        let empty = "service.name=,service.instance.id= ,team=,=x, ,no pair";
+        assert_eq!(resource(&[("OTEL_RESOURCE_ATTRIBUTES", empty), ("OTEL_SERVICE_NAME", " ")]), [pair("team", "")]);
+        let odd = "a=100%,b=%ff%20,c=1=2,c=3,my.service.name=x";
+        let expected = [pair("a", "100%"), pair("b", "%ff%20"), pair("c", "3"), pair("my.service.name", "x")];
+        assert_eq!(resource(&[("OTEL_RESOURCE_ATTRIBUTES", odd)]), expected);
     }
 
     #[test]
@@ -316,6 +352,8 @@ mod tests {
             let text = wrong(ENDPOINT, value);
             assert!(!text.contains("hush"), "{text}");
         }
-        assert!(read(&[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush,x-team=a,")]).is_ok());
+        let found = settings(&[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush,x-team=a,")]);
+        assert_eq!(found.headers["authorization"], "Bearer hush");
+        assert!(!format!("{found:?}").contains("hush"), "{found:?}");
     }
 }

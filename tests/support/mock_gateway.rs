@@ -48,6 +48,8 @@ pub enum Reply {
     Endless,
     /// These bytes, whatever they are, then the end of the connection.
     Raw(&'static str),
+    /// These bytes, then nothing; the connection stays open.
+    Stalled(&'static str),
 }
 
 /// Which reply a request gets.
@@ -339,6 +341,10 @@ fn carry_out(mut stream: &TcpStream, shared: &Shared, reply: Reply) -> io::Resul
             loop {
                 stream.write_all(&[b'x'; 4096])?;
             }
+        }
+        Reply::Stalled(bytes) => {
+            stream.write_all(bytes.as_bytes())?;
+            carry_out(stream, shared, Reply::Silent)
         }
         Reply::Raw(bytes) => {
             stream.write_all(bytes.as_bytes())?;

@@ -1,0 +1,71 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use metrics::{Key, Recorder};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use super::super::families::{Bounds, Limits};
+use super::super::recorder::OtelRecorder;
+use super::*;
+
+/// Takes one request on a connection of its own, and answers 200.
+async fn take(listener: &TcpListener) -> ExportMetricsServiceRequest {
+    let (mut connection, _) = listener.accept().await.unwrap();
+    let mut received = Vec::new();
+    loop {
+        assert_ne!(connection.read_buf(&mut received).await.unwrap(), 0);
+        let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let head = String::from_utf8(received[..end].to_vec()).unwrap().to_lowercase();
+        let (_, length) = head.split_once("content-length: ").unwrap();
+        let length: usize = length.lines().next().unwrap().parse().unwrap();
+        if received.len() == end + 4 + length {
+            connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await.unwrap();
+            return ExportMetricsServiceRequest::decode(&received[end + 4..]).unwrap();
+        }
+    }
+}
+
+fn sum(request: &ExportMetricsServiceRequest) -> i64 {
+    let metrics = request.resource_metrics.iter().flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics);
+    let points = metrics.flat_map(|metric| match &metric.data {
+        Some(Data::Sum(sum)) => sum.data_points.iter(),
+        other => panic!("{other:?}"),
+    });
+    points.map(|point| if let Some(Value::AsInt(value)) = point.value { value } else { panic!("{point:?}") }).sum()
+}
+
+#[tokio::test]
+async fn panic_is_an_error_and_the_next_export_has_what_was_recorded() {
+    static METADATA: metrics::Metadata<'static> = metrics::Metadata::new("test", metrics::Level::INFO, None);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let variables =
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint), ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
+    let settings = Settings::of(&variables);
+    let bounds = Bounds { by_name: Default::default(), default: vec![1.0] };
+    let families = Arc::new(Families::new(bounds, Limits { others: 10, ..Limits::default() }, None));
+    let recorder = OtelRecorder::new(Arc::clone(&families));
+    let counter = recorder.register_counter(&Key::from_name("rows_total"), &METADATA);
+    let mut collector = Collecting::new(settings, "test".to_owned(), families).start().unwrap();
+    let budget =
+        Budget { deadline: Instant::now() + Duration::from_secs(30), last: false, hurry: Arc::new(Notify::new()) };
+
+    counter.increment(1);
+    let error = collector.export(&budget, true, || panic!("of a dependency")).await.unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    let published = AtomicUsize::new(0);
+    for (more, expected) in [(2, 3), (4, 4)] {
+        counter.increment(more);
+        let publish = || _ = published.fetch_add(1, Ordering::Relaxed);
+        let (exported, request) = tokio::join!(collector.export(&budget, true, publish), take(&listener));
+        exported.unwrap();
+        assert_eq!(sum(&request), expected);
+    }
+    assert_eq!(published.into_inner(), 2);
+}

@@ -1,0 +1,149 @@
+use std::collections::{BTreeMap, HashMap};
+
+use metrics::{counter, gauge, histogram, with_local_recorder};
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData};
+use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
+
+use super::super::families::{Bounds, Limits};
+use super::super::instruments::Instruments;
+use super::*;
+
+/// A recorder, and how to look at what the SDK makes of it.
+fn recorder() -> (OtelRecorder, impl Fn() -> BTreeMap<String, f64>) {
+    let exporter = InMemoryMetricExporter::default();
+    let provider = SdkMeterProvider::builder().with_reader(PeriodicReader::builder(exporter.clone()).build()).build();
+    let bounds = Bounds { by_name: HashMap::new(), default: vec![1.0, 2.0] };
+    let instruments = Arc::new(Instruments::new(provider.meter("test")));
+    let limits = Limits { others: 2_000, ..Limits::default() };
+    let recorder = OtelRecorder::new(Arc::new(Families::new(bounds, limits, Some(instruments))));
+    (recorder, move || {
+        exporter.reset();
+        provider.force_flush().unwrap();
+        values(&exporter)
+    })
+}
+
+/// By name and labels; of a histogram the number of its samples. Nothing is exported before there is a metric.
+fn values(exporter: &InMemoryMetricExporter) -> BTreeMap<String, f64> {
+    let mut values = BTreeMap::new();
+    let exports = exporter.get_finished_metrics().unwrap();
+    for metric in exports.iter().flat_map(|export| export.scope_metrics()).flat_map(|scope| scope.metrics()) {
+        let mut add = |labels: Vec<String>, value| {
+            let before = values.insert(format!("{} {}", metric.name(), labels.join(",")), value);
+            assert_eq!(before, None, "a series twice");
+        };
+        macro_rules! each {
+            ($data:expr, $value:ident) => {
+                $data.data_points().for_each(|point| {
+                    let labels = point.attributes().map(|label| format!("{}={}", label.key, label.value));
+                    add(labels.collect(), point.$value() as f64);
+                })
+            };
+        }
+        match metric.data() {
+            AggregatedMetrics::U64(MetricData::Sum(data)) => each!(data, value),
+            AggregatedMetrics::F64(MetricData::Gauge(data)) => each!(data, value),
+            AggregatedMetrics::F64(MetricData::Histogram(data)) => each!(data, count),
+            other => panic!("{other:?}"),
+        }
+    }
+    values
+}
+
+#[test]
+fn what_the_sdk_takes_for_one_series_is_one_here() {
+    let (recorder, look) = recorder();
+    with_local_recorder(&recorder, || {
+        counter!("Rows", "a" => "1", "b" => "2").increment(1);
+        counter!("rows", "b" => "2", "a" => "1").increment(10);
+        gauge!("depth").increment(3.0);
+        gauge!("DEPTH").decrement(1.0);
+        histogram!("sizes").record(1.0);
+        histogram!("Sizes").record(1.0);
+    });
+    let expected = [("Rows a=1,b=2", 11.0), ("depth ", 2.0), ("sizes ", 2.0)];
+    assert_eq!(look(), expected.map(|(name, value)| (name.to_owned(), value)).into());
+}
+
+#[test]
+fn a_name_that_the_sdk_would_refuse_is_made_one_it_takes() {
+    let (recorder, look) = recorder();
+    let long = "x".repeat(300);
+    with_local_recorder(&recorder, || {
+        for name in ["with space", "7th", "_lead", "größe", long.as_str()] {
+            counter!(name.to_owned()).increment(1);
+        }
+    });
+    let found = look();
+    let names: Vec<_> = found.keys().map(|name| name.trim_end()).collect();
+    assert_eq!(names, ["gr__e", "m__lead", "m__th", "with_space", &long[..255]]);
+}
+
+/// The SDK would assign the values beyond its limit to one series, in the order of a hash map.
+#[test]
+fn label_sets_beyond_the_limit_share_a_series() {
+    let (recorder, look) = recorder();
+    with_local_recorder(&recorder, || {
+        for set in 0..3_000_u32 {
+            counter!("rows", "n" => set.to_string()).increment(1);
+            counter!("read", "n" => set.to_string()).absolute(2);
+            gauge!("depth", "n" => set.to_string()).set(set);
+            histogram!("sizes", "n" => set.to_string()).record(1.0);
+        }
+    });
+    let found = look();
+    assert_eq!(found.len(), 4 * 2_001);
+    for (name, overflow) in [("rows", 1_000.0), ("read", 2_000.0), ("depth", 2_999.0), ("sizes", 1_000.0)] {
+        assert_eq!(found[&format!("{name} otel.metric.overflow=true")], overflow, "{name}");
+    }
+}
+
+#[test]
+fn kind_that_is_registered_first_keeps_the_name() {
+    let (recorder, look) = recorder();
+    with_local_recorder(&recorder, || {
+        counter!("both").increment(1);
+        gauge!("both").set(5.0);
+        histogram!("Both").record(5.0);
+        gauge!("level").set(5.0);
+        counter!("level").increment(1);
+    });
+    assert_eq!(look(), [("both ", 1.0), ("level ", 5.0)].map(|(name, value)| (name.to_owned(), value)).into());
+}
+
+/// Every step of every thread counts, also those that are made while somebody collects.
+#[test]
+fn nothing_is_lost_while_somebody_collects() {
+    const STEPS: u64 = 20_000;
+    let (recorder, look) = recorder();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                with_local_recorder(&recorder, || {
+                    for step in 0..STEPS {
+                        counter!("steps", "of" => (step % 8).to_string()).increment(1);
+                        gauge!("level").increment(1.0);
+                        gauge!("level").decrement(1.0);
+                        histogram!("sizes").record(1.0);
+                    }
+                });
+            });
+        }
+        for _ in 0..20 {
+            look();
+        }
+    });
+    let found = look();
+    let steps: f64 = found.iter().filter(|(name, _)| name.starts_with("steps")).map(|(_, value)| value).sum();
+    assert_eq!(steps, 2.0 * STEPS as f64);
+    assert_eq!((found["level "], found["sizes "]), (0.0, 2.0 * STEPS as f64));
+}
+
+#[test]
+fn a_gauge_that_is_not_set_again_is_still_there() {
+    let (recorder, look) = recorder();
+    with_local_recorder(&recorder, || gauge!("depth").set(2.5));
+    assert_eq!(look(), look());
+    assert_eq!(look()["depth "], 2.5);
+}
