@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::panic;
+use std::path::{self, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use metrics::Recorder;
@@ -49,11 +50,8 @@ impl MetricsLayerBuilder {
         let bounds: Vec<_> = std::iter::once(duration).chain(std::mem::take(&mut self.histogram_buckets)).collect();
         #[cfg(feature = "otlp")]
         let otlp = self.otlp(&bounds)?;
-        let textfile = self.textfile.map(Textfile::new).transpose()?;
-        if let Some(textfile) = &textfile {
-            textfile.check()?;
-        }
-        let spool = self.spool_directory.map(Spool::open).transpose()?;
+        let textfile = self.textfile.map(|path| Textfile::open(&path)).transpose()?;
+        let spool = self.spool_directory.map(|path| Spool::open(absolute(path)?)).transpose()?;
         #[cfg(feature = "http")]
         let listener = self.listen.map(Listener::bind).transpose()?;
         // Another recorder beside the Prometheus one has to be told of each duration.
@@ -205,6 +203,13 @@ impl MetricsLayerBuilder {
         }
         self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
     }
+}
+
+/// So that a later change of the working directory makes no difference.
+fn absolute(directory: PathBuf) -> Result<PathBuf, Error> {
+    path::absolute(&directory).map_err(|error| {
+        Error::config(format!("cannot use spool directory {directory:?}: give its absolute path")).with_source(error)
+    })
 }
 
 fn flush_in_panic_hook(flusher: &Arc<Flusher>) {

@@ -45,9 +45,9 @@ fn an_address_that_leads_nowhere() {
         ("http:/gateway", "\"http:/gateway\" lacks a slash after its scheme: write it as http://host:port"),
         (
             "http://gateway:port",
-            "\"http://gateway:port\" cannot be read (invalid port number): write it as http://host:port",
+            "\"http://gateway:***\" cannot be read (invalid port number): write it as http://host:port",
         ),
-        ("gateway:99999", "\"gateway:99999\" cannot be read (invalid port number): write it as http://host:port"),
+        ("gateway:99999", "\"gateway:***\" cannot be read (invalid port number): write it as http://host:port"),
         (
             "http://gate way",
             "\"http://gate way\" cannot be read (invalid international domain name): write it as http://host:port",
@@ -224,10 +224,7 @@ fn a_text_file_that_cannot_be_written() {
     let path = directory.path().join("no/such/job.prom");
     let Err(error) = builder().with_textfile(&path).install() else { panic!("it was installed") };
     assert_is_config(&error);
-    let text = format!(
-        "cannot write the text file {}: does its directory exist, and may this process write there?",
-        path.display()
-    );
+    let text = format!("cannot write text file {path:?}: check that its directory exists, and its permissions");
     assert_eq!(error.to_string(), text);
     assert_eq!(format!("{error:?}"), format!("{text}: No such file or directory (os error 2)"));
 
@@ -235,9 +232,7 @@ fn a_text_file_that_cannot_be_written() {
     assert_eq!(
         fault(builder().with_textfile(path)),
         format!(
-            "the text file {} names no file: give the path of the file to write, such as \
-             /var/lib/node_exporter/job.prom",
-            path.display()
+            "text file {path:?} is a directory: give the path of a regular file, such as /var/lib/node_exporter/job.prom"
         )
     );
     assert_eq!(std::fs::read_dir(path).unwrap().count(), 0, "nothing is left behind");

@@ -282,7 +282,9 @@ fn a_zero_duration_names_its_variable_too() {
 #[test]
 fn a_text_file_that_cannot_be_written_is_named() {
     let text = fault(&[("TV_PROMETHEUS_TEXTFILE", "/no/such/directory/job.prom")]);
-    assert!(text.contains("/no/such/directory/job.prom: does its directory exist"), "{text}");
+    let wanted =
+        "cannot write text file \"/no/such/directory/job.prom\": check that its directory exists, and its permissions";
+    assert_eq!(text, wanted);
 }
 
 #[test]

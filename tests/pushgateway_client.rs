@@ -519,10 +519,8 @@ mod tls {
         let by_address = format!("https://hush:hush@{address}");
         let wrong_host = push_in_child(&by_address, &[("SSL_CERT_FILE", certificate.path())]).await;
         for (result, host) in [(untrusted, "localhost"), (wrong_host, "127.0.0.1")] {
-            let start = format!(
-                "Err(POST https://{host}:{}/metrics/job/job failed: no connection came about: ",
-                address.port()
-            );
+            let start =
+                format!("Err(POST https://{host}:{}/metrics/job/job failed: could not connect: ", address.port());
             assert!(result.starts_with(&start), "{result}");
             assert!(result.contains("invalid peer certificate"), "{result}");
             assert!(!result.contains("hush"), "{result}");
@@ -551,7 +549,7 @@ mod tls {
         });
         let certificate = Certificate::of("localhost");
         let result = push_in_child(&url, &[("SSL_CERT_FILE", certificate.path())]).await;
-        let start = format!("Err(POST {url}/metrics/job/job failed: no connection came about: ");
+        let start = format!("Err(POST {url}/metrics/job/job failed: could not connect: ");
         assert!(result.starts_with(&start), "{result}");
         plain.await.unwrap();
     }

@@ -4,10 +4,11 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
-use reqwest::header::{HeaderName, LOCATION, RETRY_AFTER};
+use reqwest::header::{HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
 use super::address::Address;
+use super::secrets::Secrets;
 use crate::error::{Error, Kind};
 
 /// What is read of the body of a refusal. Error pages of proxies are mostly white space, so more than is shown.
@@ -55,15 +56,16 @@ impl Failure {
         } else if is_unreachable(&error) {
             (Kind::Unreachable, "nobody answers there".to_owned())
         } else if error.is_connect() {
-            (Kind::Delivery, "no connection came about".to_owned())
+            (Kind::Delivery, "could not connect".to_owned())
         } else {
             (Kind::Delivery, "the connection broke, or carried no HTTP".to_owned())
         };
         Error::new(kind, format!("{request} failed: {what}")).with_source(error).into()
     }
 
-    /// The answer to `request` was other than a success.
-    pub(crate) async fn refused(request: &str, address: &Address, response: Response) -> Self {
+    /// The answer to `request` was other than a success. `headers` are those of the request: nothing of their values is
+    /// shown.
+    pub(crate) async fn refused(request: &str, address: &Address, headers: &HeaderMap, response: Response) -> Self {
         let status = response.status();
         let retry_after = match status {
             // Its other form, a date, needs a clock that agrees with the gateway's.
@@ -74,12 +76,12 @@ impl Failure {
         };
         let mut text = format!("{request} was refused with {status}");
         if let Some(location) = header(&response, &LOCATION).filter(|_| status.is_redirection()) {
-            let target = one_line(address.redirect_target(location).as_bytes());
+            let target = foreign_text(headers, address.redirect_target(location).as_bytes());
             text.push_str(&format!(
                 ", a redirect to {target}: give the address it leads to, redirects are not followed"
             ));
         }
-        let body = one_line(&read_beginning(response).await);
+        let body = foreign_text(headers, &read_beginning(response).await);
         if !body.is_empty() {
             text.push_str(": ");
             text.push_str(&body);
@@ -128,7 +130,12 @@ async fn read_beginning(mut response: Response) -> Vec<u8> {
     body
 }
 
-/// Text from outside, fit for a message: on one line, without control characters, cut to [`MAX_BODY_SHOWN`] bytes.
+/// Text from outside, fit for a message: without what is secret in the headers of the request, on one line, without control
+/// characters, cut to [`MAX_BODY_SHOWN`] bytes.
+pub(crate) fn foreign_text(headers: &HeaderMap, text: &[u8]) -> String {
+    one_line(&Secrets::of(headers).redact(text))
+}
+
 fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());

@@ -17,6 +17,7 @@ mod pushgateway;
 mod quiet;
 mod retry;
 mod routine;
+mod secrets;
 mod spool;
 mod textfile;
 mod worker;
@@ -27,7 +28,7 @@ pub(crate) use address::{Address, redact};
 pub(crate) use client::build as client;
 pub use compression::COMPRESSION_THRESHOLD;
 #[cfg(feature = "otlp")]
-pub(crate) use failure::Failure;
+pub(crate) use failure::{Failure, foreign_text};
 pub(crate) use grouping::parse_grouping;
 #[cfg(feature = "http")]
 pub(crate) use http::Listener;

@@ -356,7 +356,10 @@ impl Pushgateway {
     async fn answer(&self, method: &Method, url: &str, request: RequestBuilder) -> Result<Response, Failure> {
         match request.send().await {
             Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => Ok(response),
-            Ok(response) => Err(Failure::refused(&format!("{method} {url}"), &self.address, response).await),
+            Ok(response) => {
+                let headers = self.headers.to_map()?;
+                Err(Failure::refused(&format!("{method} {url}"), &self.address, &headers, response).await)
+            }
             Err(error) => {
                 Err(Failure::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))
             }

@@ -10,8 +10,9 @@ use bytes::{Bytes, BytesMut};
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message;
+use reqwest::header::HeaderMap;
 
-use crate::delivery::{Address, Failure, client};
+use crate::delivery::{Address, Failure, client, foreign_text};
 use crate::error::{Error, Kind};
 
 /// What is read of an answer. A collector that is content says nothing, or a few words.
@@ -51,6 +52,7 @@ impl Client {
             self.said.set(Failure::unanswered(&target, self.timeout, self.timeout, error));
             HttpError::from("no answer")
         };
+        let sent = request.headers().clone();
         let request = request.try_into().map_err(failed)?;
         let mut response = self.http.execute(request).await.map_err(failed)?;
         let (status, headers) = (response.status(), mem::take(response.headers_mut()));
@@ -62,13 +64,13 @@ impl Client {
                     break;
                 }
             }
-            if let Some(error) = rejected(&target, &body) {
+            if let Some(error) = rejected(&target, &sent, &body) {
                 self.said.set(error.into());
             }
             body.freeze()
         } else {
             *response.headers_mut() = headers.clone();
-            self.said.set(Failure::refused(&target, &self.address, response).await);
+            self.said.set(Failure::refused(&target, &self.address, &sent, response).await);
             Bytes::new()
         };
         let mut answer = Response::new(body);
@@ -79,10 +81,10 @@ impl Client {
 }
 
 /// What a collector that took the request did not take of it.
-fn rejected(target: &str, answer: &[u8]) -> Option<Error> {
+fn rejected(target: &str, sent: &HeaderMap, answer: &[u8]) -> Option<Error> {
     let partial = ExportMetricsServiceResponse::decode(answer).ok()?.partial_success?;
     (partial.rejected_data_points > 0).then(|| {
-        let (points, why) = (partial.rejected_data_points, partial.error_message);
+        let (points, why) = (partial.rejected_data_points, foreign_text(sent, partial.error_message.as_bytes()));
         Error::new(Kind::Refused(200), format!("{target} was answered, and {points} data points were rejected: {why}"))
     })
 }
