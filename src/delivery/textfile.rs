@@ -268,3 +268,167 @@ fn set_access(file: &File, mode: u32, before: Option<&Metadata>) {
 
 #[cfg(not(unix))]
 fn set_access(_: &File, _: u32, _: Option<&Metadata>) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn fault(path: &Path) -> String {
+        let Err(error) = Textfile::open(path) else { panic!("{path:?} was accepted") };
+        assert!(error.is_config());
+        error.to_string()
+    }
+
+    #[test]
+    fn file_is_replaced_and_nothing_else_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("job.prom");
+        let textfile = Textfile::open(&path).unwrap();
+        assert!(!path.exists());
+        textfile.write("a 1\n").unwrap();
+        textfile.write("a 2\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a 2\n");
+        assert_eq!(names(directory.path()), ["job.prom"]);
+    }
+
+    #[test]
+    fn directory_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let remedy = "give the path of a regular file, such as /var/lib/node_exporter/job.prom";
+        for path in
+            [directory.path().to_owned(), directory.path().join("new/"), "/".into(), directory.path().join("..")]
+        {
+            assert_eq!(fault(&path), format!("text file {path:?} is a directory: {remedy}"));
+        }
+        let missing = directory.path().join("no/such/job.prom");
+        let text = format!("cannot write text file {missing:?}: check that its directory exists, and its permissions");
+        assert_eq!(fault(&missing), text);
+        assert!(fault(Path::new("")).starts_with("cannot write text file \"\": "));
+        assert_eq!(names(directory.path()), [""; 0]);
+    }
+
+    #[test]
+    fn temporary_files_are_removed_once_they_are_old() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("job.prom");
+        let old = [".stage-metrics-0123456789abcdef.tmp", ".stage-metrics-0123456789abcdef.tmp.prom", ".job.prom.tmp"];
+        let young = ".stage-metrics-fedcba9876543210.tmp";
+        for name in old {
+            let file = File::create(directory.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - ABANDONED - Duration::from_secs(1)).unwrap();
+        }
+        File::create(directory.path().join(young)).unwrap();
+        Textfile::open(&path).unwrap();
+        assert_eq!(names(directory.path()), [old[2], old[1], young], "its writer may be at work");
+    }
+
+    /// As a later process does with that of a process that was suspended for long.
+    #[test]
+    fn content_is_written_again_where_its_temporary_file_was_removed() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("job.prom");
+        let textfile = Textfile::open(&path).unwrap();
+        let content = "a 1\n".repeat(1 << 22);
+        let was_removed = || {
+            let written = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let remover = scope.spawn(|| {
+                    while !written.load(Ordering::Relaxed) {
+                        if let Some(name) = names(directory.path()).into_iter().find(|name| is_temporary(name)) {
+                            return fs::remove_file(directory.path().join(name)).is_ok();
+                        }
+                    }
+                    false
+                });
+                let result = textfile.write(&content);
+                written.store(true, Ordering::Relaxed);
+                result.unwrap();
+                remover.join().unwrap()
+            })
+        };
+        // The write may be faster than the remover.
+        while !was_removed() {}
+        assert!(fs::read_to_string(&path).unwrap() == content);
+        assert_eq!(names(directory.path()), ["job.prom"]);
+    }
+
+    #[cfg(unix)]
+    mod unix {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        use std::os::unix::net::UnixListener;
+        use std::process::Command;
+
+        use super::*;
+
+        fn mode(path: &Path) -> u32 {
+            fs::metadata(path).unwrap().permissions().mode() & 0o7777
+        }
+
+        #[test]
+        fn what_is_no_file_is_an_error_that_says_what_it_is() {
+            let directory = tempfile::tempdir().unwrap();
+            let (fifo, socket) = (directory.path().join("fifo"), directory.path().join("socket"));
+            assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+            let _socket = UnixListener::bind(&socket).unwrap();
+            let (itself, to_null) = (directory.path().join("itself"), directory.path().join("to_null"));
+            symlink(&itself, &itself).unwrap();
+            symlink("/dev/null", &to_null).unwrap();
+            for (path, what) in [
+                (Path::new("/dev/null"), "is a device"),
+                (&to_null, "is a device"),
+                (Path::new("/dev/stdout"), "is an open file of a process"),
+                (Path::new("/dev/fd/1"), "is an open file of a process"),
+                (Path::new("/proc/self/comm"), "is an open file of a process"),
+                (&fifo, "is a FIFO"),
+                (&socket, "is a socket"),
+                (&itself, "is a symbolic link that leads to itself"),
+            ] {
+                assert!(fault(path).starts_with(&format!("text file {path:?} {what}: give ")), "{}", fault(path));
+            }
+            assert_eq!(names(directory.path()), ["fifo", "itself", "socket", "to_null"]);
+        }
+
+        #[test]
+        fn mode_of_the_file_is_kept() {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("job.prom");
+            let textfile = Textfile::open(&path).unwrap();
+            textfile.write("a 1\n").unwrap();
+            assert_eq!(mode(&path), 0o644);
+            for kept in [0o600, 0o640, 0o664, 0o444] {
+                fs::set_permissions(&path, fs::Permissions::from_mode(kept)).unwrap();
+                textfile.write("a 2\n").unwrap();
+                assert_eq!(mode(&path), kept);
+            }
+        }
+
+        #[test]
+        fn link_is_resolved_once() {
+            let directory = tempfile::tempdir().unwrap();
+            let [first, second, target, other] =
+                ["first", "second", "deep/target", "other"].map(|name| directory.path().join(name));
+            fs::create_dir(directory.path().join("deep")).unwrap();
+            symlink("second", &first).unwrap();
+            // Its target does not exist yet.
+            symlink(&target, &second).unwrap();
+            let textfile = Textfile::open(&first).unwrap();
+            textfile.write("a 1\n").unwrap();
+            assert_eq!(fs::read_to_string(&target).unwrap(), "a 1\n");
+            fs::write(&other, "not ours\n").unwrap();
+            fs::remove_file(&second).unwrap();
+            symlink(&other, &second).unwrap();
+            textfile.write("a 2\n").unwrap();
+            assert_eq!(fs::read_to_string(&target).unwrap(), "a 2\n");
+            assert_eq!(fs::read_to_string(&other).unwrap(), "not ours\n");
+            assert!(first.is_symlink() && second.is_symlink());
+        }
+    }
+}
