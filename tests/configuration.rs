@@ -290,3 +290,45 @@ fn credentials_are_in_no_text() {
         assert_no_secret(&format!("{error} {error:?}"));
     }
 }
+
+/// As debugging servers and error pages of proxies do.
+#[test]
+fn gateway_that_shows_the_request_gives_nothing_away() {
+    let echo = |request: &support::mock_gateway::Request| {
+        let headers: String = request.headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+        let answer = support::mock_gateway::Answer::new(if request.method == "PUT" { 302 } else { 403 });
+        let encoded = support::http::percent_encode(&headers);
+        let answer = answer.with_header("Location", &format!("/login/{encoded}"));
+        support::Reply::Answer(answer.with_body(&format!("You sent:\n{headers}\n{encoded}")))
+    };
+    let server = support::MockGateway::start_by(echo);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for gateway in [
+        Pushgateway::new(format!("http://me-hush:pass-hush@{}", server.addr()), "quant").unwrap(),
+        Pushgateway::new(server.url(), "quant").unwrap().with_basic_auth("me-hush", "pass-hush"),
+        Pushgateway::new(server.url(), "quant").unwrap().with_bearer_token("token-hush"),
+        Pushgateway::new(server.url(), "quant").unwrap().with_header("X-Key", "header-hush"),
+    ] {
+        let builder = builder().with_pushgateway(gateway.clone()).with_push_interval(Duration::from_secs(3_600));
+        let measured = support::measured::measured(builder);
+        let flushed = measured.guard.flush().unwrap_err();
+        drop(measured.guard);
+        let replaced = runtime.block_on(gateway.push_replace("rows 1\n")).unwrap_err();
+        assert_eq!((flushed.status(), replaced.status()), (Some(403), Some(302)));
+        for text in [format!("{flushed:?}"), format!("{replaced:?}"), measured.log.text()] {
+            assert_no_secret(&text);
+            assert!(text.contains("tracing-stage-metrics/"), "what is no secret is shown: {text}");
+        }
+    }
+}
+
+/// The password stands in the place of the port, and makes no number.
+#[test]
+fn url_without_its_host_gives_no_password_away() {
+    for url in
+        ["http://me:pass-hush", "me:pass-hush", "http://:pass-hush", "http://me:pass/hush", "http://me%3Apass-hush"]
+    {
+        let text = gateway_fault(Pushgateway::new(url, "quant"));
+        assert!(!text.contains("hush") && text.ends_with("write it as http://host:port"), "{text}");
+    }
+}

@@ -4,6 +4,10 @@
 
 mod support;
 
+#[cfg(unix)]
+#[path = "text_file/places.rs"]
+mod places;
+
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

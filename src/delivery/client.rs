@@ -39,11 +39,8 @@ pub(crate) fn build(
 /// Whether http requests, too, may have to speak TLS: to the proxy.
 #[cfg(feature = "tls")]
 fn has_https_proxy() -> bool {
-    system_proxies().any(|proxy| proxy.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("https://")))
-}
-
-/// The URLs of the system's proxies.
-pub(super) fn system_proxies() -> impl Iterator<Item = String> {
-    let names = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
-    names.into_iter().filter_map(|name| std::env::var(name).ok())
+    ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"].iter().any(|name| {
+        std::env::var(name)
+            .is_ok_and(|proxy| proxy.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("https://")))
+    })
 }

@@ -7,7 +7,6 @@ use percent_encoding::percent_decode;
 use reqwest::header::{AUTHORIZATION, HeaderMap};
 
 use super::address::{Address, HIDDEN};
-use super::client::system_proxies;
 use super::headers::is_of_client;
 
 /// Shorter values are not looked for: they occur in any text.
@@ -96,6 +95,12 @@ impl Secrets {
         }
         shown
     }
+}
+
+/// The URLs of the system's proxies, whose credentials go with the request.
+fn system_proxies() -> impl Iterator<Item = String> {
+    let names = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    names.into_iter().filter_map(|name| std::env::var(name).ok())
 }
 
 fn is_blank(byte: u8) -> bool {
