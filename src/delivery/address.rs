@@ -97,7 +97,7 @@ impl Address {
         self.url.scheme() == "https"
     }
 
-    /// Whether it names this machine, which no proxy can reach on our behalf.
+    /// Whether the host is a loopback one, which no proxy can reach on our behalf.
     pub(crate) fn is_loopback(&self) -> bool {
         match self.url.host() {
             Some(Host::Domain(name)) => {
