@@ -10,7 +10,7 @@ use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 use tracing_subscriber::prelude::*;
 
 use super::support::child::{self, Ended, Signal};
-use super::support::measured::{Measured, measured, stage};
+use super::support::measured::{Measured, failing_stage, measured, stage};
 use super::support::{NodeExporter, PATIENCE, exposition, free_addr, servers};
 
 /// Not a test: what the children do, in the directory they are started in.
@@ -258,4 +258,48 @@ fn what_a_killed_process_leaves_is_removed_once_it_is_old() {
     File::options().write(true).open(&left[0]).unwrap().set_modified(old).unwrap();
     install();
     assert_eq!(temporaries(), [""; 0].map(PathBuf::from));
+}
+
+/// Each file has its job and grouping in it, so that the collector does not take the series of one for the other's.
+#[test]
+fn two_jobs_of_one_node_are_both_seen() {
+    if !servers::installed(servers::NODE_EXPORTER) {
+        return;
+    }
+    let directory = directory();
+    let exporter = NodeExporter::start_as_another_user(directory.path());
+    let gateway = |job: &str, profile: &str| {
+        let gateway = Pushgateway::new(free_addr().to_string(), job).unwrap();
+        gateway.with_grouping_label("profile", profile).unwrap()
+    };
+    let jobs = [("nightly", "crypto"), ("nightly", "equities"), ("backup", "crypto")];
+    for (job, profile) in jobs {
+        let path = directory.path().join(format!("{job}-{profile}.prom"));
+        let builder = MetricsLayer::builder().with_textfile(path).with_pushgateway(gateway(job, profile));
+        let Measured { guard, log: _, default: _default } = measured(builder);
+        match job {
+            "backup" => failing_stage("a"),
+            _ => stage("a"),
+        }
+        // The gateway is gone: the file is written all the same.
+        assert!(guard.shutdown().is_err());
+    }
+    let found = exposition::parse(&exporter.metrics());
+    assert_eq!(found.expect("node_textfile_scrape_error", &[]), 0.0);
+    let of_job = |name: &str, job: &str, profile: &str, more: &[(&str, &str)]| {
+        let labels = [&[("job", job), ("profile", profile)], more].concat();
+        found.matching(name, &labels).iter().map(|sample| sample.value).collect::<Vec<_>>()
+    };
+    for (job, profile) in jobs {
+        let has_failed = job == "backup";
+        let [start] = of_job("quant_run_start_timestamp_seconds", job, profile, &[])[..] else {
+            panic!("no run of {job} with {profile}: {found:?}")
+        };
+        assert!(start > 1.7e9);
+        assert_eq!(of_job("quant_run_last_completion_timestamp_seconds", job, profile, &[]).len(), 1);
+        let successes = of_job("quant_run_last_success_timestamp_seconds", job, profile, &[]).len();
+        assert_eq!(successes, usize::from(!has_failed), "the success of one is not the other's");
+        let failures = of_job("quant_stage_total", job, profile, &[("stage_id", "a"), ("status", "failure")]);
+        assert_eq!(failures, [f64::from(u8::from(has_failed))]);
+    }
 }
