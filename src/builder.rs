@@ -61,6 +61,8 @@ pub struct MetricsLayerBuilder {
     pub(crate) run_id_label: bool,
     pub(crate) gateway: Option<Pushgateway>,
     pub(crate) job_by_default: bool,
+    /// Job and grouping of the environment, for a text file where there is no gateway.
+    pub(crate) job_labels: Vec<(String, String)>,
     pub(crate) instance_grouping: bool,
     pub(crate) push_interval: Duration,
     pub(crate) flush_timeout: Duration,
@@ -109,6 +111,7 @@ impl MetricsLayerBuilder {
             run_id_label: true,
             gateway: None,
             job_by_default: false,
+            job_labels: Vec::new(),
             instance_grouping: false,
             push_interval: DEFAULT_PUSH_INTERVAL,
             flush_timeout: DEFAULT_FLUSH_TIMEOUT,
@@ -165,6 +168,7 @@ impl MetricsLayerBuilder {
     /// As [`with_env`](Self::with_env).
     pub fn with_env_prefix(mut self, prefix: impl AsRef<str>) -> Result<Self, Error> {
         let environment = Reader::process(prefix.as_ref()).read()?;
+        self.job_labels = environment.job_labels;
         if environment.gateway.is_some() {
             self.gateway = environment.gateway;
             self.job_by_default = environment.job_by_default;

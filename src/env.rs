@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::delivery::{Pushgateway, parse_grouping};
+use crate::delivery::{Grouping, Pushgateway, parse_grouping};
 use crate::error::Error;
 
 /// What the names of the variables begin with unless `with_env_prefix` says otherwise.
@@ -18,12 +18,14 @@ const OTEL_EXPORTER: &str = "OTEL_METRICS_EXPORTER";
 /// The longest interval or timeout: far beyond what anyone means, and far below what the clocks can add up.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3_600);
 
-/// What the environment says. A variable that is not set, or empty, is `None`.
+/// What the environment says. A variable that is not set, empty or white space is `None`.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
     pub(crate) gateway: Option<Pushgateway>,
     /// Neither a job nor a grouping was given.
     pub(crate) job_by_default: bool,
+    /// Job and grouping where no gateway is given: labels of the text file.
+    pub(crate) job_labels: Vec<(String, String)>,
     pub(crate) push_interval: Option<Duration>,
     pub(crate) flush_timeout: Option<Duration>,
     pub(crate) textfile: Option<PathBuf>,
@@ -53,9 +55,10 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
         let job = self.value("JOB")?;
         let grouping = self.parsed("GROUPING", parse_grouping)?;
         let job_by_default = job.is_none() && grouping.is_none();
-        let gateway = match self.value("PUSHGATEWAY")? {
-            Some(url) => Some(self.gateway(&url, job, grouping.unwrap_or_default())?),
-            None => None,
+        let (gateway, job_labels) = match self.value("PUSHGATEWAY")? {
+            Some(url) => (Some(self.gateway(&url, job, grouping.unwrap_or_default())?), Vec::new()),
+            None if job_by_default => (None, Vec::new()),
+            None => (None, self.job_labels(job, grouping.unwrap_or_default())?),
         };
         #[cfg(not(feature = "http"))]
         self.compiled_out("LISTEN", "http")?;
@@ -68,6 +71,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
         Ok(Environment {
             job_by_default: job_by_default && gateway.is_some(),
             gateway,
+            job_labels,
             push_interval: self.parsed("PUSH_INTERVAL", parse_duration)?,
             flush_timeout: self.parsed("FLUSH_TIMEOUT", parse_duration)?,
             textfile: self.value("TEXTFILE")?.map(PathBuf::from),
@@ -98,13 +102,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
     }
 
     fn named(&self, name: &str) -> Result<Option<String>, Error> {
-        match (self.lookup)(name) {
-            Ok(value) if value.is_empty() => Ok(None),
-            Ok(value) => Ok(Some(value)),
-            Err(VarError::NotPresent) => Ok(None),
-            // Not quoted: a password is how an address comes not to be UTF-8.
-            Err(VarError::NotUnicode(_)) => Err(Error::config(format!("{name} is not UTF-8: set it to text that is"))),
-        }
+        trimmed(name, (self.lookup)(name))
     }
 
     fn parsed<T>(&self, variable: &str, parse: impl Fn(&str) -> Result<T, Error>) -> Result<Option<T>, Error> {
@@ -125,6 +123,15 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
         Ok(gateway)
     }
 
+    fn job_labels(&self, job: Option<String>, grouping: Vec<(String, String)>) -> Result<Vec<(String, String)>, Error> {
+        let of = |variable| move |error| self.wrong(variable, &error);
+        let mut group = Grouping::new(job.unwrap_or_else(executable_name)).map_err(of("JOB"))?;
+        for (name, value) in grouping {
+            group.add(name, value).map_err(of("GROUPING"))?;
+        }
+        Ok(group.all_labels())
+    }
+
     /// The texts of the parsers quote the value; the variable is added here.
     fn wrong(&self, variable: &str, error: &Error) -> Error {
         Error::config(format!("{}: {error:?}", self.name(variable)))
@@ -139,6 +146,17 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
     }
 }
 
+/// The value of a variable without the white space around it: files of secrets and here-documents end in a line feed.
+/// `None` where nothing is left.
+pub(crate) fn trimmed(name: &str, value: Result<String, VarError>) -> Result<Option<String>, Error> {
+    match value {
+        Ok(value) => Ok(Some(value.trim()).filter(|value| !value.is_empty()).map(str::to_owned)),
+        Err(VarError::NotPresent) => Ok(None),
+        // Not quoted: a password is how an address comes not to be UTF-8.
+        Err(VarError::NotUnicode(_)) => Err(Error::config(format!("{name} is not UTF-8: set it to text that is"))),
+    }
+}
+
 #[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp")))]
 fn compiled_out(name: &str, value: &str, feature: &str) -> Error {
     Error::config(format!(
@@ -150,13 +168,12 @@ fn compiled_out(name: &str, value: &str, feature: &str) -> Error {
 /// An address and a port. A port alone is on the loopback address: what is open to the network is asked for in full.
 #[cfg(feature = "http")]
 fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
-    let trimmed = text.trim();
-    let port = trimmed.strip_prefix("localhost").unwrap_or(trimmed);
-    let port = port.strip_prefix(':').unwrap_or(if port.len() == trimmed.len() { port } else { "" });
+    let port = text.strip_prefix("localhost").unwrap_or(text);
+    let port = port.strip_prefix(':').unwrap_or(if port.len() == text.len() { port } else { "" });
     if let Ok(port) = port.parse() {
         return Ok((Ipv4Addr::LOCALHOST, port).into());
     }
-    trimmed.parse().map_err(|_| {
+    text.parse().map_err(|_| {
         Error::config(format!(
             "{text:?} is not an address to listen on: give an IP address and a port, such as 127.0.0.1:9464, or \
              0.0.0.0:9464 for every network of the machine; a port alone is on 127.0.0.1"
@@ -178,9 +195,8 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
             "{text:?} is not a duration: {why}; give a number and ms, s, m or h, such as 500ms or 15s"
         ))
     };
-    let trimmed = text.trim();
-    let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
-    let (number, unit) = trimmed.split_at(digits);
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
     let seconds = match unit.trim() {
         "ms" => 1e-3,
         "s" => 1.0,
@@ -237,8 +253,46 @@ mod tests {
 
     #[test]
     fn nothing_set_is_nothing_and_empty_is_unset() {
-        let environment = read(&[("TV_PROMETHEUS_PUSHGATEWAY", ""), ("TV_PROMETHEUS_PUSH_INTERVAL", "")]).unwrap();
-        assert!(environment.gateway.is_none() && environment.push_interval.is_none() && !environment.job_by_default);
+        for empty in ["", " ", "\n", " \t\r\n"] {
+            let variables = [("TV_PROMETHEUS_PUSHGATEWAY", empty), ("TV_PROMETHEUS_PUSH_INTERVAL", empty)];
+            let environment = read(&variables).unwrap();
+            assert!(environment.gateway.is_none() && environment.push_interval.is_none(), "{empty:?}");
+            assert!(!environment.job_by_default);
+        }
+    }
+
+    /// Of every variable there is, so that a new one cannot be forgotten.
+    #[test]
+    fn white_space_around_any_value_is_dropped() {
+        let values = [
+            ("TV_PROMETHEUS_PUSHGATEWAY", "http://gateway:9091/x"),
+            ("TV_PROMETHEUS_JOB", "quant"),
+            ("TV_PROMETHEUS_GROUPING", "a= b c ,d=e f"),
+            ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
+            ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
+            ("TV_PROMETHEUS_TEXTFILE", "/tmp/x y.prom"),
+            ("TV_PROMETHEUS_SPOOL_DIR", "/tmp/spool"),
+            #[cfg(feature = "http")]
+            ("TV_PROMETHEUS_LISTEN", "localhost:9464"),
+            #[cfg(feature = "resource-usage")]
+            ("TV_PROMETHEUS_NODE", "worker 7"),
+            #[cfg(feature = "otlp")]
+            ("OTEL_METRICS_EXPORTER", "otlp"),
+        ];
+        #[cfg(all(feature = "http", feature = "resource-usage", feature = "otlp"))]
+        for name in tables::variables("Environment variables") {
+            assert!(values.iter().any(|(known, _)| *known == name), "{name} is missing here");
+        }
+        let plain = format!("{:?}", read(&values).unwrap());
+        for (before, after) in [("", "\n"), ("", " \r\n"), (" \t", ""), ("\n\n", " \u{a0}\n")] {
+            let padded = values.map(|(name, value)| (name, format!("{before}{value}{after}")));
+            let padded: Vec<_> = padded.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            assert_eq!(format!("{:?}", read(&padded).unwrap()), plain, "{before:?} {after:?}");
+        }
+        assert!(
+            plain.contains(r#"("a", " b c "), ("d", "e f")"#),
+            "white space within the list belongs to its values: {plain}"
+        );
     }
 
     #[test]
@@ -301,7 +355,7 @@ mod tests {
             ("9464", "127.0.0.1:9464"),
             (":9464", "127.0.0.1:9464"),
             ("localhost:9464", "127.0.0.1:9464"),
-            (" 0.0.0.0:0 ", "0.0.0.0:0"),
+            ("0.0.0.0:0", "0.0.0.0:0"),
             ("[::]:9464", "[::]:9464"),
         ] {
             assert_eq!(parse_listen(text).unwrap(), address.parse().unwrap(), "{text}");

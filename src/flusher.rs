@@ -151,7 +151,8 @@ impl Flusher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_own_thread(&self) -> bool {
+    /// Whether the caller is a thread of this crate that the final flush waits for.
+    pub(crate) fn is_own_thread(&self) -> bool {
         self.delivery.is_current()
             || self.telemetry.is_foreign_thread()
             || self.telemetry.stages.diagnostics.is_current_thread()

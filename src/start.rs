@@ -4,9 +4,10 @@
 use std::collections::HashSet;
 use std::panic;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use metrics::Recorder;
-use tracing::warn;
+use tracing::{dispatcher, warn};
 
 use crate::builder::MetricsLayerBuilder;
 #[cfg(feature = "http")]
@@ -49,10 +50,7 @@ impl MetricsLayerBuilder {
         let bounds: Vec<_> = std::iter::once(duration).chain(std::mem::take(&mut self.histogram_buckets)).collect();
         #[cfg(feature = "otlp")]
         let otlp = self.otlp(&bounds)?;
-        let textfile = self.textfile.map(Textfile::new).transpose()?;
-        if let Some(textfile) = &textfile {
-            textfile.check()?;
-        }
+        let textfile = self.textfile.map(|path| Textfile::open(&path)).transpose()?;
         let open_spool = |directory| Spool::open(directory, &self.namespace);
         let spool = self.spool_directory.map(open_spool).transpose()?;
         #[cfg(feature = "http")]
@@ -123,9 +121,14 @@ impl MetricsLayerBuilder {
             #[cfg(feature = "resource-usage")]
             resources,
         ));
+        let textfile_labels = match &self.gateway {
+            Some(gateway) => gateway.grouping().all_labels(),
+            None => self.job_labels,
+        };
         let config = DeliveryConfig {
             gateway: self.gateway,
             textfile,
+            textfile_labels,
             #[cfg(feature = "otlp")]
             collecting: otlp.collecting,
             spool,
@@ -210,11 +213,25 @@ impl MetricsLayerBuilder {
     }
 }
 
+/// The hook that was there prints, which may block, so the final flush is made on another thread at the same time.
 fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
     let (flusher, before) = (Arc::clone(flusher), panic::take_hook());
     panic::set_hook(Box::new(move |info| {
+        if flusher.is_own_thread() {
+            // Nothing may wait for this thread any more.
+            flusher.end_and_warn(Ending::Panicked);
+            return before(info);
+        }
+        let ending = Arc::clone(&flusher);
+        let subscriber = dispatcher::get_default(Clone::clone);
+        let end = move || dispatcher::with_default(&subscriber, || ending.end_and_warn(Ending::Panicked));
+        let thread = thread::Builder::new().name("metrics-panic".to_owned()).spawn(end);
         before(info);
-        flusher.end_and_warn(Ending::Panicked);
+        match thread {
+            // It ends within the flush timeout.
+            Ok(thread) => drop(thread.join()),
+            Err(_) => flusher.end_and_warn(Ending::Panicked),
+        }
     }));
 }
 

@@ -45,9 +45,9 @@ fn an_address_that_leads_nowhere() {
         ("http:/gateway", "\"http:/gateway\" lacks a slash after its scheme: write it as http://host:port"),
         (
             "http://gateway:port",
-            "\"http://gateway:port\" cannot be read (invalid port number): write it as http://host:port",
+            "\"http://gateway:***\" cannot be read (invalid port number): write it as http://host:port",
         ),
-        ("gateway:99999", "\"gateway:99999\" cannot be read (invalid port number): write it as http://host:port"),
+        ("gateway:99999", "\"gateway:***\" cannot be read (invalid port number): write it as http://host:port"),
         (
             "http://gate way",
             "\"http://gate way\" cannot be read (invalid international domain name): write it as http://host:port",
@@ -224,10 +224,7 @@ fn a_text_file_that_cannot_be_written() {
     let path = directory.path().join("no/such/job.prom");
     let Err(error) = builder().with_textfile(&path).install() else { panic!("it was installed") };
     assert_is_config(&error);
-    let text = format!(
-        "cannot write the text file {}: does its directory exist, and may this process write there?",
-        path.display()
-    );
+    let text = format!("cannot write text file {path:?}: check that its directory exists, and its permissions");
     assert_eq!(error.to_string(), text);
     assert_eq!(format!("{error:?}"), format!("{text}: No such file or directory (os error 2)"));
 
@@ -235,9 +232,7 @@ fn a_text_file_that_cannot_be_written() {
     assert_eq!(
         fault(builder().with_textfile(path)),
         format!(
-            "the text file {} names no file: give the path of the file to write, such as \
-             /var/lib/node_exporter/job.prom",
-            path.display()
+            "text file {path:?} is a directory: give the path of a regular file, such as /var/lib/node_exporter/job.prom"
         )
     );
     assert_eq!(std::fs::read_dir(path).unwrap().count(), 0, "nothing is left behind");
@@ -293,5 +288,47 @@ fn credentials_are_in_no_text() {
     for wrong in ["ftp://me-hush:pass-hush@gateway", "http://me-hush:pass-hush@", "http://me-hush:pass-hush@gw:x"] {
         let error = Pushgateway::new(wrong, "quant").unwrap_err();
         assert_no_secret(&format!("{error} {error:?}"));
+    }
+}
+
+/// As debugging servers and error pages of proxies do.
+#[test]
+fn gateway_that_shows_the_request_gives_nothing_away() {
+    let echo = |request: &support::mock_gateway::Request| {
+        let headers: String = request.headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+        let answer = support::mock_gateway::Answer::new(if request.method == "PUT" { 302 } else { 403 });
+        let encoded = support::http::percent_encode(&headers);
+        let answer = answer.with_header("Location", &format!("/login/{encoded}"));
+        support::Reply::Answer(answer.with_body(&format!("You sent:\n{headers}\n{encoded}")))
+    };
+    let server = support::MockGateway::start_by(echo);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for gateway in [
+        Pushgateway::new(format!("http://me-hush:pass-hush@{}", server.addr()), "quant").unwrap(),
+        Pushgateway::new(server.url(), "quant").unwrap().with_basic_auth("me-hush", "pass-hush"),
+        Pushgateway::new(server.url(), "quant").unwrap().with_bearer_token("token-hush"),
+        Pushgateway::new(server.url(), "quant").unwrap().with_header("X-Key", "header-hush"),
+    ] {
+        let builder = builder().with_pushgateway(gateway.clone()).with_push_interval(Duration::from_secs(3_600));
+        let measured = support::measured::measured(builder);
+        let flushed = measured.guard.flush().unwrap_err();
+        drop(measured.guard);
+        let replaced = runtime.block_on(gateway.push_replace("rows 1\n")).unwrap_err();
+        assert_eq!((flushed.status(), replaced.status()), (Some(403), Some(302)));
+        for text in [format!("{flushed:?}"), format!("{replaced:?}"), measured.log.text()] {
+            assert_no_secret(&text);
+            assert!(text.contains("tracing-stage-metrics/"), "what is no secret is shown: {text}");
+        }
+    }
+}
+
+/// The password stands in the place of the port, and makes no number.
+#[test]
+fn url_without_its_host_gives_no_password_away() {
+    for url in
+        ["http://me:pass-hush", "me:pass-hush", "http://:pass-hush", "http://me:pass/hush", "http://me%3Apass-hush"]
+    {
+        let text = gateway_fault(Pushgateway::new(url, "quant"));
+        assert!(!text.contains("hush") && text.ends_with("write it as http://host:port"), "{text}");
     }
 }

@@ -139,14 +139,14 @@ fn the_version_has_its_section_in_the_changelog() {
     assert!(changelog.contains(concat!("\n## [", env!("CARGO_PKG_VERSION"), "]")));
 }
 
-/// The tables of variables are compared with these places; the third asks for the proxies only.
+/// The tables of variables are compared with `env.rs` and `settings.rs`; the others ask for the proxies only.
 #[test]
-fn the_environment_is_read_in_three_places() {
+fn the_environment_is_read_in_four_places() {
     let reads = |path: &&PathBuf| {
         let source = fs::read_to_string(path).unwrap();
         ["env::var", "Matcher::from_system"].iter().any(|call| source.contains(call))
     };
     let sources = files("src", ".rs");
     let found: Vec<_> = sources.iter().filter(reads).map(|path| name(path)).collect();
-    assert_eq!(found, ["src/delivery/client.rs", "src/env.rs", "src/otlp/settings.rs"]);
+    assert_eq!(found, ["src/delivery/client.rs", "src/delivery/secrets.rs", "src/env.rs", "src/otlp/settings.rs"]);
 }

@@ -282,7 +282,9 @@ fn a_zero_duration_names_its_variable_too() {
 #[test]
 fn a_text_file_that_cannot_be_written_is_named() {
     let text = fault(&[("TV_PROMETHEUS_TEXTFILE", "/no/such/directory/job.prom")]);
-    assert!(text.contains("/no/such/directory/job.prom: does its directory exist"), "{text}");
+    let wanted =
+        "cannot write text file \"/no/such/directory/job.prom\": check that its directory exists, and its permissions";
+    assert_eq!(text, wanted);
 }
 
 #[test]
@@ -311,4 +313,29 @@ fn credentials_of_the_environment_are_in_no_text() {
         assert!(!all.contains("hush"), "{url}: {all}");
     }
     assert!(server.requests().iter().all(|request| request.header("authorization").is_some()));
+}
+
+/// As `$(cat file)` without a shell, secrets of Kubernetes and here-documents have it.
+#[test]
+fn white_space_around_a_value_is_dropped() {
+    let server = MockGateway::ok();
+    let directory = tempfile::tempdir().unwrap();
+    let textfile = directory.path().join("job.prom");
+    let (url, file) = (format!(" {}\r\n", server.url()), format!("\t{}\n", textfile.display()));
+    let ended = run_with(
+        "the environment alone",
+        &[
+            ("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()),
+            ("TV_PROMETHEUS_JOB", "x\n"),
+            ("TV_PROMETHEUS_GROUPING", "a=b \r\n"),
+            ("TV_PROMETHEUS_TEXTFILE", &file),
+            ("TV_PROMETHEUS_NODE", " worker-7\n"),
+            ("TV_PROMETHEUS_SPOOL_DIR", " \n"),
+        ],
+    );
+    assert_ran(&ended);
+    let last = server.requests().pop().unwrap();
+    assert_eq!(last.path, "/metrics/job/x/a/b");
+    assert!(last.text().contains("node=\"worker-7\""), "{}", last.text());
+    assert!(textfile.is_file());
 }

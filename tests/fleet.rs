@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use support::child::{self, Running};
@@ -106,4 +106,76 @@ async fn a_group_that_is_done_with_is_deleted_by_its_grouping() {
         tokio::task::yield_now().await;
     }
     assert!(gateway.metrics().contains("worker-8:1"));
+}
+
+/// The shell commands of the page, as they are but for the address and, where given, the age.
+#[track_caller]
+fn clean_up(url: &str, age: Option<&str>) {
+    let page = include_str!("../docs/fleets.md");
+    let (_, script) = page.split_once("```sh\n").unwrap();
+    let (script, _) = script.split_once("```").unwrap();
+    assert_eq!(script.matches("http://pushgateway:9091").count(), 2);
+    let mut script = script.replace("http://pushgateway:9091", url);
+    if let Some(age) = age {
+        assert_eq!(script.matches("now - 86400").count(), 1);
+        script = script.replace("now - 86400", age);
+    }
+    let output = std::process::Command::new("sh").args(["-euc", &script]).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+fn labels(gateway: &support::Pushgateway) -> BTreeSet<BTreeMap<String, String>> {
+    let groups = gateway.api_metrics();
+    let groups = groups.as_array().into_iter().flatten();
+    groups.map(|group| serde_json::from_value(group["labels"].clone()).unwrap()).collect()
+}
+
+/// Values hold everything that means something in a URL, to a shell, to jq, or in base64.
+#[tokio::test]
+async fn script_of_the_page_removes_stale_groups_of_instances_and_no_others() {
+    let Some(gateway) = support::pushgateway() else { return };
+    if !["curl", "jq"].into_iter().all(support::servers::installed) {
+        return;
+    }
+    let push = async |job: &str, grouping: &[(&str, &str)]| {
+        let mut group = Pushgateway::new(gateway.url(), job).unwrap();
+        for (name, value) in grouping {
+            group = group.with_grouping_label(*name, *value).unwrap();
+        }
+        group.push_add("rows_total 1\n").await.unwrap();
+        let labels = grouping.iter().copied().chain([("job", job)]);
+        labels.map(|(name, value)| (name.to_owned(), value.to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    let unusual =
+        ["a/b", "/", "..", "ü ?#%+&=", "\"'\\ $(false) `false`", "line\nfeed", "\u{3fb}\u{ff}>>>???", "{a,b}[1-2]"];
+    let mut kept = BTreeSet::new();
+    for value in unusual {
+        push(value, &[("instance", value)]).await;
+        push("fleet", &[("instance", value), ("_x9", value), ("team", "")]).await;
+        // One group that every run of the job overwrites: without an instance it is not stale.
+        kept.insert(push(value, &[("team", value)]).await);
+    }
+    kept.insert(push("fleet", &[("instance", "")]).await);
+    push("fleet", &[("instance", "worker-7:4711")]).await;
+    let old = gateway.api_metrics();
+    let old = old.as_array().unwrap().iter().map(|group| {
+        let time = &group["push_time_seconds"]["metrics"][0]["value"];
+        time.as_str().unwrap().parse::<f64>().unwrap()
+    });
+    let (count, cutoff) = (old.len(), old.fold(0.0, f64::max));
+    assert_eq!(count, 3 * unusual.len() + 2);
+    for value in unusual {
+        kept.insert(push("young", &[("instance", value)]).await);
+    }
+    let before = labels(&gateway);
+    assert_eq!(before.len(), count + unusual.len());
+
+    // Less than a day old, all of them.
+    clean_up(&gateway.url(), None);
+    clean_up(&gateway.url(), Some(&format!("{:?}", cutoff + 1e-6)));
+    let deadline = std::time::Instant::now() + support::PATIENCE;
+    while labels(&gateway) != kept {
+        assert!(std::time::Instant::now() < deadline, "left: {:?}, not {kept:?}", labels(&gateway));
+        tokio::task::yield_now().await;
+    }
 }

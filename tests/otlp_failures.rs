@@ -524,3 +524,16 @@ fn a_text_file_beside_it_is_whole_though_nothing_arrives() {
     let text = exposition::parse(&std::fs::read_to_string(path).unwrap());
     assert_eq!(text.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 5.0);
 }
+
+/// As debugging servers and error pages of proxies do.
+#[test]
+fn collector_that_shows_the_request_gives_no_token_away() {
+    let server = MockGateway::start_by(|request| {
+        let token = request.header("authorization").unwrap().to_owned();
+        Reply::Answer(Answer::new(401).with_body(&format!("you sent \"{token}\"")))
+    });
+    let headers = ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20token-hush");
+    let ended = flushes(&server.url(), &[headers]);
+    assert!(told(&ended, "last: ").contains("you sent \"***\""), "{ended:?}");
+    assert!(!ended.stdout.contains("hush") && !ended.stderr.contains("hush"), "{ended:?}");
+}

@@ -464,6 +464,112 @@ async fn an_error_of_the_way_to_a_proxy_names_the_proxy_and_not_its_password() {
     assert!(result.starts_with(expected), "{result}");
 }
 
+/// A proxy that forwards every request to one server, whatever host it is for.
+struct ForwardingProxy {
+    url: String,
+    asked: Arc<Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl ForwardingProxy {
+    async fn start(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let kept = Arc::clone(&asked);
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let request = read_request(&mut client).await;
+                let (line, rest) = request.split_once("\r\n").unwrap();
+                let [method, url, version] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+                let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+                kept.lock().unwrap().push(host.to_owned());
+                let mut upstream = TcpStream::connect(server).await.unwrap();
+                upstream.write_all(format!("{method} /{path} {version}\r\n{rest}").as_bytes()).await.unwrap();
+                let mut answer = vec![0; 1024];
+                let length = upstream.read(&mut answer).await.unwrap();
+                client.write_all(&answer[..length]).await.unwrap();
+            }
+        });
+        Self { url, asked, task }
+    }
+
+    /// The hosts of the requests since this was last called.
+    fn take_asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+}
+
+impl Drop for ForwardingProxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An address of this machine in its network; `None`, said out loud, where it has none.
+fn own_address() -> Option<std::net::IpAddr> {
+    // Nothing is sent: the system says which address it would send from.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let address = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr());
+    let found = address.ok().map(|address| address.ip()).filter(|address| !address.is_loopback());
+    if found.is_none() {
+        eprintln!("LEFT OUT: this machine has no network, nothing was tested with its address");
+    }
+    found
+}
+
+#[tokio::test]
+async fn only_loopback_and_no_proxy_are_exempt_from_the_proxy() {
+    let server = Server::answering(OK).await;
+    let proxy = ForwardingProxy::start(server.address).await;
+    let port = server.address.port();
+    let push = async |host: &str, no_proxy: &str| {
+        let variables = [("HTTP_PROXY", proxy.url.as_str()), ("NO_PROXY", no_proxy)];
+        push_in_child(&format!("http://{host}:{port}"), &variables).await
+    };
+    for host in ["127.0.0.1", "localhost", "LOCALHOST", "0.0.0.0", "[::ffff:127.0.0.1]"] {
+        assert_eq!(push(host, "").await, "Ok(())", "{host}");
+        assert_eq!(proxy.take_asked(), [""; 0], "{host} is this machine");
+    }
+    // The server does not listen there.
+    for host in ["127.8.8.8", "[::1]", "gateway.localhost"] {
+        let result = push(host, "").await;
+        assert!(result.contains(" failed: "), "{host}: {result}");
+        assert_eq!(proxy.take_asked(), [""; 0], "{host} is this machine");
+    }
+    let own = gethostname::gethostname().into_string().unwrap();
+    let own_address = own_address().map(|address| address.to_string());
+    let hosts = ["gateway.example", own.as_str(), "192.0.2.7"].into_iter().chain(own_address.as_deref());
+    for host in hosts {
+        assert_eq!(push(host, "").await, "Ok(())", "{host}");
+        assert_eq!(proxy.take_asked(), [format!("{host}:{port}")]);
+    }
+    assert!(
+        server.requests.lock().unwrap().iter().all(|request| request.starts_with("POST /metrics/job/job HTTP/1.1"))
+    );
+
+    let unknown = "failed: the name of its host is unknown: ";
+    for no_proxy in ["gateway.invalid", "invalid", ".invalid", "other.example, gateway.invalid", "*"] {
+        let result = push("gateway.invalid", no_proxy).await;
+        assert!(result.contains(unknown), "NO_PROXY={no_proxy}: {result}");
+        assert_eq!(proxy.take_asked(), [""; 0], "NO_PROXY={no_proxy}");
+    }
+    for no_proxy in ["way.invalid", "other.example"] {
+        let result = push("gateway.invalid", no_proxy).await;
+        assert_eq!(result, "Ok(())", "NO_PROXY={no_proxy}");
+        assert_eq!(proxy.take_asked(), [format!("gateway.invalid:{port}")]);
+    }
+    if let Some(address) = own_address {
+        // The server listens on the loopback address alone, so that it is not reached without the proxy.
+        for no_proxy in [address.clone(), format!("{address}/16")] {
+            let result = push(&address, &no_proxy).await;
+            assert!(result.contains("failed: nobody answers there: "), "NO_PROXY={no_proxy}: {result}");
+            assert_eq!(proxy.take_asked(), [""; 0], "NO_PROXY={no_proxy}");
+        }
+    }
+}
+
 // ---- TLS.
 
 #[cfg(feature = "tls")]
@@ -548,10 +654,8 @@ mod tls {
         let by_address = format!("https://hush:hush@{address}");
         let wrong_host = push_in_child(&by_address, &[("SSL_CERT_FILE", certificate.path())]).await;
         for (result, host) in [(untrusted, "localhost"), (wrong_host, "127.0.0.1")] {
-            let start = format!(
-                "Err(POST https://{host}:{}/metrics/job/job failed: no connection came about: ",
-                address.port()
-            );
+            let start =
+                format!("Err(POST https://{host}:{}/metrics/job/job failed: could not connect: ", address.port());
             assert!(result.starts_with(&start), "{result}");
             assert!(result.contains("invalid peer certificate"), "{result}");
             assert!(!result.contains("hush"), "{result}");
@@ -580,7 +684,7 @@ mod tls {
         });
         let certificate = Certificate::of("localhost");
         let result = push_in_child(&url, &[("SSL_CERT_FILE", certificate.path())]).await;
-        let start = format!("Err(POST {url}/metrics/job/job failed: no connection came about: ");
+        let start = format!("Err(POST {url}/metrics/job/job failed: could not connect: ");
         assert!(result.starts_with(&start), "{result}");
         plain.await.unwrap();
     }

@@ -4,6 +4,10 @@
 
 mod support;
 
+#[cfg(unix)]
+#[path = "text_file/places.rs"]
+mod places;
+
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -105,7 +109,7 @@ fn a_directory_that_goes_away_is_told_and_does_not_stop_the_push() {
     fs::remove_dir_all(&inner).unwrap();
     stage("a");
     let error = guard.flush().unwrap_err();
-    assert_eq!(error.to_string(), format!("cannot write the text file {}", path.display()));
+    assert_eq!(error.to_string(), format!("cannot write text file {path:?}"));
     assert_eq!(format!("{error:?}"), format!("{error}: No such file or directory (os error 2)"));
     assert!(!error.is_config() && !error.is_timeout() && !error.is_refused());
     let pushed = exposition::parse(server.requests().last().unwrap().text());

@@ -85,6 +85,10 @@ impl MetricsLayerBuilder {
     /// Writes the metrics to this file as well, on the push interval and at the end, for node_exporter's textfile
     /// collector or for people. It is replaced as a whole, so that a reader never sees half. Without it none is written.
     ///
+    /// The file keeps the mode it had; a new one has mode 0644 whatever the umask. A relative path and symbolic links are
+    /// resolved once, by `install()`. There a path that is a directory, a device, a FIFO, a socket, a mount point, or a
+    /// link of another user than root and the effective one, is a [configuration error](crate::Error::is_config).
+    ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -105,7 +109,8 @@ impl MetricsLayerBuilder {
     /// payloads of the later run's own group before its first push, others in the background, oldest first, and none
     /// where the gateway has a later run of that group. Without it, what is not delivered in time is lost.
     ///
-    /// The directory is made if it is not there. Processes may share it, also with different gateways. It keeps at most
+    /// The directory is made if it is not there; a relative path is resolved by `install()`. Processes may share it, also
+    /// with different gateways. It keeps at most
     /// [`MAX_SPOOL_FILES`](crate::MAX_SPOOL_FILES) files and [`MAX_SPOOL_BYTES`](crate::MAX_SPOOL_BYTES) bytes, the oldest
     /// are dropped and counted. A file that is not whole is set aside as `*.torn`, one that the gateway refuses, or of which
     /// it takes the stages alone, as `*.refused`. One that does not get through keeps no other from delivery: it is left to

@@ -8,7 +8,7 @@ use url::{Host, Url};
 use crate::error::Error;
 
 /// Stands for what must not be shown.
-const HIDDEN: &str = "***";
+pub(super) const HIDDEN: &str = "***";
 
 /// A gateway's base URL without user and password.
 #[derive(Clone, Debug)]
@@ -75,9 +75,7 @@ impl Address {
         }
         let prefix = url.path().trim_end_matches('/').to_owned();
         if prefix.ends_with("/metrics") || prefix.contains("/metrics/job") {
-            return Err(fault(
-                "goes on with /metrics, which is added: give the base URL alone, and the job as the job",
-            ));
+            return Err(fault("must be the base URL: `/metrics/job/…` is appended"));
         }
         url.set_path(&prefix);
         Ok((Self { url }, credentials))
@@ -102,7 +100,7 @@ impl Address {
         self.url.scheme() == "https"
     }
 
-    /// Whether it names this machine, which no proxy can reach on our behalf.
+    /// Whether the host is a loopback one, which no proxy can reach on our behalf.
     pub(crate) fn is_loopback(&self) -> bool {
         match self.url.host() {
             Some(Host::Domain(name)) => {
@@ -143,29 +141,37 @@ impl fmt::Display for Address {
     }
 }
 
-/// A URL as it was given, parseable or not, without user, password, query and fragment.
+/// A URL as it was given, parseable or not, without anything that may be a credential.
 ///
-/// Where it cannot be parsed, nobody knows where its password ends: a `/`, `?` or `#` in it may be the reason. So all
-/// that is before the last `@` is hidden, wherever that is.
+/// Where a URL cannot be parsed, nothing says where its password ends: a `/`, `?` or `#` in it may be the reason, or a
+/// host or an `@` that was forgotten, so that the password stands in the place of the port. So this hides all before the
+/// last `@`, and all after the first colon or percent sign of the rest, a port included.
 pub(crate) fn redact(text: &str) -> String {
-    let (scheme, rest) = match text.split_once("://") {
-        // Anything else before a `://` may be a user name and the beginning of a password.
-        Some((scheme, rest)) if is_scheme(scheme) => (format!("{scheme}://"), rest),
-        _ => (String::new(), text),
-    };
+    let (scheme, rest) = text.split_at(scheme_length(text));
     let (userinfo, rest) = match rest.rsplit_once('@') {
+        // This `@` may be the first character of the password.
+        Some((user, _)) if is_without_password(user) => return format!("{scheme}{HIDDEN}"),
         Some((_, rest)) => (format!("{HIDDEN}@"), rest),
         None => (String::new(), rest),
     };
-    match rest.find(['?', '#']) {
+    match rest.find([':', '%', '?', '#']) {
         Some(end) => format!("{scheme}{userinfo}{}{HIDDEN}", &rest[..=end]),
         None => format!("{scheme}{userinfo}{rest}"),
     }
 }
 
-fn is_scheme(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_ascii_alphabetic())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+fn is_without_password(userinfo: &str) -> bool {
+    userinfo.is_empty() || [":", "%3A", "%3a"].iter().any(|colon| userinfo.ends_with(colon))
+}
+
+/// The length of the scheme with its colon and slashes. Only of schemes that occur: any other word before a colon may be
+/// a user name.
+fn scheme_length(text: &str) -> usize {
+    let Some((scheme, rest)) = text.split_once(':') else { return 0 };
+    let slashes = rest.bytes().take(2).take_while(|byte| *byte == b'/').count();
+    let is_known =
+        ["http", "https", "ftp", "grpc", "tcp", "unix"].iter().any(|known| known.eq_ignore_ascii_case(scheme));
+    if is_known && slashes > 0 { scheme.len() + 1 + slashes } else { 0 }
 }
 
 #[cfg(test)]
@@ -174,7 +180,7 @@ mod tests {
     fn the_path_of_a_push_is_no_base_url() {
         for url in ["http://gateway:9091/metrics", "gateway/a/metrics/", "gateway:9091/metrics/job/x"] {
             let error = Address::parse(url).map(|_| ()).unwrap_err();
-            assert!(error.to_string().contains("give the base URL alone"), "{error}");
+            assert!(error.to_string().ends_with("must be the base URL: `/metrics/job/…` is appended"), "{error}");
         }
         assert!(Address::parse("http://gateway/my-metrics-gateway").is_ok());
     }
@@ -240,15 +246,15 @@ mod tests {
         assert_eq!(fault(""), format!("gateway address \"\" {no_host}"));
         assert_eq!(fault("http://"), format!("gateway address \"http://\" {no_host}"));
         assert_eq!(fault("http:///metrics"), format!("gateway address \"http:///metrics\" {no_host}"));
-        assert_eq!(fault("http://:9091"), format!("gateway address \"http://:9091\" {no_host}"));
+        assert_eq!(fault("http://:9091"), format!("gateway address \"http://:***\" {no_host}"));
         assert_eq!(fault("http://u:p@/x"), format!("gateway address \"http://***@/x\" {no_host}"));
         assert_eq!(
             fault("http:/gw:9091"),
-            "gateway address \"http:/gw:9091\" lacks a slash after its scheme: write it as http://host:port"
+            "gateway address \"http:/gw:***\" lacks a slash after its scheme: write it as http://host:port"
         );
         assert_eq!(
             fault("http://gw:99999"),
-            "gateway address \"http://gw:99999\" cannot be read (invalid port number): write it as http://host:port"
+            "gateway address \"http://gw:***\" cannot be read (invalid port number): write it as http://host:port"
         );
         assert_eq!(
             fault("ftp://u:p@gw"),
@@ -272,6 +278,15 @@ mod tests {
             fault("http://user:pa/ss@gw"),
             "gateway address \"http://***@gw\" cannot be read (invalid port number): write it as http://host:port"
         );
+        // The host was forgotten.
+        for (text, shown) in [
+            ("http://user:password", "http://user:***"),
+            ("user:password", "user:***"),
+            ("user://password", "user:***"),
+            ("HTTP://user%3Apassword", "HTTP://user%***"),
+        ] {
+            assert!(fault(text).starts_with(&format!("gateway address {shown:?} ")), "{}", fault(text));
+        }
     }
 
     #[test]
@@ -293,7 +308,7 @@ mod tests {
         let address = Address::parse("http://gw:9091/x").unwrap().0;
         assert_eq!(address.redirect_target("/metrics/job@base64/eA"), "http://gw:9091/metrics/job@base64/eA");
         assert_eq!(address.redirect_target("https://u:p@login/?state=abc#f"), "https://login/?***");
-        assert_eq!(address.redirect_target("http://u:p@:x"), "http://***@:x");
+        assert_eq!(address.redirect_target("http://u:p@:x"), "http://***@:***");
     }
 
     proptest! {
@@ -310,6 +325,25 @@ mod tests {
             let shown = Address::parse(&text)
                 .map_or_else(|error| format!("{error} {error:?}"), |(address, _)| address.to_string());
             prop_assert!(!shown.contains(['7', '8']), "{shown}");
+        }
+
+        /// However a URL with a password is mutilated, its errors do not show the password.
+        #[test]
+        fn no_mutilation_of_a_url_shows_the_password(
+            scheme in prop::sample::select(vec!["http://", "https://", "HTTP://", "http:/", "http:", "ftp://", "//", "://", ""]),
+            user in prop::sample::select(vec!["pusher:", "pusher%3A", "", ":"]),
+            password in "[a-zA-Z0-9:/?#@%. \\\\-]{4,24}|\\PC{4,24}",
+            at in prop::sample::select(vec!["@", "%40", " ", ""]),
+            host in prop::sample::select(vec!["", "gw", ":9091", "/", "gw:9091/x", "gw:port", "gw/metrics", "gw?a=b", "#"]),
+        ) {
+            // Without a colon or an `@` it cannot be told from a host.
+            prop_assume!(!user.is_empty() || at == "@");
+            let text = format!("{scheme}{user}{password}{at}{host}");
+            if let Err(error) = Address::parse(&text) {
+                let shown = format!("{error} {error:?}");
+                prop_assert!(!shown.contains(&password), "{text:?}: {shown}");
+            }
+            prop_assert!(!redact(&text).contains(&password), "{text:?}: {}", redact(&text));
         }
 
         #[test]

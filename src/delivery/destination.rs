@@ -17,7 +17,7 @@ use super::spool::{CarriedOver, Written};
 use super::textfile::Textfile;
 use super::{DeliveryEvent, Source};
 use crate::error::{Error, Kind};
-use crate::exposition::Families;
+use crate::exposition::{Families, Labels};
 use crate::job_thread::JobThread;
 #[cfg(feature = "otlp")]
 use crate::otlp::Collector;
@@ -76,9 +76,11 @@ impl Destination {
         }))
     }
 
-    pub(super) fn textfile(textfile: Textfile) -> Result<Self, Error> {
+    /// `labels`: further labels of every series in the file.
+    pub(super) fn textfile(textfile: Textfile, labels: &[(String, String)]) -> Result<Self, Error> {
         let files = JobThread::start("metrics-textfile", MAX_WAITING_WRITES)?;
-        Ok(Self::Textfile(Arc::new(TextfileDestination { textfile: Arc::new(textfile), files })))
+        let labels = Labels::new(labels.iter().map(|(name, value)| (name.as_str(), value.as_str()))).0;
+        Ok(Self::Textfile(Arc::new(TextfileDestination { textfile: Arc::new(textfile), labels, files })))
     }
 
     #[cfg(feature = "otlp")]
@@ -144,7 +146,7 @@ impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gateway(gateway) => write!(f, "gateway {}", gateway.gateway.endpoint()),
-            Self::Textfile(textfile) => write!(f, "the text file {}", textfile.textfile.path().display()),
+            Self::Textfile(textfile) => write!(f, "the text file {}", textfile.textfile.configured_path().display()),
             #[cfg(feature = "otlp")]
             Self::Collector(_) => f.write_str("the collector"),
         }
@@ -153,16 +155,18 @@ impl fmt::Display for Destination {
 
 pub(super) struct TextfileDestination {
     textfile: Arc<Textfile>,
+    /// Job and grouping, so that the series of two jobs on one node differ.
+    labels: Labels,
     files: JobThread,
 }
 
 impl TextfileDestination {
     async fn deliver(&self, source: &Arc<dyn Source>, moment: &Moment, deadline: Instant) -> Result<(), Error> {
-        let exposition = moment.text(source, deadline).await?;
+        let text = moment.families(source, deadline).await?.to_text_with(&self.labels);
         let textfile = Arc::clone(&self.textfile);
-        let write = self.files.run(move || textfile.write(std::str::from_utf8(&exposition).unwrap_or_default()));
+        let write = self.files.run(move || textfile.write(&text));
         timeout_at(deadline, write).await.unwrap_or_else(|_| {
-            let path = self.textfile.path().display();
+            let path = self.textfile.configured_path().display();
             Err(Error::new(Kind::Timeout, format!("the text file {path} was not written in the time allowed")))
         })?
     }

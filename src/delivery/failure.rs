@@ -4,13 +4,14 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
-use reqwest::header::{HeaderName, LOCATION, RETRY_AFTER};
+use reqwest::header::{HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
 use super::address::Address;
 use super::client::Proxy;
 use super::conflict::SeriesConflict;
 use super::resolver::LookupError;
+use super::secrets::Secrets;
 use crate::error::{Error, Kind};
 
 /// What is read of the body of a refusal. Error pages of proxies are mostly white space, so more than is shown.
@@ -68,7 +69,7 @@ impl Failure {
             let there = if through.is_empty() { "there".to_owned() } else { format!("at {host}") };
             (Kind::Unreachable, format!("nobody answers {there}"))
         } else if error.is_connect() {
-            (Kind::Delivery, format!("no connection came about{through}"))
+            (Kind::Delivery, format!("could not connect{through}"))
         } else {
             (Kind::Delivery, format!("the connection{through} broke, or carried no HTTP"))
         };
@@ -76,8 +77,9 @@ impl Failure {
         Self { error, retry_after: None, may_have_arrived }
     }
 
-    /// The answer to `request` was other than a success.
-    pub(crate) async fn refused(request: &str, address: &Address, response: Response) -> Self {
+    /// The answer to `request` was other than a success. `headers` are those of the request: nothing of their values is
+    /// shown.
+    pub(crate) async fn refused(request: &str, address: &Address, headers: &HeaderMap, response: Response) -> Self {
         let status = response.status();
         let retry_after = match status {
             // Its other form, a date, needs a clock that agrees with the gateway's.
@@ -89,13 +91,13 @@ impl Failure {
         let through = through(Proxy::of(&Address::of(response.url().clone())).as_ref());
         let mut text = format!("{request} was refused with {status}{through}");
         if let Some(location) = header(&response, &LOCATION).filter(|_| status.is_redirection()) {
-            let target = one_line(address.redirect_target(location).as_bytes());
+            let target = foreign_text(headers, address.redirect_target(location).as_bytes());
             text.push_str(&format!(
                 ", a redirect to {target}: give the address it leads to, redirects are not followed"
             ));
         }
         let body = read_beginning(response).await;
-        let shown = one_line(&body);
+        let shown = foreign_text(headers, &body);
         if !shown.is_empty() {
             text.push_str(": ");
             text.push_str(&shown);
@@ -151,8 +153,13 @@ async fn read_beginning(mut response: Response) -> Vec<u8> {
     body
 }
 
-/// Text from outside, fit for a message: on one line, without control characters, cut to [`MAX_BODY_SHOWN`] bytes.
-pub(crate) fn one_line(bytes: &[u8]) -> String {
+/// Text from outside, fit for a message: without what is secret in the headers of the request, on one line, without control
+/// characters, cut to [`MAX_BODY_SHOWN`] bytes.
+pub(crate) fn foreign_text(headers: &HeaderMap, text: &[u8]) -> String {
+    one_line(&Secrets::of(headers).redact(text))
+}
+
+fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let mut line = String::new();

@@ -52,6 +52,12 @@ impl Grouping {
         &self.labels
     }
 
+    /// The job and the further labels.
+    pub(crate) fn all_labels(&self) -> Vec<(String, String)> {
+        let job = ("job".to_owned(), self.job.clone());
+        std::iter::once(job).chain(self.labels.iter().cloned()).collect()
+    }
+
     /// The value of a grouping label; the job is none.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.labels.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())

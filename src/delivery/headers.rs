@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
-    TRANSFER_ENCODING,
+    TRANSFER_ENCODING, USER_AGENT,
 };
 
 use crate::error::Error;
@@ -61,6 +61,11 @@ impl Headers {
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
+}
+
+/// Whether the client sets this header itself: nothing of the caller's is in it.
+pub(super) fn is_of_client(name: &HeaderName) -> bool {
+    OWN.contains(name) || name == USER_AGENT
 }
 
 fn parse(name: &str, value: &[u8]) -> Parsed {

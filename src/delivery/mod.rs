@@ -19,6 +19,7 @@ mod request;
 mod resolver;
 mod retry;
 mod scheduler;
+mod secrets;
 mod spool;
 mod suppress;
 mod textfile;
@@ -32,8 +33,8 @@ pub use compression::COMPRESSION_THRESHOLD;
 #[cfg(feature = "otlp")]
 pub(crate) use compression::gzip;
 #[cfg(feature = "otlp")]
-pub(crate) use failure::{Failure, one_line};
-pub(crate) use grouping::parse_grouping;
+pub(crate) use failure::{Failure, foreign_text};
+pub(crate) use grouping::{Grouping, parse_grouping};
 #[cfg(feature = "http")]
 pub(crate) use http::Listener;
 #[cfg(feature = "http")]

@@ -64,14 +64,16 @@ const MAX_URL: usize = u16::MAX as usize - 1;
 /// can be started, the request fails and the next one tries again. Where a name has several addresses, connections to them
 /// start a quarter of a second after each other, and the first that comes about decides which address is used.
 ///
-/// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed,
-/// but for a gateway on this machine (`localhost`, `127.0.0.1`, `::1`), which no proxy can reach. An `https` gateway
-/// needs the feature `tls` and a certificate that the system trusts; on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name
+/// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed.
+/// Requests to a loopback host never go through a proxy: `localhost`, names that end in `.localhost`, `127.0.0.0/8`, `::1`,
+/// `0.0.0.0` and `::`. Requests to this machine's own name or network address do, unless `NO_PROXY` lists it. An `https`
+/// gateway needs the feature `tls` and a certificate that the system trusts; on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name
 /// certificates to be trusted in the system's place. Redirects are not followed: a push that arrives as a GET is lost.
 ///
 /// # Secrets
 ///
-/// User, password, token and the values of headers are never in `Debug`, errors or logs.
+/// User, password, token and the values of headers are never in `Debug`, errors or logs. What a gateway says when it refuses
+/// a push is shown without them too, but for those of less than four bytes.
 #[derive(Clone)]
 pub struct Pushgateway {
     address: Address,
@@ -405,7 +407,10 @@ impl Pushgateway {
                 self.clock.observe(response.headers(), sent, unix_time::now().as_secs_f64());
                 Ok(response)
             }
-            Ok(response) => Err(Failure::refused(&format!("{method} {url}"), &self.address, response).await),
+            Ok(response) => {
+                let headers = self.headers.to_map()?;
+                Err(Failure::refused(&format!("{method} {url}"), &self.address, &headers, response).await)
+            }
             Err(error) => {
                 Err(Failure::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))
             }

@@ -29,6 +29,8 @@ use crate::otlp::Collecting;
 pub(crate) struct DeliveryConfig {
     pub(crate) gateway: Option<Pushgateway>,
     pub(crate) textfile: Option<Textfile>,
+    /// Labels of every series in the text file: the job and the grouping.
+    pub(crate) textfile_labels: Vec<(String, String)>,
     #[cfg(feature = "otlp")]
     pub(crate) collecting: Option<Collecting>,
     /// Of use with a gateway only.
@@ -77,7 +79,7 @@ impl DeliveryThread {
             destinations.push(Destination::gateway(gateway, spool, replayer.as_ref()));
         }
         if let Some(textfile) = config.textfile {
-            destinations.push(Destination::textfile(textfile)?);
+            destinations.push(Destination::textfile(textfile, &config.textfile_labels)?);
         }
         #[cfg(feature = "otlp")]
         if let Some(collecting) = config.collecting {

@@ -97,7 +97,7 @@ impl<T> InsertOnly<T> {
     /// Keeps all others from inserting.
     #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.inserting.lock().unwrap()
+        self.inserting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enter(level: usize, words: &OnceLock<Box<[AtomicU64]>>, hash: u64, number: Number) {

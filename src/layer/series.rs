@@ -148,9 +148,14 @@ impl Series {
 
     #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> impl Sized {
-        let published: Vec<_> = self.pairs.iter().map(|pair| pair.published_success.lock().unwrap()).collect();
+        let published: Vec<_> = self
+            .pairs
+            .iter()
+            .map(|pair| pair.published_success.lock().unwrap_or_else(PoisonError::into_inner))
+            .collect();
         #[cfg(feature = "trace-id")]
-        let traces: Vec<_> = self.stages.iter().map(|stage| stage.trace.lock().unwrap()).collect();
+        let traces: Vec<_> =
+            self.stages.iter().map(|stage| stage.trace.lock().unwrap_or_else(PoisonError::into_inner)).collect();
         #[cfg(not(feature = "trace-id"))]
         let traces = ();
         (self.admission.lock(), self.stages.lock(), self.pairs.lock(), self.sets.lock(), published, traces)

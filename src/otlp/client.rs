@@ -19,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::settings::{Compression, Protocol, Settings};
-use crate::delivery::{Address, Failure, USER_AGENT, client, gzip, one_line};
+use crate::delivery::{Address, Failure, USER_AGENT, client, foreign_text, gzip};
 use crate::error::{Error, Kind};
 
 /// How much is read of an answer. A collector that took everything sends nothing, or a few bytes.
@@ -124,7 +124,7 @@ impl Client {
         match request.send().await {
             Ok(response) if response.status().is_success() => Ok(Answer::Http(response)),
             Ok(response) => {
-                let failure = Failure::refused(&name, &self.address, response).await;
+                let failure = Failure::refused(&name, &self.address, &self.headers, response).await;
                 Err(Refusal { failure, is_ambiguous: false })
             }
             Err(error) => {
@@ -160,7 +160,7 @@ impl Client {
         };
         let partial = answer.partial_success?;
         let points = usize::try_from(partial.rejected_data_points).ok().filter(|points| *points > 0)?;
-        let why = one_line(partial.error_message.as_bytes());
+        let why = foreign_text(&self.headers, partial.error_message.as_bytes());
         let text = format!("{} was answered, and {points} data points were rejected: {why}", self.request_name());
         Some(Rejected { points, error: Error::new(Kind::Refused(200), text) })
     }
@@ -190,7 +190,7 @@ impl Client {
                 Code::DeadlineExceeded => Kind::Timeout,
                 _ => Kind::Delivery,
             };
-            let text = one_line(format!("{:?}: {}", status.code(), status.message()).as_bytes());
+            let text = foreign_text(&self.headers, format!("{:?}: {}", status.code(), status.message()).as_bytes());
             let error = Error::new(kind, format!("{name} was refused with {text}"));
             return Refusal { failure: error.into(), is_ambiguous: false };
         };
@@ -207,7 +207,7 @@ impl Client {
         } else if causes().any(|cause| cause.to_string().contains("dns error")) {
             (Kind::Unreachable, "the name of its host is unknown".to_owned())
         } else if is_unconnected {
-            (Kind::Delivery, "no connection came about".to_owned())
+            (Kind::Delivery, "could not connect".to_owned())
         } else {
             (Kind::Delivery, "the connection broke, or carried no gRPC".to_owned())
         };

@@ -15,6 +15,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use crate::delivery::redact;
+use crate::env::trimmed;
 use crate::error::Error;
 
 /// By the specification.
@@ -96,11 +97,7 @@ struct Variables<L>(L);
 impl<L: Fn(&str) -> Result<String, VarError>> Variables<L> {
     /// An empty value means unset.
     fn value(&self, name: &str) -> Result<Option<String>, Error> {
-        match (self.0)(name) {
-            Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
-            Err(VarError::NotPresent) => Ok(None),
-            Err(VarError::NotUnicode(_)) => Err(Error::config(format!("{name} is not UTF-8: set it to text that is"))),
-        }
+        trimmed(name, (self.0)(name))
     }
 
     /// The name and value of the variable for metrics or, where that is unset, of the one for all signals.
@@ -334,7 +331,9 @@ mod tests {
         }
         wrong("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd");
         wrong("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "deltas");
-        for value in ["collector:4318", "ftp://collector", "http://", "nothing"] {
+        // The port may be a password.
+        assert!(wrong(ENDPOINT, "collector:4318").contains("\"collector:***\""));
+        for value in ["ftp://collector", "http://", "nothing"] {
             assert!(wrong(ENDPOINT, value).contains(&format!("{value:?}")), "{value}");
         }
         assert!(wrong("OTEL_EXPORTER_OTLP_CERTIFICATE", "/x.pem").contains("SSL_CERT_FILE"));

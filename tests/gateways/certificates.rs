@@ -114,7 +114,7 @@ fn a_certificate_that_nobody_trusts() {
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     assert!(ended.elapsed < Duration::from_millis(4_500), "{:?}", ended.elapsed);
     assert!(ended.stdout.contains("refused false, timeout false, config false"), "{ended:?}");
-    let expected = format!("POST {}/metrics/job/j failed: no connection came about", gateway.url);
+    let expected = format!("POST {}/metrics/job/j failed: could not connect", gateway.url);
     assert!(ended.stdout.contains(&expected), "{ended:?}");
     assert!(ended.stdout.contains("invalid peer certificate"), "with its cause: {ended:?}");
     assert!(gateway.pushed.recv_timeout(PATIENCE.min(Duration::from_millis(50))).is_err(), "nothing was sent");

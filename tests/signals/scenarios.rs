@@ -129,8 +129,12 @@ fn end_as_told() {
         "runtime" => {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
+                let (begun, mut all) = tokio::sync::mpsc::channel(4);
                 for _ in 0..4 {
-                    tokio::spawn(async { in_a_task().await });
+                    tokio::spawn(in_a_task(begun.clone()));
+                }
+                for _ in 0..4 {
+                    all.recv().await.unwrap();
                 }
                 tokio::task::spawn_blocking(|| {
                     let _open = tracing::info_span!("blocking", stage_id = "open").entered();
@@ -173,7 +177,8 @@ fn end_as_told() {
     }
 }
 
-#[tracing::instrument(fields(stage_id = "task"))]
-async fn in_a_task() {
+#[tracing::instrument(skip_all, fields(stage_id = "task"))]
+async fn in_a_task(begun: tokio::sync::mpsc::Sender<()>) {
+    begun.send(()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3_600)).await;
 }

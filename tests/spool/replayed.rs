@@ -47,7 +47,7 @@ fn in_the_background_though_the_text_file_cannot_be_written() {
     server.await_requests(1);
     fs::remove_dir_all(&place).unwrap();
     let error = guard.flush().unwrap_err();
-    assert!(error.to_string().starts_with("cannot write the text file"), "{error}");
+    assert!(error.to_string().starts_with("cannot write text file"), "{error}");
     directory::await_no_payload(spool);
     assert_eq!(pushes_of(&server, "z"), 1);
     drop(guard.shutdown());

@@ -104,9 +104,10 @@ pub struct Ended {
     pub elapsed: Duration,
 }
 
-/// Starts the command without standard input.
+/// Starts the command without standard input, every signal at its default action and none blocked.
 #[track_caller]
-pub fn start(mut command: Command) -> Running {
+pub fn start(command: Command) -> Running {
+    let mut command = with_default_signals(command);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let started = Instant::now();
     let mut child = command.spawn().unwrap_or_else(|why| panic!("{command:?}: {why}"));
@@ -127,6 +128,36 @@ pub fn start(mut command: Command) -> Running {
         }),
     ];
     Running { child, started, lines, stdout: String::new(), readers }
+}
+
+/// A shell starts what it puts in the background with SIGINT ignored, and so do its children. The standard library empties
+/// the mask of a child, but leaves ignored signals ignored: `env` of the coreutils resets them, then becomes the program.
+#[cfg(target_os = "linux")]
+fn with_default_signals(inner: Command) -> Command {
+    // Not by PATH, which is that of the child.
+    let mut outer = Command::new("/usr/bin/env");
+    outer.arg("--default-signal");
+    wrap(&mut outer, &inner);
+    outer
+}
+
+#[cfg(not(target_os = "linux"))]
+fn with_default_signals(inner: Command) -> Command {
+    inner
+}
+
+/// Has `outer` run `inner`, whose program and arguments follow its own.
+pub fn wrap(outer: &mut Command, inner: &Command) {
+    outer.arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    if let Some(directory) = inner.get_current_dir() {
+        outer.current_dir(directory);
+    }
 }
 
 impl Running {

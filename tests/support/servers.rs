@@ -35,9 +35,7 @@ pub fn installed(program: &str) -> bool {
     if find_program(program).is_some() {
         return true;
     }
-    let place = Location::caller();
-    let thread = std::thread::current();
-    let test = format!("{} ({})", thread.name().unwrap_or("a test"), place.file());
+    let test = test_name(Location::caller());
     let missing = format!("{program} is not installed; tests/run installs it");
     let required = std::env::var(REQUIRE_SERVERS).is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
     assert!(!required, "{test} needs a server: {missing}");
@@ -46,6 +44,17 @@ pub fn installed(program: &str) -> bool {
         let _ = writeln!(std::io::stderr(), "LEFT OUT: {test}: {missing}");
     }
     false
+}
+
+fn test_name(place: &Location<'_>) -> String {
+    format!("{} ({})", std::thread::current().name().unwrap_or("a test"), place.file())
+}
+
+/// Says that the calling test is left out, and why.
+#[track_caller]
+pub fn left_out(why: &str) {
+    // Not `eprintln!`: the harness swallows what a passing test prints with it.
+    let _ = writeln!(std::io::stderr(), "LEFT OUT: {}: {why}", test_name(Location::caller()));
 }
 
 /// Where in PATH the program is.
@@ -183,9 +192,28 @@ pub struct NodeExporter(Process);
 impl NodeExporter {
     #[track_caller]
     pub fn start(textfile_dir: &Path) -> Self {
+        Self::start_by(textfile_dir, |_| {})
+    }
+
+    /// As a user who is neither root nor the one of the job, where this is root; else as this user.
+    #[cfg(unix)]
+    #[track_caller]
+    pub fn start_as_another_user(textfile_dir: &Path) -> Self {
+        use std::os::unix::process::CommandExt as _;
+        const NOBODY: u32 = 65_534;
+        Self::start_by(textfile_dir, |command| {
+            if rustix::process::geteuid().is_root() {
+                command.uid(NOBODY).gid(NOBODY);
+            }
+        })
+    }
+
+    #[track_caller]
+    fn start_by(textfile_dir: &Path, adapt: impl Fn(&mut Command) + Send + 'static) -> Self {
         let dir = textfile_dir.to_owned();
         Self(Process::start(NODE_EXPORTER, "/", move |addr| {
             let mut command = Command::new(NODE_EXPORTER);
+            adapt(&mut command);
             command
                 .args(["--collector.disable-defaults", "--web.disable-exporter-metrics", "--collector.textfile"])
                 .arg(format!("--collector.textfile.directory={}", dir.display()))

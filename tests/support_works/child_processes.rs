@@ -22,6 +22,13 @@ fn scenarios() {
             let ended = run("settings");
             println!("{}", ended.stdout);
         }
+        "signals" => println!("\n{}", ignored_signals()),
+        // A process that ignores some, and its child.
+        "signals of a child" => {
+            let ended = run("signals");
+            let child = ended.stdout.lines().find(|line| line.starts_with("SigIgn:")).unwrap();
+            println!("\nhere: {}\nthe child: {child}", ignored_signals());
+        }
         "wait" => {
             println!("it waits");
             std::io::stdout().flush().unwrap();
@@ -36,6 +43,11 @@ fn scenarios() {
         }
         unknown => panic!("no scenario {unknown}"),
     }
+}
+
+fn ignored_signals() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    status.lines().find(|line| line.starts_with("SigIgn:")).unwrap().to_owned()
 }
 
 fn run(scenario: &str) -> Ended {
@@ -111,4 +123,21 @@ fn without_the_server_a_test_fails_where_servers_are_required() {
     let ended = child::start(command).wait();
     assert_eq!(ended.status.code(), Some(101), "{ended:?}");
     assert!(ended.stderr.contains("prometheus-pushgateway is not installed"), "{ended:?}");
+}
+
+/// As a shell does to what it puts in the background.
+#[test]
+fn signals_that_are_ignored_here_are_not_ignored_by_a_child() {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "trap '' INT TERM; exec \"$0\" \"$@\""]);
+    child::wrap(&mut shell, &child::command(SCENARIOS, "signals of a child"));
+    let ended = child::start(shell).wait();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    let ignored = |whose: &str| {
+        let line = ended.stdout.lines().find_map(|line| line.strip_prefix(whose)).unwrap().to_owned();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    let [int, term] = [Signal::INT, Signal::TERM].map(|signal| 1_u64 << (signal.as_raw() - 1));
+    assert_eq!(ignored("here: SigIgn:") & (int | term), int | term);
+    assert_eq!(ignored("the child: SigIgn:") & (int | term), 0);
 }
