@@ -6,8 +6,8 @@ mod support;
 
 use std::time::Duration;
 
-use support::MockGateway;
 use support::child::{self, Ended};
+use support::{MockGateway, exposition};
 use tracing_stage_metrics::{Error, MetricsLayer, MetricsLayerBuilder, Pushgateway};
 use tracing_subscriber::prelude::*;
 
@@ -133,7 +133,13 @@ fn every_variable_is_heeded() {
     assert_eq!(last.header("authorization"), Some("Basic bWU6cGFzc0B3b3Jk"));
     assert!(last.text().contains("node=\"worker-7\""), "{}", last.text());
     assert!(last.text().contains("quant_stage_active{stage_id=\"a\",profile=\"a,b\"} 0\n"), "{}", last.text());
-    assert_eq!(std::fs::read_to_string(textfile).unwrap(), last.text(), "the file is what was pushed");
+    let file = exposition::parse(&std::fs::read_to_string(textfile).unwrap());
+    let group = [("job", "quant pipeline"), ("team", "x/y")];
+    // The gateway puts the label over that of the stages.
+    let mut pushed = exposition::parse(last.text());
+    let samples = pushed.families.iter_mut().flat_map(|family| &mut family.samples);
+    samples.for_each(|sample| drop(sample.labels.insert("profile".to_owned(), "a,b".to_owned())));
+    assert_eq!(file.without(&group), pushed, "the file is what was pushed, and its group");
     assert_eq!(lines(&ended, "said: "), [""; 0], "with a job there is nothing to warn of");
 }
 

@@ -91,7 +91,8 @@ fn a_good_run_is_a_success_in_all_its_stages() {
     assert_eq!(of(&found, "push_failure_time_seconds", &[]), 0.0, "no push was refused");
 
     let file = runs.textfile();
-    assert_eq!(file.expect("quant_run_last_success_timestamp_seconds", &[]), completed, "the file is what was pushed");
+    let job = [("job", "quant_pipeline")];
+    assert_eq!(file.expect("quant_run_last_success_timestamp_seconds", &job), completed, "the file is what was pushed");
 }
 
 #[test]

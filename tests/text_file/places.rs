@@ -2,16 +2,17 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 use tracing_subscriber::prelude::*;
 
 use super::support::child::{self, Ended, Signal};
 use super::support::measured::{Measured, failing_stage, measured, stage};
-use super::support::{NodeExporter, PATIENCE, exposition, free_addr, servers};
+use super::support::{NodeExporter, exposition, free_addr, servers};
 
 /// Not a test: what the children do, in the directory they are started in.
 #[test]
@@ -32,11 +33,12 @@ fn scenarios() {
             assert!(guard.shutdown().is_err(), "nobody takes the push");
         }
         "install" => println!("\nthe error: {}", builder.install().unwrap_err()),
-        // Large enough to be seen while it is written.
-        "write for ever" => {
-            let large = series_of(64 << 20);
-            let (_layer, guard) = builder.with_exposition(move || large.clone()).install().unwrap();
-            while guard.flush().is_ok() {}
+        // More than the process may write to a file: the system kills it in the midst of it.
+        "write too much" => {
+            let large = series_of(1 << 20);
+            let (_layer, guard) = builder.with_exposition(move || large.clone()).build().unwrap();
+            let _ = guard.flush();
+            unreachable!("it was written");
         }
         unknown => panic!("no scenario {unknown}"),
     }
@@ -231,22 +233,15 @@ fn what_a_killed_process_leaves_is_removed_once_it_is_old() {
     let directory = directory();
     let path = directory.path().join("job.prom");
     let temporaries = || names(directory.path()).into_iter().filter(|name| *name != path).collect::<Vec<_>>();
-    let deadline = Instant::now() + PATIENCE;
-    let left = loop {
-        let mut command = child::command("places::scenarios", "write for ever");
-        command.current_dir(directory.path());
-        let running = child::start(command);
-        while temporaries().is_empty() {
-            assert!(Instant::now() < deadline, "it leaves nothing");
-        }
-        running.signal(Signal::KILL);
-        running.wait();
-        // It may have come to the end of a write.
-        let left = temporaries();
-        if !left.is_empty() {
-            break left;
-        }
-    };
+    let mut outer = Command::new("sh");
+    outer.args(["-c", "ulimit -f 64; exec \"$0\" \"$@\""]);
+    let mut command = child::command("places::scenarios", "write too much");
+    command.current_dir(directory.path());
+    child::wrap(&mut outer, &command);
+    let ended = child::start(outer).wait();
+    assert_eq!(ended.status.signal(), Some(Signal::XFSZ.as_raw()), "{ended:?}");
+    let left = temporaries();
+    assert_eq!(left.len(), 1, "{left:?}");
 
     let install = || {
         let (_layer, guard) = MetricsLayer::builder().with_textfile(&path).build().unwrap();

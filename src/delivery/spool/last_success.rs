@@ -11,8 +11,15 @@ const METRICS: [&Metric; 2] = [&RUN_LAST_SUCCESS, &STAGE_LAST_SUCCESS];
 /// Unix times of the last success of a run and of its stages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct LastSuccesses {
-    /// By name of the metric, then by labels; the latest counts. An empty label value is the same as no label.
-    families: BTreeMap<String, BTreeMap<LabelSet, f64>>,
+    /// By name of the metric, then by the labels that are not empty, which name a series; the latest counts.
+    families: BTreeMap<String, BTreeMap<LabelSet, LastSuccess>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct LastSuccess {
+    /// As they were written.
+    labels: LabelSet,
+    time: f64,
 }
 
 impl LastSuccesses {
@@ -24,9 +31,9 @@ impl LastSuccesses {
     pub(super) fn add(&mut self, payload: &Payload) {
         let (Some(text), Some(namespace)) = (payload.text(), payload.namespace.as_deref()) else { return };
         for (name, labels, value) in samples::find(text, &METRICS.map(|metric| metric.name(namespace))) {
-            let latest =
-                self.families.entry(name.to_owned()).or_default().entry(without_empty(labels)).or_insert(value);
-            *latest = latest.max(value);
+            let series = self.families.entry(name.to_owned()).or_default();
+            let latest = series.entry(without_empty(&labels)).or_insert(LastSuccess { labels, time: value });
+            latest.time = latest.time.max(value);
         }
     }
 
@@ -35,10 +42,10 @@ impl LastSuccesses {
         let mut text = exposition.to_owned();
         for (name, series) in &self.families {
             let names = [name.clone()];
-            let present: Vec<_> = samples::find(&text, &names).map(|(_, labels, _)| without_empty(labels)).collect();
+            let present: Vec<_> = samples::find(&text, &names).map(|(_, labels, _)| without_empty(&labels)).collect();
             let mut missing = String::new();
-            for (labels, value) in series.iter().filter(|(labels, _)| !present.contains(labels)) {
-                samples::write(&mut missing, name, labels, *value);
+            for (_, LastSuccess { labels, time }) in series.iter().filter(|(labels, _)| !present.contains(labels)) {
+                samples::write(&mut missing, name, labels, *time);
             }
             if missing.is_empty() {
                 continue;
@@ -59,9 +66,9 @@ pub(super) fn header(name: &str) -> String {
     format!("# HELP {name} {help}\n# TYPE {name} gauge\n")
 }
 
-fn without_empty(mut labels: LabelSet) -> LabelSet {
-    labels.retain(|_, value| !value.is_empty());
-    labels
+fn without_empty(labels: &LabelSet) -> LabelSet {
+    let labels = labels.iter().filter(|(_, value)| !value.is_empty());
+    labels.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// Where the last line of a family ends.
@@ -108,7 +115,7 @@ mod tests {
             left.complete(&text),
             format!(
                 "# TYPE {STAGE} gauge\n{STAGE}{{stage_id=\"a\",profile=\"\"}} 7\n\
-                 {STAGE}{{profile=\"p\",stage_id=\"b\"}} 6\n{STAGE}{{stage_id=\"c\"}} 4\n\
+                 {STAGE}{{profile=\"p\",stage_id=\"b\"}} 6\n{STAGE}{{profile=\"\",stage_id=\"c\"}} 4\n\
                  # TYPE z gauge\nz 1\n\
                  # HELP {RUN} Unix time at which the last successful run ended.\n# TYPE {RUN} gauge\n{RUN} 5\n"
             )

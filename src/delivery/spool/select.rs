@@ -126,7 +126,8 @@ impl Spool {
             };
             match read(&file) {
                 Ok(Ok(payload)) if query.is_for_gateway(&payload) && query.is_in_scope(&payload.group) => {
-                    return Selected::Entry(Box::new(Entry { name, file, payload }));
+                    let _held = self.hold(&name);
+                    return Selected::Entry(Box::new(Entry { name, file, _held, payload }));
                 }
                 Ok(Ok(_) | Err(Unreadable::LaterFormat)) => drop(self.state().left_alone.insert(name)),
                 Ok(Err(Unreadable::Corrupt)) => drop(self.set_aside(&name, CORRUPT)),
@@ -192,7 +193,6 @@ impl Spool {
 
     /// Whether another process still delivers a payload of the group that is earlier than this one. Its request may
     /// reach the gateway after this one's push.
-    #[allow(dead_code)] // The delivery loop will use it.
     pub(crate) fn is_group_in_use(&self, entry: &Entry) -> bool {
         Name::parse(&entry.name).is_some_and(|own| {
             self.is_locked_elsewhere(own.group, |other| other.extension == EXTENSION && other.stem < own.stem)
@@ -204,6 +204,7 @@ impl Spool {
         let is_locked = |file: &String| {
             let is_wanted = Name::parse(file).is_some_and(|name| name.group == group && wanted(name));
             is_wanted
+                && !self.is_held(file)
                 && !self.state().unanswered.contains_key(file)
                 && matches!(lock::open_locked(&self.path(file)), Err(Unavailable::Locked))
         };

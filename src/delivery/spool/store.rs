@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -35,6 +35,21 @@ pub(crate) struct Spool {
     max_bytes: u64,
     dropped: AtomicU64,
     state: Mutex<State>,
+    /// Names of files that this process works with: their locks are no sign of another one.
+    held: Arc<Mutex<HashSet<String>>>,
+}
+
+/// A file that this process works with for as long as this is kept.
+#[derive(Debug)]
+pub(super) struct Held {
+    name: String,
+    held: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
 }
 
 /// What this process knows of the directory. Each part has at most an item for a file.
@@ -70,6 +85,7 @@ pub(crate) struct Entry {
     pub(super) name: String,
     /// Locked.
     pub(super) file: File,
+    pub(super) _held: Held,
     pub(crate) payload: Payload,
 }
 
@@ -102,6 +118,7 @@ impl Spool {
             max_bytes: MAX_SPOOL_BYTES,
             dropped: AtomicU64::new(0),
             state: Mutex::default(),
+            held: Arc::default(),
         };
         let probe = format!(".{}.{TEMPORARY}", names::next_stem([], "probe"));
         lock::create_directory(&spool.directory)
@@ -140,6 +157,8 @@ impl Spool {
         let mut payload = payload.clone();
         payload.follows = self.run_starts(&existing, &payload);
         let (temporary, name) = (self.path(&format!(".{stem}.{TEMPORARY}")), format!("{stem}.{EXTENSION}"));
+        let _temporary = self.hold(&format!(".{stem}.{TEMPORARY}"));
+        let held = self.hold(&name);
         let mut group_in_use = false;
         let mut store = || {
             let mut file = lock::create(&temporary)?;
@@ -163,7 +182,7 @@ impl Spool {
         };
         match store() {
             Ok(file) => {
-                let entry = file.map(|file| Entry { name, file, payload });
+                let entry = file.map(|file| Entry { name, file, _held: held, payload });
                 Ok(Written { entry, group_in_use })
             }
             Err(error) => {
@@ -276,6 +295,19 @@ impl Spool {
         let Opened { file, lock } = lock::open_locked(&self.path(name))?;
         self.note_lock(lock);
         Ok(file)
+    }
+
+    pub(super) fn hold(&self, name: &str) -> Held {
+        self.held().insert(name.to_owned());
+        Held { name: name.to_owned(), held: Arc::clone(&self.held) }
+    }
+
+    pub(super) fn is_held(&self, name: &str) -> bool {
+        self.held().contains(name)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
