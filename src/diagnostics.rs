@@ -31,6 +31,7 @@ const MAX_WAITING: usize = 1_024;
 pub(crate) struct Diagnostics {
     subscriber: Mutex<Option<WeakDispatch>>,
     /// The default of a thread on which a stage was seen, for a layer that was never told its subscriber.
+    #[cfg(feature = "pushgateway")]
     seen: Mutex<Option<WeakDispatch>>,
     /// Events that wait: for a safe callback, or for the final flush to be over.
     waiting: Mutex<VecDeque<WaitingEvent>>,

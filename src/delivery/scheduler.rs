@@ -25,11 +25,6 @@ pub(super) struct Scheduler {
     replayer: Option<Replayer>,
 }
 
-/// The final flush has been made, and this reply waits for it.
-pub(super) struct Finished {
-    pub(super) deadline: Instant,
-}
-
 impl Scheduler {
     pub(super) fn new(
         destinations: Vec<Destination>,
@@ -43,8 +38,8 @@ impl Scheduler {
         Self { queues, source, requests, push_interval, sample_interval, replayer }
     }
 
-    /// Runs until the final flush was made, or until nobody can ask for it any more.
-    pub(super) async fn run(mut self) -> Option<Finished> {
+    /// Runs until the final flush was made, whose deadline it returns, or until nobody can ask for it any more.
+    pub(super) async fn run(mut self) -> Option<Instant> {
         let mut next_push = Instant::now();
         let mut next_sample = self.sample_interval.map(|_| next_push);
         loop {
@@ -94,7 +89,7 @@ impl Scheduler {
     }
 
     /// Delivers the state of this moment to all destinations side by side, then what earlier runs left.
-    async fn finish(self, request: FlushRequest) -> Finished {
+    async fn finish(self, request: FlushRequest) -> Instant {
         let FlushRequest { deadline, reply, .. } = request;
         let before = self.replayer.as_ref().and_then(Replayer::current_pass);
         let moment = Moment::default();
@@ -110,6 +105,6 @@ impl Scheduler {
         if let Some(replayer) = self.replayer {
             replayer.finish(before, deadline).await;
         }
-        Finished { deadline }
+        deadline
     }
 }

@@ -95,10 +95,10 @@ impl DeliveryThread {
                 if is_started.recv().is_ok() {
                     let (push, sample) = (config.push_interval, config.sample_interval);
                     let scheduler = Scheduler::new(destinations, source, received, push, sample, replayer);
-                    let _finished = runtime.block_on(scheduler.run());
+                    let _deadline = runtime.block_on(scheduler.run());
                     #[cfg(feature = "http")]
-                    if let (Some(server), Some(finished)) = (server, _finished) {
-                        runtime.block_on(server.stop(finished.deadline));
+                    if let (Some(server), Some(deadline)) = (server, _deadline) {
+                        runtime.block_on(server.stop(deadline));
                     }
                 }
                 // A task that is stuck is not waited for.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+#[cfg(feature = "otlp")]
 use metrics::Key;
 
 /// Returns the name a metric has in every format: `[a-zA-Z_:][a-zA-Z0-9_:]*`, with `_` for each character that is not
@@ -121,6 +122,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "otlp")]
     fn labels_of_one_name_are_joined_and_repeated_labels_replaced() {
         let key = Key::from_parts("m", &[("a.b", "1"), ("c", "2"), ("a-b", "3"), ("a.b", "4")]);
         let UniqueLabels { pairs, collision } = labels_of(&key);
