@@ -45,11 +45,11 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_exposition`](Self::with_exposition) | a recorder of its own |
 /// | `with_resource_usage` | every [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL) |
 /// | [`with_node`](Self::with_node) | the host name |
-/// | [`with_run_report`](Self::with_run_report) | nobody is told |
+/// | [`with_run_report`](Self::with_run_report) | no report |
 /// | `with_flush_on_signals` | a signal ends the process without a flush |
 /// | [`with_flush_on_panic_abort`](Self::with_flush_on_panic_abort) | an aborting panic ends it without a flush |
 ///
-/// What is set later wins. What is wrong is found by [`install`](Self::install) and [`build`](Self::build).
+/// The later call wins. [`install`](Self::install) and [`build`](Self::build) check the settings.
 #[must_use = "nothing happens before `install` or `build`"]
 pub struct MetricsLayerBuilder {
     pub(crate) namespace: String,
@@ -134,8 +134,8 @@ impl MetricsLayerBuilder {
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
     /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR` and `…_NODE`. One that is not set, or empty, changes
-    /// nothing. Job and grouping belong to the gateway's address, and say nothing without it. `OTEL_METRICS_EXPORTER=otlp`
-    /// does what `with_otlp` does.
+    /// nothing. Job and grouping belong to the gateway's address; without one they are the labels of the text file alone.
+    /// `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp` does.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -192,6 +192,8 @@ impl MetricsLayerBuilder {
     /// Builds the recorder, installs it as the global recorder of [`metrics`], so that the application's own `counter!`
     /// goes to the same place, and starts the delivery.
     ///
+    /// A fork has none of the threads that this starts: fork first, and call it after that.
+    ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
     /// let (_layer, guard) = MetricsLayer::builder().install()?;
@@ -204,7 +206,8 @@ impl MetricsLayerBuilder {
     /// # Errors
     ///
     /// A [configuration error](Error::is_config) that says what is wrong: among them a recorder that is installed
-    /// already, by a second `install()` perhaps, and with [`with_exposition`](Self::with_exposition) one that is not. An error that is none when the system does not give a thread.
+    /// already, for instance by a second `install()`, and with [`with_exposition`](Self::with_exposition) one that is not.
+    /// An error of another kind if the system has no thread or file handle left.
     pub fn install(self) -> Result<(MetricsLayer, FlushGuard), Error> {
         if self.exposition.is_some() {
             check_is_installed()?;

@@ -58,7 +58,8 @@ impl Diagnostics {
     /// Emits on a thread of its own from now on.
     #[cfg(feature = "pushgateway")]
     pub(crate) fn start_thread(&self) -> Result<(), Error> {
-        let thread = JobThread::start("metrics-events", MAX_WAITING)?;
+        // And the event that counts those dropped: it must not take the place of one that waited.
+        let thread = JobThread::start("metrics-events", MAX_WAITING + 1)?;
         *lock(&self.thread) = Some(Arc::new(thread));
         Ok(())
     }

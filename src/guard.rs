@@ -21,6 +21,8 @@ pub const DEFAULT_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// the flush timeout whatever the gateway does, and nothing is measured after. `std::process::exit` runs no
 /// destructor: call [`exit`](Self::exit) instead.
 ///
+/// In a fork of the process every delivery is an error at once, since a fork has none of the threads that deliver.
+///
 /// Dropping it blocks the thread it is dropped on. That works inside asynchronous code too, since the network work has
 /// a thread of its own; [`shutdown_async`](Self::shutdown_async) leaves the runtime's thread free meanwhile.
 #[must_use = "dropping the guard ends the measurement: keep it until the end of `main`, as `let (layer, _guard) = …`"]
@@ -37,6 +39,9 @@ impl FlushGuard {
     /// Delivers the state of this moment to whatever is set up, the gateway, the text file and the collector, and waits for
     /// the answers, up to the flush timeout. Without any there is nothing to do, and that is no error.
     ///
+    /// Returns after the subscriber has taken the events of this crate that come before, but waits for that a tenth of the
+    /// time at most.
+    ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
     /// # let (layer, guard) = MetricsLayer::builder().build()?;
@@ -48,12 +53,13 @@ impl FlushGuard {
     ///
     /// # Errors
     ///
-    /// What kept the metrics from arriving: see [`Error`].
+    /// What kept the metrics from arriving: see [`Error`]. Also if the gateway refused metrics of the application and took those
+    /// of this crate.
     pub fn flush(&self) -> Result<(), Error> {
         self.flusher.flush()
     }
 
-    /// As [`flush`](Self::flush), without blocking the thread. Needs no particular runtime.
+    /// As [`flush`](Self::flush), without blocking the thread. Needs no particular runtime and no thread.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -166,7 +172,8 @@ impl FlushGuard {
         self.flusher.end_then(Ending::Exited(code), || std::process::exit(code))
     }
 
-    /// The metrics of this moment in the Prometheus text format, in a stable order.
+    /// The metrics of this moment in the Prometheus text format, in a stable order. With `with_exposition` it calls the function
+    /// of the application on this thread.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -182,8 +189,8 @@ impl FlushGuard {
         self.flusher.telemetry.render()
     }
 
-    /// The address at which metrics are served, with the port that was chosen where none was asked for. `None` where
-    /// nothing is.
+    /// The address at which metrics are served, with the port that the system chose for port 0. `None` where nothing is
+    /// served.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;

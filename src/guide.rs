@@ -1,17 +1,18 @@
-//! The manual, a page for each subject. There is nothing in these modules but text.
+//! The manual, a page for each subject. These modules have text alone.
 //!
-//! - [`stages`]: what a stage is, what makes it fail, when a run succeeded.
+//! - [`stages`]: stages, their failures, the success of a run.
 //! - [`metrics`]: the table of all metrics, the application's own, how many series there are, queries and alerts.
-//! - [`configuration`]: the tables of all environment variables, and all settings in one piece of code.
-//! - [`delivery`]: what arrives, however the process ends and whatever the gateway does; signals, the spool, the listener.
+//! - [`configuration`]: all environment variables, all settings in one piece of code, the text file, a recorder of the
+//!   application.
+//! - [`delivery`]: what arrives, by ending and by gateway; threads, forks, signals, the spool, the listener.
 //! - [`fleets`]: many processes of one job.
 //! - [`opentelemetry`]: metrics by OTLP, and the layer beside `tracing-opentelemetry`.
-//! - [`cost`]: what a span, a push and the start cost, and where the nanoseconds go.
+//! - [`cost`]: the cost of a span, a push and the start.
 //! - [`migration`]: from metrics written by hand, and from the push gateway of `metrics-exporter-prometheus`.
 //!
 //! The pages are the files in `docs/` of the repository. The front page is that of the [crate].
 
-/// What a stage is, what makes it fail, and when a run succeeded.
+/// Stages, their failures, and the success of a run.
 ///
 #[doc = include_str!("../docs/stages.md")]
 ///
@@ -33,7 +34,7 @@ pub mod stages {}
 /// [`without_run_id_label`](crate::MetricsLayerBuilder::without_run_id_label).
 pub mod metrics {}
 
-/// All environment variables, and the same and more in code.
+/// All environment variables and settings.
 ///
 #[doc = include_str!("../docs/configuration.md")]
 ///
@@ -43,7 +44,7 @@ pub mod metrics {}
 /// [`FlushGuard`](crate::FlushGuard), [`Pushgateway`](crate::Pushgateway).
 pub mod configuration {}
 
-/// What is delivered when, and what happens where it cannot be.
+/// Deliveries, by ending of the process and by state of the gateway.
 ///
 #[doc = include_str!("../docs/delivery.md")]
 ///
@@ -78,12 +79,12 @@ pub mod fleets {}
 #[cfg(any(not(doctest), feature = "otlp"))]
 pub mod opentelemetry {}
 
-/// What a span, a push and the start cost, beside what else there is.
+/// The cost of a span, a push and the start, beside other libraries.
 ///
 #[doc = include_str!("../docs/cost.md")]
 pub mod cost {}
 
-/// How to come here from metrics written by hand, or from the push gateway of `metrics-exporter-prometheus`.
+/// The way from metrics written by hand, or from the push gateway of `metrics-exporter-prometheus`.
 ///
 #[doc = include_str!("../docs/migration.md")]
 ///

@@ -1,12 +1,12 @@
 //! Prometheus metrics for batch pipelines, from the `tracing` spans they already have, pushed to a Pushgateway however
 //! the process ends.
 //!
-//! # Why
+//! # Purpose
 //!
-//! A batch job is over before a Prometheus comes round to scrape it, so it has to push, and the push that counts is the
-//! last one: the one that says how it went. It has to go out whether the job returns, fails, panics or is told to stop, and
-//! must not hold the process when the gateway is away. What there is to measure, the stages, the job has named already, in
-//! its `tracing` spans. Hence one layer, which makes durations and outcomes of spans, and one guard, which delivers them.
+//! A batch job is over before a Prometheus scrapes it, so it has to push, and the push that counts is the last one, which
+//! says how the job went. It has to go out whether the job returns, fails, panics or is stopped by a signal, and must not hold
+//! the process when the gateway is away. The job has named its stages already, in its `tracing` spans. Hence one layer,
+//! which makes durations and outcomes of spans, and one guard, which delivers them.
 //!
 //! # Quick start
 //!
@@ -15,6 +15,7 @@
 //! tracing-stage-metrics = "0.1"
 //! tracing = "0.1"
 //! tracing-subscriber = "0.3"
+//! metrics = "0.24" # for counters of your own
 //! ```
 //!
 //! ```no_run
@@ -45,7 +46,8 @@
 //! [`MetricsLayer`] watches the spans that declare a field `stage_id`. When one closes it records the duration and the
 //! outcome with a recorder of the [`metrics`](https://docs.rs/metrics) facade: the one that `install()` makes the global one,
 //! so that the application's own `counter!` is beside them, or with [`MetricsLayer::new`] the one that is there. A background
-//! thread pushes the recorder's state to a [`Pushgateway`]: at once, on an interval, and when the [`FlushGuard`] goes.
+//! thread pushes the recorder's state to a [`Pushgateway`]: at once, on an interval, and when the [`FlushGuard`] is dropped.
+//! It waits for no code of the application: your log, your report closure and your recorder are called on threads of their own.
 //!
 //! ```text
 //! span -> layer -> recorder -> delivery thread -> Pushgateway, text file, /metrics, OTLP
@@ -53,7 +55,7 @@
 //!                                 guard
 //! ```
 //!
-//! Two things to get right at once:
+//! # Filters and groups
 //!
 //! - **Filters.** A global `EnvFilter` hides spans from the metrics too, so filter each layer, as above: this one as well,
 //!   since a layer without a filter beside filtered ones switches on every callsite of the process. Do not filter it to
@@ -62,7 +64,7 @@
 //!   overwrite each other. Give each pipeline that may run beside another a group of its own, and keep `run_id` out of it:
 //!   groups are never forgotten.
 //!
-//! # How a stage fails
+//! # Failures of a stage
 //!
 //! By an error it returns, where its function has `#[instrument(err)]`; by an `error!` event in its span; by the span's
 //! field `otel.status_code = "error"`; by a panic; by being open when the process ends. **A bare `Err` without `err` emits
@@ -70,7 +72,7 @@
 //! [`FailurePolicy::ProvenSuccess`] is the only one that tells a dropped future (a timeout, a lost `select!`) from a
 //! finished one: under the others it counts as a success. The whole of it, and when a *run* succeeded: [`guide::stages`].
 //!
-//! # What arrives
+//! # Guarantees
 //!
 //! - The **first push** goes out at `install()`: a job that is killed in its first stage was seen to start.
 //! - The **last state** goes out on return, `?`, [`finish`](FlushGuard::finish), [`exit`](FlushGuard::exit), a panic that unwinds
@@ -80,6 +82,7 @@
 //!   that is dead, frozen or slow holds nothing up for longer, and does not change the exit code.
 //! - What cannot be delivered in that time is lost, or kept in a directory for a later run to deliver
 //!   ([`with_spool_dir`](MetricsLayerBuilder::with_spool_dir)).
+//! - A **fork** has none of the threads that deliver: fork first, then call `install()`.
 //!
 //! Case by case, each with the test that shows it: [`guide::delivery`].
 //!
@@ -103,13 +106,13 @@
 //! They go together: each that is set up gets the same metrics. [`guide::fleets`] is about many processes at once,
 //! [`guide::opentelemetry`] about collectors and traces.
 //!
-//! # Coming from something else
+//! # Migration
 //!
 //! [`guide::migration`] has code before and after, for metrics written by hand with `histogram!` and `counter!`, and for the
 //! push gateway of `metrics-exporter-prometheus` (`PrometheusBuilder::with_push_gateway`): what happens to names, buckets, the
 //! first push, the last one, and groups.
 //!
-//! # Where to look
+//! # Index
 //!
 //! - [`MetricsLayer::builder`] and [`MetricsLayerBuilder`]: all settings and their defaults.
 //! - [`FlushGuard`]: flushing, ending, the run report.
@@ -117,7 +120,7 @@
 //! - [`guide::metrics`]: all metrics.
 //! - [`Pushgateway`]: the client, also on its own.
 //! - [`MetricsLayer::new`]: the layer alone, over a recorder you have.
-//! - [`Error`]: what can go wrong, and how to tell.
+//! - [`Error`]: what went wrong, with predicates.
 //!
 //! # Features
 //!
@@ -131,7 +134,7 @@
 //! | `otlp` | no | metrics by OTLP; brings types of `opentelemetry` into the public API |
 //! | `trace-id` | no | the trace of a failed stage, where `tracing-opentelemetry` 0.34 is in the registry |
 //!
-//! What they cost to build is in the README, and so is what a minor release may change.
+//! The README has the price of each in crates and build time, and what a minor release may change.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Links to what a feature adds. The documentation that is published is of all features, and there none is broken.

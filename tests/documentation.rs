@@ -113,6 +113,26 @@ fn pages_of_the_guide_have_no_links_to_files() {
     }
 }
 
+/// Names of Rust files in backticks: paths from the root of the repository, or below `tests`.
+fn rust_files(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2).filter(|name| name.ends_with(".rs") && !name.contains(char::is_whitespace))
+}
+
+/// The tests that the pages name as shown are there.
+#[test]
+fn files_that_pages_name_exist() {
+    let mut found = 0;
+    for page in pages() {
+        for file in rust_files(&fs::read_to_string(&page).unwrap()) {
+            let paths = [root().join(file), root().join("tests").join(file)];
+            assert!(paths.iter().any(|path| path.is_file()), "{}: {file}", name(&page));
+            found += 1;
+        }
+    }
+    assert!(found > 30, "{found}");
+    assert_eq!(rust_files("`a.rs`, b.rs, `c d.rs`, `src/e.rs`").collect::<Vec<_>>(), ["a.rs", "src/e.rs"]);
+}
+
 /// The crates whose types are in a list of public items.
 fn crates(items: &str) -> BTreeSet<&str> {
     let paths = items.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');

@@ -80,6 +80,20 @@ fn assert_has_stage(server: &MockGateway) {
     assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0);
 }
 
+/// The push in flight has the time of a request, which is longer than that of a flush.
+#[test]
+fn an_awaited_flush_behind_a_push_in_flight_ends_in_its_time() {
+    let server = MockGateway::start([Reply::Silent]);
+    let timeout = Duration::from_millis(500);
+    let Measured { guard, log: _, default: _default } = measured(builder(&server.url()).with_flush_timeout(timeout));
+    server.await_requests(1);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let begun = Instant::now();
+    let error = runtime.block_on(guard.flush_async()).unwrap_err();
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert!(error.is_timeout(), "{error}");
+}
+
 #[test]
 fn a_push_in_flight_that_never_ends_is_aborted_and_the_last_one_arrives() {
     let server = MockGateway::start([Reply::Held(Answer::new(200)), Reply::ok()]);

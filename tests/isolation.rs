@@ -86,7 +86,6 @@ fn the_last_rendering_is_delivered_while_the_recorder_does_not_return() {
     assert!(ended.stderr.contains("its last rendering is delivered"), "{ended:?}");
 }
 
-/// A warning that cannot be emitted while the log blocks is emitted when it goes on, and counted when it is dropped.
 #[test]
 fn install_without_a_file_handle_left_is_an_error() {
     let server = MockGateway::start([Reply::ok()]);

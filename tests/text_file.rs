@@ -13,9 +13,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use support::MockGateway;
 use support::exposition::{self, Exposition};
 use support::measured::{Measured, measured, stage};
+use support::{MockGateway, Reply};
 use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
 /// The file once it is as wanted; panics if it never is.
@@ -121,4 +121,38 @@ fn a_directory_that_goes_away_is_told_and_does_not_stop_the_push() {
     assert_eq!(successes(&file, "a"), Some(1.0));
     let told = |begin: &str| log.own().iter().filter(|text| text.starts_with(begin)).count();
     assert_eq!(told("metrics are not delivered"), 1, "{:?}", log.own());
+}
+
+/// A file that cannot be written all the time hides nothing of the gateway, and its events have another field.
+#[test]
+fn file_and_gateway_fail_and_recover_on_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let inner = directory.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    let path = inner.join("job.prom");
+    let server = MockGateway::ok();
+    let builder = MetricsLayer::builder()
+        .with_textfile(&path)
+        .with_pushgateway(Pushgateway::new(server.url(), "j").unwrap())
+        .with_push_interval(Duration::from_secs(3_600));
+    let Measured { guard, log, default: _default } = measured(builder);
+    guard.flush().unwrap();
+    fs::remove_dir_all(&inner).unwrap();
+    guard.flush().unwrap_err();
+    server.set_replies([Reply::status(401)]);
+    guard.flush().unwrap_err();
+    server.set_replies([Reply::ok()]);
+    guard.flush().unwrap_err();
+    fs::create_dir(&inner).unwrap();
+    guard.shutdown().unwrap();
+
+    let file = format!(" destination=the text file {}", path.display());
+    let own = log.own();
+    let found: Vec<_> =
+        own.iter().map(|text| (text.starts_with("metrics are delivered"), text.contains(&file))).collect();
+    assert_eq!(found, [(false, true), (false, false), (true, false)], "{own:?}");
+    assert!(
+        own[1].contains("401") && own[..].iter().filter(|text| text.contains("destination=")).count() == 1,
+        "{own:?}"
+    );
 }

@@ -52,8 +52,10 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// The time from one push to the next, and the longest that a push on the interval may take. Without it,
-    /// [`DEFAULT_PUSH_INTERVAL`]. The first push goes out at once.
+    /// The time from one push to the next. Without it, [`DEFAULT_PUSH_INTERVAL`]. The first push goes out at once.
+    ///
+    /// A push on the interval may take as long as the interval, and two seconds if that is shorter: an interval that is shorter
+    /// than the answer does not cut a push off. An export by OTLP may take as long as one of its requests.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -70,6 +72,8 @@ impl MetricsLayerBuilder {
     /// How long a flush may take, the final one too: the end of the process never waits longer. Without it,
     /// [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT).
     ///
+    /// The final flush delivers in nine tenths of it. The rest is for its events and the run report.
+    ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
     /// use std::time::Duration;
@@ -84,6 +88,10 @@ impl MetricsLayerBuilder {
 
     /// Writes the metrics to this file as well, on the push interval and at the end, for node_exporter's textfile
     /// collector or for people. It is replaced as a whole, so that a reader never sees half. Without it none is written.
+    ///
+    /// Each series has the job and the grouping as labels: those of the gateway or, where none is set, of the variables
+    /// `…_JOB` and `…_GROUPING` (see [`with_env`](Self::with_env)). With neither it has no such labels, and the run metrics of two
+    /// jobs on one node collide.
     ///
     /// The file keeps the mode it had; a new one has mode 0644 whatever the umask. A relative path and symbolic links are
     /// resolved once, by `install()`. There a path that is a directory, a device, a FIFO, a socket, a mount point, or a
@@ -226,7 +234,11 @@ impl MetricsLayerBuilder {
     /// upkeep are that recorder's affair. Without it a recorder is built.
     ///
     /// The recorder must be installed before [`install`](Self::install), which fails otherwise. ([`build`](Self::build) does
-    /// not ask.) The text is delivered in a stable order, without its comments. A line that is not of the format is left
+    /// not check that: without a recorder the stages and the metrics of the run are lost.)
+    ///
+    /// `render` is called on a thread of its own, by [`FlushGuard::render`] on the caller's. While it does not return, its last
+    /// text is delivered, and one warning says so. If that is at the final flush, the text lacks what the final flush
+    /// records. The text is delivered in a stable order, without its comments. A line that is not of the format is left
     /// out, and so is a metric whose name belongs to one of another kind: either would make a reader refuse the whole text.
     /// One warning says which. A text without any line of the format is an error of the delivery.
     ///
@@ -253,8 +265,12 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Hands over the report of the run, once, after the final flush, however that came. Without it nobody is told;
-    /// [`FlushGuard::report`] has it at any time.
+    /// Calls `take` with the report of the run, once, after the final flush, however that came. Without it there is no such
+    /// call; [`FlushGuard::report`] returns the report at any time.
+    ///
+    /// `take` runs on a thread of its own, with the subscriber of the thread that ends the run. It is waited for until the
+    /// [flush timeout](Self::with_flush_timeout), of which a gateway that does not answer takes nine tenths. A panic in it is
+    /// one warning.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -290,8 +306,8 @@ impl MetricsLayerBuilder {
     }
 
     /// Makes the final flush in the panic hook where a panic aborts the process (`panic = "abort"`), since no destructor
-    /// runs then. The hook that was there is called first. Without it such a panic leaves the state of the last push.
-    /// Where panics unwind it does nothing: the guard is dropped by them.
+    /// runs then. The hook that was there runs at the same time, so that one that blocks does not cost the flush. Without it
+    /// such a panic leaves the state of the last push. Where panics unwind it does nothing: the guard is dropped by them.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;

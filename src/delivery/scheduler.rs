@@ -57,8 +57,11 @@ impl Scheduler {
             }
             let moment = Moment::default();
             for queue in &mut self.queues {
+                queue.notify_late();
                 queue.start_next(&self.source, &moment, self.push_interval);
             }
+            let deadlines = self.queues.iter().filter_map(DestinationQueue::first_deadline);
+            let due = deadlines.chain(next_sample).fold(next_push, Instant::min);
             tokio::select! {
                 biased;
                 request = self.requests.recv() => match request {
@@ -69,7 +72,7 @@ impl Scheduler {
                 (place, result) = next_completed(&mut self.queues) => {
                     self.queues[place].complete(&*self.source, result);
                 }
-                () = sleep_until(next_sample.map_or(next_push, |sample| sample.min(next_push))) => {}
+                () = sleep_until(due) => {}
             }
         }
     }

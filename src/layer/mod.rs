@@ -86,8 +86,11 @@ impl MetricsLayer {
     ///
     /// It binds to that recorder at the first stage, which must be installed by then: a handle made before is silent
     /// for ever. A local recorder (`metrics::with_local_recorder`) is used only where no global one is installed by then: a
-    /// handle outlives the code that the local one surrounds. Buckets are that recorder's affair. Delivery, the gauges of the run and its resource usage come with
-    /// [`MetricsLayer::builder`].
+    /// handle outlives the code that the local one surrounds. Buckets are that recorder's affair. Delivery, the gauges of the
+    /// run and its resource usage come with [`MetricsLayer::builder`].
+    ///
+    /// Without a guard there is no thread for the events of this crate: a warning waits for the next callback in which it is
+    /// safe to emit it, and at most 1 024 wait.
     ///
     /// ```
     /// use tracing_stage_metrics::MetricsLayer;
