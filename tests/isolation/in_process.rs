@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, Event, Id, Subscriber, info_span};
@@ -11,8 +11,9 @@ use tracing_stage_metrics::{MetricsLayer, MetricsLayerBuilder, Pushgateway};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::{Layer, prelude::*, reload};
 
+use super::SLACK;
 use super::support::log::{Log, OWN_TARGET};
-use super::support::measured::stage;
+use super::support::measured::{Measured, measured, stage};
 use super::support::{self, MockGateway, Reply, exposition, http};
 
 fn builder(server: &MockGateway) -> MetricsLayerBuilder {
@@ -181,4 +182,58 @@ fn a_flush_that_is_awaited_needs_no_thread() {
         }
         assert_eq!(errors, FLUSHES);
     });
+}
+
+/// tokio gives a task a number of operations, after which it has to yield. A flush that blocks cannot.
+#[test]
+fn a_flush_in_a_task_that_has_used_up_its_budget_gets_its_answer() {
+    const BUDGET: usize = 128;
+    let server = MockGateway::ok();
+    let Measured { guard, default: _default, .. } = measured(builder(&server));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        for number in 0..BUDGET {
+            sender.send(number).unwrap();
+        }
+        for _ in 0..BUDGET {
+            receiver.recv().await.unwrap();
+        }
+        assert!(!tokio::task::coop::has_budget_remaining());
+        guard.flush().unwrap();
+        guard.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn a_flush_that_is_awaited_ends_in_time_behind_a_push_in_flight() {
+    let server = MockGateway::start([Reply::Silent]);
+    let timeout = Duration::from_millis(500);
+    let builder = builder(&server).with_push_interval(Duration::from_secs(3_600));
+    let Measured { guard, default: _default, .. } = measured(builder.with_flush_timeout(timeout));
+    server.await_requests(1);
+    let start = Instant::now();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = runtime.block_on(guard.flush_async()).unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    // The request in flight would take 10 seconds.
+    assert!(start.elapsed() < timeout + SLACK, "{:?}", start.elapsed());
+}
+
+#[test]
+fn every_scrape_is_answered_while_the_recorder_does_not_return() {
+    let lock = Arc::new(Mutex::new(()));
+    let wanted = Arc::clone(&lock);
+    let render = move || {
+        drop(wanted.lock());
+        "rows_total 7\n".to_owned()
+    };
+    let builder = MetricsLayer::builder().with_http_listener("127.0.0.1:0".parse().unwrap());
+    let Measured { guard, default: _default, .. } = measured(builder.with_exposition(render));
+    let address = guard.listen_addr().unwrap();
+    assert_eq!(http::get(address, "/metrics").unwrap().status, 200);
+    let _held = lock.lock();
+    for _ in 0..2 {
+        assert_eq!(http::get(address, "/metrics").unwrap().body, "rows_total 7\n");
+    }
 }
