@@ -44,6 +44,7 @@ pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgate
 pub(crate) use retry::{Budget, again, is_of_payload};
 pub(crate) use spool::Spool;
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
+pub(crate) use suppress::lift;
 pub(crate) use textfile::Textfile;
 pub(crate) use thread::{DeliveryConfig, DeliveryThread};
 

@@ -220,6 +220,20 @@ fn a_flush_that_is_awaited_ends_in_time_behind_a_push_in_flight() {
     assert!(start.elapsed() < timeout + SLACK, "{:?}", start.elapsed());
 }
 
+/// More stages are open than events may wait.
+#[test]
+fn the_warning_of_an_end_that_was_not_delivered_displaces_earlier_ones() {
+    let server = MockGateway::start([Reply::status(401)]);
+    let Measured { guard, default: _default, log } = measured(builder(&server));
+    let open: Vec<_> = (0..3_000).map(|_| info_span!("x", stage_id = "open")).collect();
+    drop(guard);
+    let own = log.own();
+    assert!(own.last().unwrap().starts_with("the last state of the metrics was not delivered"), "{:?}", own.last());
+    let kept = own.iter().filter(|text| text.contains("still open")).count();
+    let dropped = own.iter().find(|text| text.starts_with("events of this crate were dropped")).unwrap();
+    assert!(dropped.ends_with(&format!("dropped={}", open.len() - kept)), "{kept}: {dropped}");
+}
+
 #[test]
 fn every_scrape_is_answered_while_the_recorder_does_not_return() {
     let lock = Arc::new(Mutex::new(()));
@@ -236,4 +250,36 @@ fn every_scrape_is_answered_while_the_recorder_does_not_return() {
     for _ in 0..2 {
         assert_eq!(http::get(address, "/metrics").unwrap().body, "rows_total 7\n");
     }
+}
+
+#[test]
+fn all_warnings_of_a_muted_thread_reach_a_layer_that_came_by_reload() {
+    let server = MockGateway::start([Reply::status(401)]);
+    let (layer, guard) = builder(&server).build().unwrap();
+    let log = Log::default();
+    let (late, handle) = reload::Layer::new(None::<MetricsLayer>);
+    let _default = tracing_subscriber::registry().with(late).with(log.clone()).set_default();
+    handle.modify(|late| *late = Some(layer)).unwrap();
+    let open = info_span!("x", stage_id = "open");
+    open.in_scope(|| ());
+    tracing::subscriber::with_default(NoSubscriber::default(), || drop(guard));
+    let own = log.own();
+    assert!(own.iter().any(|text| text.contains("was still open at the final flush")), "{own:?}");
+    assert!(own.iter().any(|text| text.starts_with("the last state of the metrics was not delivered")), "{own:?}");
+}
+
+/// Another subscriber was the default of a thread before: that the process has had one says nothing of this layer's.
+#[test]
+fn an_event_from_before_there_is_a_subscriber_waits_for_it() {
+    tracing::subscriber::with_default(tracing_subscriber::registry(), || ());
+    let server = MockGateway::start([Reply::status(401), Reply::ok()]);
+    let (layer, guard) = builder(&server).with_push_interval(Duration::from_secs(3_600)).build().unwrap();
+    server.await_requests(1);
+    // It is queued behind the failure of the first push.
+    guard.flush().unwrap();
+    let log = Log::default();
+    let _default = tracing_subscriber::registry().with(layer).with(log.clone()).set_default();
+    guard.shutdown().unwrap();
+    let own = log.own();
+    assert!(own.iter().any(|text| text.starts_with("metrics are not delivered")), "{own:?}");
 }
