@@ -253,6 +253,30 @@ fn every_scrape_is_answered_while_the_recorder_does_not_return() {
 }
 
 #[test]
+fn the_last_rendering_is_delivered_when_the_recorder_panicked_with_its_lock_held() {
+    let server = MockGateway::ok();
+    let lock = Arc::new(Mutex::new(()));
+    let wanted = Arc::clone(&lock);
+    let render = move || {
+        drop(wanted.lock().unwrap());
+        "rows_total 7\n".to_owned()
+    };
+    let Measured { guard, default: _default, log } = measured(builder(&server).with_exposition(render));
+    guard.flush().unwrap();
+    let poisoned = std::thread::spawn(move || {
+        let _held = lock.lock();
+        panic!("on purpose");
+    });
+    poisoned.join().unwrap_err();
+    let before = server.requests().len();
+    guard.shutdown().unwrap();
+    assert!(server.requests().len() > before);
+    assert_eq!(server.requests().last().unwrap().text(), "rows_total 7\n");
+    let own = log.own();
+    assert!(own.iter().any(|text| text.contains("its last rendering is delivered")), "{own:?}");
+}
+
+#[test]
 fn all_warnings_of_a_muted_thread_reach_a_layer_that_came_by_reload() {
     let server = MockGateway::start([Reply::status(401)]);
     let (layer, guard) = builder(&server).build().unwrap();
