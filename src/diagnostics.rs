@@ -18,6 +18,8 @@ use tracing::subscriber::NoSubscriber;
 use tracing::warn;
 
 #[cfg(feature = "pushgateway")]
+use crate::delivery::lift;
+#[cfg(feature = "pushgateway")]
 use crate::error::Error;
 #[cfg(feature = "pushgateway")]
 use crate::job_thread::JobThread;
@@ -92,7 +94,7 @@ impl Diagnostics {
         #[cfg(feature = "pushgateway")]
         if let Some(thread) = self.thread() {
             let subscriber = self.subscriber().or_else(current_subscriber).or_else(|| upgrade(&self.seen));
-            let has_subscriber = subscriber.is_some() || dispatcher::has_been_set();
+            let has_subscriber = subscriber.is_some();
             let event = WaitingEvent { subscriber, event };
             let mut waiting = lock(&self.waiting);
             if self.is_held.load(Ordering::Acquire) || !has_subscriber {
@@ -110,11 +112,11 @@ impl Diagnostics {
     }
 
     fn wait(&self, waiting: &mut VecDeque<WaitingEvent>, event: WaitingEvent) {
-        if waiting.len() < MAX_WAITING {
-            waiting.push_back(event);
-        } else {
+        // The last ones say what became of the delivery.
+        if waiting.len() >= MAX_WAITING && waiting.pop_front().is_some() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+        waiting.push_back(event);
     }
 
     /// Events from before there was a subscriber go to the one that there is now.
@@ -155,7 +157,9 @@ impl Diagnostics {
         #[cfg(feature = "pushgateway")]
         if let Some(thread) = self.thread() {
             // A layer that came into its subscriber late, by `reload`, was not told which it is.
-            *lock(&self.seen) = current_subscriber().map(|current| current.downgrade());
+            if let Some(current) = current_subscriber() {
+                *lock(&self.seen) = Some(current.downgrade());
+            }
             if !self.is_held.load(Ordering::Acquire) {
                 self.post_waiting(&thread, &mut lock(&self.waiting));
             }
@@ -222,9 +226,10 @@ impl WaitingEvent {
 }
 
 #[cfg(feature = "pushgateway")]
-/// The subscriber of the current thread. `None` where there is none, and inside a callback that hides it.
+/// The subscriber of the current thread, of the delivery thread too. `None` where there is none, and inside a callback that
+/// hides it.
 fn current_subscriber() -> Option<Dispatch> {
-    dispatcher::get_default(|current| (!current.is::<NoSubscriber>()).then(|| current.clone()))
+    lift(|| dispatcher::get_default(|current| (!current.is::<NoSubscriber>()).then(|| current.clone())))
 }
 
 fn dropped_events(dropped: u64) -> Event {

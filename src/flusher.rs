@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
+use tokio::task::unconstrained;
 use tracing::{dispatcher, warn};
 
 use crate::delivery::DeliveryThread;
@@ -250,7 +251,8 @@ fn wait_for<F: Future>(future: F, deadline: Instant) -> Option<F::Output> {
         }
     }
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
+    // A task of tokio whose budget is used up would never see the result: only the task's own return renews it.
+    let mut future = pin!(unconstrained(future));
     loop {
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return Some(value);

@@ -38,11 +38,12 @@ pub(crate) enum Exposition {
 pub(crate) struct ForeignRecorder {
     render: Box<dyn Fn() -> String + Send + Sync>,
     thread: JobThread,
-    /// The last rendering, for when the recorder does not return.
+    /// The last rendering, for when the recorder panics or does not return.
     last: Mutex<Option<Arc<Families>>>,
     /// Its thread called for the end of the process: nothing on it will be done any more.
     is_abandoned: AtomicBool,
-    is_stuck: AtomicBool,
+    /// The last rendering stands in for the present one.
+    is_failing: AtomicBool,
 }
 
 /// Calls that may wait for a recorder which does not return.
@@ -51,8 +52,8 @@ const MAX_WAITING_CALLS: usize = 64;
 impl ForeignRecorder {
     pub(crate) fn new(render: Box<dyn Fn() -> String + Send + Sync>) -> Result<Self, Error> {
         let thread = JobThread::start("metrics-foreign", MAX_WAITING_CALLS)?;
-        let (is_abandoned, is_stuck) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { render, thread, last: Mutex::default(), is_abandoned, is_stuck })
+        let (is_abandoned, is_failing) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { render, thread, last: Mutex::default(), is_abandoned, is_failing })
     }
 
     /// Whether the caller's thread has a recorder of its own (`metrics::with_local_recorder`), which the thread for the
@@ -277,12 +278,8 @@ impl Telemetry {
         }
     }
 
-    /// The rendering of the application's recorder, or the last one where it does not return by the deadline.
+    /// The rendering of the application's recorder, or the last one where it panics or does not return by the deadline.
     async fn render_foreign(self: Arc<Self>, deadline: tokio::time::Instant) -> Result<Arc<Families>, Error> {
-        let late = || {
-            let text = "the function given to `with_exposition` has not returned in the time allowed";
-            Error::new(Kind::Timeout, text)
-        };
         let Exposition::Foreign(foreign) = &self.exposition else { return self.families().map(Arc::new) };
         let telemetry = Arc::clone(&self);
         let render = foreign.thread.run(move || catch_unwind(AssertUnwindSafe(|| telemetry.families())));
@@ -291,18 +288,25 @@ impl Telemetry {
         } else {
             timeout_at(deadline, render).await.ok().and_then(Result::ok)
         };
-        let Some(rendered) = rendered else {
-            if !foreign.is_stuck.swap(true, Ordering::Relaxed) {
-                self.on_event(DeliveryEvent::RecorderStuck);
+        let error = match rendered {
+            Some(Ok(families)) => {
+                foreign.is_failing.store(false, Ordering::Relaxed);
+                self.report_problems();
+                let families = Arc::new(families?);
+                *foreign.last() = Some(Arc::clone(&families));
+                return Ok(families);
             }
-            return foreign.last().clone().ok_or_else(late);
+            Some(Err(_)) => Error::new(Kind::Delivery, "the function given to `with_exposition` panicked"),
+            None => {
+                let text = "the function given to `with_exposition` has not returned in the time allowed";
+                Error::new(Kind::Timeout, text)
+            }
         };
-        foreign.is_stuck.store(false, Ordering::Relaxed);
-        self.report_problems();
-        let panicked = |_| Error::new(Kind::Delivery, "the function given to `with_exposition` panicked");
-        let families = Arc::new(rendered.map_err(panicked)??);
-        *foreign.last() = Some(Arc::clone(&families));
-        Ok(families)
+        let Some(last) = foreign.last().clone() else { return Err(error) };
+        if !foreign.is_failing.swap(true, Ordering::Relaxed) {
+            self.on_event(DeliveryEvent::RecorderFailing(error));
+        }
+        Ok(last)
     }
 }
 
@@ -395,10 +399,10 @@ impl Source for Telemetry {
                     "the gateway refused what an earlier run had left in the spool; it is set aside as *.refused"
                 );
             }
-            DeliveryEvent::RecorderStuck => {
+            DeliveryEvent::RecorderFailing(error) => {
                 warn!(
                     target: OWN_TARGET,
-                    "the function given to `with_exposition` does not return: its last rendering is delivered"
+                    error = ?error, "the application's recorder is not rendered: its last rendering is delivered"
                 );
             }
         });

@@ -21,8 +21,13 @@ use tracing_stage_metrics::MetricsLayer;
 /// Not a test: a job that tells whether its metrics arrived.
 #[test]
 fn scenarios() {
-    let Some(_) = child::scenario() else { return };
+    let Some(scenario) = child::scenario() else { return };
     let builder = MetricsLayer::builder().with_env().unwrap().with_push_interval(Duration::from_secs(3_600));
+    if scenario == "install in asynchronous code" {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let error = runtime.block_on(async { builder.build().map(drop).unwrap_err() });
+        return println!("\ninstall: {error}");
+    }
     let measured = measured::measured(builder);
     measured::stage("a");
     println!("\nended: {:?}", measured.guard.shutdown());
@@ -97,4 +102,17 @@ fn one_that_nobody_trusts_is_told() {
         assert!(line.to_lowercase().contains("certificate"), "{protocol}: {line}");
     }
     assert!(http.requests().is_empty() && grpc.exports().is_empty());
+}
+
+#[test]
+fn without_any_certificate_install_is_an_error_in_asynchronous_code_too() {
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let mut command = child::command("scenarios", "install in asynchronous code");
+    command.env("OTEL_METRICS_EXPORTER", "otlp").env("OTEL_EXPORTER_OTLP_ENDPOINT", "https://localhost:4318");
+    command.env_remove("SSL_CERT_DIR").env("SSL_CERT_FILE", empty.path());
+    let ended = child::start(command).wait();
+    assert!(
+        ended.stdout.contains("\ninstall: cannot set up a client for collector https://localhost:4318/"),
+        "{ended:?}"
+    );
 }

@@ -49,6 +49,9 @@ const RENDER_TIME: Duration = Duration::from_secs(5);
 /// How many times as long as it took to make the metrics' text no other one is made.
 const PAUSE: u32 = 10;
 
+/// And no longer than this, so that a recorder which does not return leaves the listener an answer for every client.
+const MAX_PAUSE: Duration = Duration::from_secs(4);
+
 /// The text format, in the version that [`crate::exposition`] speaks of.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -132,7 +135,7 @@ impl Page {
             None if gzip => last.packed.insert(Body::compressed(text.bytes)).clone(),
             _ => text,
         };
-        last.next = last.next.max(Instant::now() + begun.elapsed() * PAUSE);
+        last.next = last.next.max(Instant::now() + (begun.elapsed() * PAUSE).min(MAX_PAUSE));
         Ok(shown)
     }
 }

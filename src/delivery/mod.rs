@@ -44,6 +44,7 @@ pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgate
 pub(crate) use retry::{Budget, again, is_of_payload};
 pub(crate) use spool::Spool;
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
+pub(crate) use suppress::lift;
 pub(crate) use textfile::Textfile;
 pub(crate) use thread::{DeliveryConfig, DeliveryThread};
 
@@ -61,7 +62,7 @@ pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the delivery thread reads and reports to. No call blocks: code of the application runs on threads of its own.
 pub(crate) trait Source: Send + Sync {
-    /// The state of this moment. Where a recorder of the application has not rendered it by the deadline, its last
+    /// The state of this moment. Where a recorder of the application panics or has not rendered it by the deadline, its last
     /// rendering.
     fn exposition(self: Arc<Self>, deadline: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>>;
 
@@ -101,8 +102,8 @@ pub(crate) enum DeliveryEvent {
     ReplayRefused(Error),
     /// Payloads were dropped from the spool for the first time.
     SpoolFull,
-    /// A recorder of the application does not return.
-    RecorderStuck,
+    /// A recorder of the application panics or does not return. Its last rendering is delivered.
+    RecorderFailing(Error),
     /// The spool cannot do all that it should: its file system lacks something, or a payload cannot be opened.
     SpoolDegraded(Error),
     /// A metric is not written as it was recorded.

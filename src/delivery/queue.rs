@@ -80,18 +80,6 @@ impl DestinationQueue {
         self.in_flight = Some(InFlight { task: tokio::spawn(delivery), waiters, superseded });
     }
 
-    /// When the first waiter that waits for a delivery to begin is late.
-    pub(super) fn first_deadline(&self) -> Option<Instant> {
-        self.waiting.first().map(|waiter| waiter.deadline)
-    }
-
-    /// Notifies the waiters that are late. The delivery on its way may have more time than they have.
-    pub(super) fn notify_late(&mut self) {
-        if self.first_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
-            self.waiting = self.take_waiting();
-        }
-    }
-
     /// The waiters that are not late.
     fn take_waiting(&mut self) -> Vec<Waiter> {
         let now = Instant::now();

@@ -6,15 +6,17 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Source;
 use super::destination::{Destination, Moment};
 use super::queue::{DestinationQueue, next_completed};
 use super::replayer::Replayer;
 use super::request::{FlushRequest, merge_all};
+use crate::error::{Error, Kind};
 
-use crate::error::Error;
+/// How long after the deadline of a flush its result may come, at most.
+const MAX_GRACE: Duration = Duration::from_millis(25);
 
 pub(super) struct Scheduler {
     queues: Vec<DestinationQueue>,
@@ -57,11 +59,8 @@ impl Scheduler {
             }
             let moment = Moment::default();
             for queue in &mut self.queues {
-                queue.notify_late();
                 queue.start_next(&self.source, &moment, self.push_interval);
             }
-            let deadlines = self.queues.iter().filter_map(DestinationQueue::first_deadline);
-            let due = deadlines.chain(next_sample).fold(next_push, Instant::min);
             tokio::select! {
                 biased;
                 request = self.requests.recv() => match request {
@@ -72,7 +71,7 @@ impl Scheduler {
                 (place, result) = next_completed(&mut self.queues) => {
                     self.queues[place].complete(&*self.source, result);
                 }
-                () = sleep_until(due) => {}
+                () = sleep_until(next_sample.map_or(next_push, |sample| sample.min(next_push))) => {}
             }
         }
     }
@@ -81,11 +80,14 @@ impl Scheduler {
         let results: Vec<oneshot::Receiver<Result<(), Error>>> =
             self.queues.iter_mut().map(|queue| queue.wait(request.deadline)).collect();
         let source = Arc::clone(&self.source);
-        let event_time = request.deadline.saturating_duration_since(Instant::now()) / 10;
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        // A delivery that ends at the deadline says why it failed.
+        let until = request.deadline + (left / 40).min(MAX_GRACE);
         tokio::spawn(async move {
-            let result = merge_all(results).await;
+            let late = |_| Err(Error::new(Kind::Timeout, "the metrics were not delivered in the time allowed"));
+            let result = timeout_at(until, merge_all(results)).await.unwrap_or_else(late);
             // A caller that logs the result finds the events of this crate before it, unless its log blocks.
-            let _ = timeout(event_time, source.events_taken()).await;
+            let _ = timeout_at(until.min(Instant::now() + left / 10), source.events_taken()).await;
             // The caller may have stopped waiting.
             let _ = request.reply.send(result);
         });

@@ -27,6 +27,18 @@ pub(crate) fn end() {
     drop(guard);
 }
 
+/// Finds what subscriber this thread has when its runtime is not at work.
+pub(crate) fn lift<T>(work: impl FnOnce() -> T) -> T {
+    let guard = GUARD.with_borrow_mut(Option::take);
+    let was_suppressed = guard.is_some();
+    drop(guard);
+    let result = work();
+    if was_suppressed {
+        begin();
+    }
+    result
+}
+
 /// Keeps the events of the HTTP client, and of what its connections still do afterwards, out of the application's log.
 pub(super) fn suppress_instrumentation<T>(work: impl FnOnce() -> T) -> T {
     begin();
@@ -51,7 +63,9 @@ mod tests {
         begin();
         begin();
         assert!(is_suppressed());
+        assert!(!lift(is_suppressed) && is_suppressed());
         end();
+        assert!(!lift(is_suppressed) && !is_suppressed());
         assert!(!is_suppressed());
         end();
         assert!(!is_suppressed());

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
@@ -54,6 +55,18 @@ pub(crate) struct DeliveryThread {
     pub(crate) listen_addr: Option<SocketAddr>,
 }
 
+/// Does not wait for a task that is stuck when it is dropped. Nor may it: `install()` may fail in asynchronous code, where
+/// a runtime that is waited for panics.
+struct OwnRuntime(Option<Runtime>);
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 impl DeliveryThread {
     /// Makes the thread. It does nothing before [`start`](Self::start): what may fail comes first.
     pub(crate) fn new(config: DeliveryConfig, source: Arc<dyn Source>) -> Result<Self, Error> {
@@ -66,7 +79,9 @@ impl DeliveryThread {
             .on_thread_unpark(suppress::begin)
             .build()
             .map_err(failed)?;
-        let context = runtime.enter();
+        let handle = runtime.handle().clone();
+        let runtime = OwnRuntime(Some(runtime));
+        let context = handle.enter();
         #[cfg(feature = "http")]
         let listen_addr = config.listener.as_ref().map(Listener::address);
         #[cfg(feature = "http")]
@@ -92,7 +107,7 @@ impl DeliveryThread {
         let run = move || {
             let _alive: SyncSender<()> = alive;
             suppress_instrumentation(|| {
-                if is_started.recv().is_ok() {
+                if let (Ok(()), Some(runtime)) = (is_started.recv(), &runtime.0) {
                     let (push, sample) = (config.push_interval, config.sample_interval);
                     let scheduler = Scheduler::new(destinations, source, received, push, sample, replayer);
                     let _deadline = runtime.block_on(scheduler.run());
@@ -101,8 +116,7 @@ impl DeliveryThread {
                         runtime.block_on(server.stop(deadline));
                     }
                 }
-                // A task that is stuck is not waited for.
-                runtime.shutdown_background();
+                drop(runtime);
             });
         };
         let thread = thread::Builder::new().name("stage-metrics".to_owned()).spawn(run).map_err(failed)?;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, Event, Id, Subscriber, info_span};
@@ -11,8 +11,9 @@ use tracing_stage_metrics::{MetricsLayer, MetricsLayerBuilder, Pushgateway};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::{Layer, prelude::*, reload};
 
+use super::SLACK;
 use super::support::log::{Log, OWN_TARGET};
-use super::support::measured::stage;
+use super::support::measured::{Measured, measured, stage};
 use super::support::{self, MockGateway, Reply, exposition, http};
 
 fn builder(server: &MockGateway) -> MetricsLayerBuilder {
@@ -181,4 +182,128 @@ fn a_flush_that_is_awaited_needs_no_thread() {
         }
         assert_eq!(errors, FLUSHES);
     });
+}
+
+/// tokio gives a task a number of operations, after which it has to yield. A flush that blocks cannot.
+#[test]
+fn a_flush_in_a_task_that_has_used_up_its_budget_gets_its_answer() {
+    const BUDGET: usize = 128;
+    let server = MockGateway::ok();
+    let Measured { guard, default: _default, .. } = measured(builder(&server));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        for number in 0..BUDGET {
+            sender.send(number).unwrap();
+        }
+        for _ in 0..BUDGET {
+            receiver.recv().await.unwrap();
+        }
+        assert!(!tokio::task::coop::has_budget_remaining());
+        guard.flush().unwrap();
+        guard.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn a_flush_that_is_awaited_ends_in_time_behind_a_push_in_flight() {
+    let server = MockGateway::start([Reply::Silent]);
+    let timeout = Duration::from_millis(500);
+    let builder = builder(&server).with_push_interval(Duration::from_secs(3_600));
+    let Measured { guard, default: _default, .. } = measured(builder.with_flush_timeout(timeout));
+    server.await_requests(1);
+    let start = Instant::now();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = runtime.block_on(guard.flush_async()).unwrap_err();
+    assert!(error.is_timeout(), "{error:?}");
+    // The request in flight would take 10 seconds.
+    assert!(start.elapsed() < timeout + SLACK, "{:?}", start.elapsed());
+}
+
+/// More stages are open than events may wait.
+#[test]
+fn the_warning_of_an_end_that_was_not_delivered_displaces_earlier_ones() {
+    let server = MockGateway::start([Reply::status(401)]);
+    let Measured { guard, default: _default, log } = measured(builder(&server));
+    let open: Vec<_> = (0..3_000).map(|_| info_span!("x", stage_id = "open")).collect();
+    drop(guard);
+    let own = log.own();
+    assert!(own.last().unwrap().starts_with("the last state of the metrics was not delivered"), "{:?}", own.last());
+    let kept = own.iter().filter(|text| text.contains("still open")).count();
+    let dropped = own.iter().find(|text| text.starts_with("events of this crate were dropped")).unwrap();
+    assert!(dropped.ends_with(&format!("dropped={}", open.len() - kept)), "{kept}: {dropped}");
+}
+
+#[test]
+fn every_scrape_is_answered_while_the_recorder_does_not_return() {
+    let lock = Arc::new(Mutex::new(()));
+    let wanted = Arc::clone(&lock);
+    let render = move || {
+        drop(wanted.lock());
+        "rows_total 7\n".to_owned()
+    };
+    let builder = MetricsLayer::builder().with_http_listener("127.0.0.1:0".parse().unwrap());
+    let Measured { guard, default: _default, .. } = measured(builder.with_exposition(render));
+    let address = guard.listen_addr().unwrap();
+    assert_eq!(http::get(address, "/metrics").unwrap().status, 200);
+    let _held = lock.lock();
+    for _ in 0..2 {
+        assert_eq!(http::get(address, "/metrics").unwrap().body, "rows_total 7\n");
+    }
+}
+
+#[test]
+fn the_last_rendering_is_delivered_when_the_recorder_panicked_with_its_lock_held() {
+    let server = MockGateway::ok();
+    let lock = Arc::new(Mutex::new(()));
+    let wanted = Arc::clone(&lock);
+    let render = move || {
+        drop(wanted.lock().unwrap());
+        "rows_total 7\n".to_owned()
+    };
+    let Measured { guard, default: _default, log } = measured(builder(&server).with_exposition(render));
+    guard.flush().unwrap();
+    let poisoned = std::thread::spawn(move || {
+        let _held = lock.lock();
+        panic!("on purpose");
+    });
+    poisoned.join().unwrap_err();
+    let before = server.requests().len();
+    guard.shutdown().unwrap();
+    assert!(server.requests().len() > before);
+    assert_eq!(server.requests().last().unwrap().text(), "rows_total 7\n");
+    let own = log.own();
+    assert!(own.iter().any(|text| text.contains("its last rendering is delivered")), "{own:?}");
+}
+
+#[test]
+fn all_warnings_of_a_muted_thread_reach_a_layer_that_came_by_reload() {
+    let server = MockGateway::start([Reply::status(401)]);
+    let (layer, guard) = builder(&server).build().unwrap();
+    let log = Log::default();
+    let (late, handle) = reload::Layer::new(None::<MetricsLayer>);
+    let _default = tracing_subscriber::registry().with(late).with(log.clone()).set_default();
+    handle.modify(|late| *late = Some(layer)).unwrap();
+    let open = info_span!("x", stage_id = "open");
+    open.in_scope(|| ());
+    tracing::subscriber::with_default(NoSubscriber::default(), || drop(guard));
+    let own = log.own();
+    assert!(own.iter().any(|text| text.contains("was still open at the final flush")), "{own:?}");
+    assert!(own.iter().any(|text| text.starts_with("the last state of the metrics was not delivered")), "{own:?}");
+}
+
+/// Another subscriber was the default of a thread before: that the process has had one says nothing of this layer's.
+#[test]
+fn an_event_from_before_there_is_a_subscriber_waits_for_it() {
+    tracing::subscriber::with_default(tracing_subscriber::registry(), || ());
+    let server = MockGateway::start([Reply::status(401), Reply::ok()]);
+    let (layer, guard) = builder(&server).with_push_interval(Duration::from_secs(3_600)).build().unwrap();
+    server.await_requests(1);
+    // It is queued behind the failure of the first push.
+    guard.flush().unwrap();
+    let log = Log::default();
+    let _default = tracing_subscriber::registry().with(layer).with(log.clone()).set_default();
+    guard.shutdown().unwrap();
+    let own = log.own();
+    assert!(own.iter().any(|text| text.starts_with("metrics are not delivered")), "{own:?}");
 }
