@@ -52,12 +52,12 @@ impl Textfile {
         Ok(textfile)
     }
 
-    /// Replaces the file.
     /// The path as it was configured.
     pub(crate) fn configured_path(&self) -> &Path {
         &self.name
     }
 
+    /// Replaces the file.
     pub(crate) fn write(&self, exposition: &str) -> Result<(), Error> {
         let written = match self.replace(exposition.as_bytes()) {
             // A later process took the temporary file of this one, suspended meanwhile, for left behind.
