@@ -11,6 +11,8 @@ use super::support::{MockGateway, Reply};
 use super::{SLACK, built};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// A flush timeout that nothing may wait for.
+const LONG: Duration = Duration::from_secs(20);
 
 /// `None`, said out loud, where the program is not built.
 #[track_caller]
@@ -68,7 +70,6 @@ fn a_recorder_that_panics_with_its_lock_held_has_its_last_rendering_delivered() 
 /// The final flush does not wait for the thread that makes it.
 #[test]
 fn an_exposition_that_panics_has_its_last_rendering_delivered_at_once() {
-    const LONG: Duration = Duration::from_secs(20);
     // The flush in which it panics has it too.
     for (scenario, pushes) in [("exposition", 2), ("exposition at the end", 1)] {
         let server = MockGateway::ok();
@@ -81,7 +82,7 @@ fn an_exposition_that_panics_has_its_last_rendering_delivered_at_once() {
 #[test]
 fn a_subscriber_that_panics_in_an_event_of_the_crate_does_not_cost_the_last_state() {
     let server = MockGateway::start([Reply::status(401), Reply::ok()]);
-    let Some(running) = start("subscriber", &server, TIMEOUT) else { return };
+    let Some(running) = start("subscriber", &server, LONG) else { return };
     assert_aborted(&running.wait(), TIMEOUT + SLACK);
     assert_eq!(server.requests().len(), 2, "at install and at the end");
     assert_interrupted(&last_push(&server));
