@@ -78,6 +78,18 @@ impl Exposition {
         }
     }
 
+    /// The same without these labels, which every series must have: job and grouping, in a text file.
+    #[track_caller]
+    pub fn without(mut self, labels: &[(&str, &str)]) -> Self {
+        for sample in self.families.iter_mut().flat_map(|family| &mut family.samples) {
+            for (name, value) in labels {
+                let removed = sample.labels.remove(*name);
+                assert_eq!(removed.as_deref(), Some(*value), "the label {name} of {sample}");
+            }
+        }
+        self
+    }
+
     fn samples(&self) -> impl Iterator<Item = &Sample> {
         self.families.iter().flat_map(|family| &family.samples)
     }
