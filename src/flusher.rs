@@ -126,6 +126,8 @@ impl Flusher {
     /// Whether the caller is to make the final flush. Waits for another thread that makes it, until the deadline.
     fn begin_end(&self, deadline: Instant) -> bool {
         let current = thread::current().id();
+        // The final flush goes on with the last rendering, and the panic that brings its thread here waits for it.
+        self.telemetry.abandon_foreign_thread();
         let mut state = self.state();
         loop {
             match *state {
@@ -135,7 +137,7 @@ impl Flusher {
                     return true;
                 }
                 // A panic hook in the midst of it, on this thread or one that it waits for.
-                EndState::Ending(thread) if thread == current || self.is_own_thread() => return false,
+                EndState::Ending(thread) if thread == current || self.is_waited_for() => return false,
                 EndState::Ending(_) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -152,10 +154,14 @@ impl Flusher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the caller is a thread of this crate that the final flush waits for.
+    /// Whether the caller is a thread of this crate.
     pub(crate) fn is_own_thread(&self) -> bool {
+        self.is_waited_for() || self.telemetry.is_foreign_thread()
+    }
+
+    /// Whether the caller is a thread that the final flush waits for, without a way to be told that it need not.
+    fn is_waited_for(&self) -> bool {
         self.delivery.is_current()
-            || self.telemetry.is_foreign_thread()
             || self.telemetry.stages.diagnostics.is_current_thread()
             || self.report.as_ref().is_some_and(|report| report.thread.is_current())
     }

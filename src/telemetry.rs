@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::Counter;
+use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tracing::{info, warn};
 
@@ -40,8 +41,8 @@ pub(crate) struct ForeignRecorder {
     thread: JobThread,
     /// The last rendering, for when the recorder panics or does not return.
     last: Mutex<Option<Arc<Families>>>,
-    /// Its thread called for the end of the process: nothing on it will be done any more.
-    is_abandoned: AtomicBool,
+    /// Set when its thread called for the end of the process: nothing on it will be done any more.
+    is_abandoned: watch::Sender<bool>,
     /// The last rendering stands in for the present one.
     is_failing: AtomicBool,
 }
@@ -52,7 +53,7 @@ const MAX_WAITING_CALLS: usize = 64;
 impl ForeignRecorder {
     pub(crate) fn new(render: Box<dyn Fn() -> String + Send + Sync>) -> Result<Self, Error> {
         let thread = JobThread::start("metrics-foreign", MAX_WAITING_CALLS)?;
-        let (is_abandoned, is_failing) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (is_abandoned, is_failing) = (watch::Sender::new(false), AtomicBool::new(false));
         Ok(Self { render, thread, last: Mutex::default(), is_abandoned, is_failing })
     }
 
@@ -251,8 +252,9 @@ impl Telemetry {
         };
         let Exposition::Foreign(foreign) = &self.exposition else { return self.record(end) };
         if foreign.thread.is_current() {
-            foreign.is_abandoned.store(true, Ordering::Release);
-        } else if foreign.is_overridden(deadline) {
+            return;
+        }
+        if foreign.is_overridden(deadline) {
             let _ = catch_unwind(AssertUnwindSafe(|| end(self)));
         } else {
             self.record(end);
@@ -260,9 +262,18 @@ impl Telemetry {
         }
     }
 
-    /// Whether the caller is a thread of this crate that runs code of the application.
+    /// Whether the caller is the thread of this crate that calls a recorder of the application.
     pub(crate) fn is_foreign_thread(&self) -> bool {
         matches!(&self.exposition, Exposition::Foreign(foreign) if foreign.thread.is_current())
+    }
+
+    /// Has nothing wait for that thread any more, if it is the caller.
+    pub(crate) fn abandon_foreign_thread(&self) {
+        if let Exposition::Foreign(foreign) = &self.exposition
+            && foreign.thread.is_current()
+        {
+            foreign.is_abandoned.send_replace(true);
+        }
     }
 
     /// Records something: at once in a recorder of this crate, on its thread in a recorder of the application. There it is
@@ -283,10 +294,11 @@ impl Telemetry {
         let Exposition::Foreign(foreign) = &self.exposition else { return self.families().map(Arc::new) };
         let telemetry = Arc::clone(&self);
         let render = foreign.thread.run(move || catch_unwind(AssertUnwindSafe(|| telemetry.families())));
-        let rendered = if foreign.is_abandoned.load(Ordering::Acquire) {
-            None
-        } else {
-            timeout_at(deadline, render).await.ok().and_then(Result::ok)
+        let mut is_abandoned = foreign.is_abandoned.subscribe();
+        let rendered = tokio::select! {
+            biased;
+            _ = is_abandoned.wait_for(|is_abandoned| *is_abandoned) => None,
+            rendered = timeout_at(deadline, render) => rendered.ok().and_then(Result::ok),
         };
         let error = match rendered {
             Some(Ok(families)) => {

@@ -144,6 +144,66 @@ fn lost_and_back_are_told_once_each_and_not_on_every_interval() {
     assert_eq!(told().len(), 4, "{:?}", told());
 }
 
+/// What one destination does is not taken for what another does.
+#[test]
+fn each_destination_is_lost_and_back_by_itself() {
+    let (server, directory) = (MockGateway::ok(), tempfile::tempdir().unwrap());
+    let place = directory.path().join("below");
+    std::fs::create_dir(&place).unwrap();
+    let file = place.join("job.prom");
+    let builder = builder(&server.url()).with_push_interval(Duration::from_millis(100)).with_textfile(&file);
+    let Measured { guard, log, default: _default } = measured(builder);
+    let refuse = || server.set_replies([Reply::status(401)]);
+    let take_all = || server.set_replies([Reply::ok()]);
+    let of_file = format!(" destination=the text file {}", file.display());
+    let lost = "metrics are not delivered; tried again on the interval";
+    let back = "metrics are delivered again";
+    let mut told = 0;
+    let mut assert_told = |text: &str, fields: &str, cause: &str| {
+        told += 1;
+        await_true(&format!("{text}{fields}"), || log.own().len() >= told);
+        // A further delivery of each has nothing new to tell.
+        let _ = guard.flush();
+        let own = log.own();
+        assert_eq!(own.len(), told, "{own:?}");
+        assert!(own[told - 1].starts_with(&format!("{text}{fields}")), "{own:?}");
+        assert_eq!(own[told - 1].contains("destination="), !fields.is_empty(), "{own:?}");
+        assert!(own[told - 1].contains(cause), "{own:?}");
+    };
+    guard.flush().unwrap();
+    refuse();
+    assert_told(lost, "", "401");
+    std::fs::remove_dir_all(&place).unwrap();
+    assert_told(lost, &of_file, "cannot write text file");
+    take_all();
+    assert_told(back, "", "");
+    refuse();
+    assert_told(lost, "", "401");
+    std::fs::create_dir(&place).unwrap();
+    assert_told(back, &of_file, "");
+    take_all();
+    assert_told(back, "", "");
+    guard.shutdown().unwrap();
+    assert_eq!(log.own().len(), told, "{:?}", log.own());
+}
+
+/// The answer is waited for; the next push follows it.
+#[test]
+fn an_interval_shorter_than_the_answer_is_no_failure() {
+    // It takes 320 milliseconds.
+    let server = MockGateway::start([Reply::Trickled(Answer::new(200), Duration::from_millis(8))]);
+    let builder = builder(&server.url()).with_push_interval(Duration::from_millis(100));
+    let Measured { guard, log, default: _default } = measured(builder);
+    server.await_requests(4);
+    guard.flush().unwrap();
+    let text = guard.render();
+    let pushes = |result| exposition::parse(&text).expect("quant_telemetry_push_total", &[("result", result)]);
+    assert!(pushes("success") >= 4.0, "{text}");
+    assert_eq!(pushes("failure"), 0.0);
+    guard.shutdown().unwrap();
+    assert_eq!(log.own(), [""; 0]);
+}
+
 /// When the tries came.
 type Times = Arc<Mutex<Vec<Instant>>>;
 

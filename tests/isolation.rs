@@ -22,7 +22,13 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const SLACK: Duration = Duration::from_millis(1_500);
 
 fn start(scenario: &str, server: &MockGateway) -> child::Running {
+    start_with(scenario, server, &[])
+}
+
+/// `environment`: further variables of the child.
+fn start_with(scenario: &str, server: &MockGateway, environment: &[(&str, &str)]) -> child::Running {
     let mut command = child::command("scenarios::block", scenario);
+    command.envs(environment.iter().copied());
     command.env("TV_PROMETHEUS_PUSHGATEWAY", server.url());
     command.env("TV_PROMETHEUS_JOB", "j").env("TV_PROMETHEUS_FLUSH_TIMEOUT", "1s");
     child::start(command)
@@ -42,8 +48,13 @@ fn assert_final(last: &Exposition, reason: &str) {
 /// A child that waits in an open stage, while the main thread holds what the crate is about to use.
 #[track_caller]
 fn dies_of_sigterm_in_time(scenario: &str) {
+    dies_of_sigterm_in_time_with(scenario, &[]);
+}
+
+#[track_caller]
+fn dies_of_sigterm_in_time_with(scenario: &str, environment: &[(&str, &str)]) {
     let server = MockGateway::ok();
-    let mut running = start(scenario, &server);
+    let mut running = start_with(scenario, &server, environment);
     running.await_line("it blocks");
     let start = Instant::now();
     running.signal(Signal::TERM);
@@ -61,6 +72,19 @@ fn sigterm_flushes_while_main_holds_the_lock_of_standard_output() {
 #[test]
 fn sigterm_flushes_while_the_report_waits_for_a_lock_of_main() {
     dies_of_sigterm_in_time("report waits");
+}
+
+/// The loss of the collector is being reported meanwhile.
+#[cfg(feature = "otlp")]
+#[test]
+fn sigterm_flushes_while_the_log_blocks_and_the_collector_is_lost() {
+    let collector = format!("http://{}", support::free_addr());
+    let environment = [
+        ("OTEL_METRICS_EXPORTER", "otlp"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector),
+        ("TV_PROMETHEUS_PUSH_INTERVAL", "100ms"),
+    ];
+    dies_of_sigterm_in_time_with("log blocks", &environment);
 }
 
 #[test]

@@ -1,8 +1,11 @@
-//! A program that aborts where it panics (`panic = "abort"`), with `with_flush_on_panic_abort()`: no destructor runs, and
-//! the last state is delivered all the same. It is the example `pipeline`, built so.
+//! Programs that abort where they panic (`panic = "abort"`), with `with_flush_on_panic_abort()`: no destructor runs, and
+//! the last state is delivered all the same. They are the example `pipeline`, built so, and a program of this test in which
+//! code of the application panics that the crate calls.
 #![cfg(all(feature = "pushgateway", unix))]
 #![allow(clippy::unwrap_used)]
 
+#[path = "panic_abort/foreign_code.rs"]
+mod foreign_code;
 mod support;
 
 use std::io::Write as _;
@@ -20,10 +23,15 @@ use support::{MockGateway, Reply, servers};
 /// What a busy machine may add to a time that is kept.
 const SLACK: Duration = Duration::from_millis(1_500);
 
-/// The example with panics that abort. It takes a minute to build, with everything it stands on, so it is built where
+/// The example `pipeline` with panics that abort.
+fn program() -> Option<PathBuf> {
+    built("pipeline")
+}
+
+/// An example with panics that abort. It takes a minute to build, with everything it stands on, so it is built where
 /// nothing may be left out; `None`, said out loud, elsewhere.
-fn program() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+fn built(example: &str) -> Option<PathBuf> {
+    static EXAMPLES: OnceLock<PathBuf> = OnceLock::new();
     if !std::env::var(servers::REQUIRE_SERVERS).is_ok_and(|value| !matches!(value.as_str(), "" | "0")) {
         let thread = std::thread::current();
         let test = thread.name().unwrap_or("a test");
@@ -35,9 +43,11 @@ fn program() -> Option<&'static Path> {
         );
         return None;
     }
-    Some(PROGRAM.get_or_init(build))
+    let path = EXAMPLES.get_or_init(build).join(example);
+    Some(path.with_extension(std::env::consts::EXE_EXTENSION))
 }
 
+/// The directory of the examples.
 fn build() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     // target/PROFILE/deps/TEST
@@ -45,12 +55,12 @@ fn build() -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--quiet", "--example", "pipeline", "--target-dir"])
+        .args(["build", "--quiet", "--example", "pipeline", "--example", "panic_abort_program", "--target-dir"])
         .arg(&target)
         .args(["--config", "profile.dev.panic=\"abort\"", "--config", "profile.dev.debug=false"]);
     let built = cargo.output().unwrap();
-    assert!(built.status.success(), "the example was not built: {}", String::from_utf8_lossy(&built.stderr));
-    target.join("debug/examples/pipeline").with_extension(std::env::consts::EXE_EXTENSION)
+    assert!(built.status.success(), "the examples were not built: {}", String::from_utf8_lossy(&built.stderr));
+    target.join("debug/examples")
 }
 
 fn command(program: &Path, server: &MockGateway, file: &Path, arguments: &[&str]) -> Command {
@@ -111,7 +121,7 @@ fn the_last_state_is_delivered_and_the_process_aborts() {
     let Some(program) = program() else { return };
     for stage in ["risk.optimize", "foundation.features"] {
         let server = MockGateway::ok();
-        let (ended, file) = run(program, &server, &["--panic", stage]);
+        let (ended, file) = run(&program, &server, &["--panic", stage]);
         assert_aborted(&ended, stage);
         assert_eq!(server.requests().len(), 2, "at install and at the end");
         let last = exposition::parse(server.requests().last().unwrap().text());
@@ -125,7 +135,7 @@ fn no_gateway_holds_it() {
     let Some(program) = program() else { return };
     for reply in [Reply::Silent, Reply::status(400)] {
         let server = MockGateway::start([reply]);
-        let (ended, file) = run(program, &server, &["--panic", "alpha.policy"]);
+        let (ended, file) = run(&program, &server, &["--panic", "alpha.policy"]);
         assert_aborted(&ended, "alpha.policy");
         assert!(ended.elapsed < Duration::from_secs(2) + 2 * SLACK, "{:?}", ended.elapsed);
         assert_cut_off(&file, "alpha.policy");
@@ -140,7 +150,7 @@ fn a_report_that_panics_aborts_it_at_once() {
     for arguments in [&[][..], &["--panic", "risk.optimize"]] {
         let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]);
         let directory = tempfile::tempdir().unwrap();
-        let mut command = command(program, &server, &directory.path().join("pipeline.prom"), arguments);
+        let mut command = command(&program, &server, &directory.path().join("pipeline.prom"), arguments);
         // Nothing but the report is written to stderr once it is closed.
         command.env("RUST_LOG", "off").env("TV_PROMETHEUS_FLUSH_TIMEOUT", "20s");
         let mut running = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -166,7 +176,7 @@ fn a_report_that_panics_aborts_it_at_once() {
 fn without_a_panic_it_ends_as_ever() {
     let Some(program) = program() else { return };
     let server = MockGateway::ok();
-    let (ended, file) = run(program, &server, &[]);
+    let (ended, file) = run(&program, &server, &[]);
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     let last = exposition::parse(server.requests().last().unwrap().text());
     for found in [last, file] {

@@ -113,3 +113,130 @@ impl Scheduler {
         deadline
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tempfile::TempDir;
+    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+    use super::*;
+    use crate::delivery::{BoxFuture, DeliveryEvent, Textfile};
+    use crate::exposition::{Families, Problems, parse};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Its exposition is one gauge.
+    #[derive(Default)]
+    struct Panicking {
+        /// Whether the next exposition panics.
+        panics: AtomicBool,
+        value: Mutex<u32>,
+        events: Mutex<Vec<String>>,
+    }
+
+    impl Source for Panicking {
+        fn exposition(self: Arc<Self>, _: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>> {
+            Box::pin(async move {
+                assert!(!self.panics.swap(false, Ordering::SeqCst), "on purpose");
+                let text = format!("# TYPE rows gauge\nrows {}\n", self.value.lock().unwrap());
+                Ok(Arc::new(parse(&text, |_| None, &mut Problems::default()).unwrap()))
+            })
+        }
+
+        #[cfg(feature = "otlp")]
+        fn publish(self: Arc<Self>) {}
+
+        fn own_families(&self, _: &str) -> String {
+            String::new()
+        }
+
+        fn sample(self: Arc<Self>) {}
+
+        fn pushed(self: Arc<Self>, _: bool, _: Duration) {}
+
+        fn spooled(self: Arc<Self>, _: usize, _: u64) {}
+
+        fn on_event(&self, event: DeliveryEvent) {
+            let text = match event {
+                DeliveryEvent::Failing { destination, error } => format!("{}: {error}", destination.unwrap()),
+                DeliveryEvent::Recovered { destination } => format!("{}: again", destination.unwrap()),
+                other => format!("{other:?}"),
+            };
+            self.events.lock().unwrap().push(text);
+        }
+
+        fn events_taken(&self) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+    }
+
+    /// A scheduler that delivers to the text files `a` and `b` when it is asked to. The first delivery, which nobody asked
+    /// for, is over.
+    async fn started(directory: &TempDir) -> (Arc<Panicking>, UnboundedSender<FlushRequest>) {
+        let source = Arc::new(Panicking::default());
+        let textfile = |name: &str| Textfile::open(&directory.path().join(name)).unwrap();
+        let destinations = ["a", "b"].map(|name| Destination::textfile(textfile(name), &[]).unwrap()).into();
+        let (requests, received) = unbounded_channel();
+        let scheduler = Scheduler::new(destinations, Arc::clone(&source) as _, received, LONG, None, None);
+        tokio::spawn(scheduler.run());
+        flush(&requests, false).await.unwrap();
+        (source, requests)
+    }
+
+    async fn flush(requests: &UnboundedSender<FlushRequest>, is_final: bool) -> Result<(), Error> {
+        let (reply, result) = oneshot::channel();
+        assert!(requests.send(FlushRequest { deadline: Instant::now() + LONG, is_final, reply }).is_ok());
+        result.await.unwrap()
+    }
+
+    fn values(directory: &Path) -> [String; 2] {
+        ["a", "b"].map(|name| {
+            let text = std::fs::read_to_string(directory.join(name)).unwrap();
+            text.lines().find_map(|line| line.strip_prefix("rows ")).unwrap().to_owned()
+        })
+    }
+
+    /// The destination whose delivery panicked, by the result of that delivery.
+    #[track_caller]
+    fn panicked(directory: &Path, result: Result<(), Error>) -> (usize, String) {
+        let error = result.unwrap_err();
+        let text = |name| format!("the delivery to the text file {} panicked", directory.join(name).display());
+        let place = ["a", "b"].iter().position(|name| error.to_string() == text(name));
+        (place.unwrap_or_else(|| panic!("{error:?}")), error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_one_delivery_fails_that_one_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, requests) = started(&directory).await;
+        *source.value.lock().unwrap() = 1;
+        source.panics.store(true, Ordering::SeqCst);
+        let (place, text) = panicked(directory.path(), flush(&requests, false).await);
+        let mut expected = ["1", "1"];
+        expected[place] = "0";
+        assert_eq!(values(directory.path()), expected);
+
+        *source.value.lock().unwrap() = 2;
+        flush(&requests, false).await.unwrap();
+        assert_eq!(values(directory.path()), ["2", "2"]);
+        let destination = text["the delivery to ".len()..].strip_suffix(" panicked").unwrap();
+        let events = source.events.lock().unwrap().clone();
+        assert_eq!(events, [format!("{destination}: {text}"), format!("{destination}: again")]);
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_one_final_delivery_fails_that_one_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, requests) = started(&directory).await;
+        *source.value.lock().unwrap() = 1;
+        source.panics.store(true, Ordering::SeqCst);
+        let (place, _) = panicked(directory.path(), flush(&requests, true).await);
+        let mut expected = ["1", "1"];
+        expected[place] = "0";
+        assert_eq!(values(directory.path()), expected);
+    }
+}

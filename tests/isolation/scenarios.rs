@@ -1,6 +1,7 @@
 //! What the child processes do: hold what the crate is about to use.
 
 use std::io::Write as _;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -22,6 +23,7 @@ fn block() {
     let Some(scenario) = child::scenario() else { return };
     match scenario.as_str() {
         "stdout locked" => stdout_locked(),
+        "log blocks" => log_blocks(),
         "report waits" => report_waits(),
         "pipe full" => pipe_full(),
         "recorder locked" => recorder_locked(),
@@ -36,6 +38,22 @@ fn stdout_locked() {
     tracing_subscriber::registry().with(layer).with(tracing_subscriber::fmt::layer()).init();
     let _open = tracing::info_span!("work", stage_id = "open").entered();
     let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "it blocks").unwrap();
+    park()
+}
+
+/// As above, and an event of the crate waits for standard output.
+fn log_blocks() {
+    let (layer, _guard) = MetricsLayer::builder().with_env().unwrap().with_flush_on_signals().install().unwrap();
+    let (sender, is_writing) = sync_channel(1);
+    let writer = move || {
+        let _ = sender.try_send(());
+        std::io::stdout()
+    };
+    let mut stdout = std::io::stdout().lock();
+    tracing_subscriber::registry().with(layer).with(tracing_subscriber::fmt::layer().with_writer(writer)).init();
+    let _open = tracing::info_span!("work", stage_id = "open").entered();
+    is_writing.recv().unwrap();
     writeln!(stdout, "it blocks").unwrap();
     park()
 }

@@ -87,6 +87,35 @@ fn a_frozen_gateway_and_a_signal_leave_the_last_state_too() {
     guard.shutdown().unwrap();
 }
 
+/// Another group has the metric with another type. The stages are pushed without it, and that is a delivery.
+#[test]
+fn a_run_whose_metric_is_refused_leaves_nothing_and_delivers_what_others_left() {
+    let Some(server) = support::pushgateway() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let [spool, other] = ["spool", "other"].map(|name| directory.path().join(name));
+    assert_eq!(push(&server, "other_type", "# TYPE rows counter\nrows 1\n"), 200);
+    let mut command = scenarios::command("stay with a metric that is refused", &server.url(), "refused", &spool);
+    command.env("TV_PROMETHEUS_PUSH_INTERVAL", "100ms");
+    let mut running = child::start(command);
+    running.await_line("refused");
+    // At once, since the run looks at the directory meanwhile.
+    leave(&other, "earlier", "left");
+    directory::readdress(&other, &server.url());
+    let left = directory::only_payload(&other);
+    fs::rename(&left, spool.join(left.file_name().unwrap())).unwrap();
+    directory::await_no_payload(&spool);
+    assert_eq!(of_group(&scraped(&server), "earlier", "left"), Some(1.0), "in the background");
+
+    running.signal(child::Signal::TERM);
+    running.wait();
+    let found = scraped(&server);
+    assert_eq!(of_group(&found, "refused", "a"), Some(1.0));
+    let group = [("instance", ""), ("job", "refused")];
+    assert!(found.expect("quant_run_duration_seconds", &group) > 0.0, "the last state");
+    assert_eq!(found.value("rows", &group), None);
+    assert_eq!(directory::names(&spool), [""; 0]);
+}
+
 #[test]
 fn what_the_gateway_has_newer_is_not_taken_back() {
     let Some(server) = support::pushgateway() else { return };

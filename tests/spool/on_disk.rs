@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::support::mock_gateway::Answer;
-use super::support::{MockGateway, Reply, child, servers};
+use super::support::{MockGateway, Reply, child, exposition, servers};
 use super::{directory, scenarios};
 
 /// Whether processes can be looked at here; said out loud where they cannot.
@@ -63,6 +63,31 @@ fn calls(spool: &Path) -> Vec<String> {
 fn place(calls: &[String], parts: &[&str]) -> usize {
     let found = calls.iter().rposition(|call| parts.iter().all(|part| call.contains(part)));
     found.unwrap_or_else(|| panic!("no call with {parts:?} in:\n{}", calls.join("\n")))
+}
+
+/// The other way round, a frozen gateway, is in `delivered_later.rs`.
+#[test]
+fn a_disk_that_is_slower_than_the_flush_timeout_does_not_cost_the_push() {
+    const TIMEOUT_MS: u128 = 2_000;
+    if !can_trace() {
+        return;
+    }
+    let (server, directory) = (MockGateway::ok(), tempfile::tempdir().unwrap());
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    let mut inner = scenarios::command("time the end", &server.url(), "j", directory.path());
+    inner.env("TV_PROMETHEUS_FLUSH_TIMEOUT", format!("{TIMEOUT_MS}ms"));
+    // Microseconds.
+    let inject = format!("inject=fsync:delay_enter={}", 1_500 * TIMEOUT_MS);
+    let mut running = child::start(traced(&inner, trace.path(), &["-e", "trace=fsync", "-e", &inject]));
+    let line = running.await_line("shutdown: ");
+    let ended = running.wait();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    let took: u128 = line.split(' ').rev().nth(1).unwrap().parse().unwrap();
+    assert!(took < TIMEOUT_MS, "{line}");
+    let trace = fs::read_to_string(trace.path()).unwrap();
+    assert!(trace.contains("fsync("), "the disk was not slow: {trace}");
+    let last = exposition::parse(server.requests().last().unwrap().text());
+    assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0);
 }
 
 /// The file is written by one thread, and pushed by another at the same time.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Instant;
 
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
@@ -36,10 +37,23 @@ fn end_as_told() {
     println!("go");
     match scenario.as_str() {
         "end" => guard.shutdown().unwrap(),
+        "time the end" => {
+            let start = Instant::now();
+            guard.shutdown().unwrap();
+            println!("shutdown: {} ms", start.elapsed().as_millis());
+        }
         "fail" => drop(guard.shutdown().unwrap_err()),
         "end when the spool is empty" => {
             await_no_payload(&PathBuf::from(std::env::var_os("TV_PROMETHEUS_SPOOL_DIR").unwrap()));
             guard.shutdown().unwrap();
+        }
+        "stay with a metric that is refused" => {
+            metrics::gauge!("rows").set(1.0);
+            assert_eq!(guard.flush().unwrap_err().status(), Some(400));
+            println!("refused");
+            loop {
+                std::thread::park();
+            }
         }
         "stay" => loop {
             std::thread::park();
