@@ -162,6 +162,8 @@ mod exposition;
 #[cfg(feature = "pushgateway")]
 mod flusher;
 #[cfg(feature = "pushgateway")]
+mod foreign_recorder;
+#[cfg(feature = "pushgateway")]
 mod guard;
 #[cfg(all(doc, feature = "pushgateway"))]
 pub mod guide;

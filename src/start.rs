@@ -19,6 +19,7 @@ use crate::env::MAX_DURATION;
 use crate::env::executable_name;
 use crate::error::Error;
 use crate::flusher::Flusher;
+use crate::foreign_recorder::ForeignRecorder;
 use crate::guard::FlushGuard;
 use crate::host;
 use crate::layer::{MAX_MAX_SERIES, MetricsLayer, OWN_TARGET, Settings, Stages, Target};
@@ -31,7 +32,7 @@ use crate::run::Ending;
 use crate::schema;
 #[cfg(unix)]
 use crate::signals::Watch;
-use crate::telemetry::{Exposition, ForeignRecorder, Telemetry, own_metrics};
+use crate::telemetry::{Exposition, Telemetry, own_metrics};
 
 impl MetricsLayerBuilder {
     /// `install` makes the recorder the global one, or does not.

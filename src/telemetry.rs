@@ -2,20 +2,18 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "resource-usage")]
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::Counter;
-use tokio::sync::watch;
-use tokio::time::timeout_at;
 use tracing::{info, warn};
 
 use crate::delivery::{BoxFuture, DeliveryEvent, Source};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, MetricKind, Problems, parse};
-use crate::job_thread::JobThread;
+use crate::foreign_recorder::ForeignRecorder;
 use crate::layer::{OWN_TARGET, Stages, outward};
 use crate::recorder::StageRecorder;
 use crate::report::RunReport;
@@ -32,51 +30,6 @@ pub(crate) enum Exposition {
     },
     /// A recorder the application has.
     Foreign(ForeignRecorder),
-}
-
-/// A recorder of the application. It can block or panic, so this crate calls it on a thread of its own, but for what the
-/// application's own calls do.
-pub(crate) struct ForeignRecorder {
-    render: Box<dyn Fn() -> String + Send + Sync>,
-    thread: JobThread,
-    /// The last rendering, for when the recorder panics or does not return.
-    last: Mutex<Option<Arc<Families>>>,
-    /// Set when its thread called for the end of the process: nothing on it will be done any more.
-    is_abandoned: watch::Sender<bool>,
-    /// The last rendering stands in for the present one.
-    is_failing: AtomicBool,
-}
-
-/// Calls that may wait for a recorder which does not return.
-const MAX_WAITING_CALLS: usize = 64;
-
-impl ForeignRecorder {
-    pub(crate) fn new(render: Box<dyn Fn() -> String + Send + Sync>) -> Result<Self, Error> {
-        let thread = JobThread::start("metrics-foreign", MAX_WAITING_CALLS)?;
-        let (is_abandoned, is_failing) = (watch::Sender::new(false), AtomicBool::new(false));
-        Ok(Self { render, thread, last: Mutex::default(), is_abandoned, is_failing })
-    }
-
-    /// Whether the caller's thread has a recorder of its own (`metrics::with_local_recorder`), which the thread for the
-    /// recorder does not reach.
-    fn is_overridden(&self, deadline: Instant) -> bool {
-        let (sender, address) = sync_channel(1);
-        // Sending fails only if it is too late.
-        self.thread.post(move || {
-            let _ = sender.send(recorder_address());
-        });
-        let global = address.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        global.is_ok_and(|global| global != recorder_address())
-    }
-
-    fn last(&self) -> MutexGuard<'_, Option<Arc<Families>>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Where the recorder of the current thread is.
-fn recorder_address() -> usize {
-    metrics::with_recorder(|recorder| std::ptr::from_ref(recorder).cast::<()>().addr())
 }
 
 pub(crate) struct Telemetry {
@@ -186,7 +139,7 @@ impl Telemetry {
         match &self.exposition {
             Exposition::Own { recorder, rendering } => self.read(recorder, rendering).to_text(),
             Exposition::Foreign(foreign) => {
-                let text = (foreign.render)();
+                let text = foreign.render();
                 self.parse(&text).map_or(text, |families| families.to_text())
             }
         }
@@ -197,7 +150,7 @@ impl Telemetry {
         self.sample_first();
         match &self.exposition {
             Exposition::Own { recorder, rendering } => Ok(self.read(recorder, rendering)),
-            Exposition::Foreign(foreign) => self.parse(&(foreign.render)()),
+            Exposition::Foreign(foreign) => self.parse(&foreign.render()),
         }
     }
 
@@ -251,28 +204,26 @@ impl Telemetry {
             }
         };
         let Exposition::Foreign(foreign) = &self.exposition else { return self.record(end) };
-        if foreign.thread.is_current() {
+        if foreign.is_current_thread() {
             return;
         }
         if foreign.is_overridden(deadline) {
             let _ = catch_unwind(AssertUnwindSafe(|| end(self)));
         } else {
             self.record(end);
-            foreign.thread.wait_idle(deadline);
+            foreign.wait_idle(deadline);
         }
     }
 
     /// Whether the caller is the thread of this crate that calls a recorder of the application.
     pub(crate) fn is_foreign_thread(&self) -> bool {
-        matches!(&self.exposition, Exposition::Foreign(foreign) if foreign.thread.is_current())
+        matches!(&self.exposition, Exposition::Foreign(foreign) if foreign.is_current_thread())
     }
 
     /// Has nothing wait for that thread any more, if it is the caller.
     pub(crate) fn abandon_foreign_thread(&self) {
-        if let Exposition::Foreign(foreign) = &self.exposition
-            && foreign.thread.is_current()
-        {
-            foreign.is_abandoned.send_replace(true);
+        if let Exposition::Foreign(foreign) = &self.exposition {
+            foreign.abandon_current_thread();
         }
     }
 
@@ -284,41 +235,18 @@ impl Telemetry {
             Exposition::Own { .. } => drop(catch_unwind(AssertUnwindSafe(|| work(self)))),
             Exposition::Foreign(foreign) => {
                 let telemetry = Arc::clone(self);
-                foreign.thread.post(move || work(&telemetry));
+                foreign.post(move || work(&telemetry));
             }
         }
     }
 
-    /// The rendering of the application's recorder, or the last one where it panics or does not return by the deadline.
-    async fn render_foreign(self: Arc<Self>, deadline: tokio::time::Instant) -> Result<Arc<Families>, Error> {
+    async fn foreign_families(self: Arc<Self>, deadline: tokio::time::Instant) -> Result<Arc<Families>, Error> {
         let Exposition::Foreign(foreign) = &self.exposition else { return self.families().map(Arc::new) };
-        let telemetry = Arc::clone(&self);
-        let render = foreign.thread.run(move || catch_unwind(AssertUnwindSafe(|| telemetry.families())));
-        let mut is_abandoned = foreign.is_abandoned.subscribe();
-        let rendered = tokio::select! {
-            biased;
-            _ = is_abandoned.wait_for(|is_abandoned| *is_abandoned) => None,
-            rendered = timeout_at(deadline, render) => rendered.ok().and_then(Result::ok),
-        };
-        let error = match rendered {
-            Some(Ok(families)) => {
-                foreign.is_failing.store(false, Ordering::Relaxed);
-                self.report_problems();
-                let families = Arc::new(families?);
-                *foreign.last() = Some(Arc::clone(&families));
-                return Ok(families);
-            }
-            Some(Err(_)) => Error::new(Kind::Delivery, "the function given to `with_exposition` panicked"),
-            None => {
-                let text = "the function given to `with_exposition` has not returned in the time allowed";
-                Error::new(Kind::Timeout, text)
-            }
-        };
-        let Some(last) = foreign.last().clone() else { return Err(error) };
-        if !foreign.is_failing.swap(true, Ordering::Relaxed) {
-            self.on_event(DeliveryEvent::RecorderFailing(error));
-        }
-        Ok(last)
+        let (telemetry, reporter) = (Arc::clone(&self), Arc::clone(&self));
+        let on_failing = move |error| reporter.on_event(DeliveryEvent::RecorderFailing(error));
+        let families = foreign.read(move || telemetry.families(), on_failing, deadline).await;
+        self.report_problems();
+        families
     }
 }
 
@@ -330,7 +258,7 @@ impl Source for Telemetry {
                 self.report_problems();
                 families
             }),
-            Exposition::Foreign(_) => Box::pin(self.render_foreign(deadline)),
+            Exposition::Foreign(_) => Box::pin(self.foreign_families(deadline)),
         }
     }
 

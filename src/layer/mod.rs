@@ -44,7 +44,7 @@ pub(crate) use callsite::OWN_TARGET;
 pub use outcome::FailurePolicy;
 pub(crate) use sink::Target;
 #[cfg(feature = "pushgateway")]
-pub(crate) use sink::outward;
+pub(crate) use sink::{outward, recorder_address};
 pub(crate) use stages::{Settings, Stages};
 #[cfg(feature = "pushgateway")]
 pub(crate) use summary::StageState;

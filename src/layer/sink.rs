@@ -78,8 +78,8 @@ impl Sink {
     /// Calls it with the global recorder. A recorder that is this thread's alone (`metrics::with_local_recorder`) is for
     /// the code that it surrounds, and a handle is kept for good: it is used only where there is no global one.
     fn with_facade<T: Send>(&self, f: impl Fn(&dyn Recorder) -> T + Sync) -> T {
-        let global = self.global.get_or_init(|| on_new_thread(|| metrics::with_recorder(address)).flatten());
-        if global.is_none() || metrics::with_recorder(address) == *global {
+        let global = self.global.get_or_init(|| on_new_thread(|| metrics::with_recorder(recorder_address)).flatten());
+        if global.is_none() || metrics::with_recorder(recorder_address) == *global {
             return metrics::with_recorder(f);
         }
         on_new_thread(|| outward(|| metrics::with_recorder(&f))).unwrap_or_else(|| metrics::with_recorder(&f))
@@ -134,7 +134,7 @@ impl Sink {
 
 /// Where a recorder is. `None` for one of no size, which has no address of its own: that of `metrics` for where there is
 /// none is such a one.
-fn address(recorder: &dyn Recorder) -> Option<usize> {
+pub(crate) fn recorder_address(recorder: &dyn Recorder) -> Option<usize> {
     (size_of_val(recorder) > 0).then(|| std::ptr::from_ref(recorder).addr())
 }
 

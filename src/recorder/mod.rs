@@ -15,6 +15,7 @@ use crate::buckets::Snapshot;
 use crate::error::Error;
 use crate::exposition::{self, Families, Labels, MetricKind, Problem, Samples, Series, metric_name};
 use crate::histogram::BucketHistogram;
+use crate::layer::recorder_address;
 
 /// Upper bounds of the buckets of the stage duration, in seconds: batch work, from a millisecond to four hours.
 pub const DEFAULT_BUCKETS: [f64; 14] =
@@ -133,7 +134,7 @@ impl Recorder for StageRecorder {
 /// nothing, for ever.
 pub(crate) fn check_is_installed() -> Result<(), Error> {
     // The recorder that stands for none is a type without a size, and nothing else tells.
-    let is_installed = || metrics::with_recorder(|recorder| size_of_val(recorder) > 0);
+    let is_installed = || metrics::with_recorder(recorder_address).is_some();
     // A thread of its own has no recorder of its own.
     let asked = thread::Builder::new().spawn(is_installed).map(JoinHandle::join);
     if matches!(asked, Ok(Ok(true))) || (asked.is_err() && is_installed()) {
