@@ -118,7 +118,7 @@ impl Scheduler {
 mod tests {
     use std::path::Path;
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use tempfile::TempDir;
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -135,6 +135,7 @@ mod tests {
         /// Whether the next exposition panics.
         panics: AtomicBool,
         value: Mutex<u32>,
+        samples: AtomicUsize,
         events: Mutex<Vec<String>>,
     }
 
@@ -154,7 +155,9 @@ mod tests {
             String::new()
         }
 
-        fn sample(self: Arc<Self>) {}
+        fn sample(self: Arc<Self>) {
+            self.samples.fetch_add(1, Ordering::SeqCst);
+        }
 
         fn pushed(self: Arc<Self>, _: bool, _: Duration) {}
 
@@ -185,6 +188,23 @@ mod tests {
         tokio::spawn(scheduler.run());
         flush(&requests, false).await.unwrap();
         (source, requests)
+    }
+
+    /// Pushes are far apart, and samples are not.
+    #[tokio::test]
+    async fn resources_are_sampled_on_an_interval_of_their_own() {
+        const INTERVAL: Duration = Duration::from_millis(10);
+        let source = Arc::new(Panicking::default());
+        let (_requests, received) = unbounded_channel();
+        let scheduler = Scheduler::new(Vec::new(), Arc::clone(&source) as _, received, LONG, Some(INTERVAL), None);
+        let start = Instant::now();
+        tokio::spawn(scheduler.run());
+        let samples = || source.samples.load(Ordering::SeqCst);
+        while samples() < 4 {
+            assert!(start.elapsed() < LONG, "{} samples", samples());
+            tokio::time::sleep(INTERVAL).await;
+        }
+        assert!(start.elapsed() >= 3 * INTERVAL, "{:?}", start.elapsed());
     }
 
     async fn flush(requests: &UnboundedSender<FlushRequest>, is_final: bool) -> Result<(), Error> {

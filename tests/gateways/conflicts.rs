@@ -29,7 +29,11 @@ fn refusing(metric: &'static str) -> MockGateway {
 
 /// The error of a final flush to such a gateway, and its requests.
 fn shutdown(server: &MockGateway) -> (String, Vec<Request>) {
-    let builder = builder(&server.url()).with_exposition(|| [OWN, APPLICATION].concat());
+    shutdown_with(server, [OWN, APPLICATION].concat())
+}
+
+fn shutdown_with(server: &MockGateway, text: String) -> (String, Vec<Request>) {
+    let builder = builder(&server.url()).with_exposition(move || text.clone());
     let Measured { guard, log: _, default: _default } = measured(builder);
     // The first push has ended.
     guard.flush().unwrap_err();
@@ -65,4 +69,14 @@ fn a_conflict_of_the_applications_families_has_the_stages_pushed_alone() {
         server.url()
     );
     assert!(error.starts_with(&expected), "{error}");
+}
+
+#[test]
+fn a_refused_push_without_families_to_leave_out_or_to_keep_is_not_pushed_again() {
+    for text in [OWN, APPLICATION] {
+        let server = MockGateway::start([Reply::status(400)]);
+        let (error, requests) = shutdown_with(&server, text.to_owned());
+        assert_eq!(methods(&requests), ["POST"], "{text}");
+        assert!(!error.contains("the application's own metrics"), "{error}");
+    }
 }
