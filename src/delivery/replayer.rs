@@ -152,10 +152,16 @@ impl Replayer {
                     () = ended.notified() => return,
                 }
                 count.fetch_add(1, Ordering::Relaxed);
+                // A task of its own: if it panics, the next one begins all the same.
+                let mut pass = tokio::spawn(replay_all(gateway.clone(), spool.clone(), Arc::clone(&source)));
                 tokio::select! {
-                    // The wake that came with it begins the next pass.
-                    () = restarted.notified() => woken.notify_one(),
-                    () = replay_all(&gateway, &spool, &source) => {}
+                    () = restarted.notified() => {
+                        pass.abort();
+                        // The next pass begins when this one is dropped.
+                        let _ = pass.await;
+                        woken.notify_one();
+                    }
+                    _ = &mut pass => {}
                 }
                 count.fetch_add(1, Ordering::Relaxed);
             }
@@ -188,11 +194,11 @@ impl Replayer {
 }
 
 /// Delivers the payloads, oldest first, until none is left or the gateway takes none.
-async fn replay_all(gateway: &Pushgateway, spool: &SpoolThread, source: &Arc<dyn Source>) {
+async fn replay_all(gateway: Pushgateway, spool: SpoolThread, source: Arc<dyn Source>) {
     loop {
         let deadline = Instant::now() + gateway.timeout();
-        let replayed = replay(gateway, &spool.spool, &spool.files, Scope::OtherGroups, deadline).await;
-        spool.look(source).await;
+        let replayed = replay(&gateway, &spool.spool, &spool.files, Scope::OtherGroups, deadline).await;
+        spool.look(&source).await;
         match replayed {
             Replayed::Done | Replayed::Refused | Replayed::PassedOver => {}
             Replayed::Nothing | Replayed::Failed | Replayed::Unanswered => return,
