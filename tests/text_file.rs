@@ -93,20 +93,27 @@ fn a_reader_never_sees_half_of_it() {
     assert_eq!(names, ["job.prom"]);
 }
 
+/// A text file and a gateway that have had their first state. Then the directory of the file went away.
+#[track_caller]
+fn without_directory(inner: &Path, path: &Path, server: &MockGateway) -> Measured {
+    fs::create_dir(inner).unwrap();
+    let builder = MetricsLayer::builder()
+        .with_textfile(path)
+        .with_pushgateway(Pushgateway::new(server.url(), "j").unwrap())
+        .with_push_interval(Duration::from_secs(3_600));
+    let measured = measured(builder);
+    measured.guard.flush().unwrap();
+    fs::remove_dir_all(inner).unwrap();
+    measured
+}
+
 #[test]
 fn a_directory_that_goes_away_is_told_and_does_not_stop_the_push() {
     let directory = tempfile::tempdir().unwrap();
     let inner = directory.path().join("inner");
-    fs::create_dir(&inner).unwrap();
     let path = inner.join("job.prom");
     let server = MockGateway::ok();
-    let builder = MetricsLayer::builder()
-        .with_textfile(&path)
-        .with_pushgateway(Pushgateway::new(server.url(), "j").unwrap())
-        .with_push_interval(Duration::from_secs(3_600));
-    let Measured { guard, log, default: _default } = measured(builder);
-    guard.flush().unwrap();
-    fs::remove_dir_all(&inner).unwrap();
+    let Measured { guard, log, default: _default } = without_directory(&inner, &path, &server);
     stage("a");
     let error = guard.flush().unwrap_err();
     assert_eq!(error.to_string(), format!("cannot write text file {path:?}"));
@@ -128,16 +135,9 @@ fn a_directory_that_goes_away_is_told_and_does_not_stop_the_push() {
 fn file_and_gateway_fail_and_recover_on_their_own() {
     let directory = tempfile::tempdir().unwrap();
     let inner = directory.path().join("inner");
-    fs::create_dir(&inner).unwrap();
     let path = inner.join("job.prom");
     let server = MockGateway::ok();
-    let builder = MetricsLayer::builder()
-        .with_textfile(&path)
-        .with_pushgateway(Pushgateway::new(server.url(), "j").unwrap())
-        .with_push_interval(Duration::from_secs(3_600));
-    let Measured { guard, log, default: _default } = measured(builder);
-    guard.flush().unwrap();
-    fs::remove_dir_all(&inner).unwrap();
+    let Measured { guard, log, default: _default } = without_directory(&inner, &path, &server);
     guard.flush().unwrap_err();
     server.set_replies([Reply::status(401)]);
     guard.flush().unwrap_err();
