@@ -57,12 +57,19 @@ pub fn await_pending(server: SocketAddr, at_least: Duration) -> Connection {
     }
 }
 
-/// Waits until the server has dealt with every connection and closed it.
+/// Waits until the kernel lists exactly these connections. It may process a connection, or its end, after the client's call
+/// has returned.
 #[track_caller]
-pub fn await_idle(server: SocketAddr) {
+pub fn await_connections(server: SocketAddr, expected: &[Connection]) {
     let deadline = Instant::now() + PATIENCE;
-    while !connections(server).is_empty() {
-        assert!(Instant::now() < deadline, "{server} is not idle: {:?}", connections(server));
+    while connections(server) != expected {
+        assert!(Instant::now() < deadline, "{server} has {:?}, expected {expected:?}", connections(server));
         std::thread::sleep(POLL);
     }
+}
+
+/// Waits until the server has closed every connection.
+#[track_caller]
+pub fn await_idle(server: SocketAddr) {
+    await_connections(server, &[]);
 }

@@ -104,13 +104,14 @@ fn backlog_of_a_frozen_gateway_is_visible() {
     gateway.freeze();
     let mut stream = std::net::TcpStream::connect(addr).unwrap();
     let client_port = stream.local_addr().unwrap().port();
-    assert_eq!(sockets::connections(addr), [Connection { client_port, unread: 0, given_up: false }]);
+    sockets::await_connections(addr, &[Connection { client_port, unread: 0, given_up: false }]);
     stream.write_all(b"GET /-/ready HTTP/1.0\r\n\r\n").unwrap();
+    sockets::await_connections(addr, &[Connection { client_port, unread: 25, given_up: false }]);
     let pending = sockets::await_pending(addr, Duration::from_millis(20));
     assert_eq!(pending, Connection { client_port, unread: 25, given_up: false });
     drop(stream);
     // The end of the stream counts as one byte.
-    assert_eq!(sockets::connections(addr), [Connection { client_port, unread: 26, given_up: true }]);
+    sockets::await_connections(addr, &[Connection { client_port, unread: 26, given_up: true }]);
     gateway.thaw();
     sockets::await_idle(addr);
 }
