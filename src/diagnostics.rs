@@ -23,7 +23,7 @@ use crate::delivery::lift;
 use crate::error::Error;
 #[cfg(feature = "pushgateway")]
 use crate::job_thread::JobThread;
-use crate::layer::OWN_TARGET;
+use crate::schema::OWN_TARGET;
 
 /// Events that wait for a subscriber which does not take them. Beyond, an event is dropped and counted.
 const MAX_WAITING: usize = 1_024;

@@ -15,9 +15,9 @@ use tracing::{dispatcher, warn};
 use crate::delivery::DeliveryThread;
 use crate::error::{Error, Kind};
 use crate::job_thread::JobThread;
-use crate::layer::OWN_TARGET;
 use crate::report::RunReport;
 use crate::run::Ending;
+use crate::schema::OWN_TARGET;
 use crate::telemetry::Telemetry;
 
 /// Takes the report after the final flush.

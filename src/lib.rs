@@ -143,10 +143,11 @@
     allow(rustdoc::broken_intra_doc_links)
 )]
 
-mod buckets;
 mod diagnostics;
 mod error;
+mod histogram;
 mod layer;
+mod recorder;
 mod schema;
 mod sync;
 mod unix_time;
@@ -162,21 +163,15 @@ mod exposition;
 #[cfg(feature = "pushgateway")]
 mod flusher;
 #[cfg(feature = "pushgateway")]
-mod foreign_recorder;
-#[cfg(feature = "pushgateway")]
 mod guard;
 #[cfg(all(doc, feature = "pushgateway"))]
 pub mod guide;
-#[cfg(feature = "pushgateway")]
-mod histogram;
 #[cfg(feature = "pushgateway")]
 mod host;
 #[cfg(feature = "pushgateway")]
 mod job_thread;
 #[cfg(feature = "otlp")]
 mod otlp;
-#[cfg(feature = "pushgateway")]
-mod recorder;
 #[cfg(feature = "pushgateway")]
 mod report;
 #[cfg(feature = "resource-usage")]

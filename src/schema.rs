@@ -2,6 +2,9 @@
 
 use metrics::Unit;
 
+/// Target of the crate's own events, which the layer ignores.
+pub(crate) const OWN_TARGET: &str = "tracing_stage_metrics";
+
 /// Prefix of the metric names unless `MetricsLayerBuilder::with_namespace` says otherwise.
 pub const DEFAULT_NAMESPACE: &str = "quant";
 

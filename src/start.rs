@@ -19,17 +19,19 @@ use crate::env::MAX_DURATION;
 use crate::env::executable_name;
 use crate::error::Error;
 use crate::flusher::Flusher;
-use crate::foreign_recorder::ForeignRecorder;
 use crate::guard::FlushGuard;
 use crate::host;
-use crate::layer::{MAX_MAX_SERIES, MetricsLayer, OWN_TARGET, Settings, Stages, Target};
+use crate::layer::{MAX_MAX_SERIES, MetricsLayer, Settings, Stages};
 #[cfg(feature = "otlp")]
 use crate::otlp;
 #[cfg(feature = "otlp")]
 use crate::recorder::DEFAULT_HISTOGRAM_BUCKETS;
+use crate::recorder::ForeignRecorder;
+use crate::recorder::Target;
 use crate::recorder::{StageRecorder, check_buckets};
 use crate::run::Ending;
 use crate::schema;
+use crate::schema::OWN_TARGET;
 #[cfg(unix)]
 use crate::signals::Watch;
 use crate::telemetry::{Exposition, Telemetry, own_metrics};

@@ -13,12 +13,14 @@ use tracing::{info, warn};
 use crate::delivery::{BoxFuture, DeliveryEvent, Source};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, MetricKind, Problems, parse};
-use crate::foreign_recorder::ForeignRecorder;
-use crate::layer::{OWN_TARGET, Stages, outward};
+use crate::layer::Stages;
+use crate::recorder::ForeignRecorder;
 use crate::recorder::StageRecorder;
+use crate::recorder::outward;
 use crate::report::RunReport;
 use crate::run::{Ending, Run};
 use crate::schema;
+use crate::schema::OWN_TARGET;
 
 /// Where the text comes from.
 pub(crate) enum Exposition {

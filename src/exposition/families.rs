@@ -5,7 +5,7 @@ use std::sync::Arc;
 use metrics::SharedString;
 
 use super::labels::Labels;
-use crate::buckets::Snapshot;
+use crate::histogram::Snapshot;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum MetricKind {

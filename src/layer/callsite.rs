@@ -8,10 +8,8 @@ use tracing::{Level, Metadata};
 
 use super::fields::Positions;
 use super::index::{InsertOnly, Number, mix, place_of};
+use crate::schema::OWN_TARGET;
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
-
-/// Target of the crate's own events. The layer ignores it.
-pub(crate) const OWN_TARGET: &str = "tracing_stage_metrics";
 
 /// A callsite and what was decided about it.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::outcome::{Outcome, Reason};
-use crate::buckets::{Counts, Snapshot};
+use crate::histogram::{Counts, Snapshot};
 
 /// Upper bounds of buckets.
 #[derive(Debug, Default)]

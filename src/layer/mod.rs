@@ -16,7 +16,6 @@ mod open;
 mod outcome;
 mod remembered;
 mod series;
-mod sink;
 mod stages;
 mod summary;
 #[cfg(feature = "trace-id")]
@@ -40,15 +39,12 @@ use tracing_subscriber::registry::LookupSpan;
 pub use admission::DEFAULT_MAX_SERIES;
 #[cfg(feature = "pushgateway")]
 pub(crate) use admission::MAX_MAX_SERIES;
-pub(crate) use callsite::OWN_TARGET;
 pub use outcome::FailurePolicy;
-pub(crate) use sink::Target;
-#[cfg(feature = "pushgateway")]
-pub(crate) use sink::{outward, recorder_address};
 pub(crate) use stages::{Settings, Stages};
 #[cfg(feature = "pushgateway")]
 pub(crate) use summary::StageState;
 
+use crate::recorder::Target;
 use crate::schema::DEFAULT_NAMESPACE;
 
 /// A [`Layer`] that records the duration and the outcome of every stage span.

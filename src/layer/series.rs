@@ -18,10 +18,10 @@ use super::durations::{Bounds, Durations, Sums};
 use super::index::{InsertOnly, Number, mix};
 use super::labels::{Label, Labels};
 use super::outcome::{Outcome, Reason};
-use super::sink::{Sink, outward};
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
-use crate::buckets::Snapshot;
+use crate::histogram::Snapshot;
+use crate::recorder::{Sink, outward};
 use crate::{schema, unix_time};
 
 /// A stage by its id: `quant_stage_total`, and the line of the run report.

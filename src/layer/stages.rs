@@ -17,11 +17,11 @@ use super::open::{Found, NewSpan, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
 use super::remembered::{Given, Memory};
 use super::series::{Finished, Series};
-use super::sink::{Sink, Target, is_outward};
 #[cfg(feature = "trace-id")]
 use super::traces::{Traces, await_release};
 use super::unwinding;
 use crate::diagnostics::Diagnostics;
+use crate::recorder::{Sink, Target, is_outward};
 
 /// How the layer is set up.
 pub(crate) struct Settings {

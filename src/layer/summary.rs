@@ -10,11 +10,11 @@ use super::labels::Label;
 use super::open::SlotRef;
 use super::outcome::{Facts, Outcome, Reason};
 use super::series::{SetSeries, StageTotals};
-use super::sink::outward;
 use super::stages::Stages;
 #[cfg(feature = "trace-id")]
 use super::traces::Held;
-use crate::buckets::Snapshot;
+use crate::histogram::Snapshot;
+use crate::recorder::outward;
 use crate::schema::Metric;
 
 /// Ample for a stage that closes to be counted.

@@ -21,9 +21,9 @@ use super::MetricsLayer;
 use super::open::{Found, Slot};
 use super::outcome::{Facts, Outcome};
 use super::series::Finished;
-use super::sink::outward;
 use super::stages::Stages;
 use super::trace_id::TraceId;
+use crate::recorder::outward;
 
 /// When the trace of a stage is looked for.
 #[derive(Default)]

@@ -3,7 +3,6 @@
 use tracing::warn;
 
 use super::admission::Overflow;
-use super::callsite::OWN_TARGET;
 use super::open::Found;
 #[cfg(feature = "trace-id")]
 use super::outcome::Outcome;
@@ -12,6 +11,7 @@ use super::series::Finished;
 use super::stages::Stages;
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
+use crate::schema::OWN_TARGET;
 
 impl Stages {
     /// After the end nothing is measured: whoever opens a stage then has probably dropped the guard too early.

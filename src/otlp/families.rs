@@ -8,9 +8,9 @@ use metrics::{HistogramFn, Key, SharedString, Unit};
 use opentelemetry::KeyValue;
 
 use super::instruments::{InstrumentHistogram, InstrumentHistograms, Instruments};
-use crate::buckets::Snapshot;
 use crate::exposition::{labels_of, metric_name};
 use crate::histogram::BucketHistogram;
+use crate::histogram::Snapshot;
 use crate::schema::Kind;
 
 /// Upper bounds of the buckets, by the name of the histogram, and of all others.

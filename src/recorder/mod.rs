@@ -1,169 +1,19 @@
-//! The recorder of this crate: atomics by series, read when somebody asks.
+//! The recorder of this crate, and the recorder that the layer writes to. Uses `histogram` and `exposition`.
 
+#[cfg(feature = "pushgateway")]
 mod by_name;
-
-use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
-
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
-use metrics_util::registry::{Registry, Storage};
-
-use self::by_name::{BoundsByName, MetricsByName, pairs};
-use crate::buckets::Snapshot;
-use crate::error::Error;
-use crate::exposition::{self, Families, Labels, MetricKind, Problem, Samples, Series, metric_name};
-use crate::histogram::BucketHistogram;
-use crate::layer::recorder_address;
-
-/// Upper bounds of the buckets of the stage duration, in seconds: batch work, from a millisecond to four hours.
-pub const DEFAULT_BUCKETS: [f64; 14] =
-    [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 7_200.0, 14_400.0];
-
-/// Upper bounds of the buckets of the application's own histograms where `with_histogram_buckets` does not say
-/// otherwise. Broad, since nothing is known of their unit.
-pub const DEFAULT_HISTOGRAM_BUCKETS: [f64; 16] =
-    [1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1e3, 1e4, 1e5, 1e6];
-
-/// A recorder of the `metrics` facade.
-///
-/// The registry finds the handle of a key that was used before, as fast as it can; a key that is new is given its final
-/// name and labels in [`MetricsByName`], where it may turn out to be a series that is there already.
-pub(crate) struct StageRecorder {
-    registry: Registry<Key, NewSeries>,
-    metrics: Arc<Mutex<MetricsByName>>,
-    bounds: Arc<BoundsByName>,
-}
-
-impl StageRecorder {
-    /// `buckets`: bounds by the full name of the histogram. `own`: the metrics of this crate, which keep their names.
-    pub(crate) fn new<'a>(
-        buckets: impl IntoIterator<Item = (&'a str, &'a [f64])>,
-        own: impl IntoIterator<Item = (String, MetricKind)>,
-    ) -> Self {
-        let bounds = Arc::new(BoundsByName::new(&DEFAULT_HISTOGRAM_BUCKETS, buckets));
-        let metrics = Arc::new(Mutex::new(MetricsByName::new(Arc::clone(&bounds), own)));
-        Self { registry: Registry::new(NewSeries(Arc::clone(&metrics))), metrics, bounds }
-    }
-
-    /// All metrics, with the series of this crate's histograms that are kept elsewhere.
-    pub(crate) fn families(&self, kept_elsewhere: impl IntoIterator<Item = (Key, Snapshot)>) -> Families {
-        // The lock is free again before anything else is done: a thread with a new key waits for it.
-        let mut families = lock(&self.metrics).read();
-        let mut recorded = (usize::MAX, HashMap::<Labels, usize>::new());
-        for (key, snapshot) in kept_elsewhere {
-            let name = metric_name(key.name());
-            let Ok(at) = families.binary_search_by(|family| (*family.name).cmp(&name)) else { continue };
-            if let Samples::Histogram(series) = &mut families[at].samples {
-                let histogram = exposition::Histogram::new(self.bounds.of(&name).written.clone(), snapshot);
-                let labels = Labels::of_histogram(pairs(&key)).0;
-                if recorded.0 != at {
-                    // The application may record into a histogram of ours.
-                    let identities = series.iter().enumerate().map(|(n, series)| (series.labels.identity(), n));
-                    recorded = (at, identities.collect());
-                }
-                let same = (!recorded.1.is_empty()).then(|| recorded.1.get(&labels.identity())).flatten();
-                match same {
-                    Some(same) => series[*same].value.add(&histogram),
-                    None => series.push(Series::new(labels, histogram)),
-                }
-            }
-        }
-        Families::new(families)
-    }
-
-    /// The metrics that are not written as they were recorded, each once.
-    pub(crate) fn take_problems(&self) -> Vec<Problem> {
-        lock(&self.metrics).problems.take()
-    }
-}
-
-/// What the registry makes of a key that is new to it.
-struct NewSeries(Arc<Mutex<MetricsByName>>);
-
-impl Storage<Key> for NewSeries {
-    type Counter = Arc<AtomicU64>;
-    type Gauge = Arc<AtomicU64>;
-    type Histogram = Arc<BucketHistogram>;
-
-    fn counter(&self, key: &Key) -> Self::Counter {
-        lock(&self.0).counter(key)
-    }
-
-    fn gauge(&self, key: &Key) -> Self::Gauge {
-        lock(&self.0).gauge(key)
-    }
-
-    fn histogram(&self, key: &Key) -> Self::Histogram {
-        lock(&self.0).histogram(key)
-    }
-}
-
-fn lock(metrics: &Mutex<MetricsByName>) -> MutexGuard<'_, MetricsByName> {
-    metrics.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Recorder for StageRecorder {
-    fn describe_counter(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
-        lock(&self.metrics).describe(name.as_str(), help);
-    }
-
-    fn describe_gauge(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
-        lock(&self.metrics).describe(name.as_str(), help);
-    }
-
-    fn describe_histogram(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
-        lock(&self.metrics).describe(name.as_str(), help);
-    }
-
-    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        self.registry.get_or_create_counter(&key.to_retained(), |value| Counter::from_arc(Arc::clone(value)))
-    }
-
-    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        self.registry.get_or_create_gauge(&key.to_retained(), |value| Gauge::from_arc(Arc::clone(value)))
-    }
-
-    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        self.registry.get_or_create_histogram(&key.to_retained(), |value| Histogram::from_arc(Arc::clone(value)))
-    }
-}
-
-/// Checks that the application has installed a recorder. Whoever registers a metric before gets a handle that records
-/// nothing, for ever.
-pub(crate) fn check_is_installed() -> Result<(), Error> {
-    // The recorder that stands for none is a type without a size, and nothing else tells.
-    let is_installed = || metrics::with_recorder(recorder_address).is_some();
-    // A thread of its own has no recorder of its own.
-    let asked = thread::Builder::new().spawn(is_installed).map(JoinHandle::join);
-    if matches!(asked, Ok(Ok(true))) || (asked.is_err() && is_installed()) {
-        return Ok(());
-    }
-    Err(Error::config(
-        "no global `metrics` recorder is installed, so the stages would not be in what `with_exposition` renders: install \
-         the recorder of the application before `install()` (inside a `Box` if its type has no size)",
-    ))
-}
-
-/// Checks bucket bounds: at least one, all finite, strictly ascending. `of` names them in the error.
-pub(crate) fn check_buckets(of: &str, bounds: &[f64]) -> Result<(), Error> {
-    if bounds.is_empty() {
-        return Err(Error::config(format!("the buckets of {of} are empty: give at least one upper bound")));
-    }
-    if let Some(bound) = bounds.iter().find(|bound| !bound.is_finite()) {
-        return Err(Error::config(format!(
-            "the buckets of {of} contain {bound}: every upper bound must be finite, the last bucket (+Inf) is added"
-        )));
-    }
-    if let Some(pair) = bounds.windows(2).find(|pair| pair[0] >= pair[1]) {
-        return Err(Error::config(format!(
-            "the buckets of {of} are not in ascending order: {} stands before {}",
-            pair[0], pair[1]
-        )));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
+#[cfg(feature = "pushgateway")]
+mod foreign;
+#[cfg(feature = "pushgateway")]
+mod prometheus;
+mod target;
+#[cfg(all(test, feature = "pushgateway"))]
 mod tests;
+
+#[cfg(feature = "pushgateway")]
+pub(crate) use foreign::ForeignRecorder;
+#[cfg(feature = "pushgateway")]
+pub use prometheus::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS};
+#[cfg(feature = "pushgateway")]
+pub(crate) use prometheus::{StageRecorder, check_buckets, check_is_installed};
+pub(crate) use target::{Sink, Target, is_outward, outward};

@@ -1,7 +1,9 @@
-use metrics::{counter, gauge, histogram, with_local_recorder};
+use metrics::{Key, Metadata, Recorder, counter, gauge, histogram, with_local_recorder};
 use proptest::prelude::*;
 
-use super::*;
+use super::prometheus::*;
+use crate::exposition::MetricKind;
+use crate::histogram::Snapshot;
 
 static METADATA: Metadata<'static> = Metadata::new("test", metrics::Level::INFO, None);
 

@@ -10,10 +10,10 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 
+use super::target::recorder_address;
 use crate::error::{Error, Kind};
 use crate::exposition::Families;
 use crate::job_thread::JobThread;
-use crate::layer::recorder_address;
 
 /// Calls that may wait for a recorder which does not return.
 const MAX_WAITING_CALLS: usize = 64;

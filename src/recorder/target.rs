@@ -7,7 +7,7 @@ use std::thread;
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Recorder};
 
-use super::callsite::OWN_TARGET;
+use crate::schema::OWN_TARGET;
 use crate::schema::{Kind, METRICS, Metric, RUN_ID};
 
 thread_local! {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::HistogramFn;
 
-use crate::buckets::{Counts, Snapshot};
+use crate::histogram::{Counts, Snapshot};
 
 /// Counts by upper bound, and the sum. On cache lines of its own, so that threads that record into different histograms
 /// do not wait for each other.
