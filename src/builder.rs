@@ -14,11 +14,12 @@ use crate::env::{DEFAULT_ENV_PREFIX, Reader};
 use crate::error::Error;
 use crate::flusher::TakeReport;
 use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
-use crate::layer::{DEFAULT_MAX_SERIES, FailurePolicy, MetricsLayer};
+use crate::layer::{FailurePolicy, MetricsLayer};
 #[cfg(feature = "otlp")]
 use crate::otlp::Otlp;
 use crate::recorder::{DEFAULT_BUCKETS, check_is_installed};
 use crate::schema::DEFAULT_NAMESPACE;
+use crate::series::DEFAULT_MAX_SERIES;
 
 /// How often the state is pushed unless [`MetricsLayerBuilder::with_push_interval`] says otherwise.
 pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);

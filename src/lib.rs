@@ -149,6 +149,7 @@ mod histogram;
 mod layer;
 mod recorder;
 mod schema;
+mod series;
 mod sync;
 mod unix_time;
 
@@ -201,7 +202,7 @@ pub use env::DEFAULT_ENV_PREFIX;
 pub use error::Error;
 #[cfg(feature = "pushgateway")]
 pub use guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
-pub use layer::{DEFAULT_MAX_SERIES, FailurePolicy, MetricsLayer};
+pub use layer::{FailurePolicy, MetricsLayer};
 #[cfg(feature = "pushgateway")]
 pub use recorder::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS};
 #[cfg(feature = "pushgateway")]
@@ -209,6 +210,7 @@ pub use report::{RunReport, StageReport};
 #[cfg(feature = "resource-usage")]
 pub use resource::DEFAULT_RESOURCE_INTERVAL;
 pub use schema::DEFAULT_NAMESPACE;
+pub use series::DEFAULT_MAX_SERIES;
 
 #[cfg(all(doctest, feature = "pushgateway"))]
 #[doc = include_str!("../README.md")]

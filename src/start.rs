@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::guard::FlushGuard;
 use crate::host;
-use crate::layer::{MAX_MAX_SERIES, MetricsLayer, Settings, Stages};
+use crate::layer::{MetricsLayer, Settings, Stages};
 #[cfg(feature = "otlp")]
 use crate::otlp;
 #[cfg(feature = "otlp")]
@@ -32,6 +32,7 @@ use crate::recorder::{StageRecorder, check_buckets};
 use crate::run::Ending;
 use crate::schema;
 use crate::schema::OWN_TARGET;
+use crate::series::MAX_MAX_SERIES;
 #[cfg(unix)]
 use crate::signals::Watch;
 use crate::telemetry::{Exposition, Telemetry, own_metrics};

@@ -9,6 +9,8 @@
 mod layer;
 #[path = "../src/schema.rs"]
 mod schema;
+#[path = "interleavings/series.rs"]
+mod series;
 
 /// As `src/sync.rs`.
 mod sync {
@@ -42,11 +44,11 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
-use layer::index::place_of;
 use layer::open::{Found, NewSpan, SlotRef};
 use layer::outcome::Facts;
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
+use series::append_only_map::place_of;
 use tracing::span::Id;
 
 /// Buckets of the first level.

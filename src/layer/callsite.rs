@@ -7,9 +7,9 @@ use tracing::field::FieldSet;
 use tracing::{Level, Metadata};
 
 use super::fields::Positions;
-use super::index::{InsertOnly, Number, mix, place_of};
 use crate::schema::OWN_TARGET;
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
+use crate::series::append_only_map::{InsertOnly, Number, mix, place_of};
 
 /// A callsite and what was decided about it.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use std::fmt::{self, Write};
 use tracing::field::{Field, FieldSet, Visit};
 
 use super::callsite::Inherited;
-use super::labels::{MAX_VALUE_BYTES, prefix};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
+use crate::series::interner::{MAX_VALUE_BYTES, prefix};
 
 thread_local! {
     /// Where values are written. Taken out while in use: printing may run the user's code, and that may come back here.

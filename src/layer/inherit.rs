@@ -6,9 +6,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::labels::{Label, Labels, ValueHashes, Values};
 use super::open::{Found, OpenSpans, Slot, SlotRef};
 use super::outcome::Facts;
+use crate::series::interner::{Label, Labels, ValueHashes, Values};
 
 const EPOCH_MASK: u64 = (1 << (u64::BITS - 2 * Label::BITS)) - 1;
 

@@ -4,22 +4,15 @@
 //! a callsite is, the fields of a span and what they came to before, the spans in flight, what they inherit, what counts
 //! as a failure, the series and their limit, and where records go.
 
-mod admission;
 mod callsite;
-mod durations;
 mod entered;
 mod fields;
-mod index;
 mod inherit;
-mod labels;
 mod open;
 mod outcome;
 mod remembered;
-mod series;
 mod stages;
 mod summary;
-#[cfg(feature = "trace-id")]
-mod trace_id;
 #[cfg(feature = "trace-id")]
 mod traces;
 mod unwinding;
@@ -36,9 +29,6 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-pub use admission::DEFAULT_MAX_SERIES;
-#[cfg(feature = "pushgateway")]
-pub(crate) use admission::MAX_MAX_SERIES;
 pub use outcome::FailurePolicy;
 pub(crate) use stages::{Settings, Stages};
 #[cfg(feature = "pushgateway")]
@@ -46,6 +36,7 @@ pub(crate) use summary::StageState;
 
 use crate::recorder::Target;
 use crate::schema::DEFAULT_NAMESPACE;
+use crate::series::DEFAULT_MAX_SERIES;
 
 /// A [`Layer`] that records the duration and the outcome of every stage span.
 ///

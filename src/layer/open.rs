@@ -18,11 +18,11 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tracing::span::Id;
 
 use super::entered::Entered;
-use super::index::{Number, place_of};
-use super::labels::{Label, ValueHashes, Values};
 use super::outcome::Facts;
+use crate::series::append_only_map::{Number, place_of};
+use crate::series::interner::{Label, ValueHashes, Values};
 #[cfg(feature = "trace-id")]
-use super::trace_id::TraceId;
+use crate::series::trace_id::TraceId;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
 
 const BUCKET: usize = 8;

@@ -1,6 +1,7 @@
 //! What counts as a failure: the facts a span gathered while it was open, and the rule that decides over them.
 
 use super::fields::Declared;
+use crate::series::outcome::{Outcome, Reason};
 
 /// When a stage counts as failed.
 ///
@@ -62,39 +63,6 @@ pub enum FailurePolicy {
     /// # fn main() {}
     /// ```
     ProvenSuccess,
-}
-
-/// How a stage ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Success,
-    Failure(Reason),
-}
-
-/// Why a stage failed: the label `reason`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    Error,
-    Panic,
-    Cancelled,
-    Interrupted,
-    Unfinished,
-}
-
-impl Reason {
-    /// In the order of their numbers.
-    pub(crate) const ALL: [Self; 5] = [Self::Error, Self::Panic, Self::Cancelled, Self::Interrupted, Self::Unfinished];
-    pub(crate) const COUNT: usize = Self::ALL.len();
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Panic => "panic",
-            Self::Cancelled => "cancelled",
-            Self::Interrupted => "interrupted",
-            Self::Unfinished => "unfinished",
-        }
-    }
 }
 
 /// What is known of an open span: a set of bits, so that a slot keeps it in one atomic.
@@ -206,8 +174,8 @@ impl FailurePolicy {
 #[cfg(test)]
 mod tests {
     use super::FailurePolicy::{ErrorEvents, ErrorsWithin, ProvenSuccess, ReturnedError};
-    use super::Outcome::{Failure, Success};
     use super::*;
+    use crate::series::outcome::Outcome::{Failure, Success};
 
     const POLICIES: [FailurePolicy; 4] = [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess];
 

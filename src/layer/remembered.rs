@@ -8,10 +8,10 @@ use std::hash::{BuildHasher, Hasher};
 use rapidhash::fast::RandomState;
 
 use super::fields::Shape;
-use super::index::{InsertOnly, Number};
 use super::inherit::Resolved;
-use super::labels::Values;
-use super::series::KeptSeries;
+use crate::series::append_only_map::{InsertOnly, Number};
+use crate::series::interner::Values;
+use crate::series::stage_series::KeptSeries;
 
 /// The values of a span as they were given, and what it inherits where it lacks one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

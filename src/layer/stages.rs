@@ -10,18 +10,19 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned, returned};
 use super::fields::{HasError, SpanFields};
-use super::index::Number;
 use super::inherit::{Epoch, Inheritance, Origin, Resolved, nearest_stage};
-use super::labels::{Label, Labels, Role, ValueHashes, Values};
 use super::open::{Found, NewSpan, OpenSpans, SlotRef};
-use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
 use super::remembered::{Given, Memory};
-use super::series::{Finished, Series};
 #[cfg(feature = "trace-id")]
 use super::traces::{Traces, await_release};
 use super::unwinding;
 use crate::diagnostics::Diagnostics;
+use crate::layer::outcome::{Facts, FailurePolicy};
 use crate::recorder::{Sink, Target, is_outward};
+use crate::series::append_only_map::Number;
+use crate::series::interner::{Label, Labels, Role, ValueHashes, Values};
+use crate::series::outcome::{Outcome, Reason};
+use crate::series::stage_series::{Finished, Series};
 
 /// How the layer is set up.
 pub(crate) struct Settings {

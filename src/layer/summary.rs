@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 
 use metrics::Key;
 
-use super::labels::Label;
 use super::open::SlotRef;
-use super::outcome::{Facts, Outcome, Reason};
-use super::series::{SetSeries, StageTotals};
 use super::stages::Stages;
 #[cfg(feature = "trace-id")]
 use super::traces::Held;
 use crate::histogram::Snapshot;
+use crate::layer::outcome::Facts;
 use crate::recorder::outward;
 use crate::schema::Metric;
+use crate::series::interner::Label;
+use crate::series::outcome::{Outcome, Reason};
+use crate::series::stage_series::{SetSeries, StageTotals};
 
 /// Ample for a stage that closes to be counted.
 const CLOSING_TIME: Duration = Duration::from_millis(100);

@@ -19,11 +19,12 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::MetricsLayer;
 use super::open::{Found, Slot};
-use super::outcome::{Facts, Outcome};
-use super::series::Finished;
 use super::stages::Stages;
-use super::trace_id::TraceId;
+use crate::layer::outcome::Facts;
 use crate::recorder::outward;
+use crate::series::outcome::Outcome;
+use crate::series::stage_series::Finished;
+use crate::series::trace_id::TraceId;
 
 /// When the trace of a stage is looked for.
 #[derive(Default)]

@@ -2,16 +2,16 @@
 
 use tracing::warn;
 
-use super::admission::Overflow;
 use super::open::Found;
-#[cfg(feature = "trace-id")]
-use super::outcome::Outcome;
-use super::outcome::Reason;
-use super::series::Finished;
 use super::stages::Stages;
-#[cfg(feature = "trace-id")]
-use super::trace_id::TraceId;
 use crate::schema::OWN_TARGET;
+use crate::series::cardinality::Overflow;
+#[cfg(feature = "trace-id")]
+use crate::series::outcome::Outcome;
+use crate::series::outcome::Reason;
+use crate::series::stage_series::Finished;
+#[cfg(feature = "trace-id")]
+use crate::series::trace_id::TraceId;
 
 impl Stages {
     /// After the end nothing is measured: whoever opens a stage then has probably dropped the guard too early.

@@ -6,14 +6,7 @@ mod callsite;
 mod entered;
 #[path = "../../src/layer/fields.rs"]
 mod fields;
-#[path = "../../src/layer/index.rs"]
-pub(crate) mod index;
-#[path = "../../src/layer/labels.rs"]
-mod labels;
 #[path = "../../src/layer/open.rs"]
 pub(crate) mod open;
 #[path = "../../src/layer/outcome.rs"]
 pub(crate) mod outcome;
-#[cfg(feature = "trace-id")]
-#[path = "../../src/layer/trace_id.rs"]
-mod trace_id;

@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::outcome::{Outcome, Reason};
 use crate::histogram::{Counts, Snapshot};
+use crate::series::outcome::{Outcome, Reason};
 
 /// Upper bounds of buckets.
 #[derive(Debug, Default)]
@@ -155,7 +155,7 @@ impl std::ops::AddAssign for Sums {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::series::durations::*;
     use proptest::prelude::*;
 
     fn durations(seconds: &[f64]) -> Durations {

@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::admission::{Admission, Overflow};
-use super::durations::{Bounds, Durations, Sums};
-use super::index::{InsertOnly, Number, mix};
-use super::labels::{Label, Labels};
-use super::outcome::{Outcome, Reason};
-#[cfg(feature = "trace-id")]
-use super::trace_id::TraceId;
 use crate::histogram::Snapshot;
 use crate::recorder::{Sink, outward};
+use crate::series::append_only_map::{InsertOnly, Number, mix};
+use crate::series::cardinality::{Admission, Overflow};
+use crate::series::durations::{Bounds, Durations, Sums};
+use crate::series::interner::{Label, Labels};
+use crate::series::outcome::{Outcome, Reason};
+#[cfg(feature = "trace-id")]
+use crate::series::trace_id::TraceId;
 use crate::{schema, unix_time};
 
 /// A stage by its id: `quant_stage_total`, and the line of the run report.

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::labels::{Label, Labels};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
+use crate::series::interner::{Label, Labels};
 
 /// Label sets a metric may have unless `MetricsLayerBuilder::with_max_series` says otherwise.
 pub const DEFAULT_MAX_SERIES: usize = 2_000;
 
 /// The highest limit that can be asked for: each of so many sets may bring a label value of its own, and there is
-/// room for [`MAX_LABELS`](super::labels::MAX_LABELS).
+/// room for [`MAX_LABELS`](crate::series::interner::MAX_LABELS).
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 pub(crate) const MAX_MAX_SERIES: usize = 100_000;
 
@@ -127,8 +127,8 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
-    use super::super::labels::Role;
-    use super::*;
+    use crate::series::cardinality::*;
+    use crate::series::interner::Role;
 
     const O: Label = Label::OVERFLOW;
 

@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use rapidhash::fast::RandomState;
 
-use super::index::InsertOnly;
+use crate::series::append_only_map::InsertOnly;
 
 /// Longest label value in bytes; a longer one is cut.
 pub(crate) const MAX_VALUE_BYTES: usize = 256;
@@ -183,7 +183,7 @@ pub(crate) fn prefix(value: &str, bytes: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::series::interner::*;
     use proptest::prelude::*;
 
     #[test]

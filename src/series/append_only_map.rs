@@ -138,7 +138,7 @@ pub(crate) fn mix(value: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::series::append_only_map::*;
     use std::sync::atomic::AtomicUsize;
 
     #[test]

@@ -1,0 +1,34 @@
+//! How a stage ended.
+
+/// How a stage ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Success,
+    Failure(Reason),
+}
+
+/// Why a stage failed: the label `reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    Error,
+    Panic,
+    Cancelled,
+    Interrupted,
+    Unfinished,
+}
+
+impl Reason {
+    /// In the order of their numbers.
+    pub(crate) const ALL: [Self; 5] = [Self::Error, Self::Panic, Self::Cancelled, Self::Interrupted, Self::Unfinished];
+    pub(crate) const COUNT: usize = Self::ALL.len();
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Panic => "panic",
+            Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
+            Self::Unfinished => "unfinished",
+        }
+    }
+}
