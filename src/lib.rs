@@ -150,7 +150,6 @@ mod layer;
 mod recorder;
 mod schema;
 mod series;
-mod sync;
 mod unix_time;
 
 #[cfg(feature = "pushgateway")]

@@ -12,7 +12,7 @@ mod schema;
 #[path = "interleavings/series.rs"]
 mod series;
 
-/// As `src/sync.rs`.
+/// As `src/layer/span/sync.rs`.
 mod sync {
     use loom::sync::atomic::{AtomicUsize, Ordering};
 
@@ -44,8 +44,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
-use layer::open::{Found, NewSpan, SlotRef};
 use layer::outcome::Facts;
+use layer::span::table::{Found, NewSpan, SlotRef};
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 use series::append_only_map::place_of;
@@ -54,7 +54,7 @@ use tracing::span::Id;
 /// Buckets of the first level.
 const FIRST: usize = 2;
 
-type OpenSpans = layer::open::OpenSpans<FIRST>;
+type OpenSpans = layer::span::table::OpenSpans<FIRST>;
 
 fn id(id: u64) -> Id {
     Id::from_u64(id)

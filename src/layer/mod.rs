@@ -1,21 +1,15 @@
-//! Spans in, metrics out. Knows nothing of how the metrics leave the process.
+//! Callbacks of `tracing` in, finished stages out. Uses `series`, `recorder` and `diagnostics`.
 //!
-//! The callbacks here hand over to [`stages`], where the life of a stage is told. Around it, one concept a file: what
-//! a callsite is, the fields of a span and what they came to before, the spans in flight, what they inherit, what counts
-//! as a failure, the series and their limit, and where records go.
+//! [`MetricsLayer`] has the callbacks, and [`tracker`] has what each of them does.
 
 mod callsite;
-mod entered;
 mod fields;
-mod inherit;
-mod open;
 mod outcome;
-mod remembered;
-mod stages;
+mod span;
 mod summary;
 #[cfg(feature = "trace-id")]
-mod traces;
-mod unwinding;
+mod trace_context;
+mod tracker;
 mod warnings;
 
 use std::fmt;
@@ -30,9 +24,9 @@ use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
 pub use outcome::FailurePolicy;
-pub(crate) use stages::{Settings, Stages};
 #[cfg(feature = "pushgateway")]
 pub(crate) use summary::StageState;
+pub(crate) use tracker::{Settings, Stages};
 
 use crate::recorder::Target;
 use crate::schema::DEFAULT_NAMESPACE;

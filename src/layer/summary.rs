@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use metrics::Key;
 
-use super::open::SlotRef;
-use super::stages::Stages;
-#[cfg(feature = "trace-id")]
-use super::traces::Held;
 use crate::histogram::Snapshot;
 use crate::layer::outcome::Facts;
+use crate::layer::span::table::SlotRef;
+#[cfg(feature = "trace-id")]
+use crate::layer::trace_context::Held;
+use crate::layer::tracker::Stages;
 use crate::recorder::outward;
 use crate::schema::Metric;
 use crate::series::interner::Label;

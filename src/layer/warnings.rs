@@ -2,8 +2,8 @@
 
 use tracing::warn;
 
-use super::open::Found;
-use super::stages::Stages;
+use crate::layer::span::table::Found;
+use crate::layer::tracker::Stages;
 use crate::schema::OWN_TARGET;
 use crate::series::cardinality::Overflow;
 #[cfg(feature = "trace-id")]

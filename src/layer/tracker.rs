@@ -10,14 +10,14 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned, returned};
 use super::fields::{HasError, SpanFields};
-use super::inherit::{Epoch, Inheritance, Origin, Resolved, nearest_stage};
-use super::open::{Found, NewSpan, OpenSpans, SlotRef};
-use super::remembered::{Given, Memory};
-#[cfg(feature = "trace-id")]
-use super::traces::{Traces, await_release};
-use super::unwinding;
 use crate::diagnostics::Diagnostics;
 use crate::layer::outcome::{Facts, FailurePolicy};
+use crate::layer::span::inherit::{Epoch, Inheritance, Origin, Resolved, nearest_stage};
+use crate::layer::span::label_cache::{Given, Memory};
+use crate::layer::span::table::{Found, NewSpan, OpenSpans, SlotRef};
+use crate::layer::span::unwind as unwinding;
+#[cfg(feature = "trace-id")]
+use crate::layer::trace_context::{Traces, await_release};
 use crate::recorder::{Sink, Target, is_outward};
 use crate::series::append_only_map::Number;
 use crate::series::interner::{Label, Labels, Role, ValueHashes, Values};
@@ -44,16 +44,16 @@ pub(crate) struct Settings {
 
 /// The stages of this process: shared by the layer, which tells what happens, and the guard, which asks.
 pub(crate) struct Stages {
-    pub(super) callsites: Callsites,
-    pub(super) labels: Labels,
-    pub(super) open: OpenSpans,
-    pub(super) inheritance: Inheritance,
+    pub(crate) callsites: Callsites,
+    pub(crate) labels: Labels,
+    pub(crate) open: OpenSpans,
+    pub(crate) inheritance: Inheritance,
     memory: Memory,
     pub(crate) series: Series,
-    pub(super) policy: FailurePolicy,
-    pub(super) clock: quanta::Clock,
+    pub(crate) policy: FailurePolicy,
+    pub(crate) clock: quanta::Clock,
     pub(crate) diagnostics: Arc<Diagnostics>,
-    pub(super) expected: Vec<Label>,
+    pub(crate) expected: Vec<Label>,
     /// Whether some thread gives a slot to a span that has none of its own, see `parent_further`.
     leading: AtomicBool,
     /// Whether spans may have closed without this layer being told, since it was out of its subscriber.
@@ -61,10 +61,10 @@ pub(crate) struct Stages {
     /// Whether the layer is gone: no span that is open will be closed any more.
     is_detached: AtomicBool,
     warned_inert: AtomicBool,
-    pub(super) outermost_finished: AtomicBool,
-    pub(super) outermost_failed: AtomicBool,
+    pub(crate) outermost_finished: AtomicBool,
+    pub(crate) outermost_failed: AtomicBool,
     #[cfg(feature = "trace-id")]
-    pub(super) traces: Traces,
+    pub(crate) traces: Traces,
 }
 
 /// What there is to know of a new span's values.
@@ -359,7 +359,7 @@ impl Stages {
     }
 
     /// Counts the stages that were open when the layer went away.
-    pub(super) fn count_detached(&self) {
+    pub(crate) fn count_detached(&self) {
         if self.is_detached.swap(false, Ordering::Relaxed) {
             self.open.iter().for_each(|found| self.count_missed(found));
         }
@@ -489,12 +489,12 @@ impl Stages {
         self.open.release(found);
     }
 
-    pub(super) fn callsite(&self, found: Found<'_>) -> Option<&Callsite> {
+    pub(crate) fn callsite(&self, found: Found<'_>) -> Option<&Callsite> {
         self.callsites.get(found.callsite.load(Ordering::Relaxed))
     }
 
     /// A stage id that was declared and never recorded is the span's name.
-    pub(super) fn ensure_stage_id(&self, found: Found<'_>) {
+    pub(crate) fn ensure_stage_id(&self, found: Found<'_>) {
         if found.stage().is_none()
             && let Some(callsite) = self.callsite(found)
         {
@@ -508,7 +508,7 @@ impl Stages {
 
     /// What there is to count of a stage that ends.
     #[inline(always)]
-    pub(super) fn ended_stage(&self, found: Found<'_>, outcome: Outcome, ended: u64) -> Finished {
+    pub(crate) fn ended_stage(&self, found: Found<'_>, outcome: Outcome, ended: u64) -> Finished {
         // What the values come to holds as long as nothing was recorded late.
         let (Resolved { profile, run_id }, meaning) = match self.inheritance.known(found.slot) {
             Some(known) => (known, found.meaning()),
@@ -531,7 +531,7 @@ impl Stages {
 
     /// Records a stage that ended. The caller has settled it.
     #[inline]
-    pub(super) fn count(&self, ended: Finished) {
+    pub(crate) fn count(&self, ended: Finished) {
         if ended.is_outermost {
             self.outermost(ended.outcome).store(true, Ordering::Relaxed);
         }
@@ -577,7 +577,7 @@ impl Stages {
         }
     }
 
-    pub(super) fn hide(&self, found: Found<'_>) {
+    pub(crate) fn hide(&self, found: Found<'_>) {
         if found.shown.load(Ordering::SeqCst) != 0 {
             self.unshow(found.shown.swap(0, Ordering::SeqCst));
         }
@@ -600,8 +600,8 @@ mod tests {
     use tracing_subscriber::Registry;
     use tracing_subscriber::layer::SubscriberExt;
 
-    use super::*;
     use crate::layer::MetricsLayer;
+    use crate::layer::tracker::*;
     use crate::recorder::StageRecorder;
 
     /// Stages of all kinds, whose values are known after the first time.

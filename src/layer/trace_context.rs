@@ -18,9 +18,9 @@ use tracing_subscriber::Registry;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::MetricsLayer;
-use super::open::{Found, Slot};
-use super::stages::Stages;
 use crate::layer::outcome::Facts;
+use crate::layer::span::table::{Found, Slot};
+use crate::layer::tracker::Stages;
 use crate::recorder::outward;
 use crate::series::outcome::Outcome;
 use crate::series::stage_series::Finished;
@@ -68,7 +68,7 @@ impl Traces {
 impl Stages {
     /// To call when a span is entered.
     #[inline]
-    pub(super) fn note_trace_at_enter(&self, found: Found<'_>, id: &Id) {
+    pub(crate) fn note_trace_at_enter(&self, found: Found<'_>, id: &Id) {
         let way = self.traces.way();
         if way <= AT_ENTER {
             let facts = found.facts();
@@ -95,7 +95,7 @@ impl Stages {
 
     /// To call when a span is left; `is_held`: whether another thread asks for it.
     #[inline]
-    pub(super) fn note_trace_at_exit(&self, found: Found<'_>, id: &Id, is_held: bool) {
+    pub(crate) fn note_trace_at_exit(&self, found: Found<'_>, id: &Id, is_held: bool) {
         if found.facts().has(Facts::TROUBLE) {
             self.note_trace(found, id);
         }
@@ -115,7 +115,7 @@ impl Stages {
 
     /// What there is to count of a stage that closes, with its trace if it failed.
     #[inline]
-    pub(super) fn with_trace(&self, mut ended: Finished, found: Found<'_>, id: &Id) -> Finished {
+    pub(crate) fn with_trace(&self, mut ended: Finished, found: Found<'_>, id: &Id) -> Finished {
         if self.traces.way() == UNKNOWN {
             self.find_way_at_close(id);
         }
@@ -132,7 +132,7 @@ impl Stages {
     }
 
     /// The same of a stage that is open at the end of the run.
-    pub(super) fn with_trace_of_open(&self, mut ended: Finished, found: Found<'_>, held: Held<'_>) -> Finished {
+    pub(crate) fn with_trace_of_open(&self, mut ended: Finished, found: Found<'_>, held: Held<'_>) -> Finished {
         if ended.outcome != Outcome::Success {
             ended.trace = if found.facts().has(Facts::ASKED_FOR_TRACE) {
                 found.trace()
@@ -188,7 +188,7 @@ const MAX_HOLD: Duration = Duration::from_millis(100);
 
 /// A span whose id another thread uses: who leaves or closes it meanwhile waits, since to ask for a span that is no
 /// more is a panic.
-pub(super) struct Held<'a> {
+pub(crate) struct Held<'a> {
     slot: &'a Slot,
     /// Whether a thread is in it, which waits when it leaves.
     entered: bool,
@@ -196,7 +196,7 @@ pub(super) struct Held<'a> {
 
 impl<'a> Held<'a> {
     /// To settle the span after: who closes it either settles it first, or sees that it is held.
-    pub(super) fn new(slot: &'a Slot) -> Self {
+    pub(crate) fn new(slot: &'a Slot) -> Self {
         Self { slot, entered: slot.entered.hold() }
     }
 }
@@ -208,7 +208,7 @@ impl Drop for Held<'_> {
 }
 
 #[cold]
-pub(super) fn await_release(slot: &Slot) {
+pub(crate) fn await_release(slot: &Slot) {
     let deadline = Instant::now() + MAX_HOLD;
     while slot.entered.is_held() && Instant::now() < deadline {
         std::thread::yield_now();

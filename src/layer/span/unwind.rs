@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use super::open::SlotRef;
+use crate::layer::span::table::SlotRef;
 
 thread_local! {
     static ENTERED: RefCell<Vec<SlotRef>> = const { RefCell::new(Vec::new()) };

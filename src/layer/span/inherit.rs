@@ -6,8 +6,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::open::{Found, OpenSpans, Slot, SlotRef};
-use super::outcome::Facts;
+use crate::layer::outcome::Facts;
+use crate::layer::span::table::{Found, OpenSpans, Slot, SlotRef};
 use crate::series::interner::{Label, Labels, ValueHashes, Values};
 
 const EPOCH_MASK: u64 = (1 << (u64::BITS - 2 * Label::BITS)) - 1;

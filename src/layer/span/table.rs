@@ -17,13 +17,13 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tracing::span::Id;
 
-use super::entered::Entered;
-use super::outcome::Facts;
+use super::sync::{AtomicU8, AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
+use crate::layer::outcome::Facts;
+use crate::layer::span::enter_count::Entered;
 use crate::series::append_only_map::{Number, place_of};
 use crate::series::interner::{Label, ValueHashes, Values};
 #[cfg(feature = "trace-id")]
 use crate::series::trace_id::TraceId;
-use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
 
 const BUCKET: usize = 8;
 /// Of the first level.
@@ -614,7 +614,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 mod tests {
     use std::collections::HashMap;
 
-    use super::*;
+    use crate::layer::span::table::*;
     use proptest::prelude::*;
 
     fn claim(open: &OpenSpans, id: u64, mark: u64) -> Found<'_> {

@@ -97,7 +97,7 @@ impl Entered {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::layer::span::enter_count::*;
 
     fn opened() -> Entered {
         let entered = Entered::default();

@@ -7,8 +7,8 @@ use std::hash::{BuildHasher, Hasher};
 
 use rapidhash::fast::RandomState;
 
-use super::fields::Shape;
-use super::inherit::Resolved;
+use crate::layer::fields::Shape;
+use crate::layer::span::inherit::Resolved;
 use crate::series::append_only_map::{InsertOnly, Number};
 use crate::series::interner::Values;
 use crate::series::stage_series::KeptSeries;
