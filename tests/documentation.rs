@@ -168,5 +168,8 @@ fn the_environment_is_read_in_four_places() {
     };
     let sources = files("src", ".rs");
     let found: Vec<_> = sources.iter().filter(reads).map(|path| name(path)).collect();
-    assert_eq!(found, ["src/delivery/client.rs", "src/delivery/secrets.rs", "src/env.rs", "src/otlp/settings.rs"]);
+    assert_eq!(
+        found,
+        ["src/delivery/http/client.rs", "src/delivery/http/secrets.rs", "src/env.rs", "src/otlp/settings.rs"]
+    );
 }

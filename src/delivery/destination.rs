@@ -9,13 +9,13 @@ use bytes::Bytes;
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Instant, timeout_at};
 
-use super::push::{Doubt, Pushed, push_state};
-use super::pushgateway::Pushgateway;
 use super::replayer::{Replayer, SpoolThread};
-use super::retry::Budget;
 use super::spool::{CarriedOver, Written};
 use super::textfile::Textfile;
 use super::{DeliveryEvent, Source};
+use crate::delivery::http::retry::Budget;
+use crate::delivery::pushgateway::Pushgateway;
+use crate::delivery::pushgateway::push::{Doubt, Pushed, push_state};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, Labels};
 use crate::job_thread::JobThread;

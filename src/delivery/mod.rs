@@ -1,50 +1,27 @@
-//! Exposition in, bytes out: everything that leaves the process. Knows nothing of spans.
+//! Exposition in, bytes out: everything that leaves the process. Knows no span. Uses `exposition` and `recorder`.
 
-mod address;
-mod client;
-mod clock_offset;
-mod compression;
-mod conflict;
 mod destination;
-mod failure;
-mod grouping;
-mod headers;
-#[cfg(feature = "http")]
-mod http;
-mod push;
-mod pushgateway;
+pub(crate) mod http;
+pub(crate) mod pushgateway;
 mod queue;
 mod replayer;
 mod request;
-mod resolver;
-mod retry;
 mod scheduler;
-mod secrets;
+#[cfg(feature = "http")]
+mod scrape;
 mod spool;
-mod suppress;
 mod textfile;
 mod thread;
 
-#[cfg(feature = "otlp")]
-pub(crate) use address::{Address, redact};
-#[cfg(feature = "otlp")]
-pub(crate) use client::{USER_AGENT, build as client};
-pub use compression::COMPRESSION_THRESHOLD;
-#[cfg(feature = "otlp")]
-pub(crate) use compression::gzip;
-#[cfg(feature = "otlp")]
-pub(crate) use failure::{Failure, foreign_text};
-pub(crate) use grouping::{Grouping, parse_grouping};
-#[cfg(feature = "http")]
-pub(crate) use http::Listener;
-#[cfg(feature = "http")]
-pub use http::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
+pub use http::body::COMPRESSION_THRESHOLD;
 pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
-#[cfg(feature = "otlp")]
-pub(crate) use retry::{Budget, again, is_of_payload};
+pub(crate) use pushgateway::{Grouping, parse_grouping};
+#[cfg(feature = "http")]
+pub(crate) use scrape::Listener;
+#[cfg(feature = "http")]
+pub use scrape::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
 pub(crate) use spool::Spool;
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
-pub(crate) use suppress::lift;
 pub(crate) use textfile::Textfile;
 pub(crate) use thread::{DeliveryConfig, DeliveryThread};
 

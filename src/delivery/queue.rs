@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::destination::{Destination, Moment};
 use super::request::{Waiter, notify_all};
-use super::retry::Budget;
 use super::{DeliveryEvent, Source};
+use crate::delivery::http::retry::Budget;
 use crate::error::{Error, Kind};
 
 pub(super) struct DestinationQueue {

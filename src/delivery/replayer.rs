@@ -9,9 +9,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::pushgateway::Pushgateway;
 use super::spool::{CarriedOver, Entry, Payload, Replayed, Scope, Spool, Written, replay};
 use super::{DeliveryEvent, Source};
+use crate::delivery::pushgateway::Pushgateway;
 use crate::error::Error;
 use crate::job_thread::JobThread;
 

@@ -13,15 +13,16 @@ use tokio::sync::oneshot;
 
 use super::Source;
 use super::destination::Destination;
-#[cfg(feature = "http")]
-use super::http::Listener;
-use super::pushgateway::Pushgateway;
 use super::replayer::{Replayer, SpoolThread};
 use super::request::FlushRequest;
 use super::scheduler::Scheduler;
 use super::spool::Spool;
-use super::suppress::{self, suppress_instrumentation};
 use super::textfile::Textfile;
+use crate::delivery::pushgateway::Pushgateway;
+#[cfg(feature = "http")]
+use crate::delivery::scrape::Listener;
+use crate::diagnostics::suppress;
+use crate::diagnostics::suppress::suppress_instrumentation;
 use crate::error::{Error, Kind};
 #[cfg(feature = "otlp")]
 use crate::otlp::Collecting;

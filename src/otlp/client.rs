@@ -19,7 +19,11 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::settings::{Compression, Protocol, Settings};
-use crate::delivery::{Address, Failure, USER_AGENT, client, foreign_text, gzip};
+use crate::delivery::http::body::gzip;
+use crate::delivery::http::client;
+use crate::delivery::http::client::USER_AGENT;
+use crate::delivery::http::error::{Failure, foreign_text};
+use crate::delivery::http::url::Address;
 use crate::error::{Error, Kind};
 
 /// How much is read of an answer. A collector that took everything sends nothing, or a few bytes.
@@ -67,7 +71,7 @@ impl Client {
             (Address::of(settings.endpoint.clone()), settings.timeout, settings.compression);
         let transport = match settings.protocol {
             Protocol::Http => {
-                Transport::Http(client("collector", &address, timeout, |builder| builder.timeout(timeout))?)
+                Transport::Http(client::build("collector", &address, timeout, |builder| builder.timeout(timeout))?)
             }
             Protocol::Grpc => {
                 let endpoint = endpoint(&address, timeout)

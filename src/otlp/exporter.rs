@@ -16,7 +16,7 @@ use super::client::{Answer, Client};
 use super::collection::{Collection, Origin, Part, parts};
 use super::families::Families;
 use super::settings::Settings;
-use crate::delivery::{Budget, again, is_of_payload};
+use crate::delivery::http::retry::{Budget, again, is_of_payload};
 use crate::error::{Error, Kind};
 use crate::host;
 

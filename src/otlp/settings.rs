@@ -14,7 +14,7 @@ use percent_encoding::percent_decode_str;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
-use crate::delivery::redact;
+use crate::delivery::http::url::redact;
 use crate::env::trimmed;
 use crate::error::Error;
 

@@ -25,7 +25,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 
 use super::samples;
-use crate::delivery::grouping::Grouping;
+use crate::delivery::pushgateway::Grouping;
 use crate::delivery::pushgateway::{Pushgateway, TEXT_FORMAT};
 use crate::schema::{RUN_LAST_SUCCESS, RUN_START};
 use crate::unix_time;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::format::Payload;
 use super::samples::{self, LabelSet};
-use crate::delivery::grouping::Grouping;
+use crate::delivery::pushgateway::Grouping;
 use crate::schema::{RUN_LAST_SUCCESS, RUN_START};
 
 /// Longest line that is looked at. The lines looked for have the labels of one group.

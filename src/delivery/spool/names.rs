@@ -8,7 +8,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use super::format::checksum;
-use crate::delivery::grouping::Grouping;
+use crate::delivery::pushgateway::Grouping;
 use crate::unix_time;
 
 pub(super) const EXTENSION: &str = "spool";

@@ -9,7 +9,7 @@ use super::last_success::LastSuccesses;
 use super::lock::{self, Unavailable};
 use super::names::{self, CORRUPT, EXTENSION, Name, TEMPORARY};
 use super::store::{Entry, MAX_SPOOL_BYTES, Spool};
-use crate::delivery::grouping::Grouping;
+use crate::delivery::pushgateway::Grouping;
 use crate::delivery::pushgateway::Pushgateway;
 
 /// Which groups are looked at.

@@ -12,8 +12,8 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use tokio::time::{Instant, timeout_at};
 
-use super::grouping::Grouping;
-use super::pushgateway::Pushgateway;
+use crate::delivery::pushgateway::Grouping;
+use crate::delivery::pushgateway::Pushgateway;
 use crate::error::{Error, Kind};
 
 /// What gateways of all versions say of it.
@@ -31,7 +31,7 @@ type Labels = BTreeMap<String, String>;
 
 /// The series that two groups would hold. The cause of a refusal.
 #[derive(Debug)]
-pub(super) struct SeriesConflict {
+pub(crate) struct SeriesConflict {
     series: Vec<Series>,
 }
 
@@ -51,7 +51,7 @@ impl StdError for SeriesConflict {}
 
 impl SeriesConflict {
     /// The conflict that the body of a refusal speaks of, if it does.
-    pub(super) fn find(status: StatusCode, body: &[u8]) -> Option<Self> {
+    pub(crate) fn find(status: StatusCode, body: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(body);
         if status != StatusCode::BAD_REQUEST || !text.contains(REASON) {
             return None;
@@ -115,7 +115,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 }
 
 /// Whether a push of this exposition would be refused for the same reason: it has a family with one of the series.
-pub(super) fn is_within(refusal: &Error, exposition: &[u8]) -> bool {
+pub(crate) fn is_within(refusal: &Error, exposition: &[u8]) -> bool {
     let Some(conflict) = SeriesConflict::of(refusal) else { return false };
     let text = String::from_utf8_lossy(exposition);
     let families: BTreeSet<&str> =
@@ -125,7 +125,7 @@ pub(super) fn is_within(refusal: &Error, exposition: &[u8]) -> bool {
 
 /// Adds to a refusal for a conflict which groups hold the series and the commands that delete them. Any other error is
 /// returned as it is.
-pub(super) async fn explain(gateway: &Pushgateway, refusal: Error, deadline: Instant) -> Error {
+pub(crate) async fn explain(gateway: &Pushgateway, refusal: Error, deadline: Instant) -> Error {
     let (Some(conflict), Kind::Refused(status)) = (SeriesConflict::of(&refusal), refusal.kind()) else {
         return refusal;
     };
@@ -218,7 +218,7 @@ fn group(labels: &Labels) -> Option<Grouping> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use crate::delivery::pushgateway::conflict::*;
 
     /// Of Pushgateway 1.5.1.
     const TEXT: &str = "pushed metrics are invalid or inconsistent with existing metrics: collected metric \"h\" { \

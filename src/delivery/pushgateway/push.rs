@@ -7,13 +7,15 @@ use bytes::Bytes;
 use reqwest::Method;
 use tokio::time::Instant;
 
-use super::pushgateway::Pushgateway;
-use super::retry::{self, Budget};
-use super::{Source, conflict};
+use crate::delivery::Source;
+use crate::delivery::http::retry;
+use crate::delivery::http::retry::Budget;
+use crate::delivery::pushgateway::Pushgateway;
+use crate::delivery::pushgateway::conflict;
 use crate::error::{Error, Kind};
 
 /// What the gateway took of a push.
-pub(super) enum Pushed {
+pub(crate) enum Pushed {
     Whole,
     /// It refused the application's own metrics, for this reason, and took the crate's. What it keeps of the run is
     /// delivered.
@@ -22,7 +24,7 @@ pub(super) enum Pushed {
 
 impl Pushed {
     /// What a caller is told: metrics of the application are missing on the gateway.
-    pub(super) fn into_result(self) -> Result<(), Error> {
+    pub(crate) fn into_result(self) -> Result<(), Error> {
         match self {
             Self::Whole => Ok(()),
             Self::OwnFamilies(refusal) => Err(refusal),
@@ -34,7 +36,7 @@ impl Pushed {
 /// application's own metrics: one of them must not take the stages down with it.
 ///
 /// Sets `is_in_doubt` if a request got no answer and may have arrived.
-pub(super) async fn push_state(
+pub(crate) async fn push_state(
     gateway: &Pushgateway,
     source: &Arc<dyn Source>,
     exposition: Bytes,
@@ -56,15 +58,15 @@ pub(super) async fn push_state(
     }
 }
 
-pub(super) const PUSHED_WITHOUT: &str = "the stages were pushed without them";
+pub(crate) const PUSHED_WITHOUT: &str = "the stages were pushed without them";
 
-pub(super) fn application_refused(gateway: &Pushgateway, outcome: &str, refusal: Error) -> Error {
+pub(crate) fn application_refused(gateway: &Pushgateway, outcome: &str, refusal: Error) -> Error {
     let text = format!("gateway {} refused the application's own metrics; {outcome}", gateway.endpoint());
     Error::new(Kind::Refused(400), text).with_source(refusal)
 }
 
 /// The crate's own part of an exposition; `None` where that is nothing or all of it.
-pub(super) fn own_families_only(source: &dyn Source, exposition: &Bytes) -> Option<Bytes> {
+pub(crate) fn own_families_only(source: &dyn Source, exposition: &Bytes) -> Option<Bytes> {
     let text = std::str::from_utf8(exposition).unwrap_or_default();
     let own = source.own_families(text);
     (!own.is_empty() && own.len() != text.len()).then(|| Bytes::from(own))
@@ -92,18 +94,18 @@ async fn push_counted(
 }
 
 /// A request on its way: dropped before it is settled, it leaves a doubt whether the gateway has it.
-pub(super) struct Doubt<'a> {
+pub(crate) struct Doubt<'a> {
     is_in_doubt: &'a AtomicBool,
     remains: bool,
 }
 
 impl<'a> Doubt<'a> {
-    pub(super) fn new(is_in_doubt: &'a AtomicBool) -> Self {
+    pub(crate) fn new(is_in_doubt: &'a AtomicBool) -> Self {
         Self { is_in_doubt, remains: true }
     }
 
     /// The request has ended. `remains`: without an answer.
-    pub(super) fn settle(mut self, remains: bool) {
+    pub(crate) fn settle(mut self, remains: bool) {
         self.remains = remains;
     }
 }

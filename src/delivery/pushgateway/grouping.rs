@@ -191,7 +191,7 @@ pub(crate) fn parse_grouping(text: &str) -> Result<Vec<(String, String)>, Error>
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use crate::delivery::pushgateway::grouping::*;
 
     fn path(job: &str, labels: &[(&str, &str)]) -> String {
         let mut grouping = Grouping::new(job).unwrap();

@@ -8,7 +8,7 @@ use url::{Host, Url};
 use crate::error::Error;
 
 /// Stands for what must not be shown.
-pub(super) const HIDDEN: &str = "***";
+pub(crate) const HIDDEN: &str = "***";
 
 /// A gateway's base URL without user and password.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl Address {
         self.url.as_str().trim_end_matches('/')
     }
 
-    pub(super) fn url(&self) -> &Url {
+    pub(crate) fn url(&self) -> &Url {
         &self.url
     }
 
@@ -187,7 +187,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
+    use crate::delivery::http::url::*;
 
     fn read(text: &str) -> String {
         Address::parse(text).unwrap().0.as_str().to_owned()

@@ -18,7 +18,7 @@ use tracing::subscriber::NoSubscriber;
 use tracing::warn;
 
 #[cfg(feature = "pushgateway")]
-use crate::delivery::lift;
+use crate::diagnostics::suppress::lift;
 #[cfg(feature = "pushgateway")]
 use crate::error::Error;
 #[cfg(feature = "pushgateway")]

@@ -27,22 +27,22 @@ const MAX_ADDRESSES: usize = 16;
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Blocks until the addresses of a host name are known. The ports are of no account.
-pub(super) type LookUp = Arc<dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
+pub(crate) type LookUp = Arc<dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
 
 /// The resolver of the operating system.
-pub(super) fn system() -> LookUp {
+pub(crate) fn system() -> LookUp {
     Arc::new(|host| Ok((host, 0).to_socket_addrs()?.collect()))
 }
 
 /// Whom the connections of a client go to: the server, or a proxy.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Peer {
-    pub(super) host: String,
-    pub(super) port: u16,
+pub(crate) struct Peer {
+    pub(crate) host: String,
+    pub(crate) port: u16,
 }
 
 /// Looks up names, each on a thread of its own. Requests for one name share a lookup, which goes on when they are dropped.
-pub(super) struct Resolver {
+pub(crate) struct Resolver {
     look_up: LookUp,
     /// Has the port for the connections that find out which address of a name answers.
     peer: Option<Peer>,
@@ -63,7 +63,7 @@ struct Answer {
 
 /// A lookup could not be made: the name may well exist.
 #[derive(Debug)]
-pub(super) struct LookupError {
+pub(crate) struct LookupError {
     what: &'static str,
     cause: Option<io::Error>,
 }
@@ -108,7 +108,7 @@ impl Lookup {
 }
 
 impl Resolver {
-    pub(super) fn new(look_up: LookUp, peer: Option<Peer>) -> Self {
+    pub(crate) fn new(look_up: LookUp, peer: Option<Peer>) -> Self {
         Self { look_up, peer, lookups: Mutex::default() }
     }
 
@@ -183,8 +183,8 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::task::{Context, Poll, Waker};
 
-    use super::*;
     use crate::Pushgateway;
+    use crate::delivery::http::resolver::*;
 
     const HOST: &str = "gateway.test";
 

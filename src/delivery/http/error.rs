@@ -7,11 +7,11 @@ use std::time::Duration;
 use reqwest::header::{HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
-use super::address::Address;
-use super::client::Proxy;
-use super::conflict::SeriesConflict;
-use super::resolver::LookupError;
-use super::secrets::Secrets;
+use crate::delivery::http::client::Proxy;
+use crate::delivery::http::resolver::LookupError;
+use crate::delivery::http::secrets::Secrets;
+use crate::delivery::http::url::Address;
+use crate::delivery::pushgateway::conflict::SeriesConflict;
 use crate::error::{Error, Kind};
 
 /// What is read of the body of a refusal. Error pages of proxies are mostly white space, so more than is shown.
@@ -180,7 +180,7 @@ fn one_line(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::delivery::http::error::*;
 
     #[test]
     fn foreign_text_is_made_fit_for_a_message() {
@@ -206,7 +206,7 @@ mod tests {
             connection.write_all(format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await.unwrap();
         };
         let (result, ()) =
-            tokio::join!(gateway.send(reqwest::Method::DELETE, crate::delivery::compression::Body::plain("")), answer);
+            tokio::join!(gateway.send(reqwest::Method::DELETE, crate::delivery::http::body::Body::plain("")), answer);
         result.unwrap_err()
     }
 

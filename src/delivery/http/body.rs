@@ -44,7 +44,7 @@ pub(crate) fn gzip(bytes: &[u8]) -> Option<Bytes> {
 mod tests {
     use std::io::Read;
 
-    use super::*;
+    use crate::delivery::http::body::*;
 
     #[test]
     fn large_bodies_are_compressed_and_small_ones_are_not() {

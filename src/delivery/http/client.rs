@@ -5,8 +5,9 @@ use std::time::Duration;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{Client, ClientBuilder, Url, redirect};
 
-use super::address::Address;
-use super::resolver::{self, LookUp, Peer, Resolver};
+use crate::delivery::http::resolver;
+use crate::delivery::http::resolver::{LookUp, Peer, Resolver};
+use crate::delivery::http::url::Address;
 use crate::error::Error;
 
 /// How this crate introduces itself.
@@ -23,7 +24,7 @@ pub(crate) fn build(
 }
 
 /// [`build`] with another way to look up names than the system's.
-pub(super) fn build_with(
+pub(crate) fn build_with(
     look_up: LookUp,
     of: &str,
     address: &Address,
@@ -62,18 +63,18 @@ fn peer(url: &Url) -> Option<Peer> {
 }
 
 /// A proxy of the environment.
-pub(super) struct Proxy {
+pub(crate) struct Proxy {
     /// `None` where the port of the proxy is not known.
     peer: Option<Peer>,
     /// `http://proxy:3128`, without user and password.
-    pub(super) url: String,
+    pub(crate) url: String,
     #[cfg(feature = "tls")]
     is_https: bool,
 }
 
 impl Proxy {
     /// The proxy that requests to this server go through, found as the HTTP library finds it.
-    pub(super) fn of(address: &Address) -> Option<Self> {
+    pub(crate) fn of(address: &Address) -> Option<Self> {
         if address.is_loopback() {
             return None;
         }

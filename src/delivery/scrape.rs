@@ -28,7 +28,7 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::Source;
-use super::compression::Body;
+use crate::delivery::http::body::Body;
 use crate::error::{Error, Kind};
 
 /// How many connections are open at once. Each takes a file handle of the application.
@@ -285,7 +285,7 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::delivery::scrape::*;
 
     #[test]
     fn gzip_is_taken_where_the_client_lists_it() {

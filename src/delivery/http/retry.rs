@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::failure::Failure;
+use crate::delivery::http::error::Failure;
 use crate::error::{Error, Kind};
 
 /// The wait before the second try, on average; it doubles with each one.
@@ -89,7 +89,7 @@ fn wait_before(tries: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::delivery::http::retry::*;
 
     #[test]
     fn waits_double_with_jitter_up_to_a_limit() {

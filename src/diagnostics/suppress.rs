@@ -40,7 +40,7 @@ pub(crate) fn lift<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Keeps the events of the HTTP client, and of what its connections still do afterwards, out of the application's log.
-pub(super) fn suppress_instrumentation<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn suppress_instrumentation<T>(work: impl FnOnce() -> T) -> T {
     begin();
     let result = work();
     end();
@@ -49,7 +49,7 @@ pub(super) fn suppress_instrumentation<T>(work: impl FnOnce() -> T) -> T {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::diagnostics::suppress::*;
     use tracing::subscriber::NoSubscriber;
 
     fn is_suppressed() -> bool {

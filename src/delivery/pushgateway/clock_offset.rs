@@ -46,7 +46,7 @@ fn smallest_offset(date: f64, sent: f64, received: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::delivery::pushgateway::clock_offset::*;
 
     fn offset(date: &str, sent: f64, received: f64) -> Option<f64> {
         let clock = ClockOffset::default();

@@ -6,14 +6,14 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD
 use percent_encoding::percent_decode;
 use reqwest::header::{AUTHORIZATION, HeaderMap};
 
-use super::address::{Address, HIDDEN};
-use super::headers::is_of_client;
+use crate::delivery::http::headers::is_of_client;
+use crate::delivery::http::url::{Address, HIDDEN};
 
 /// Shorter values are not looked for: they occur in any text.
 const MIN_LENGTH: usize = 4;
 
 /// What must not be shown. Has no `Debug`, so that nothing can print it.
-pub(super) struct Secrets(Vec<Vec<u8>>);
+pub(crate) struct Secrets(Vec<Vec<u8>>);
 
 /// A byte of a text as one reading has it, and the range of the text that stands for it.
 type Read = (u8, std::ops::Range<usize>);
@@ -21,7 +21,7 @@ type Read = (u8, std::ops::Range<usize>);
 impl Secrets {
     /// The values of all headers that are not the client's own, with the parts of an authorization, and the credentials of
     /// the system's proxies.
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
         let mut secrets = Self(Vec::new());
         for (name, value) in headers.iter().filter(|(name, _)| !is_of_client(name)) {
             secrets.add(value.as_bytes());
@@ -71,7 +71,7 @@ impl Secrets {
 
     /// The text with `***` in the place of every secret, however it is escaped: percent-encoded, in JSON or in HTML, folded
     /// into lines, or cut off at the end of the text.
-    pub(super) fn redact(&self, text: &[u8]) -> Vec<u8> {
+    pub(crate) fn redact(&self, text: &[u8]) -> Vec<u8> {
         let mut is_hidden = vec![false; text.len()];
         for reading in READINGS.map(|unescape| read(text, unescape)) {
             let bytes: Vec<u8> = reading.iter().map(|(byte, _)| *byte).collect();
@@ -163,7 +163,7 @@ mod tests {
     use proptest::prelude::*;
     use reqwest::header::HeaderValue;
 
-    use super::*;
+    use crate::delivery::http::secrets::*;
 
     fn secrets(headers: &[(&'static str, &[u8])]) -> Secrets {
         let headers = headers.iter().map(|(name, value)| {

@@ -8,14 +8,14 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
 
-use super::address::Address;
-use super::client;
-use super::clock_offset::ClockOffset;
-use super::compression::Body;
-use super::failure::Failure;
-use super::grouping::Grouping;
-use super::headers::Headers;
-use super::spool::{GroupState, GroupStateReader};
+use crate::delivery::http::body::Body;
+use crate::delivery::http::client;
+use crate::delivery::http::error::Failure;
+use crate::delivery::http::headers::Headers;
+use crate::delivery::http::url::Address;
+use crate::delivery::pushgateway::Grouping;
+use crate::delivery::pushgateway::clock_offset::ClockOffset;
+use crate::delivery::spool::{GroupState, GroupStateReader};
 use crate::error::{Error, Kind};
 use crate::unix_time;
 
@@ -363,7 +363,7 @@ impl Pushgateway {
     }
 
     /// Reads what the gateway serves at `/metrics`, piece by piece.
-    pub(super) async fn scrape(&self, mut read: impl FnMut(&[u8])) -> Result<(), Failure> {
+    pub(crate) async fn scrape(&self, mut read: impl FnMut(&[u8])) -> Result<(), Failure> {
         let url = format!("{}/metrics", self.address);
         let request = self.start(&Method::GET, &url)?;
         let mut response = self.answer(&Method::GET, &url, request).await?;
@@ -435,7 +435,7 @@ impl Pushgateway {
 
     /// The same gateway, whose names are looked up in this way.
     #[cfg(test)]
-    pub(super) fn with_lookup(mut self, look_up: super::resolver::LookUp) -> Self {
+    pub(crate) fn with_lookup(mut self, look_up: crate::delivery::http::resolver::LookUp) -> Self {
         let client = client::build_with(look_up, "gateway", &self.address, self.connect_timeout, without_pool);
         self.client = Arc::new(client.unwrap().into());
         self
@@ -462,7 +462,7 @@ impl fmt::Debug for Pushgateway {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::delivery::pushgateway::client::*;
 
     const _: () = {
         const fn send_sync<T: Send + Sync + 'static>() {}

@@ -64,7 +64,7 @@ impl Headers {
 }
 
 /// Whether the client sets this header itself: nothing of the caller's is in it.
-pub(super) fn is_of_client(name: &HeaderName) -> bool {
+pub(crate) fn is_of_client(name: &HeaderName) -> bool {
     OWN.contains(name) || name == USER_AGENT
 }
 
@@ -86,7 +86,7 @@ fn parse(name: &str, value: &[u8]) -> Parsed {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::delivery::http::headers::*;
 
     fn headers(build: impl FnOnce(&mut Headers)) -> Headers {
         let mut headers = Headers::default();
