@@ -10,13 +10,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::delivery::Pushgateway;
+#[cfg(feature = "otlp")]
+use crate::delivery::otlp::Otlp;
 use crate::env::{DEFAULT_ENV_PREFIX, Reader};
 use crate::error::Error;
 use crate::flusher::TakeReport;
 use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
 use crate::layer::{FailurePolicy, MetricsLayer};
-#[cfg(feature = "otlp")]
-use crate::otlp::Otlp;
 use crate::recorder::{DEFAULT_BUCKETS, check_is_installed};
 use crate::schema::DEFAULT_NAMESPACE;
 use crate::series::DEFAULT_MAX_SERIES;

@@ -170,8 +170,6 @@ pub mod guide;
 mod host;
 #[cfg(feature = "pushgateway")]
 mod job_thread;
-#[cfg(feature = "otlp")]
-mod otlp;
 #[cfg(feature = "pushgateway")]
 mod report;
 #[cfg(feature = "resource-usage")]

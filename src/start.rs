@@ -12,6 +12,8 @@ use tracing::{dispatcher, warn};
 use crate::builder::MetricsLayerBuilder;
 #[cfg(feature = "http")]
 use crate::delivery::Listener;
+#[cfg(feature = "otlp")]
+use crate::delivery::otlp;
 use crate::delivery::{DeliveryConfig, DeliveryThread, Pushgateway, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::env::MAX_DURATION;
@@ -22,8 +24,6 @@ use crate::flusher::Flusher;
 use crate::guard::FlushGuard;
 use crate::host;
 use crate::layer::{MetricsLayer, Settings, Stages};
-#[cfg(feature = "otlp")]
-use crate::otlp;
 #[cfg(feature = "otlp")]
 use crate::recorder::DEFAULT_HISTOGRAM_BUCKETS;
 use crate::recorder::ForeignRecorder;

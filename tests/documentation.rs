@@ -170,6 +170,6 @@ fn the_environment_is_read_in_four_places() {
     let found: Vec<_> = sources.iter().filter(reads).map(|path| name(path)).collect();
     assert_eq!(
         found,
-        ["src/delivery/http/client.rs", "src/delivery/http/secrets.rs", "src/env.rs", "src/otlp/settings.rs"]
+        ["src/delivery/http/client.rs", "src/delivery/http/secrets.rs", "src/delivery/otlp/settings.rs", "src/env.rs"]
     );
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::DEFAULT_PUSH_INTERVAL;
 use super::MetricsLayerBuilder;
 use crate::delivery::Pushgateway;
+#[cfg(feature = "otlp")]
+use crate::delivery::otlp::Otlp;
 #[cfg(doc)]
 use crate::guard::FlushGuard;
-#[cfg(feature = "otlp")]
-use crate::otlp::Otlp;
 use crate::report::RunReport;
 
 impl MetricsLayerBuilder {

@@ -14,13 +14,13 @@ use super::spool::{CarriedOver, Written};
 use super::textfile::Textfile;
 use super::{DeliveryEvent, Source};
 use crate::delivery::http::retry::Budget;
+#[cfg(feature = "otlp")]
+use crate::delivery::otlp::Collector;
 use crate::delivery::pushgateway::Pushgateway;
 use crate::delivery::pushgateway::push::{Doubt, Pushed, push_state};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, Labels};
 use crate::job_thread::JobThread;
-#[cfg(feature = "otlp")]
-use crate::otlp::Collector;
 
 /// How long a delivery on the interval may take, however short the interval.
 const SHORTEST_TIME: Duration = Duration::from_secs(2);

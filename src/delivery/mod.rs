@@ -2,6 +2,8 @@
 
 mod destination;
 pub(crate) mod http;
+#[cfg(feature = "otlp")]
+pub(crate) mod otlp;
 pub(crate) mod pushgateway;
 mod queue;
 mod replayer;

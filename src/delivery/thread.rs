@@ -18,14 +18,14 @@ use super::request::FlushRequest;
 use super::scheduler::Scheduler;
 use super::spool::Spool;
 use super::textfile::Textfile;
+#[cfg(feature = "otlp")]
+use crate::delivery::otlp::Collecting;
 use crate::delivery::pushgateway::Pushgateway;
 #[cfg(feature = "http")]
 use crate::delivery::scrape::Listener;
 use crate::diagnostics::suppress;
 use crate::diagnostics::suppress::suppress_instrumentation;
 use crate::error::{Error, Kind};
-#[cfg(feature = "otlp")]
-use crate::otlp::Collecting;
 
 /// What is to be delivered, where, and how often.
 pub(crate) struct DeliveryConfig {

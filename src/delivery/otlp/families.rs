@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use metrics::{HistogramFn, Key, SharedString, Unit};
 use opentelemetry::KeyValue;
 
-use super::instruments::{InstrumentHistogram, InstrumentHistograms, Instruments};
+use crate::delivery::otlp::instruments::{InstrumentHistogram, InstrumentHistograms, Instruments};
 use crate::exposition::{labels_of, metric_name};
 use crate::histogram::BucketHistogram;
 use crate::histogram::Snapshot;
@@ -21,35 +21,35 @@ pub(crate) struct Bounds {
 
 /// How many label sets a metric keeps apart. The further ones share a series.
 #[derive(Default)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// The names without a limit.
-    pub(super) unlimited: BTreeSet<String>,
-    pub(super) others: usize,
+    pub(crate) unlimited: BTreeSet<String>,
+    pub(crate) others: usize,
 }
 
 /// All metrics, by the names that they have in every other format.
-pub(super) struct Families {
+pub(crate) struct Families {
     bounds: Bounds,
     limits: Limits,
     by_name: Mutex<BTreeMap<String, Arc<Family>>>,
     descriptions: Mutex<HashMap<String, Description>>,
     /// The instruments of the application's meter, if that is where the metrics go.
-    pub(super) instruments: Option<Arc<Instruments>>,
+    pub(crate) instruments: Option<Arc<Instruments>>,
 }
 
 /// Unit and help text.
-pub(super) type Description = (Option<Unit>, SharedString);
+pub(crate) type Description = (Option<Unit>, SharedString);
 
 /// One metric.
-pub(super) struct Family {
-    pub(super) name: String,
-    pub(super) kind: Kind,
+pub(crate) struct Family {
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
     /// Of a histogram: the upper bounds of its buckets.
-    pub(super) bounds: Arc<[f64]>,
-    pub(super) series: Mutex<Series>,
+    pub(crate) bounds: Arc<[f64]>,
+    pub(crate) series: Mutex<Series>,
 }
 
-pub(super) enum Series {
+pub(crate) enum Series {
     Counters(LabelSets<CounterSeries>),
     /// Each the bits of an `f64`.
     Gauges(LabelSets<Arc<AtomicU64>>),
@@ -60,26 +60,26 @@ pub(super) enum Series {
 
 /// The counters whose labels are the same.
 #[derive(Default)]
-pub(super) struct CounterSeries {
+pub(crate) struct CounterSeries {
     counters: Vec<Arc<AtomicU64>>,
     /// The total at the last export of increments.
-    pub(super) exported: u64,
+    pub(crate) exported: u64,
 }
 
 impl CounterSeries {
-    pub(super) fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.counters.iter().fold(0, |sum, counter| sum.saturating_add(counter.load(Ordering::Relaxed)))
     }
 }
 
-pub(super) struct HistogramSeries {
-    pub(super) histogram: Arc<BucketHistogram>,
+pub(crate) struct HistogramSeries {
+    pub(crate) histogram: Arc<BucketHistogram>,
     /// Its state at the last export of increments.
-    pub(super) exported: Snapshot,
+    pub(crate) exported: Snapshot,
 }
 
 /// The series of one metric.
-pub(super) struct LabelSets<S> {
+pub(crate) struct LabelSets<S> {
     limit: usize,
     by_attributes: HashMap<Vec<KeyValue>, S>,
     overflow: Option<S>,
@@ -99,7 +99,7 @@ impl<S> LabelSets<S> {
     }
 
     /// Calls `each` with every series. The shared one comes last: the SDK has room for it beside as many as its limit.
-    pub(super) fn for_each(&mut self, mut each: impl FnMut(&[KeyValue], &mut S)) {
+    pub(crate) fn for_each(&mut self, mut each: impl FnMut(&[KeyValue], &mut S)) {
         for (attributes, series) in &mut self.by_attributes {
             each(attributes, series);
         }
@@ -110,7 +110,7 @@ impl<S> LabelSets<S> {
 }
 
 impl Families {
-    pub(super) fn new(bounds: Bounds, limits: Limits, instruments: Option<Arc<Instruments>>) -> Self {
+    pub(crate) fn new(bounds: Bounds, limits: Limits, instruments: Option<Arc<Instruments>>) -> Self {
         let by_name = bounds.by_name.into_iter().map(|(name, bounds)| (metric_name(&name).into_owned(), bounds));
         Self {
             bounds: Bounds { by_name: by_name.collect(), default: bounds.default },
@@ -122,21 +122,21 @@ impl Families {
     }
 
     /// The first description of a name counts.
-    pub(super) fn describe(&self, name: &str, unit: Option<Unit>, help: SharedString) {
+    pub(crate) fn describe(&self, name: &str, unit: Option<Unit>, help: SharedString) {
         lock(&self.descriptions).entry(metric_name(name).into_owned()).or_insert((unit, help));
     }
 
-    pub(super) fn description(&self, name: &str) -> Description {
+    pub(crate) fn description(&self, name: &str) -> Description {
         lock(&self.descriptions).get(name).cloned().unwrap_or((None, "".into()))
     }
 
     /// All metrics so far, in the order of their names.
-    pub(super) fn all(&self) -> Vec<Arc<Family>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Family>> {
         lock(&self.by_name).values().map(Arc::clone).collect()
     }
 
     /// Returns the counter of a key. Nothing reads it where the name is that of a metric of another kind.
-    pub(super) fn counter(&self, key: &Key) -> Arc<AtomicU64> {
+    pub(crate) fn counter(&self, key: &Key) -> Arc<AtomicU64> {
         let (family, counter) = (self.family(key.name(), Kind::Counter), Arc::default());
         if let Series::Counters(sets) = &mut *lock(&family.series) {
             // Each key has a counter of its own, even if its series has others: its absolute value is its own.
@@ -146,7 +146,7 @@ impl Families {
     }
 
     /// Returns the gauge of a key. Keys with the same series share it.
-    pub(super) fn gauge(&self, key: &Key) -> Arc<AtomicU64> {
+    pub(crate) fn gauge(&self, key: &Key) -> Arc<AtomicU64> {
         match &mut *lock(&self.family(key.name(), Kind::Gauge).series) {
             Series::Gauges(sets) => Arc::clone(sets.find_or_insert(attributes(key), Arc::default)),
             _ => Arc::default(),
@@ -154,7 +154,7 @@ impl Families {
     }
 
     /// Returns the histogram of a key. Keys with the same series share it.
-    pub(super) fn histogram(&self, key: &Key) -> Arc<ExportedHistogram> {
+    pub(crate) fn histogram(&self, key: &Key) -> Arc<ExportedHistogram> {
         let family = self.family(key.name(), Kind::Histogram);
         let new = || Arc::new(BucketHistogram::new(Arc::clone(&family.bounds)));
         let histogram = match &mut *lock(&family.series) {
@@ -171,7 +171,7 @@ impl Families {
     }
 
     /// Returns the metric of this name, which has the kind under which it was registered first.
-    pub(super) fn family(&self, name: &str, kind: Kind) -> Arc<Family> {
+    pub(crate) fn family(&self, name: &str, kind: Kind) -> Arc<Family> {
         let cleaned = metric_name(name);
         // To the SDK names that differ in case alone are one.
         let (name, key) = match self.instruments {
@@ -200,7 +200,7 @@ impl Families {
 }
 
 /// The histogram of one or several keys. As in the SDK, it drops values that are not finite.
-pub(super) enum ExportedHistogram {
+pub(crate) enum ExportedHistogram {
     Own(Arc<BucketHistogram>),
     Instrument(Arc<InstrumentHistogram>),
 }
@@ -226,6 +226,6 @@ fn attributes(key: &Key) -> Vec<KeyValue> {
     labels.into_iter().map(|(name, value)| KeyValue::new(name.into_owned(), value.into_owned())).collect()
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

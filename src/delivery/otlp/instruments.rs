@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{BoundHistogram, Histogram, Meter};
 
-use super::families::{Description, Family, Series, lock};
-use super::{silently, ucum};
+use crate::delivery::otlp::families::{Description, Family, Series, lock};
+use crate::delivery::otlp::{silently, ucum};
 use crate::schema::Kind;
 
 /// What the SDK allows in a name.
@@ -26,7 +26,7 @@ const MAX_NAME: usize = 255;
 /// How long the registration of a metric waits for its instrument. It takes far less, unless the SDK collects.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-pub(super) struct Instruments {
+pub(crate) struct Instruments {
     meter: Meter,
     queue: Mutex<Queue>,
     is_waiting: AtomicBool,
@@ -41,12 +41,12 @@ struct Queue {
 }
 
 impl Instruments {
-    pub(super) fn new(meter: Meter) -> Self {
+    pub(crate) fn new(meter: Meter) -> Self {
         Self { meter, queue: Mutex::default(), is_waiting: AtomicBool::new(false), built: Condvar::new() }
     }
 
     /// Returns a name that the SDK takes: an instrument of any other name does nothing.
-    pub(super) fn name(cleaned: &str) -> String {
+    pub(crate) fn name(cleaned: &str) -> String {
         let mut name = cleaned.replace(':', "_");
         if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
             name.insert_str(0, "m_");
@@ -56,13 +56,13 @@ impl Instruments {
     }
 
     /// Puts a new metric in the queue.
-    pub(super) fn add(&self, family: Arc<Family>, description: Description) {
+    pub(crate) fn add(&self, family: Arc<Family>, description: Description) {
         lock(&self.queue).families.push((family, description));
         self.is_waiting.store(true, Ordering::Release);
     }
 
     /// Has the instruments in the queue built, and waits for them unless the SDK is at work. To be called without a lock.
-    pub(super) fn build_waiting(self: &Arc<Self>) {
+    pub(crate) fn build_waiting(self: &Arc<Self>) {
         if !self.is_waiting.load(Ordering::Acquire) {
             return;
         }
@@ -85,7 +85,7 @@ impl Instruments {
     }
 
     /// Builds the instruments in the queue on this thread.
-    pub(super) fn build(&self) {
+    pub(crate) fn build(&self) {
         loop {
             let families = {
                 let mut queue = lock(&self.queue);
@@ -141,7 +141,7 @@ impl Instruments {
 
 /// The histograms of one metric.
 #[derive(Default)]
-pub(super) struct InstrumentHistograms {
+pub(crate) struct InstrumentHistograms {
     /// `None` until it is built.
     instrument: Option<Histogram<f64>>,
     /// Those that wait for it.
@@ -150,7 +150,7 @@ pub(super) struct InstrumentHistograms {
 
 impl InstrumentHistograms {
     /// Adds the histogram of a label set. The SDK adds up those with equal attributes, and those beyond its limit.
-    pub(super) fn add(&mut self, attributes: Vec<KeyValue>, bounds: Arc<[f64]>) -> Arc<InstrumentHistogram> {
+    pub(crate) fn add(&mut self, attributes: Vec<KeyValue>, bounds: Arc<[f64]>) -> Arc<InstrumentHistogram> {
         let new = Arc::new(InstrumentHistogram { bound: OnceLock::new(), early: Mutex::new(Early::new(bounds)) });
         match &self.instrument {
             Some(instrument) => new.bind(instrument, &attributes),
@@ -168,13 +168,13 @@ impl InstrumentHistograms {
 }
 
 /// A histogram that the SDK keeps. Until its instrument is built, it keeps the samples itself.
-pub(super) struct InstrumentHistogram {
+pub(crate) struct InstrumentHistogram {
     bound: OnceLock<BoundHistogram<f64>>,
     early: Mutex<Early>,
 }
 
 impl InstrumentHistogram {
-    pub(super) fn record_many(&self, value: f64, count: usize) {
+    pub(crate) fn record_many(&self, value: f64, count: usize) {
         match self.bound.get() {
             Some(bound) => (0..count).for_each(|_| bound.record(value)),
             None => self.record_early(value, count),
@@ -232,7 +232,7 @@ impl Early {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::delivery::otlp::instruments::*;
     use proptest::prelude::*;
 
     proptest! {

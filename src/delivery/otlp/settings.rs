@@ -56,7 +56,7 @@ impl Settings {
 
     /// As if these variables were the environment.
     #[cfg(test)]
-    pub(super) fn of(variables: &[(&str, &str)]) -> Self {
+    pub(crate) fn of(variables: &[(&str, &str)]) -> Self {
         let lookup = |name: &str| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
@@ -226,7 +226,7 @@ fn attributes(text: &str) -> BTreeMap<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::delivery::otlp::settings::*;
     use crate::tables;
 
     fn read(variables: &[(&str, &str)]) -> Result<Option<Settings>, Error> {

@@ -12,11 +12,11 @@ use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{Answer, Client};
-use super::collection::{Collection, Origin, Part, parts};
-use super::families::Families;
-use super::settings::Settings;
 use crate::delivery::http::retry::{Budget, again, is_of_payload};
+use crate::delivery::otlp::client::{Answer, Client};
+use crate::delivery::otlp::collection::{Collection, Origin, Part, parts};
+use crate::delivery::otlp::families::Families;
+use crate::delivery::otlp::settings::Settings;
 use crate::error::{Error, Kind};
 use crate::host;
 
@@ -51,7 +51,7 @@ pub(crate) enum Collector {
 
 impl Collecting {
     /// `service`: where the environment names none.
-    pub(super) fn new(mut settings: Settings, service: String, families: Arc<Families>) -> Self {
+    pub(crate) fn new(mut settings: Settings, service: String, families: Arc<Families>) -> Self {
         let mut attributes = std::mem::take(&mut settings.resource);
         let mut default = |name: &str, value| {
             attributes.entry(name.to_owned()).or_insert(value);

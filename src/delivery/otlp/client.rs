@@ -18,12 +18,12 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
-use super::settings::{Compression, Protocol, Settings};
 use crate::delivery::http::body::gzip;
 use crate::delivery::http::client;
 use crate::delivery::http::client::USER_AGENT;
 use crate::delivery::http::error::{Failure, foreign_text};
 use crate::delivery::http::url::Address;
+use crate::delivery::otlp::settings::{Compression, Protocol, Settings};
 use crate::error::{Error, Kind};
 
 /// How much is read of an answer. A collector that took everything sends nothing, or a few bytes.
@@ -33,25 +33,25 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// An export that a collector did not take.
 #[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) failure: Failure,
+pub(crate) struct Refusal {
+    pub(crate) failure: Failure,
     /// Whether there was no answer to a request that may have arrived.
-    pub(super) is_ambiguous: bool,
+    pub(crate) is_ambiguous: bool,
 }
 
 /// The answer to an export that arrived.
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Http(reqwest::Response),
     Grpc(ExportMetricsServiceResponse),
 }
 
 /// A request in the form in which it is sent, and sent again.
-pub(super) enum Body {
+pub(crate) enum Body {
     Http { bytes: Bytes, is_gzip: bool },
     Grpc(Box<ExportMetricsServiceRequest>),
 }
 
-pub(super) struct Client {
+pub(crate) struct Client {
     address: Address,
     headers: HeaderMap,
     timeout: Duration,
@@ -66,7 +66,7 @@ enum Transport {
 
 impl Client {
     /// To be called within the runtime on which it will send.
-    pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
         let (address, timeout, compression) =
             (Address::of(settings.endpoint.clone()), settings.timeout, settings.compression);
         let transport = match settings.protocol {
@@ -82,11 +82,11 @@ impl Client {
         Ok(Self { address, headers: settings.headers.clone(), timeout, compression, transport })
     }
 
-    pub(super) fn address(&self) -> &Address {
+    pub(crate) fn address(&self) -> &Address {
         &self.address
     }
 
-    pub(super) fn body(&self, request: ExportMetricsServiceRequest) -> Body {
+    pub(crate) fn body(&self, request: ExportMetricsServiceRequest) -> Body {
         match self.transport {
             Transport::Http(_) => {
                 let bytes = Bytes::from(request.encode_to_vec());
@@ -99,7 +99,7 @@ impl Client {
     }
 
     /// Sends it once. Over HTTP it has arrived with the head of a success.
-    pub(super) async fn send(&self, body: &Body) -> Result<Answer, Refusal> {
+    pub(crate) async fn send(&self, body: &Body) -> Result<Answer, Refusal> {
         match (&self.transport, body) {
             (Transport::Http(http), Body::Http { bytes, is_gzip }) => {
                 let mut request = http.post(self.address.as_str()).headers(self.headers.clone());
@@ -146,7 +146,7 @@ impl Client {
     }
 
     /// The collector's word on what it rejected of an export that arrived.
-    pub(super) async fn rejected(&self, answer: Answer, deadline: Instant) -> Option<Rejected> {
+    pub(crate) async fn rejected(&self, answer: Answer, deadline: Instant) -> Option<Rejected> {
         let answer = match answer {
             Answer::Grpc(answer) => answer,
             Answer::Http(mut response) => {
@@ -170,7 +170,7 @@ impl Client {
     }
 
     /// Opens a new connection for the next request. A task of the old one may have panicked.
-    pub(super) fn reconnect(&mut self) {
+    pub(crate) fn reconnect(&mut self) {
         if let Transport::Grpc { endpoint, client } = &mut self.transport {
             **client = connect(endpoint, self.compression);
         }
@@ -221,9 +221,9 @@ impl Client {
 }
 
 /// Data points that a collector did not take of an export.
-pub(super) struct Rejected {
-    pub(super) points: usize,
-    pub(super) error: Error,
+pub(crate) struct Rejected {
+    pub(crate) points: usize,
+    pub(crate) error: Error,
 }
 
 fn endpoint(address: &Address, timeout: Duration) -> Result<Endpoint, tonic::transport::Error> {

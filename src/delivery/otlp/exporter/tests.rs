@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use super::super::families::{Bounds, Limits};
-use super::super::recorder::OtelRecorder;
-use super::*;
+use crate::delivery::otlp::exporter::*;
+use crate::delivery::otlp::families::{Bounds, Limits};
+use crate::delivery::otlp::recorder::OtelRecorder;
 
 /// Takes one request on a connection of its own, and answers 200.
 async fn take(listener: &TcpListener) -> ExportMetricsServiceRequest {

@@ -5,9 +5,9 @@ use opentelemetry::metrics::MeterProvider;
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData};
 use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
 
-use super::super::families::{Bounds, Limits};
-use super::super::instruments::Instruments;
-use super::*;
+use crate::delivery::otlp::families::{Bounds, Limits};
+use crate::delivery::otlp::instruments::Instruments;
+use crate::delivery::otlp::recorder::*;
 
 /// A recorder, and how to look at what the SDK makes of it.
 fn recorder() -> (OtelRecorder, impl Fn() -> BTreeMap<String, f64>) {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::registry::{Registry, Storage};
 
-use super::families::{ExportedHistogram, Families};
+use crate::delivery::otlp::families::{ExportedHistogram, Families};
 
 pub(crate) struct OtelRecorder {
     registry: Registry<Key, Handles>,
@@ -14,7 +14,7 @@ pub(crate) struct OtelRecorder {
 }
 
 impl OtelRecorder {
-    pub(super) fn new(families: Arc<Families>) -> Self {
+    pub(crate) fn new(families: Arc<Families>) -> Self {
         Self { registry: Registry::new(Handles(Arc::clone(&families))), families }
     }
 

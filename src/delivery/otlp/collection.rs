@@ -18,12 +18,12 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_sdk::metrics::Temporality;
 use prost::Message;
 
-use super::families::{CounterSeries, Families, Family, HistogramSeries, Series, lock};
-use super::{SCOPE, ucum};
+use crate::delivery::otlp::families::{CounterSeries, Families, Family, HistogramSeries, Series, lock};
+use crate::delivery::otlp::{SCOPE, ucum};
 use crate::unix_time;
 
 /// Reads the metrics, and knows when it did so last.
-pub(super) struct Collection {
+pub(crate) struct Collection {
     families: Arc<Families>,
     temporality: Temporality,
     /// When the totals began, in nanoseconds of Unix time.
@@ -32,18 +32,18 @@ pub(super) struct Collection {
 }
 
 impl Collection {
-    pub(super) fn new(families: Arc<Families>, temporality: Temporality) -> Self {
+    pub(crate) fn new(families: Arc<Families>, temporality: Temporality) -> Self {
         let now = nanos();
         Self { families, temporality, start: now, last: now }
     }
 
     /// Whether what it returned must arrive, since the next collection does not have it again.
-    pub(super) fn has_increments(&self) -> bool {
+    pub(crate) fn has_increments(&self) -> bool {
         self.temporality != Temporality::Cumulative
     }
 
     /// Returns the state of this moment. Increments are those since the last call.
-    pub(super) fn collect(&mut self) -> Vec<Metric> {
+    pub(crate) fn collect(&mut self) -> Vec<Metric> {
         // The clock of the system may have been set back.
         let now = nanos().max(self.last);
         let previous = mem::replace(&mut self.last, now);
@@ -164,15 +164,15 @@ impl Point {
 
 /// Where the metrics come from, as every request says.
 #[derive(Clone, Debug)]
-pub(super) struct Origin(Resource);
+pub(crate) struct Origin(Resource);
 
 impl Origin {
-    pub(super) fn new(attributes: BTreeMap<String, String>) -> Self {
+    pub(crate) fn new(attributes: BTreeMap<String, String>) -> Self {
         let attributes = attributes.into_iter().map(|(name, value)| (&KeyValue::new(name, value)).into());
         Self(Resource { attributes: attributes.collect(), ..Resource::default() })
     }
 
-    pub(super) fn request(&self, metrics: Vec<Metric>) -> ExportMetricsServiceRequest {
+    pub(crate) fn request(&self, metrics: Vec<Metric>) -> ExportMetricsServiceRequest {
         let scope = InstrumentationScope { name: SCOPE.to_owned(), ..InstrumentationScope::default() };
         ExportMetricsServiceRequest {
             resource_metrics: vec![ResourceMetrics {
@@ -186,21 +186,21 @@ impl Origin {
 
 /// Metrics that go out in one request.
 #[derive(Debug, PartialEq)]
-pub(super) struct Part {
-    pub(super) metrics: Vec<Metric>,
+pub(crate) struct Part {
+    pub(crate) metrics: Vec<Metric>,
     /// Of the metrics, encoded.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Part {
     /// How many data points are in it.
-    pub(super) fn points(&self) -> usize {
+    pub(crate) fn points(&self) -> usize {
         self.metrics.iter().filter_map(|metric| metric.data.as_ref()).map(count).sum()
     }
 }
 
 /// Distributes metrics over parts of at most `limit` bytes each. A data point that is larger has a part of its own.
-pub(super) fn parts(metrics: Vec<Metric>, limit: usize) -> VecDeque<Part> {
+pub(crate) fn parts(metrics: Vec<Metric>, limit: usize) -> VecDeque<Part> {
     let (mut parts, mut part) = (VecDeque::new(), Part { metrics: Vec::new(), bytes: 0 });
     for mut metric in metrics {
         while let Some(rest) = fill(&mut part, metric, limit) {
@@ -280,7 +280,7 @@ fn split_off(data: &mut Data, at: usize) -> Data {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::delivery::otlp::collection::*;
     use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value::AsInt;
     use proptest::prelude::*;
 
