@@ -14,10 +14,10 @@ use crate::delivery::Pushgateway;
 use crate::delivery::otlp::Otlp;
 use crate::env::{DEFAULT_ENV_PREFIX, Reader};
 use crate::error::Error;
-use crate::flusher::TakeReport;
-use crate::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
 use crate::layer::{FailurePolicy, MetricsLayer};
 use crate::recorder::{DEFAULT_BUCKETS, check_is_installed};
+use crate::run::guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
+use crate::run::shutdown::TakeReport;
 use crate::schema::DEFAULT_NAMESPACE;
 use crate::series::DEFAULT_MAX_SERIES;
 
@@ -124,7 +124,7 @@ impl MetricsLayerBuilder {
             otlp: None,
             exposition: None,
             #[cfg(feature = "resource-usage")]
-            resource_interval: crate::resource::DEFAULT_RESOURCE_INTERVAL,
+            resource_interval: crate::run::resource::DEFAULT_RESOURCE_INTERVAL,
             node: None,
             report: None,
             #[cfg(unix)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::delivery::{Grouping, Pushgateway, parse_grouping};
 use crate::error::Error;
+use crate::process::{executable_name, trimmed};
 
 /// What the names of the variables begin with unless `with_env_prefix` says otherwise.
 pub const DEFAULT_ENV_PREFIX: &str = "TV_";
@@ -146,17 +147,6 @@ impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
     }
 }
 
-/// The value of a variable without the white space around it: files of secrets and here-documents end in a line feed.
-/// `None` where nothing is left.
-pub(crate) fn trimmed(name: &str, value: Result<String, VarError>) -> Result<Option<String>, Error> {
-    match value {
-        Ok(value) => Ok(Some(value.trim()).filter(|value| !value.is_empty()).map(str::to_owned)),
-        Err(VarError::NotPresent) => Ok(None),
-        // Not quoted: a password is how an address comes not to be UTF-8.
-        Err(VarError::NotUnicode(_)) => Err(Error::config(format!("{name} is not UTF-8: set it to text that is"))),
-    }
-}
-
 #[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp")))]
 fn compiled_out(name: &str, value: &str, feature: &str) -> Error {
     Error::config(format!(
@@ -179,13 +169,6 @@ fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
              0.0.0.0:9464 for every network of the machine; a port alone is on 127.0.0.1"
         ))
     })
-}
-
-/// The name of the running program, which is the job where none is given.
-pub(crate) fn executable_name() -> String {
-    let path = env::current_exe().ok().or_else(|| env::args_os().next().map(PathBuf::from));
-    let name = path.and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// A number and `ms`, `s`, `m` or `h`.

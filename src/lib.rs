@@ -160,30 +160,18 @@ mod delivery;
 mod env;
 #[cfg(feature = "pushgateway")]
 mod exposition;
-#[cfg(feature = "pushgateway")]
-mod flusher;
-#[cfg(feature = "pushgateway")]
-mod guard;
 #[cfg(all(doc, feature = "pushgateway"))]
 pub mod guide;
 #[cfg(feature = "pushgateway")]
-mod host;
-#[cfg(feature = "pushgateway")]
 mod job_thread;
 #[cfg(feature = "pushgateway")]
-mod report;
-#[cfg(feature = "resource-usage")]
-mod resource;
+mod process;
 #[cfg(feature = "pushgateway")]
 mod run;
-#[cfg(all(feature = "pushgateway", unix))]
-mod signals;
 #[cfg(feature = "pushgateway")]
 mod start;
 #[cfg(all(test, feature = "pushgateway"))]
 mod tables;
-#[cfg(feature = "pushgateway")]
-mod telemetry;
 
 #[cfg(feature = "pushgateway")]
 pub use builder::{DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};
@@ -197,15 +185,15 @@ pub use delivery::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
 #[cfg(feature = "pushgateway")]
 pub use env::DEFAULT_ENV_PREFIX;
 pub use error::Error;
-#[cfg(feature = "pushgateway")]
-pub use guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
 pub use layer::{FailurePolicy, MetricsLayer};
 #[cfg(feature = "pushgateway")]
 pub use recorder::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS};
-#[cfg(feature = "pushgateway")]
-pub use report::{RunReport, StageReport};
 #[cfg(feature = "resource-usage")]
-pub use resource::DEFAULT_RESOURCE_INTERVAL;
+pub use run::DEFAULT_RESOURCE_INTERVAL;
+#[cfg(feature = "pushgateway")]
+pub use run::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
+#[cfg(feature = "pushgateway")]
+pub use run::{RunReport, StageReport};
 pub use schema::DEFAULT_NAMESPACE;
 pub use series::DEFAULT_MAX_SERIES;
 

@@ -17,25 +17,25 @@ use crate::delivery::otlp;
 use crate::delivery::{DeliveryConfig, DeliveryThread, Pushgateway, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::env::MAX_DURATION;
-#[cfg(feature = "otlp")]
-use crate::env::executable_name;
 use crate::error::Error;
-use crate::flusher::Flusher;
-use crate::guard::FlushGuard;
-use crate::host;
 use crate::layer::{MetricsLayer, Settings, Stages};
+use crate::process;
+#[cfg(feature = "otlp")]
+use crate::process::executable_name;
 #[cfg(feature = "otlp")]
 use crate::recorder::DEFAULT_HISTOGRAM_BUCKETS;
 use crate::recorder::ForeignRecorder;
 use crate::recorder::Target;
 use crate::recorder::{StageRecorder, check_buckets};
-use crate::run::Ending;
+use crate::run::exit_reason::Ending;
+use crate::run::guard::FlushGuard;
+use crate::run::shutdown::Flusher;
+#[cfg(unix)]
+use crate::run::signals::Watch;
+use crate::run::snapshot::{Exposition, Telemetry, own_metrics};
 use crate::schema;
 use crate::schema::OWN_TARGET;
 use crate::series::MAX_MAX_SERIES;
-#[cfg(unix)]
-use crate::signals::Watch;
-use crate::telemetry::{Exposition, Telemetry, own_metrics};
 
 impl MetricsLayerBuilder {
     /// `install` makes the recorder the global one, or does not.
@@ -47,7 +47,7 @@ impl MetricsLayerBuilder {
         if self.instance_grouping
             && let Some(gateway) = self.gateway.take()
         {
-            self.gateway = Some(gateway.with_grouping_label("instance", host::instance())?);
+            self.gateway = Some(gateway.with_grouping_label("instance", process::instance())?);
             self.job_by_default = false;
         }
         let duration = (schema::STAGE_DURATION.name(&self.namespace), std::mem::take(&mut self.buckets));
@@ -115,8 +115,8 @@ impl MetricsLayerBuilder {
         }
         #[cfg(feature = "resource-usage")]
         let resources = {
-            let node = self.node.unwrap_or_else(host::name);
-            Some(crate::telemetry::Resources::new(node))
+            let node = self.node.unwrap_or_else(process::hostname);
+            Some(crate::run::snapshot::Resources::new(node))
         };
         let telemetry = Arc::new(Telemetry::new(
             Arc::clone(&stages),

@@ -12,8 +12,8 @@ use crate::delivery::Pushgateway;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp::Otlp;
 #[cfg(doc)]
-use crate::guard::FlushGuard;
-use crate::report::RunReport;
+use crate::run::guard::FlushGuard;
+use crate::run::report::RunReport;
 
 impl MetricsLayerBuilder {
     /// Pushes to this gateway: on the interval, and at the end. Replaces address, job and grouping of the environment

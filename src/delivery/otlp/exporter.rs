@@ -18,7 +18,7 @@ use crate::delivery::otlp::collection::{Collection, Origin, Part, parts};
 use crate::delivery::otlp::families::Families;
 use crate::delivery::otlp::settings::Settings;
 use crate::error::{Error, Kind};
-use crate::host;
+use crate::process;
 
 /// How many bytes of metrics go into one request. Half of what a collector takes over gRPC by default.
 const MAX_REQUEST: usize = 2 << 20;
@@ -59,7 +59,7 @@ impl Collecting {
         default("service.name", service);
         if settings.temporality != Temporality::Delta {
             // Totals of two processes are two series. Increments add up to one, and are to.
-            default("service.instance.id", host::instance());
+            default("service.instance.id", process::instance());
         }
         default("telemetry.sdk.language", "rust".to_owned());
         default("telemetry.sdk.name", env!("CARGO_PKG_NAME").to_owned());

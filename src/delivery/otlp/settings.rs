@@ -15,8 +15,8 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use crate::delivery::http::url::redact;
-use crate::env::trimmed;
 use crate::error::Error;
+use crate::process::trimmed;
 
 /// By the specification.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -8,9 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, Kind};
-use crate::flusher::Flusher;
-use crate::report::RunReport;
-use crate::run::Ending;
+use crate::run::exit_reason::Ending;
+use crate::run::report::RunReport;
+use crate::run::shutdown::Flusher;
 
 /// How long a flush may take unless `MetricsLayerBuilder::with_flush_timeout` says otherwise.
 pub const DEFAULT_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);

@@ -15,10 +15,10 @@ use tracing::{dispatcher, warn};
 use crate::delivery::DeliveryThread;
 use crate::error::{Error, Kind};
 use crate::job_thread::JobThread;
-use crate::report::RunReport;
-use crate::run::Ending;
+use crate::run::exit_reason::Ending;
+use crate::run::report::RunReport;
+use crate::run::snapshot::Telemetry;
 use crate::schema::OWN_TARGET;
-use crate::telemetry::Telemetry;
 
 /// Takes the report after the final flush.
 pub(crate) type TakeReport = Box<dyn FnOnce(RunReport) + Send>;

@@ -14,8 +14,8 @@ use signal_hook::iterator::{Handle, Signals};
 use signal_hook::{flag, low_level};
 
 use crate::error::{Error, Kind};
-use crate::flusher::Flusher;
-use crate::run::Ending;
+use crate::run::exit_reason::Ending;
+use crate::run::shutdown::Flusher;
 
 /// What a shell reports of a process that a signal ended: this and the number of the signal.
 const EXIT_BASE: i32 = 128;
@@ -157,7 +157,7 @@ fn ignored_mask(status: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::run::signals::*;
 
     #[test]
     fn reads_the_signals_that_are_ignored() {

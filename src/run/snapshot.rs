@@ -17,8 +17,8 @@ use crate::layer::Stages;
 use crate::recorder::ForeignRecorder;
 use crate::recorder::StageRecorder;
 use crate::recorder::outward;
-use crate::report::RunReport;
-use crate::run::{Ending, Run};
+use crate::run::exit_reason::{Ending, Run};
+use crate::run::report::RunReport;
 use crate::schema;
 use crate::schema::OWN_TARGET;
 
@@ -67,7 +67,7 @@ struct Pushes {
 /// The process's resources, and the node they are reported for.
 #[cfg(feature = "resource-usage")]
 pub(crate) struct Resources {
-    meter: crate::resource::Meter,
+    meter: crate::run::resource::Meter,
     node: String,
     sampled: AtomicBool,
 }
@@ -75,7 +75,7 @@ pub(crate) struct Resources {
 #[cfg(feature = "resource-usage")]
 impl Resources {
     pub(crate) fn new(node: String) -> Self {
-        Self { meter: crate::resource::Meter::new(), node, sampled: AtomicBool::new(false) }
+        Self { meter: crate::run::resource::Meter::new(), node, sampled: AtomicBool::new(false) }
     }
 
     /// The gauges exist from the first sample on: a zero before would be no measurement.

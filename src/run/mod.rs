@@ -1,0 +1,16 @@
+//! One run of the process, from `install()` to the final flush. Uses `layer`, `delivery` and all below them.
+
+pub(crate) mod exit_reason;
+pub(crate) mod guard;
+pub(crate) mod report;
+#[cfg(feature = "resource-usage")]
+pub(crate) mod resource;
+pub(crate) mod shutdown;
+#[cfg(unix)]
+pub(crate) mod signals;
+pub(crate) mod snapshot;
+
+pub use guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
+pub use report::{RunReport, StageReport};
+#[cfg(feature = "resource-usage")]
+pub use resource::DEFAULT_RESOURCE_INTERVAL;
