@@ -153,11 +153,9 @@ mod series;
 mod unix_time;
 
 #[cfg(feature = "pushgateway")]
-mod builder;
+mod config;
 #[cfg(feature = "pushgateway")]
 mod delivery;
-#[cfg(feature = "pushgateway")]
-mod env;
 #[cfg(feature = "pushgateway")]
 mod exposition;
 #[cfg(all(doc, feature = "pushgateway"))]
@@ -168,13 +166,9 @@ mod job_thread;
 mod process;
 #[cfg(feature = "pushgateway")]
 mod run;
-#[cfg(feature = "pushgateway")]
-mod start;
-#[cfg(all(test, feature = "pushgateway"))]
-mod tables;
 
 #[cfg(feature = "pushgateway")]
-pub use builder::{DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};
+pub use config::{DEFAULT_ENV_PREFIX, DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};
 #[cfg(feature = "pushgateway")]
 pub use delivery::{
     COMPRESSION_THRESHOLD, DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, MAX_SPOOL_BYTES, MAX_SPOOL_FILES,
@@ -182,8 +176,6 @@ pub use delivery::{
 };
 #[cfg(feature = "http")]
 pub use delivery::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
-#[cfg(feature = "pushgateway")]
-pub use env::DEFAULT_ENV_PREFIX;
 pub use error::Error;
 pub use layer::{FailurePolicy, MetricsLayer};
 #[cfg(feature = "pushgateway")]

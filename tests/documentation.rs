@@ -170,6 +170,11 @@ fn the_environment_is_read_in_four_places() {
     let found: Vec<_> = sources.iter().filter(reads).map(|path| name(path)).collect();
     assert_eq!(
         found,
-        ["src/delivery/http/client.rs", "src/delivery/http/secrets.rs", "src/delivery/otlp/settings.rs", "src/env.rs"]
+        [
+            "src/config/env.rs",
+            "src/delivery/http/client.rs",
+            "src/delivery/http/secrets.rs",
+            "src/delivery/otlp/settings.rs"
+        ]
     );
 }

@@ -15,5 +15,5 @@ pub(crate) use foreign::ForeignRecorder;
 #[cfg(feature = "pushgateway")]
 pub use prometheus::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS};
 #[cfg(feature = "pushgateway")]
-pub(crate) use prometheus::{StageRecorder, check_buckets, check_is_installed};
+pub(crate) use prometheus::{StageRecorder, check_is_installed};
 pub(crate) use target::{Sink, Target, is_outward, outward};

@@ -143,22 +143,3 @@ pub(crate) fn check_is_installed() -> Result<(), Error> {
          the recorder of the application before `install()` (inside a `Box` if its type has no size)",
     ))
 }
-
-/// Checks bucket bounds: at least one, all finite, strictly ascending. `of` names them in the error.
-pub(crate) fn check_buckets(of: &str, bounds: &[f64]) -> Result<(), Error> {
-    if bounds.is_empty() {
-        return Err(Error::config(format!("the buckets of {of} are empty: give at least one upper bound")));
-    }
-    if let Some(bound) = bounds.iter().find(|bound| !bound.is_finite()) {
-        return Err(Error::config(format!(
-            "the buckets of {of} contain {bound}: every upper bound must be finite, the last bucket (+Inf) is added"
-        )));
-    }
-    if let Some(pair) = bounds.windows(2).find(|pair| pair[0] >= pair[1]) {
-        return Err(Error::config(format!(
-            "the buckets of {of} are not in ascending order: {} stands before {}",
-            pair[0], pair[1]
-        )));
-    }
-    Ok(())
-}

@@ -251,20 +251,6 @@ fn nothing_is_lost_while_it_is_read() {
     assert!((0..8).all(|of| text.contains(&format!("steps{{of=\"{of}\"}} 10000\n"))), "{text}");
 }
 
-#[test]
-fn bounds_must_be_there_finite_and_ascending() {
-    let message = |bounds: &[f64]| check_buckets("`x`", bounds).unwrap_err().to_string();
-    assert_eq!(message(&[]), "the buckets of `x` are empty: give at least one upper bound");
-    assert_eq!(
-        message(&[1.0, f64::INFINITY]),
-        "the buckets of `x` contain inf: every upper bound must be finite, the last bucket (+Inf) is added"
-    );
-    assert_eq!(message(&[2.0, 1.0]), "the buckets of `x` are not in ascending order: 2 stands before 1");
-    assert_eq!(message(&[1.0, 1.0]), "the buckets of `x` are not in ascending order: 1 stands before 1");
-    check_buckets("default", &DEFAULT_BUCKETS).unwrap();
-    check_buckets("default", &DEFAULT_HISTOGRAM_BUCKETS).unwrap();
-}
-
 fn rendered(values: &[&str]) -> Vec<String> {
     let recorder = recorder();
     for value in values {

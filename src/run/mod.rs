@@ -2,6 +2,7 @@
 
 pub(crate) mod exit_reason;
 pub(crate) mod guard;
+pub(crate) mod panic_hook;
 pub(crate) mod report;
 #[cfg(feature = "resource-usage")]
 pub(crate) mod resource;

@@ -226,8 +226,8 @@ fn attributes(text: &str) -> BTreeMap<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use crate::config::variable_tables as tables;
     use crate::delivery::otlp::settings::*;
-    use crate::tables;
 
     fn read(variables: &[(&str, &str)]) -> Result<Option<Settings>, Error> {
         Settings::read(|name| {

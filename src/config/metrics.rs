@@ -3,7 +3,7 @@
 #[cfg(feature = "resource-usage")]
 use std::time::Duration;
 
-use super::MetricsLayerBuilder;
+use super::builder::MetricsLayerBuilder;
 use crate::layer::FailurePolicy;
 
 impl MetricsLayerBuilder {

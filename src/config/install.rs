@@ -1,22 +1,18 @@
 //! Checks the settings and starts everything: whatever can fail comes before the global recorder is installed, which
 //! cannot be undone.
 
-use std::collections::HashSet;
-use std::panic;
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 use metrics::Recorder;
-use tracing::{dispatcher, warn};
+use tracing::warn;
 
-use crate::builder::MetricsLayerBuilder;
+use super::builder::MetricsLayerBuilder;
 #[cfg(feature = "http")]
 use crate::delivery::Listener;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp;
-use crate::delivery::{DeliveryConfig, DeliveryThread, Pushgateway, Spool, Textfile};
+use crate::delivery::{DeliveryConfig, DeliveryThread, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
-use crate::env::MAX_DURATION;
 use crate::error::Error;
 use crate::layer::{MetricsLayer, Settings, Stages};
 use crate::process;
@@ -25,17 +21,16 @@ use crate::process::executable_name;
 #[cfg(feature = "otlp")]
 use crate::recorder::DEFAULT_HISTOGRAM_BUCKETS;
 use crate::recorder::ForeignRecorder;
+use crate::recorder::StageRecorder;
 use crate::recorder::Target;
-use crate::recorder::{StageRecorder, check_buckets};
-use crate::run::exit_reason::Ending;
 use crate::run::guard::FlushGuard;
+use crate::run::panic_hook;
 use crate::run::shutdown::Flusher;
 #[cfg(unix)]
 use crate::run::signals::Watch;
 use crate::run::snapshot::{Exposition, Telemetry, own_metrics};
 use crate::schema;
 use crate::schema::OWN_TARGET;
-use crate::series::MAX_MAX_SERIES;
 
 impl MetricsLayerBuilder {
     /// `install` makes the recorder the global one, or does not.
@@ -158,7 +153,7 @@ impl MetricsLayerBuilder {
             signals.start(&flusher);
         }
         if self.flush_on_panic_abort && cfg!(panic = "abort") {
-            flush_in_panic_hook(&flusher);
+            panic_hook::flush_in_panic_hook(&flusher);
         }
         Ok((MetricsLayer::over(stages), FlushGuard::new(flusher)))
     }
@@ -184,68 +179,4 @@ impl MetricsLayerBuilder {
             service: job.unwrap_or_else(executable_name),
         })
     }
-
-    /// Everything that can be found wrong without building anything.
-    fn check(&self) -> Result<(), Error> {
-        check_namespace(&self.namespace)?;
-        check_buckets("the stage duration", &self.buckets)?;
-        for (histogram, bounds) in &self.histogram_buckets {
-            check_buckets(&format!("histogram `{histogram}`"), bounds)?;
-        }
-        let different = self.expected_stages.iter().collect::<HashSet<_>>().len();
-        if self.max_series < different.max(1) || self.max_series > MAX_MAX_SERIES {
-            return Err(Error::config(format!(
-                "the limit on label sets is {}: it must be at least 1, at least the number of expected stages \
-                 ({different}), and at most {MAX_MAX_SERIES}",
-                self.max_series
-            )));
-        }
-        let durations = [
-            ("push interval", self.push_interval),
-            ("flush timeout", self.flush_timeout),
-            #[cfg(feature = "resource-usage")]
-            ("interval of the resource usage", self.resource_interval),
-        ];
-        for (what, duration) in durations {
-            if duration.is_zero() || duration > MAX_DURATION {
-                return Err(Error::config(format!(
-                    "the {what} is {duration:?}: it must be above zero and at most a year"
-                )));
-            }
-        }
-        self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
-    }
-}
-
-/// The hook that was there prints, which may block, so the final flush is made on another thread at the same time.
-fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
-    let (flusher, before) = (Arc::clone(flusher), panic::take_hook());
-    panic::set_hook(Box::new(move |info| {
-        if flusher.is_own_thread() {
-            // Nothing may wait for this thread any more.
-            flusher.end_and_warn(Ending::Panicked);
-            return before(info);
-        }
-        let ending = Arc::clone(&flusher);
-        let subscriber = dispatcher::get_default(Clone::clone);
-        let end = move || dispatcher::with_default(&subscriber, || ending.end_and_warn(Ending::Panicked));
-        let thread = thread::Builder::new().name("metrics-panic".to_owned()).spawn(end);
-        before(info);
-        match thread {
-            // It ends within the flush timeout.
-            Ok(thread) => drop(thread.join()),
-            Err(_) => flusher.end_and_warn(Ending::Panicked),
-        }
-    }));
-}
-
-fn check_namespace(namespace: &str) -> Result<(), Error> {
-    let mut characters = namespace.chars();
-    let begins = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-    if begins && characters.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Ok(());
-    }
-    Err(Error::config(format!(
-        "the namespace {namespace:?} cannot begin a metric name: use letters, digits and underscores, and no digit first"
-    )))
 }

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::validate::MAX_DURATION;
 use crate::delivery::{Grouping, Pushgateway, parse_grouping};
 use crate::error::Error;
 use crate::process::{executable_name, trimmed};
@@ -15,9 +16,6 @@ pub const DEFAULT_ENV_PREFIX: &str = "TV_";
 
 /// Names the exporters of metrics: `otlp` asks for this crate's. The name is OpenTelemetry's, whatever the prefix.
 const OTEL_EXPORTER: &str = "OTEL_METRICS_EXPORTER";
-
-/// The longest interval or timeout: far beyond what anyone means, and far below what the clocks can add up.
-pub(crate) const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3_600);
 
 /// What the environment says. A variable that is not set, empty or white space is `None`.
 #[derive(Debug, Default)]
@@ -198,8 +196,8 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::tables;
+    use crate::config::env::*;
+    use crate::config::variable_tables as tables;
     use proptest::prelude::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Environment, Error> {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 #[cfg(doc)]
-use super::DEFAULT_PUSH_INTERVAL;
-use super::MetricsLayerBuilder;
+use super::builder::DEFAULT_PUSH_INTERVAL;
+use super::builder::MetricsLayerBuilder;
 use crate::delivery::Pushgateway;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp::Otlp;

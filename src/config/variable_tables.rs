@@ -6,7 +6,7 @@ use std::env::VarError;
 
 /// The variables in the first column of the table under this heading. None where there is no such table.
 pub(crate) fn variables(heading: &str) -> BTreeSet<String> {
-    let page = include_str!("../docs/configuration.md");
+    let page = include_str!("../../docs/configuration.md");
     let sections = page.split("\n## ").filter_map(|section| section.split_once('\n'));
     let section = sections.filter(|(of, _)| *of == heading).map(|(_, text)| text);
     let cells = section.flat_map(str::lines).filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());

@@ -1,7 +1,4 @@
-//! The settings. [`start`](crate::start) checks them and makes the layer and the guard.
-
-mod delivered;
-mod measured;
+//! The settings and their defaults. [`install`](super::install) checks them and makes the layer and the guard.
 
 use std::fmt;
 #[cfg(feature = "http")]
@@ -9,10 +6,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::env::{DEFAULT_ENV_PREFIX, Reader};
 use crate::delivery::Pushgateway;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp::Otlp;
-use crate::env::{DEFAULT_ENV_PREFIX, Reader};
 use crate::error::Error;
 use crate::layer::{FailurePolicy, MetricsLayer};
 use crate::recorder::{DEFAULT_BUCKETS, check_is_installed};
@@ -53,34 +50,34 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// The later call wins. [`install`](Self::install) and [`build`](Self::build) check the settings.
 #[must_use = "nothing happens before `install` or `build`"]
 pub struct MetricsLayerBuilder {
-    pub(crate) namespace: String,
-    pub(crate) buckets: Vec<f64>,
-    pub(crate) histogram_buckets: Vec<(String, Vec<f64>)>,
-    pub(crate) policy: FailurePolicy,
-    pub(crate) expected_stages: Vec<String>,
-    pub(crate) max_series: usize,
-    pub(crate) run_id_label: bool,
-    pub(crate) gateway: Option<Pushgateway>,
-    pub(crate) job_by_default: bool,
+    pub(super) namespace: String,
+    pub(super) buckets: Vec<f64>,
+    pub(super) histogram_buckets: Vec<(String, Vec<f64>)>,
+    pub(super) policy: FailurePolicy,
+    pub(super) expected_stages: Vec<String>,
+    pub(super) max_series: usize,
+    pub(super) run_id_label: bool,
+    pub(super) gateway: Option<Pushgateway>,
+    pub(super) job_by_default: bool,
     /// Job and grouping of the environment, for a text file where there is no gateway.
-    pub(crate) job_labels: Vec<(String, String)>,
-    pub(crate) instance_grouping: bool,
-    pub(crate) push_interval: Duration,
-    pub(crate) flush_timeout: Duration,
-    pub(crate) textfile: Option<PathBuf>,
-    pub(crate) spool_directory: Option<PathBuf>,
+    pub(super) job_labels: Vec<(String, String)>,
+    pub(super) instance_grouping: bool,
+    pub(super) push_interval: Duration,
+    pub(super) flush_timeout: Duration,
+    pub(super) textfile: Option<PathBuf>,
+    pub(super) spool_directory: Option<PathBuf>,
     #[cfg(feature = "http")]
-    pub(crate) listen: Option<SocketAddr>,
+    pub(super) listen: Option<SocketAddr>,
     #[cfg(feature = "otlp")]
-    pub(crate) otlp: Option<Otlp>,
-    pub(crate) exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
+    pub(super) otlp: Option<Otlp>,
+    pub(super) exposition: Option<Box<dyn Fn() -> String + Send + Sync>>,
     #[cfg(feature = "resource-usage")]
-    pub(crate) resource_interval: Duration,
-    pub(crate) node: Option<String>,
-    pub(crate) report: Option<TakeReport>,
+    pub(super) resource_interval: Duration,
+    pub(super) node: Option<String>,
+    pub(super) report: Option<TakeReport>,
     #[cfg(unix)]
-    pub(crate) flush_on_signals: bool,
-    pub(crate) flush_on_panic_abort: bool,
+    pub(super) flush_on_signals: bool,
+    pub(super) flush_on_panic_abort: bool,
 }
 
 impl MetricsLayer {

@@ -1,0 +1,13 @@
+//! What the user sets, and the checks of it. Makes everything else, so it uses all other modules.
+
+mod builder;
+mod delivery;
+mod env;
+mod install;
+mod metrics;
+mod validate;
+#[cfg(test)]
+pub(crate) mod variable_tables;
+
+pub use builder::{DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};
+pub use env::DEFAULT_ENV_PREFIX;

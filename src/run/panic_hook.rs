@@ -1,0 +1,31 @@
+//! The final flush of a program that aborts at a panic.
+
+use std::sync::Arc;
+use std::{panic, thread};
+
+use tracing::dispatcher;
+
+use super::exit_reason::Ending;
+use super::shutdown::Flusher;
+
+/// The hook that was there prints, which may block, so the final flush is made on another thread at the same time.
+pub(crate) fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
+    let (flusher, before) = (Arc::clone(flusher), panic::take_hook());
+    panic::set_hook(Box::new(move |info| {
+        if flusher.is_own_thread() {
+            // Nothing may wait for this thread any more.
+            flusher.end_and_warn(Ending::Panicked);
+            return before(info);
+        }
+        let ending = Arc::clone(&flusher);
+        let subscriber = dispatcher::get_default(Clone::clone);
+        let end = move || dispatcher::with_default(&subscriber, || ending.end_and_warn(Ending::Panicked));
+        let thread = thread::Builder::new().name("metrics-panic".to_owned()).spawn(end);
+        before(info);
+        match thread {
+            // It ends within the flush timeout.
+            Ok(thread) => drop(thread.join()),
+            Err(_) => flusher.end_and_warn(Ending::Panicked),
+        }
+    }));
+}
