@@ -9,7 +9,7 @@ pub(crate) const OWN_TARGET: &str = "tracing_stage_metrics";
 pub const DEFAULT_NAMESPACE: &str = "quant";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum InstrumentKind {
     Counter,
     Gauge,
     Histogram,
@@ -19,7 +19,7 @@ pub(crate) enum Kind {
 #[derive(Debug)]
 pub(crate) struct Metric {
     pub(crate) suffix: &'static str,
-    pub(crate) kind: Kind,
+    pub(crate) kind: InstrumentKind,
     pub(crate) unit: Unit,
     pub(crate) labels: &'static [&'static str],
     pub(crate) help: &'static str,
@@ -44,105 +44,105 @@ pub(crate) const RESERVED_LABELS: &[&str] = &[STAGE_ID, STATUS, REASON, "resourc
 
 pub(crate) const STAGE_DURATION: Metric = Metric {
     suffix: "stage_duration_seconds",
-    kind: Kind::Histogram,
+    kind: InstrumentKind::Histogram,
     unit: Unit::Seconds,
     labels: &[STAGE_ID, PROFILE, RUN_ID],
     help: "Duration of a stage, from its creation to its last exit.",
 };
 pub(crate) const STAGE_TOTAL: Metric = Metric {
     suffix: "stage_total",
-    kind: Kind::Counter,
+    kind: InstrumentKind::Counter,
     unit: Unit::Count,
     labels: &[STAGE_ID, STATUS],
     help: "Finished stages by status, success or failure.",
 };
 pub(crate) const RESOURCE_USAGE: Metric = Metric {
     suffix: "engine_resource_usage",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Count,
     labels: &["resource_type", "node"],
     help: "Resources this process uses: cpu in cores since the last sample, mem in resident bytes.",
 };
 pub(crate) const STAGE_ACTIVE: Metric = Metric {
     suffix: "stage_active",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Count,
     labels: &[STAGE_ID, PROFILE],
     help: "Stages running now.",
 };
 pub(crate) const STAGE_FAILURES: Metric = Metric {
     suffix: "stage_failures_total",
-    kind: Kind::Counter,
+    kind: InstrumentKind::Counter,
     unit: Unit::Count,
     labels: &[STAGE_ID, PROFILE, REASON],
     help: "Failed stages by reason: error, panic, cancelled, interrupted or unfinished.",
 };
 pub(crate) const STAGE_LAST_DURATION: Metric = Metric {
     suffix: "stage_last_duration_seconds",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[STAGE_ID, PROFILE],
     help: "Duration of the stage that finished last.",
 };
 pub(crate) const STAGE_LAST_SUCCESS: Metric = Metric {
     suffix: "stage_last_success_timestamp_seconds",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[STAGE_ID, PROFILE],
     help: "Unix time of the stage's last success.",
 };
 pub(crate) const RUN_START: Metric = Metric {
     suffix: "run_start_timestamp_seconds",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
     help: "Unix time at which this run started.",
 };
 pub(crate) const RUN_DURATION: Metric = Metric {
     suffix: "run_duration_seconds",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
     help: "Duration of the run, set at its end.",
 };
 pub(crate) const RUN_LAST_COMPLETION: Metric = Metric {
     suffix: "run_last_completion_timestamp_seconds",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
     help: "Unix time at which the run ended, whether it succeeded or not.",
 };
 pub(crate) const RUN_CPU: Metric = Metric {
     suffix: "run_cpu_seconds",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
     help: "CPU time the run used, user and system, set at its end.",
 };
 pub(crate) const RUN_PEAK_MEMORY: Metric = Metric {
     suffix: "run_peak_memory_bytes",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Bytes,
     labels: &[],
     help: "Largest resident memory of the process, set at the end of the run.",
 };
 pub(crate) const RUN_LAST_SUCCESS: Metric = Metric {
     suffix: "run_last_success_timestamp_seconds",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
     help: "Unix time at which a run last ended in success.",
 };
 pub(crate) const PUSH_TOTAL: Metric = Metric {
     suffix: "telemetry_push_total",
-    kind: Kind::Counter,
+    kind: InstrumentKind::Counter,
     unit: Unit::Count,
     labels: &["result"],
     help: "Pushes tried, by result, success or failure.",
 };
 pub(crate) const OVERFLOW_TOTAL: Metric = Metric {
     suffix: "telemetry_overflow_total",
-    kind: Kind::Counter,
+    kind: InstrumentKind::Counter,
     unit: Unit::Count,
     labels: &[],
     help: "Finished stages counted in an overflow series, because there were too many label sets.",
@@ -150,21 +150,21 @@ pub(crate) const OVERFLOW_TOTAL: Metric = Metric {
 
 pub(crate) const LAST_PUSH_DURATION: Metric = Metric {
     suffix: "telemetry_last_push_duration_seconds",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
     help: "Duration of the last push, retries included.",
 };
 pub(crate) const SPOOL_FILES: Metric = Metric {
     suffix: "telemetry_spool_files",
-    kind: Kind::Gauge,
+    kind: InstrumentKind::Gauge,
     unit: Unit::Count,
     labels: &[],
     help: "Payloads in the spool directory that wait to be delivered.",
 };
 pub(crate) const SPOOL_DROPPED: Metric = Metric {
     suffix: "telemetry_spool_dropped_total",
-    kind: Kind::Counter,
+    kind: InstrumentKind::Counter,
     unit: Unit::Count,
     labels: &[],
     help: "Payloads dropped from the spool to stay within its bounds.",
@@ -201,7 +201,7 @@ mod tests {
             let name = metric.name(DEFAULT_NAMESPACE);
             assert!(metric.help.ends_with('.') && metric.help.len() > 10, "{name}: {}", metric.help);
             assert!(metric.help.starts_with(char::is_uppercase), "{name}: {}", metric.help);
-            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+            assert_eq!(name.ends_with("_total"), metric.kind == InstrumentKind::Counter, "{name}");
             assert_eq!(metric.unit == Unit::Seconds, name.ends_with("_seconds"), "{name}");
             assert_eq!(metric.unit == Unit::Bytes, name.ends_with("_bytes"), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::env::{DEFAULT_ENV_PREFIX, Reader};
+use crate::config::env::{DEFAULT_ENV_PREFIX, EnvReader};
 use crate::delivery::Pushgateway;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp::Otlp;
@@ -165,7 +165,7 @@ impl MetricsLayerBuilder {
     ///
     /// As [`with_env`](Self::with_env).
     pub fn with_env_prefix(mut self, prefix: impl AsRef<str>) -> Result<Self, Error> {
-        let environment = Reader::process(prefix.as_ref()).read()?;
+        let environment = EnvReader::process(prefix.as_ref()).read()?;
         self.job_labels = environment.job_labels;
         if environment.gateway.is_some() {
             self.gateway = environment.gateway;

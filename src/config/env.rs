@@ -38,18 +38,18 @@ pub(crate) struct Environment {
 }
 
 /// Reads the variables of one prefix.
-pub(crate) struct Reader<L> {
+pub(crate) struct EnvReader<L> {
     prefix: String,
     lookup: L,
 }
 
-impl Reader<fn(&str) -> Result<String, VarError>> {
+impl EnvReader<fn(&str) -> Result<String, VarError>> {
     pub(crate) fn process(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), lookup: |name| env::var(name) }
     }
 }
 
-impl<L: Fn(&str) -> Result<String, VarError>> Reader<L> {
+impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
     pub(crate) fn read(&self) -> Result<Environment, Error> {
         let job = self.value("JOB")?;
         let grouping = self.parsed("GROUPING", parse_grouping)?;
@@ -205,7 +205,7 @@ mod tests {
             let found = variables.iter().find(|(variable, _)| *variable == name);
             found.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
         };
-        Reader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read()
+        EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read()
     }
 
     fn message(variables: &[(&str, &str)]) -> String {
@@ -218,7 +218,7 @@ mod tests {
     fn the_documentation_lists_every_variable_that_is_read_and_no_other() {
         let read = |set: &[(&str, &str)]| {
             tables::asked_for(set, |lookup| {
-                let _ = Reader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read();
+                let _ = EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read();
             })
         };
         let mut listed = tables::variables("Environment variables");
@@ -413,7 +413,7 @@ mod tests {
             "TV_PROMETHEUS_PUSHGATEWAY" => Err(VarError::NotUnicode(value.clone())),
             _ => Err(VarError::NotPresent),
         };
-        let error = Reader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read().unwrap_err();
+        let error = EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read().unwrap_err();
         assert_eq!(error.to_string(), "TV_PROMETHEUS_PUSHGATEWAY is not UTF-8: set it to text that is");
     }
 

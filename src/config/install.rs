@@ -24,11 +24,11 @@ use crate::recorder::ForeignRecorder;
 use crate::recorder::StageRecorder;
 use crate::recorder::Target;
 use crate::run::guard::FlushGuard;
+use crate::run::metrics::{Exposition, RunMetrics, own_metrics};
 use crate::run::panic_hook;
 use crate::run::shutdown::Flusher;
 #[cfg(unix)]
-use crate::run::signals::Watch;
-use crate::run::snapshot::{Exposition, Telemetry, own_metrics};
+use crate::run::signals::SignalHandler;
 use crate::schema;
 use crate::schema::OWN_TARGET;
 
@@ -73,7 +73,7 @@ impl MetricsLayerBuilder {
                 let (recorder, target) = match otlp.recorder {
                     Some(otel) => {
                         let both: Arc<dyn Recorder + Send + Sync> = Arc::new(otlp::Both(recorder, otel));
-                        let target = if otlp.is_live { Target::Shared } else { Target::Own };
+                        let target = if otlp.updates_eagerly { Target::Shared } else { Target::Own };
                         (Arc::clone(&both), target(both))
                     }
                     None => (recorder, target),
@@ -111,9 +111,9 @@ impl MetricsLayerBuilder {
         #[cfg(feature = "resource-usage")]
         let resources = {
             let node = self.node.unwrap_or_else(process::hostname);
-            Some(crate::run::snapshot::Resources::new(node))
+            Some(crate::run::metrics::Resources::new(node))
         };
-        let telemetry = Arc::new(Telemetry::new(
+        let telemetry = Arc::new(RunMetrics::new(
             Arc::clone(&stages),
             exposition,
             &self.namespace,
@@ -129,7 +129,7 @@ impl MetricsLayerBuilder {
             textfile,
             textfile_labels,
             #[cfg(feature = "otlp")]
-            collecting: otlp.collecting,
+            exporter: otlp.exporter,
             spool,
             push_interval: self.push_interval,
             #[cfg(feature = "resource-usage")]
@@ -140,7 +140,7 @@ impl MetricsLayerBuilder {
             listener,
         };
         #[cfg(unix)]
-        let signals = if self.flush_on_signals { Some(Watch::new()?) } else { None };
+        let signals = if self.flush_on_signals { Some(SignalHandler::new()?) } else { None };
         let delivery = DeliveryThread::new(config, Arc::clone(&telemetry) as _)?;
         let flusher = Arc::new(Flusher::new(telemetry, delivery, self.flush_timeout, self.report)?);
         if let Some(recorder) = recorder {
@@ -160,8 +160,8 @@ impl MetricsLayerBuilder {
 
     /// What is asked for of OpenTelemetry.
     #[cfg(feature = "otlp")]
-    fn otlp(&mut self, bounds: &[(String, Vec<f64>)]) -> Result<otlp::Ready, Error> {
-        let Some(otlp) = self.otlp.take() else { return Ok(otlp::Ready::default()) };
+    fn otlp(&mut self, bounds: &[(String, Vec<f64>)]) -> Result<otlp::OtlpPipeline, Error> {
+        let Some(otlp) = self.otlp.take() else { return Ok(otlp::OtlpPipeline::default()) };
         if self.exposition.is_some() {
             return Err(Error::config(
                 "`with_exposition` is for a recorder of the application, and OTLP needs the one that is built here: leave \
@@ -172,7 +172,7 @@ impl MetricsLayerBuilder {
         otlp.ready(otlp::Setup {
             namespace: &self.namespace,
             max_series: self.max_series,
-            bounds: otlp::Bounds {
+            bounds: otlp::OtlpBounds {
                 by_name: bounds.iter().cloned().collect(),
                 default: DEFAULT_HISTOGRAM_BUCKETS.to_vec(),
             },

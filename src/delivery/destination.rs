@@ -12,10 +12,10 @@ use tokio::time::{Instant, timeout_at};
 use super::replayer::{Replayer, SpoolThread};
 use super::spool::{CarriedOver, Written};
 use super::textfile::Textfile;
-use super::{DeliveryEvent, Source};
-use crate::delivery::http::retry::Budget;
+use super::{DeliveryEvent, ExpositionSource};
+use crate::delivery::http::retry::RetryBudget;
 #[cfg(feature = "otlp")]
-use crate::delivery::otlp::Collector;
+use crate::delivery::otlp::Exporter;
 use crate::delivery::pushgateway::Pushgateway;
 use crate::delivery::pushgateway::push::{Doubt, Pushed, push_state};
 use crate::error::{Error, Kind};
@@ -41,7 +41,7 @@ pub(super) enum Destination {
     Textfile(Arc<TextfileDestination>),
     /// One export at a time.
     #[cfg(feature = "otlp")]
-    Collector(Arc<tokio::sync::Mutex<Collector>>),
+    Collector(Arc<tokio::sync::Mutex<Exporter>>),
 }
 
 /// The state of one moment, rendered for the first destination that asks and shared by all.
@@ -50,7 +50,7 @@ pub(super) struct Moment(Arc<OnceCell<Result<Arc<Families>, Error>>>);
 
 impl Moment {
     /// Code of the application that renders gets half of the time.
-    async fn families(&self, source: &Arc<dyn Source>, deadline: Instant) -> Result<Arc<Families>, Error> {
+    async fn families(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) -> Result<Arc<Families>, Error> {
         let now = Instant::now();
         let half = now + deadline.saturating_duration_since(now) / 2;
         let rendered = self.0.get_or_init(|| Arc::clone(source).exposition(half)).await;
@@ -58,7 +58,7 @@ impl Moment {
     }
 
     /// The state in the text format.
-    async fn text(&self, source: &Arc<dyn Source>, deadline: Instant) -> Result<Bytes, Error> {
+    async fn text(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) -> Result<Bytes, Error> {
         Ok(self.families(source, deadline).await?.to_text().into())
     }
 }
@@ -84,7 +84,7 @@ impl Destination {
     }
 
     #[cfg(feature = "otlp")]
-    pub(super) fn collector(collector: Collector) -> Self {
+    pub(super) fn collector(collector: Exporter) -> Self {
         Self::Collector(Arc::new(tokio::sync::Mutex::new(collector)))
     }
 
@@ -107,9 +107,9 @@ impl Destination {
     #[cfg_attr(not(feature = "otlp"), allow(unused_variables))]
     pub(super) async fn deliver(
         self,
-        source: Arc<dyn Source>,
+        source: Arc<dyn ExpositionSource>,
         moment: Moment,
-        budget: Budget,
+        budget: RetryBudget,
         is_requested: bool,
     ) -> Result<(), Error> {
         match self {
@@ -126,12 +126,12 @@ impl Destination {
     /// Delivers the last state of the process. `earlier`: completes when no other delivery is on its way.
     pub(super) async fn deliver_finally(
         self,
-        source: Arc<dyn Source>,
+        source: Arc<dyn ExpositionSource>,
         moment: Moment,
         deadline: Instant,
         earlier: impl Future<Output = ()>,
     ) -> Result<(), Error> {
-        let budget = Budget { deadline, last: true, hurry: Arc::default() };
+        let budget = RetryBudget { deadline, is_final: true, superseded: Arc::default() };
         match self {
             Self::Gateway(gateway) => gateway.deliver_finally(&source, &moment, &budget, earlier).await,
             other => {
@@ -161,7 +161,12 @@ pub(super) struct TextfileDestination {
 }
 
 impl TextfileDestination {
-    async fn deliver(&self, source: &Arc<dyn Source>, moment: &Moment, deadline: Instant) -> Result<(), Error> {
+    async fn deliver(
+        &self,
+        source: &Arc<dyn ExpositionSource>,
+        moment: &Moment,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let text = moment.families(source, deadline).await?.to_text_with(&self.labels);
         let textfile = Arc::clone(&self.textfile);
         let write = self.files.run(move || textfile.write(&text));
@@ -185,7 +190,12 @@ pub(super) struct GatewayDestination {
 }
 
 impl GatewayDestination {
-    async fn deliver(&self, source: &Arc<dyn Source>, moment: &Moment, budget: &Budget) -> Result<(), Error> {
+    async fn deliver(
+        &self,
+        source: &Arc<dyn ExpositionSource>,
+        moment: &Moment,
+        budget: &RetryBudget,
+    ) -> Result<(), Error> {
         if !self.has_pushed.load(Ordering::Acquire) {
             self.deliver_earlier_runs(source, budget.deadline).await;
         }
@@ -195,7 +205,7 @@ impl GatewayDestination {
 
     /// What earlier runs of the group left comes before the first push of this one. The last success of what cannot be
     /// delivered in time is part of the pushes of this run, so that it is not lost.
-    async fn deliver_earlier_runs(&self, source: &Arc<dyn Source>, deadline: Instant) {
+    async fn deliver_earlier_runs(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) {
         let Some(spool) = &self.spool else { return };
         // Dropped half-way, a request may be on its way.
         let doubt = Doubt::new(&self.is_in_doubt);
@@ -213,7 +223,12 @@ impl GatewayDestination {
         self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
     }
 
-    async fn push(&self, source: &Arc<dyn Source>, exposition: Bytes, budget: &Budget) -> Result<Pushed, Error> {
+    async fn push(
+        &self,
+        source: &Arc<dyn ExpositionSource>,
+        exposition: Bytes,
+        budget: &RetryBudget,
+    ) -> Result<Pushed, Error> {
         let pushed = push_state(&self.gateway, source, exposition, budget, &self.is_in_doubt).await;
         if pushed.is_ok() || self.is_in_doubt.load(Ordering::Acquire) {
             self.has_pushed.store(true, Ordering::Release);
@@ -228,9 +243,9 @@ impl GatewayDestination {
     /// gateway does not cost the file. `earlier` is waited for by the push alone.
     async fn deliver_finally(
         &self,
-        source: &Arc<dyn Source>,
+        source: &Arc<dyn ExpositionSource>,
         moment: &Moment,
-        budget: &Budget,
+        budget: &RetryBudget,
         earlier: impl Future<Output = ()>,
     ) -> Result<(), Error> {
         let deadline = budget.deadline;
@@ -239,7 +254,7 @@ impl GatewayDestination {
             let exposition = moment.text(source, deadline).await?;
             return self.push_last(source, exposition, budget).await?.into_result();
         };
-        spool.make_room(source, deadline).await;
+        spool.evict_oldest(source, deadline).await;
         let exposition = moment.text(source, deadline).await?;
         let is_delivered = Arc::new(AtomicBool::new(false));
         let payload = spool.payload(&self.gateway, exposition.clone());
@@ -287,12 +302,12 @@ impl GatewayDestination {
     /// replace the last state, which is therefore sent again when the other process is done.
     async fn clean_up(
         &self,
-        source: &Arc<dyn Source>,
+        source: &Arc<dyn ExpositionSource>,
         spool: &SpoolThread,
         written: Written,
         carried: CarriedOver,
         exposition: Bytes,
-        budget: &Budget,
+        budget: &RetryBudget,
     ) -> Result<(), Error> {
         let Written { entry, group_in_use } = written;
         let entry = entry.map(Arc::new);
@@ -316,7 +331,12 @@ impl GatewayDestination {
 
     /// Pushes the last state. If an earlier push was given up without an answer, the gateway may apply it after this one,
     /// so the last state is sent a second time after its answer.
-    async fn push_last(&self, source: &Arc<dyn Source>, exposition: Bytes, budget: &Budget) -> Result<Pushed, Error> {
+    async fn push_last(
+        &self,
+        source: &Arc<dyn ExpositionSource>,
+        exposition: Bytes,
+        budget: &RetryBudget,
+    ) -> Result<Pushed, Error> {
         let is_in_doubt = self.is_in_doubt.load(Ordering::Acquire);
         let pushed = self.push(source, exposition.clone(), budget).await?;
         if !is_in_doubt {

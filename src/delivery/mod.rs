@@ -40,7 +40,7 @@ use crate::exposition::{Families, Problem};
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the delivery thread reads and reports to. No call blocks: code of the application runs on threads of its own.
-pub(crate) trait Source: Send + Sync {
+pub(crate) trait ExpositionSource: Send + Sync {
     /// The state of this moment. Where a recorder of the application panics or has not rendered it by the deadline, its last
     /// rendering.
     fn exposition(self: Arc<Self>, deadline: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>>;

@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::destination::{Destination, Moment};
 use super::request::{Waiter, notify_all};
-use super::{DeliveryEvent, Source};
-use crate::delivery::http::retry::Budget;
+use super::{DeliveryEvent, ExpositionSource};
+use crate::delivery::http::retry::RetryBudget;
 use crate::error::{Error, Kind};
 
 pub(super) struct DestinationQueue {
@@ -62,7 +62,7 @@ impl DestinationQueue {
     }
 
     /// Begins the next delivery, if one is asked for and none is on its way. One delivery serves all waiters.
-    pub(super) fn start_next(&mut self, source: &Arc<dyn Source>, moment: &Moment, interval: Duration) {
+    pub(super) fn start_next(&mut self, source: &Arc<dyn ExpositionSource>, moment: &Moment, interval: Duration) {
         if self.in_flight.is_some() || (!self.is_due && self.waiting.is_empty()) {
             return;
         }
@@ -74,7 +74,7 @@ impl DestinationQueue {
         self.is_due = false;
         let deadline = deadline.unwrap_or_else(|| Instant::now() + self.destination.interval_time(interval));
         let superseded = Arc::new(Notify::new());
-        let budget = Budget { deadline, last: false, hurry: Arc::clone(&superseded) };
+        let budget = RetryBudget { deadline, is_final: false, superseded: Arc::clone(&superseded) };
         let delivery =
             self.destination.clone().deliver(Arc::clone(source), moment.clone(), budget, !waiters.is_empty());
         self.in_flight = Some(InFlight { task: tokio::spawn(delivery), waiters, superseded });
@@ -98,14 +98,14 @@ impl DestinationQueue {
     }
 
     /// Takes the result of the delivery that was on its way: reports a change, then notifies the waiters.
-    pub(super) fn complete(&mut self, source: &dyn Source, result: Result<(), Error>) {
+    pub(super) fn complete(&mut self, source: &dyn ExpositionSource, result: Result<(), Error>) {
         let waiters = self.in_flight.take().map(|in_flight| in_flight.waiters).unwrap_or_default();
         self.report(source, &result);
         notify_all(waiters, result);
     }
 
     /// Reports that delivery fails or works again.
-    fn report(&mut self, source: &dyn Source, result: &Result<(), Error>) {
+    fn report(&mut self, source: &dyn ExpositionSource, result: &Result<(), Error>) {
         let destination = || (!self.destination.is_gateway()).then(|| self.destination.to_string());
         let event = match (result, self.is_failing) {
             (Err(error), false) => DeliveryEvent::Failing { destination: destination(), error: error.copy() },
@@ -119,7 +119,7 @@ impl DestinationQueue {
     /// The final delivery.
     pub(super) async fn finish(
         mut self,
-        source: Arc<dyn Source>,
+        source: Arc<dyn ExpositionSource>,
         moment: Moment,
         deadline: Instant,
     ) -> Result<(), Error> {

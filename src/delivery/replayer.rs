@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::spool::{CarriedOver, Entry, Payload, Replayed, Scope, Spool, Written, replay};
-use super::{DeliveryEvent, Source};
+use super::{DeliveryEvent, ExpositionSource};
 use crate::delivery::pushgateway::Pushgateway;
 use crate::error::Error;
 use crate::job_thread::JobThread;
@@ -39,9 +39,9 @@ impl SpoolThread {
     }
 
     /// Drops the oldest payloads that are beyond the bounds, and reports what is there.
-    pub(super) async fn make_room(&self, source: &Arc<dyn Source>, deadline: Instant) {
+    pub(super) async fn evict_oldest(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) {
         let work = self.on_disk(|spool| {
-            spool.make_room(0);
+            spool.evict_oldest(0);
             (spool.len(), spool.dropped())
         });
         if let Ok(Ok((files, dropped))) = timeout_at(deadline.min(Instant::now() + LOOK_TIME), work).await {
@@ -50,13 +50,13 @@ impl SpoolThread {
     }
 
     /// Reports what is there.
-    pub(super) async fn look(&self, source: &Arc<dyn Source>) {
+    pub(super) async fn look(&self, source: &Arc<dyn ExpositionSource>) {
         if let Ok((files, dropped)) = self.on_disk(|spool| (spool.len(), spool.dropped())).await {
             self.report(source, files, dropped);
         }
     }
 
-    fn report(&self, source: &Arc<dyn Source>, files: usize, dropped: u64) {
+    fn report(&self, source: &Arc<dyn ExpositionSource>, files: usize, dropped: u64) {
         Arc::clone(source).spooled(files, dropped);
         if dropped > 0 && !self.told_full.swap(true, Ordering::Relaxed) {
             source.on_event(DeliveryEvent::SpoolFull);
@@ -64,7 +64,7 @@ impl SpoolThread {
         self.report_notices(source);
     }
 
-    fn report_notices(&self, source: &Arc<dyn Source>) {
+    fn report_notices(&self, source: &Arc<dyn ExpositionSource>) {
         self.spool.take_notices().into_iter().for_each(|notice| source.on_event(notice));
     }
 
@@ -134,11 +134,11 @@ pub(super) struct Replayer {
     /// Counts the beginnings and the ends of passes: odd during one.
     passes: Arc<AtomicU64>,
     spool: SpoolThread,
-    source: Arc<dyn Source>,
+    source: Arc<dyn ExpositionSource>,
 }
 
 impl Replayer {
-    pub(super) fn start(gateway: Pushgateway, spool: SpoolThread, source: Arc<dyn Source>) -> Self {
+    pub(super) fn start(gateway: Pushgateway, spool: SpoolThread, source: Arc<dyn ExpositionSource>) -> Self {
         let [wake, restart, end] = [(); 3].map(|()| Arc::new(Notify::new()));
         let [woken, restarted, ended] = [&wake, &restart, &end].map(Arc::clone);
         let passes = Arc::new(AtomicU64::new(0));
@@ -194,7 +194,7 @@ impl Replayer {
 }
 
 /// Delivers the payloads, oldest first, until none is left or the gateway takes none.
-async fn replay_all(gateway: Pushgateway, spool: SpoolThread, source: Arc<dyn Source>) {
+async fn replay_all(gateway: Pushgateway, spool: SpoolThread, source: Arc<dyn ExpositionSource>) {
     loop {
         let deadline = Instant::now() + gateway.timeout();
         let replayed = replay(&gateway, &spool.spool, &spool.files, Scope::OtherGroups, deadline).await;

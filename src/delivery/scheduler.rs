@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::Source;
+use super::ExpositionSource;
 use super::destination::{Destination, Moment};
 use super::queue::{DestinationQueue, next_completed};
 use super::replayer::Replayer;
@@ -20,7 +20,7 @@ const MAX_GRACE: Duration = Duration::from_millis(25);
 
 pub(super) struct Scheduler {
     queues: Vec<DestinationQueue>,
-    source: Arc<dyn Source>,
+    source: Arc<dyn ExpositionSource>,
     requests: UnboundedReceiver<FlushRequest>,
     push_interval: Duration,
     sample_interval: Option<Duration>,
@@ -30,7 +30,7 @@ pub(super) struct Scheduler {
 impl Scheduler {
     pub(super) fn new(
         destinations: Vec<Destination>,
-        source: Arc<dyn Source>,
+        source: Arc<dyn ExpositionSource>,
         requests: UnboundedReceiver<FlushRequest>,
         push_interval: Duration,
         sample_interval: Option<Duration>,
@@ -139,7 +139,7 @@ mod tests {
         events: Mutex<Vec<String>>,
     }
 
-    impl Source for Panicking {
+    impl ExpositionSource for Panicking {
         fn exposition(self: Arc<Self>, _: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>> {
             Box::pin(async move {
                 assert!(!self.panics.swap(false, Ordering::SeqCst), "on purpose");

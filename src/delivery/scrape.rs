@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::Source;
+use super::ExpositionSource;
 use crate::delivery::http::body::Body;
 use crate::error::{Error, Kind};
 
@@ -85,7 +85,7 @@ impl Listener {
     }
 
     /// Begins to serve, on the runtime this is called within.
-    pub(crate) fn serve(self, source: Arc<dyn Source>) -> Result<Server, Error> {
+    pub(crate) fn serve(self, source: Arc<dyn ExpositionSource>) -> Result<Server, Error> {
         let failed = |error| Error::new(Kind::Delivery, "cannot serve the HTTP listener").with_source(error);
         let listener = TcpListener::from_std(self.socket).map_err(failed)?;
         let (stop, stopped) = oneshot::channel();
@@ -96,7 +96,7 @@ impl Listener {
 /// What is shown of the metrics. One that is asked for while another is made, or just after, waits: so rendering takes a
 /// small part of the thread's time however many ask, and all who wait share one text.
 struct Page {
-    source: Arc<dyn Source>,
+    source: Arc<dyn ExpositionSource>,
     last: Mutex<Last>,
 }
 
@@ -112,7 +112,7 @@ struct Last {
 }
 
 impl Page {
-    fn new(source: Arc<dyn Source>) -> Self {
+    fn new(source: Arc<dyn ExpositionSource>) -> Self {
         let text = Ok(Body::plain(Bytes::new()));
         Self { source, last: Mutex::new(Last { begun: None, next: Instant::now(), text, packed: None }) }
     }
@@ -158,7 +158,7 @@ impl Server {
     }
 }
 
-async fn serve(listener: TcpListener, source: Arc<dyn Source>, stopped: oneshot::Receiver<Instant>) {
+async fn serve(listener: TcpListener, source: Arc<dyn ExpositionSource>, stopped: oneshot::Receiver<Instant>) {
     let page = Arc::new(Page::new(source));
     let mut connections = Connections::default();
     let mut stopped = pin!(stopped);

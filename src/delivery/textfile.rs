@@ -42,7 +42,7 @@ impl Textfile {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let name = match path::absolute(path) {
             Ok(name) if !path.to_string_lossy().ends_with(path::is_separator) => name,
-            Ok(_) => return Err(Unusable::Kind("is a directory").at(path)),
+            Ok(_) => return Err(Unusable::WrongType("is a directory").at(path)),
             Err(error) => return Err(Unusable::Io(error).at(path)),
         };
         let path = resolve(&name).map_err(|unusable| unusable.at(&name))?;
@@ -130,7 +130,7 @@ fn is_temporary(name: &str) -> bool {
 /// Why no text file can be at a path.
 enum Unusable {
     /// What is there.
-    Kind(&'static str),
+    WrongType(&'static str),
     /// What is there, and the remedy.
     Other(String),
     Io(io::Error),
@@ -145,7 +145,7 @@ impl From<io::Error> for Unusable {
 impl Unusable {
     fn at(self, path: &Path) -> Error {
         match self {
-            Self::Kind(what) => Error::config(format!(
+            Unusable::WrongType(what) => Error::config(format!(
                 "text file {path:?} {what}: give the path of a regular file, such as /var/lib/node_exporter/job.prom"
             )),
             Self::Other(what) => Error::config(format!("text file {path:?} {what}")),
@@ -162,13 +162,13 @@ fn resolve(path: &Path) -> Result<PathBuf, Unusable> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Unusable::Kind("is a directory"));
+            return Err(Unusable::WrongType("is a directory"));
         };
         let directory = directory.canonicalize()?;
         path = directory.join(name);
         // Of `/dev/stdout` and the like, wherever they lead.
         if path.starts_with("/proc") {
-            return Err(Unusable::Kind("is an open file of a process"));
+            return Err(Unusable::WrongType("is an open file of a process"));
         }
         let metadata = match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path),
@@ -180,26 +180,26 @@ fn resolve(path: &Path) -> Result<PathBuf, Unusable> {
         check_owner(&path, &metadata)?;
         path = directory.join(fs::read_link(&path)?);
     }
-    Err(Unusable::Kind("is a symbolic link that leads to itself"))
+    Err(Unusable::WrongType("is a symbolic link that leads to itself"))
 }
 
 /// What a rename would fail to replace, or must not.
 fn check_replaceable(path: &Path, metadata: &Metadata) -> Result<(), Unusable> {
     let kind = metadata.file_type();
     if kind.is_dir() {
-        return Err(Unusable::Kind("is a directory"));
+        return Err(Unusable::WrongType("is a directory"));
     }
     #[cfg(unix)]
     {
         use std::os::unix::fs::FileTypeExt as _;
         if kind.is_char_device() || kind.is_block_device() {
-            return Err(Unusable::Kind("is a device"));
+            return Err(Unusable::WrongType("is a device"));
         }
         if kind.is_fifo() {
-            return Err(Unusable::Kind("is a FIFO"));
+            return Err(Unusable::WrongType("is a FIFO"));
         }
         if kind.is_socket() {
-            return Err(Unusable::Kind("is a socket"));
+            return Err(Unusable::WrongType("is a socket"));
         }
     }
     if is_mount_point(path) {

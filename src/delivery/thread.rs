@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use super::Source;
+use super::ExpositionSource;
 use super::destination::Destination;
 use super::replayer::{Replayer, SpoolThread};
 use super::request::FlushRequest;
@@ -19,7 +19,7 @@ use super::scheduler::Scheduler;
 use super::spool::Spool;
 use super::textfile::Textfile;
 #[cfg(feature = "otlp")]
-use crate::delivery::otlp::Collecting;
+use crate::delivery::otlp::ExporterConfig;
 use crate::delivery::pushgateway::Pushgateway;
 #[cfg(feature = "http")]
 use crate::delivery::scrape::Listener;
@@ -34,7 +34,7 @@ pub(crate) struct DeliveryConfig {
     /// Labels of every series in the text file: the job and the grouping.
     pub(crate) textfile_labels: Vec<(String, String)>,
     #[cfg(feature = "otlp")]
-    pub(crate) collecting: Option<Collecting>,
+    pub(crate) exporter: Option<ExporterConfig>,
     /// Of use with a gateway only.
     pub(crate) spool: Option<Spool>,
     pub(crate) push_interval: Duration,
@@ -70,7 +70,7 @@ impl Drop for OwnRuntime {
 
 impl DeliveryThread {
     /// Makes the thread. It does nothing before [`start`](Self::start): what may fail comes first.
-    pub(crate) fn new(config: DeliveryConfig, source: Arc<dyn Source>) -> Result<Self, Error> {
+    pub(crate) fn new(config: DeliveryConfig, source: Arc<dyn ExpositionSource>) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::Delivery, "cannot start the delivery thread").with_source(error);
         // Without the signal driver, which panics where no file handle is left.
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -98,8 +98,8 @@ impl DeliveryThread {
             destinations.push(Destination::textfile(textfile, &config.textfile_labels)?);
         }
         #[cfg(feature = "otlp")]
-        if let Some(collecting) = config.collecting {
-            destinations.push(Destination::collector(suppress_instrumentation(|| collecting.start())?));
+        if let Some(exporter) = config.exporter {
+            destinations.push(Destination::collector(suppress_instrumentation(|| exporter.start())?));
         }
         drop(context);
         let (requests, received) = unbounded_channel();

@@ -68,7 +68,7 @@ pub(crate) enum Number {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Histogram {
     /// Upper bounds, `+Inf` among them.
-    pub(crate) bounds: Bounds,
+    pub(crate) bounds: WrittenBounds,
     /// How many samples are not above each bound.
     pub(crate) cumulative: Vec<u64>,
     /// Absent where a foreign text leaves it out, as the count.
@@ -78,18 +78,18 @@ pub(crate) struct Histogram {
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct Summary {
-    pub(crate) quantiles: Bounds,
+    pub(crate) quantiles: WrittenBounds,
     pub(crate) values: Vec<f64>,
     pub(crate) sum: Option<f64>,
     pub(crate) count: Option<u64>,
 }
 
-/// Bounds or quantiles as they are spelled in the labels `le` and `quantile`. Shared by the series of a family: another
+/// WrittenBounds or quantiles as they are spelled in the labels `le` and `quantile`. Shared by the series of a family: another
 /// spelling is another series.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Bounds(Arc<[Box<str>]>);
+pub(crate) struct WrittenBounds(Arc<[Box<str>]>);
 
-impl Bounds {
+impl WrittenBounds {
     /// The buckets of a histogram with these upper bounds and `+Inf`.
     pub(crate) fn with_infinity(bounds: &[f64]) -> Self {
         Self(bounds.iter().map(|bound| bound.to_string().into()).chain(["+Inf".into()]).collect())
@@ -110,7 +110,7 @@ impl Bounds {
 
 impl Histogram {
     /// `bounds` has one bound for each count.
-    pub(crate) fn new(bounds: Bounds, Snapshot { counts: mut cumulative, sum }: Snapshot) -> Self {
+    pub(crate) fn new(bounds: WrittenBounds, Snapshot { counts: mut cumulative, sum }: Snapshot) -> Self {
         let mut count = 0;
         for bucket in &mut cumulative {
             count += *bucket;

@@ -7,7 +7,7 @@ mod parse;
 mod problem;
 mod text;
 
-pub(crate) use families::{Bounds, Families, Family, Histogram, MetricKind, Number, Samples, Series};
+pub(crate) use families::{Families, Family, Histogram, MetricKind, Number, Samples, Series, WrittenBounds};
 pub(crate) use labels::Labels;
 #[cfg(feature = "otlp")]
 pub(crate) use names::labels_of;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::{self, Display, Write};
 
-use super::families::{Bounds, Families, Family, Number, Samples, Series};
+use super::families::{Families, Family, Number, Samples, Series, WrittenBounds};
 use super::labels::{Labels, escape};
 
 /// What a value that is no integer takes in the text, mostly.
@@ -138,7 +138,7 @@ fn len(family: &Family, further: &Labels) -> usize {
     let head =
         2 * (family.name.len() + "# TYPE  histogram\n".len()) + family.help.as_ref().map_or(0, |help| help.len());
     let line = family.name.len() + further.as_str().len() + ",{} \n".len();
-    let bounds = |bounds: &Bounds, line: usize, label: &str| {
+    let bounds = |bounds: &WrittenBounds, line: usize, label: &str| {
         bounds.iter().map(|bound| line + bound.len() + label.len()).sum::<usize>()
     };
     let totals = |line: usize| 2 * (line + "_count".len() + FLOAT_LEN);

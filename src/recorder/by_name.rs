@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use metrics::{Key, SharedString};
 
 use crate::exposition::{
-    Bounds, Family, Histogram, Labels, MetricKind, Number, Owner, Problem, Problems, Samples, Series, metric_name,
-    owner_of,
+    Family, Histogram, Labels, MetricKind, Number, Owner, Problem, Problems, Samples, Series, WrittenBounds,
+    metric_name, owner_of,
 };
 use crate::histogram::BucketHistogram;
 
@@ -39,12 +39,12 @@ type SeriesTable<T> = HashMap<Labels, (Labels, Arc<T>)>;
 #[derive(Clone)]
 pub(super) struct HistogramBounds {
     values: Arc<[f64]>,
-    pub(super) written: Bounds,
+    pub(super) written: WrittenBounds,
 }
 
 impl HistogramBounds {
     fn new(bounds: &[f64]) -> Self {
-        Self { values: Arc::from(bounds), written: Bounds::with_infinity(bounds) }
+        Self { values: Arc::from(bounds), written: WrittenBounds::with_infinity(bounds) }
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use metrics::{Counter, Gauge, Histogram, Key, Label, Recorder};
 
 use crate::schema::OWN_TARGET;
-use crate::schema::{Kind, METRICS, Metric, RUN_ID};
+use crate::schema::{InstrumentKind, METRICS, Metric, RUN_ID};
 
 thread_local! {
     static OUTWARD: Cell<bool> = const { Cell::new(false) };
@@ -91,9 +91,9 @@ impl Sink {
             for metric in METRICS {
                 let (name, unit, help) = (metric.name(&self.namespace).into(), Some(metric.unit), metric.help.into());
                 match metric.kind {
-                    Kind::Counter => recorder.describe_counter(name, unit, help),
-                    Kind::Gauge => recorder.describe_gauge(name, unit, help),
-                    Kind::Histogram => recorder.describe_histogram(name, unit, help),
+                    InstrumentKind::Counter => recorder.describe_counter(name, unit, help),
+                    InstrumentKind::Gauge => recorder.describe_gauge(name, unit, help),
+                    InstrumentKind::Histogram => recorder.describe_histogram(name, unit, help),
                 }
             }
         });

@@ -8,7 +8,7 @@ use crate::{schema, unix_time};
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
+pub(crate) enum ExitReason {
     /// The guard was dropped or shut down in the normal course of things.
     Returned,
     /// `finish(Err)`.
@@ -22,7 +22,7 @@ pub(crate) enum Ending {
     Signalled,
 }
 
-impl Ending {
+impl ExitReason {
     /// Whether stages still open are cut off in their work.
     pub(crate) fn is_cut_off(self) -> bool {
         !matches!(self, Self::Returned | Self::Failed | Self::Exited(0))
@@ -55,7 +55,7 @@ impl Run {
     ///
     /// It succeeded if at least one outermost stage finished, none failed, every expected stage succeeded at least
     /// once, and it did not end by `fail()`, `finish(Err)`, a panic, a signal or a non-zero `exit`.
-    pub(crate) fn end(&self, stages: &Stages, ending: Ending, patience: Duration) {
+    pub(crate) fn end(&self, stages: &Stages, ending: ExitReason, patience: Duration) {
         stages.end(ending.is_cut_off(), patience);
         let now = unix_time::now().as_secs_f64();
         stages.set_gauge(&schema::RUN_DURATION, &[], self.begun.elapsed().as_secs_f64());

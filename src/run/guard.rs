@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, Kind};
-use crate::run::exit_reason::Ending;
+use crate::run::exit_reason::ExitReason;
 use crate::run::report::RunReport;
 use crate::run::shutdown::Flusher;
 
@@ -89,7 +89,7 @@ impl FlushGuard {
     /// ```
     pub fn finish<T, E>(mut self, result: Result<T, E>) -> Result<T, E> {
         self.ended = true;
-        self.flusher.end_and_warn(if result.is_ok() { Ending::Returned } else { Ending::Failed });
+        self.flusher.end_and_warn(if result.is_ok() { ExitReason::Returned } else { ExitReason::Failed });
         result
     }
 
@@ -109,7 +109,7 @@ impl FlushGuard {
     /// # Ok::<(), tracing_stage_metrics::Error>(())
     /// ```
     pub fn fail(&self) {
-        self.flusher.telemetry.fail();
+        self.flusher.metrics.fail();
     }
 
     /// The final flush, with its result. Nothing is measured after.
@@ -130,7 +130,7 @@ impl FlushGuard {
     /// As [`flush`](Self::flush).
     pub fn shutdown(mut self) -> Result<(), Error> {
         self.ended = true;
-        self.flusher.end(Ending::Returned)
+        self.flusher.end(ExitReason::Returned)
     }
 
     /// As [`shutdown`](Self::shutdown), without blocking the thread. Needs no particular runtime.
@@ -169,7 +169,7 @@ impl FlushGuard {
     /// ```
     pub fn exit(mut self, code: i32) -> ! {
         self.ended = true;
-        self.flusher.end_then(Ending::Exited(code), || std::process::exit(code))
+        self.flusher.end_then(ExitReason::Exited(code), || std::process::exit(code))
     }
 
     /// The metrics of this moment in the Prometheus text format, in a stable order. With `with_exposition` it calls the function
@@ -186,7 +186,7 @@ impl FlushGuard {
     /// ```
     #[must_use]
     pub fn render(&self) -> String {
-        self.flusher.telemetry.render()
+        self.flusher.metrics.render()
     }
 
     /// The address at which metrics are served, with the port that the system chose for port 0. `None` where nothing is
@@ -220,14 +220,14 @@ impl FlushGuard {
     /// ```
     #[must_use]
     pub fn report(&self) -> RunReport {
-        self.flusher.telemetry.report()
+        self.flusher.metrics.report()
     }
 }
 
 impl Drop for FlushGuard {
     fn drop(&mut self) {
         if !self.ended {
-            self.flusher.end_and_warn(if thread::panicking() { Ending::Panicked } else { Ending::Returned });
+            self.flusher.end_and_warn(if thread::panicking() { ExitReason::Panicked } else { ExitReason::Returned });
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod exit_reason;
 pub(crate) mod guard;
+pub(crate) mod metrics;
 pub(crate) mod panic_hook;
 pub(crate) mod report;
 #[cfg(feature = "resource-usage")]
@@ -9,7 +10,6 @@ pub(crate) mod resource;
 pub(crate) mod shutdown;
 #[cfg(unix)]
 pub(crate) mod signals;
-pub(crate) mod snapshot;
 
 pub use guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
 pub use report::{RunReport, StageReport};

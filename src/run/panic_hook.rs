@@ -5,7 +5,7 @@ use std::{panic, thread};
 
 use tracing::dispatcher;
 
-use super::exit_reason::Ending;
+use super::exit_reason::ExitReason;
 use super::shutdown::Flusher;
 
 /// The hook that was there prints, which may block, so the final flush is made on another thread at the same time.
@@ -14,18 +14,18 @@ pub(crate) fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
     panic::set_hook(Box::new(move |info| {
         if flusher.is_own_thread() {
             // Nothing may wait for this thread any more.
-            flusher.end_and_warn(Ending::Panicked);
+            flusher.end_and_warn(ExitReason::Panicked);
             return before(info);
         }
         let ending = Arc::clone(&flusher);
         let subscriber = dispatcher::get_default(Clone::clone);
-        let end = move || dispatcher::with_default(&subscriber, || ending.end_and_warn(Ending::Panicked));
+        let end = move || dispatcher::with_default(&subscriber, || ending.end_and_warn(ExitReason::Panicked));
         let thread = thread::Builder::new().name("metrics-panic".to_owned()).spawn(end);
         before(info);
         match thread {
             // It ends within the flush timeout.
             Ok(thread) => drop(thread.join()),
-            Err(_) => flusher.end_and_warn(Ending::Panicked),
+            Err(_) => flusher.end_and_warn(ExitReason::Panicked),
         }
     }));
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 pub const DEFAULT_RESOURCE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Measures from its creation on.
-pub(crate) struct Meter {
+pub(crate) struct ResourceSampler {
     start: Instant,
     cpu_at_start: Duration,
     last: Mutex<Last>,
@@ -36,7 +36,7 @@ pub(crate) struct Sample {
     pub(crate) resident_bytes: Option<u64>,
 }
 
-impl Meter {
+impl ResourceSampler {
     pub(crate) fn new() -> Self {
         Self::starting(cpu_time().unwrap_or_default())
     }
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_busy_thread_is_about_one_core() {
-        let meter = Meter::new();
+        let meter = ResourceSampler::new();
         let begin = Instant::now();
         let before = cpu_time().unwrap();
         while cpu_time().unwrap() - before < Duration::from_millis(100) {
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_short_job_is_told_by_all_of_it() {
-        let meter = Meter::starting(Duration::ZERO);
+        let meter = ResourceSampler::starting(Duration::ZERO);
         let after = |millis, cpu_millis| {
             let cores = meter.cores_at(meter.start + Duration::from_millis(millis), Duration::from_millis(cpu_millis));
             cores.map(|cores| (cores * 1e3).round() / 1e3)
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn memory_follows_what_is_allocated_and_the_peak_stays() {
-        let meter = Meter::new();
+        let meter = ResourceSampler::new();
         let before = meter.sample().resident_bytes.unwrap();
         let block = black_box(vec![1_u8; 64 << 20]);
         let with = meter.sample().resident_bytes.unwrap();

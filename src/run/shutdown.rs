@@ -15,9 +15,9 @@ use tracing::{dispatcher, warn};
 use crate::delivery::DeliveryThread;
 use crate::error::{Error, Kind};
 use crate::job_thread::JobThread;
-use crate::run::exit_reason::Ending;
+use crate::run::exit_reason::ExitReason;
+use crate::run::metrics::RunMetrics;
 use crate::run::report::RunReport;
-use crate::run::snapshot::Telemetry;
 use crate::schema::OWN_TARGET;
 
 /// Takes the report after the final flush.
@@ -26,7 +26,7 @@ pub(crate) type TakeReport = Box<dyn FnOnce(RunReport) + Send>;
 pub(crate) type Afterwards = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Flusher {
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: Arc<RunMetrics>,
     pub(crate) delivery: DeliveryThread,
     timeout: Duration,
     report: Option<ReportThread>,
@@ -42,7 +42,7 @@ pub(crate) struct Flusher {
 enum EndState {
     Running,
     /// This thread makes the final flush.
-    Ending(ThreadId),
+    ExitReason(ThreadId),
     Ended,
 }
 
@@ -57,7 +57,7 @@ impl Flusher {
     ///
     /// The system has no thread for the report.
     pub(crate) fn new(
-        telemetry: Arc<Telemetry>,
+        metrics: Arc<RunMetrics>,
         delivery: DeliveryThread,
         timeout: Duration,
         report: Option<TakeReport>,
@@ -67,7 +67,7 @@ impl Flusher {
             Ok::<_, Error>(ReportThread { thread, take: Mutex::new(Some(take)) })
         });
         Ok(Self {
-            telemetry,
+            metrics,
             delivery,
             timeout,
             report: report.transpose()?,
@@ -97,21 +97,21 @@ impl Flusher {
     }
 
     /// The final flush. A second caller waits until the first is done, and gets `Ok`.
-    pub(crate) fn end(&self, ending: Ending) -> Result<(), Error> {
+    pub(crate) fn end(&self, ending: ExitReason) -> Result<(), Error> {
         self.end_with(ending, false, |result| result)
     }
 
     /// The final flush for a caller that cannot be given an error: it is one warning.
-    pub(crate) fn end_and_warn(&self, ending: Ending) {
+    pub(crate) fn end_and_warn(&self, ending: ExitReason) {
         self.end_then(ending, || ());
     }
 
     /// The final flush, and what comes next before a second caller goes on: the end of the process.
-    pub(crate) fn end_then<T>(&self, ending: Ending, next: impl FnOnce() -> T) -> T {
+    pub(crate) fn end_then<T>(&self, ending: ExitReason, next: impl FnOnce() -> T) -> T {
         self.end_with(ending, true, |_| next())
     }
 
-    fn end_with<T>(&self, ending: Ending, warns: bool, next: impl FnOnce(Result<(), Error>) -> T) -> T {
+    fn end_with<T>(&self, ending: ExitReason, warns: bool, next: impl FnOnce(Result<(), Error>) -> T) -> T {
         let deadline = Instant::now() + self.timeout;
         if let Err(error) = self.check_process() {
             return next(Err(error));
@@ -127,18 +127,18 @@ impl Flusher {
     fn begin_end(&self, deadline: Instant) -> bool {
         let current = thread::current().id();
         // The final flush goes on with the last rendering, and the panic that brings its thread here waits for it.
-        self.telemetry.abandon_foreign_thread();
+        self.metrics.abandon_foreign_thread();
         let mut state = self.state();
         loop {
             match *state {
                 EndState::Running if self.delivery.is_current() => return false,
                 EndState::Running => {
-                    *state = EndState::Ending(current);
+                    *state = EndState::ExitReason(current);
                     return true;
                 }
                 // A panic hook in the midst of it, on this thread or one that it waits for.
-                EndState::Ending(thread) if thread == current || self.is_waited_for() => return false,
-                EndState::Ending(_) => {
+                EndState::ExitReason(thread) if thread == current || self.is_waited_for() => return false,
+                EndState::ExitReason(_) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return false;
@@ -156,21 +156,21 @@ impl Flusher {
 
     /// Whether the caller is a thread of this crate.
     pub(crate) fn is_own_thread(&self) -> bool {
-        self.is_waited_for() || self.telemetry.is_foreign_thread()
+        self.is_waited_for() || self.metrics.is_foreign_thread()
     }
 
     /// Whether the caller is a thread that the final flush waits for, without a way to be told that it need not.
     fn is_waited_for(&self) -> bool {
         self.delivery.is_current()
-            || self.telemetry.stages.diagnostics.is_current_thread()
+            || self.metrics.stages.diagnostics.is_current_thread()
             || self.report.as_ref().is_some_and(|report| report.thread.is_current())
     }
 
     /// Delivers first and speaks afterwards: a log that blocks does not cost the last state.
-    fn flush_finally(&self, ending: Ending, warns: bool, deadline: Instant) -> Result<(), Error> {
-        let diagnostics = &self.telemetry.stages.diagnostics;
+    fn flush_finally(&self, ending: ExitReason, warns: bool, deadline: Instant) -> Result<(), Error> {
+        let diagnostics = &self.metrics.stages.diagnostics;
         diagnostics.hold();
-        self.telemetry.end(ending, self.timeout / 10, deadline.checked_sub(self.timeout * 3 / 4).unwrap_or(deadline));
+        self.metrics.end(ending, self.timeout / 10, deadline.checked_sub(self.timeout * 3 / 4).unwrap_or(deadline));
         let result = self.deliver(deadline.checked_sub(self.timeout / 10).unwrap_or(deadline), true);
         if warns && let Err(error) = &result {
             let error = error.copy();
@@ -196,13 +196,13 @@ impl Flusher {
     fn hand_over_report(&self) {
         let Some(report) = &self.report else { return };
         let Some(take) = report.take.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let telemetry = Arc::clone(&self.telemetry);
+        let metrics = Arc::clone(&self.metrics);
         let subscriber = dispatcher::get_default(Clone::clone);
         report.thread.post(move || {
-            let report = telemetry.report();
+            let report = metrics.report();
             let work = || dispatcher::with_default(&subscriber, || take(report));
             if catch_unwind(AssertUnwindSafe(work)).is_err() {
-                telemetry.stages.diagnostics.emit(|| warn!(target: OWN_TARGET, "`with_run_report` panicked"));
+                metrics.stages.diagnostics.emit(|| warn!(target: OWN_TARGET, "`with_run_report` panicked"));
             }
         });
     }

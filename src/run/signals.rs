@@ -14,7 +14,7 @@ use signal_hook::iterator::{Handle, Signals};
 use signal_hook::{flag, low_level};
 
 use crate::error::{Error, Kind};
-use crate::run::exit_reason::Ending;
+use crate::run::exit_reason::ExitReason;
 use crate::run::shutdown::Flusher;
 
 /// What a shell reports of a process that a signal ended: this and the number of the signal.
@@ -26,7 +26,7 @@ const HANDLER_TIME: Duration = Duration::from_millis(50);
 /// Handlers that are in place and a thread that waits to be told what to flush.
 ///
 /// Dropped before that, signals act as if never caught.
-pub(crate) struct Watch {
+pub(crate) struct SignalHandler {
     start: SyncSender<Arc<Flusher>>,
     release: Release,
 }
@@ -57,7 +57,7 @@ impl Drop for Release {
     }
 }
 
-impl Watch {
+impl SignalHandler {
     /// Catches the signals, but for one that was ignored when the process started (`nohup`): it stays ignored.
     pub(crate) fn new() -> Result<Self, Error> {
         if TAKEN.swap(true, Ordering::SeqCst) {
@@ -94,7 +94,7 @@ impl Watch {
                 signals.pending().next()
             });
             if let Some(signal) = signal {
-                flusher.end_then(Ending::Signalled, || die(signal));
+                flusher.end_then(ExitReason::Signalled, || reraise(signal));
             }
         };
         let thread = thread::Builder::new().name("stage-metrics-signals".to_owned()).spawn(watch)?;
@@ -136,7 +136,7 @@ fn is_init() -> bool {
 }
 
 /// Ends the process as the signal would have.
-fn die(signal: i32) {
+fn reraise(signal: i32) {
     if !is_init() {
         // Returns only where it could not.
         let _ = low_level::emulate_default_handler(signal);

@@ -23,7 +23,7 @@ const BODY_WAIT: Duration = Duration::from_secs(1);
 
 /// A request that was no success.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct RequestError {
     pub(crate) error: Error,
     /// How long the gateway asks to be left alone (`Retry-After` of a 429 or 503).
     pub(crate) retry_after: Option<Duration>,
@@ -31,19 +31,19 @@ pub(crate) struct Failure {
     pub(crate) may_have_arrived: bool,
 }
 
-impl From<Error> for Failure {
+impl From<Error> for RequestError {
     fn from(error: Error) -> Self {
         Self { error, retry_after: None, may_have_arrived: false }
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<RequestError> for Error {
+    fn from(failure: RequestError) -> Self {
         failure.error
     }
 }
 
-impl Failure {
+impl RequestError {
     /// There was no answer to `request`, which is named as in "POST http://gateway/metrics/job/x".
     pub(crate) fn unanswered(
         request: &str,
@@ -194,7 +194,7 @@ mod tests {
     }
 
     /// The failure of a push that is answered with `head`, over a real connection.
-    async fn failure(head: &str) -> Failure {
+    async fn failure(head: &str) -> RequestError {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

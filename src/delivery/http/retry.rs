@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::delivery::http::error::Failure;
+use crate::delivery::http::error::RequestError;
 use crate::error::{Error, Kind};
 
 /// The wait before the second try, on average; it doubles with each one.
@@ -18,18 +18,18 @@ const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a push may take.
 #[derive(Clone, Debug)]
-pub(crate) struct Budget {
+pub(crate) struct RetryBudget {
     pub(crate) deadline: Instant,
     /// Somebody waits for the process to end.
-    pub(crate) last: bool,
+    pub(crate) is_final: bool,
     /// Told when a newer state is to be pushed: there is no other try then.
-    pub(crate) hurry: Arc<Notify>,
+    pub(crate) superseded: Arc<Notify>,
 }
 
 /// Tries until it succeeds, is refused for good, or the time is over. `whom`: who is asked.
-pub(crate) async fn again<T, F: Future<Output = Result<T, Failure>>>(
+pub(crate) async fn retry<T, F: Future<Output = Result<T, RequestError>>>(
     whom: &str,
-    budget: &Budget,
+    budget: &RetryBudget,
     attempt: impl Fn() -> F,
 ) -> Result<T, Error> {
     let begun = Instant::now();
@@ -41,12 +41,13 @@ pub(crate) async fn again<T, F: Future<Output = Result<T, Failure>>>(
             Err(_) => return Err(out_of_time(whom, begun, earlier)),
         };
         let wait = wait_before(tries).max(failure.retry_after.unwrap_or_default());
-        let out_of_patience =
-            budget.last && failure.error.kind() == Kind::Unreachable && begun.elapsed() + wait > UNREACHABLE_PATIENCE;
-        if !may_help(&failure.error) || out_of_patience || Instant::now() + wait >= budget.deadline {
+        let out_of_patience = budget.is_final
+            && failure.error.kind() == Kind::Unreachable
+            && begun.elapsed() + wait > UNREACHABLE_PATIENCE;
+        if !is_retryable(&failure.error) || out_of_patience || Instant::now() + wait >= budget.deadline {
             return Err(failure.error);
         }
-        if timeout(wait, budget.hurry.notified()).await.is_ok() {
+        if timeout(wait, budget.superseded.notified()).await.is_ok() {
             return Err(failure.error);
         }
         earlier = Some(failure.error);
@@ -65,7 +66,7 @@ fn out_of_time(whom: &str, begun: Instant, earlier: Option<Error>) -> Error {
 }
 
 /// Whether another try can end otherwise: not after a refusal, but for those that say "later".
-pub(crate) fn may_help(error: &Error) -> bool {
+pub(crate) fn is_retryable(error: &Error) -> bool {
     match error.kind() {
         Kind::Refused(status) => matches!(status, 408 | 425 | 429 | 500..),
         Kind::Unreachable | Kind::Timeout | Kind::Delivery => true,
@@ -75,7 +76,7 @@ pub(crate) fn may_help(error: &Error) -> bool {
 
 /// Whether a refusal is of what was sent, which is then not to be sent again. Others speak of this client: its address, its
 /// password.
-pub(crate) fn is_of_payload(error: &Error) -> bool {
+pub(crate) fn is_payload_rejected(error: &Error) -> bool {
     matches!(error.kind(), Kind::Refused(400 | 413 | 422))
 }
 
@@ -120,12 +121,12 @@ mod tests {
             (503, true),
             (504, true),
         ] {
-            assert_eq!(may_help(&Error::new(Kind::Refused(status), "refused")), again, "{status}");
+            assert_eq!(is_retryable(&Error::new(Kind::Refused(status), "refused")), again, "{status}");
         }
         for (kind, again) in
             [(Kind::Unreachable, true), (Kind::Timeout, true), (Kind::Delivery, true), (Kind::Config, false)]
         {
-            assert_eq!(may_help(&Error::new(kind, "x")), again, "{kind:?}");
+            assert_eq!(is_retryable(&Error::new(kind, "x")), again, "{kind:?}");
         }
     }
 }

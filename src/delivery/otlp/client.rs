@@ -21,9 +21,9 @@ use tonic::{Code, Request, Status};
 use crate::delivery::http::body::gzip;
 use crate::delivery::http::client;
 use crate::delivery::http::client::USER_AGENT;
-use crate::delivery::http::error::{Failure, foreign_text};
+use crate::delivery::http::error::{RequestError, foreign_text};
 use crate::delivery::http::url::Address;
-use crate::delivery::otlp::settings::{Compression, Protocol, Settings};
+use crate::delivery::otlp::settings::{Compression, OtlpSettings, Protocol};
 use crate::error::{Error, Kind};
 
 /// How much is read of an answer. A collector that took everything sends nothing, or a few bytes.
@@ -34,7 +34,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// An export that a collector did not take.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    pub(crate) failure: Failure,
+    pub(crate) failure: RequestError,
     /// Whether there was no answer to a request that may have arrived.
     pub(crate) is_ambiguous: bool,
 }
@@ -66,7 +66,7 @@ enum Transport {
 
 impl Client {
     /// To be called within the runtime on which it will send.
-    pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(crate) fn new(settings: &OtlpSettings) -> Result<Self, Error> {
         let (address, timeout, compression) =
             (Address::of(settings.endpoint.clone()), settings.timeout, settings.compression);
         let transport = match settings.protocol {
@@ -128,12 +128,15 @@ impl Client {
         match request.send().await {
             Ok(response) if response.status().is_success() => Ok(Answer::Http(response)),
             Ok(response) => {
-                let failure = Failure::refused(&name, &self.address, &self.headers, response).await;
+                let failure = RequestError::refused(&name, &self.address, &self.headers, response).await;
                 Err(Refusal { failure, is_ambiguous: false })
             }
             Err(error) => {
                 let is_ambiguous = !error.is_connect() && !error.is_builder();
-                Err(Refusal { failure: Failure::unanswered(&name, self.timeout, self.timeout, error), is_ambiguous })
+                Err(Refusal {
+                    failure: RequestError::unanswered(&name, self.timeout, self.timeout, error),
+                    is_ambiguous,
+                })
             }
         }
     }

@@ -18,13 +18,13 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_sdk::metrics::Temporality;
 use prost::Message;
 
-use crate::delivery::otlp::families::{CounterSeries, Families, Family, HistogramSeries, Series, lock};
+use crate::delivery::otlp::families::{CounterSeries, HistogramSeries, OtlpFamilies, OtlpFamily, Series, lock};
 use crate::delivery::otlp::{SCOPE, ucum};
 use crate::unix_time;
 
 /// Reads the metrics, and knows when it did so last.
 pub(crate) struct Collection {
-    families: Arc<Families>,
+    families: Arc<OtlpFamilies>,
     temporality: Temporality,
     /// When the totals began, in nanoseconds of Unix time.
     start: u64,
@@ -32,7 +32,7 @@ pub(crate) struct Collection {
 }
 
 impl Collection {
-    pub(crate) fn new(families: Arc<Families>, temporality: Temporality) -> Self {
+    pub(crate) fn new(families: Arc<OtlpFamilies>, temporality: Temporality) -> Self {
         let now = nanos();
         Self { families, temporality, start: now, last: now }
     }
@@ -51,7 +51,7 @@ impl Collection {
         families.iter().filter_map(|family| self.metric(family, previous)).collect()
     }
 
-    fn metric(&self, family: &Family, previous: u64) -> Option<Metric> {
+    fn metric(&self, family: &OtlpFamily, previous: u64) -> Option<Metric> {
         let point = |is_delta| Point { start: if is_delta { previous } else { self.start }, time: self.last, is_delta };
         let data = match &mut *lock(&family.series) {
             Series::Counters(sets) => {

@@ -1,4 +1,4 @@
-//! Collecting and sending, whenever the delivery thread asks for it.
+//! ExporterConfig and sending, whenever the delivery thread asks for it.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -12,11 +12,11 @@ use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::delivery::http::retry::{Budget, again, is_of_payload};
+use crate::delivery::http::retry::{RetryBudget, is_payload_rejected, retry};
 use crate::delivery::otlp::client::{Answer, Client};
 use crate::delivery::otlp::collection::{Collection, Origin, Part, parts};
-use crate::delivery::otlp::families::Families;
-use crate::delivery::otlp::settings::Settings;
+use crate::delivery::otlp::families::OtlpFamilies;
+use crate::delivery::otlp::settings::OtlpSettings;
 use crate::error::{Error, Kind};
 use crate::process;
 
@@ -30,28 +30,28 @@ const MIN_REQUEST: usize = 64 << 10;
 const SMALLEST_LIMIT: usize = 4 << 10;
 
 /// Set up, and not yet on the runtime that it needs.
-pub(crate) enum Collecting {
-    Ours(Box<Unstarted>),
-    Theirs(SdkMeterProvider),
+pub(crate) enum ExporterConfig {
+    Owned(Box<OwnedConfig>),
+    External(SdkMeterProvider),
 }
 
-/// What an [`Exporter`] is made of.
-pub(crate) struct Unstarted {
-    settings: Settings,
-    families: Arc<Families>,
+/// What an [`OwnedExporter`] is made of.
+pub(crate) struct OwnedConfig {
+    settings: OtlpSettings,
+    families: Arc<OtlpFamilies>,
     origin: Origin,
 }
 
 /// Sends what there is to send.
-pub(crate) enum Collector {
-    Ours(Box<Exporter>),
+pub(crate) enum Exporter {
+    Owned(Box<OwnedExporter>),
     /// The application's provider, which is asked to flush.
-    Theirs(Theirs),
+    External(ExternalExporter),
 }
 
-impl Collecting {
+impl ExporterConfig {
     /// `service`: where the environment names none.
-    pub(crate) fn new(mut settings: Settings, service: String, families: Arc<Families>) -> Self {
+    pub(crate) fn new(mut settings: OtlpSettings, service: String, families: Arc<OtlpFamilies>) -> Self {
         let mut attributes = std::mem::take(&mut settings.resource);
         let mut default = |name: &str, value| {
             attributes.entry(name.to_owned()).or_insert(value);
@@ -64,41 +64,41 @@ impl Collecting {
         default("telemetry.sdk.language", "rust".to_owned());
         default("telemetry.sdk.name", env!("CARGO_PKG_NAME").to_owned());
         default("telemetry.sdk.version", env!("CARGO_PKG_VERSION").to_owned());
-        Self::Ours(Box::new(Unstarted { settings, families, origin: Origin::new(attributes) }))
+        Self::Owned(Box::new(OwnedConfig { settings, families, origin: Origin::new(attributes) }))
     }
 
     /// To be called within the runtime on which it will send.
-    pub(crate) fn start(self) -> Result<Collector, Error> {
+    pub(crate) fn start(self) -> Result<Exporter, Error> {
         Ok(match self {
-            Self::Ours(unstarted) => Collector::Ours(Box::new(Exporter::new(*unstarted)?)),
-            Self::Theirs(provider) => Collector::Theirs(Theirs { provider, stuck: None }),
+            Self::Owned(unstarted) => Exporter::Owned(Box::new(OwnedExporter::new(*unstarted)?)),
+            Self::External(provider) => Exporter::External(ExternalExporter { provider, stuck: None }),
         })
     }
 }
 
-impl Collector {
+impl Exporter {
     /// Sends everything up to now, within the budget. `publish` brings the metrics up to date. `is_asked_for`: somebody
     /// waits for it; it is not the interval, after which an export takes as long as a request may.
     ///
     /// A panic, of `publish` or of a dependency, is an error, and the next call begins anew.
     pub(crate) async fn export(
         &mut self,
-        budget: &Budget,
+        budget: &RetryBudget,
         is_asked_for: bool,
         publish: impl FnOnce(),
     ) -> Result<(), Error> {
         let exported = catch_panic(async {
             match &mut *self {
-                Self::Ours(exporter) if is_asked_for => exporter.export(budget, publish).await,
-                Self::Ours(exporter) => exporter.export(&exporter.of_interval(budget), publish).await,
-                Self::Theirs(theirs) if is_asked_for => theirs.flush(budget.deadline).await,
-                Self::Theirs(_) => Ok(()),
+                Self::Owned(exporter) if is_asked_for => exporter.export(budget, publish).await,
+                Self::Owned(exporter) => exporter.export(&exporter.of_interval(budget), publish).await,
+                Self::External(theirs) if is_asked_for => theirs.flush(budget.deadline).await,
+                Self::External(_) => Ok(()),
             }
         });
         if let Some(result) = exported.await {
             return result;
         }
-        if let Self::Ours(exporter) = self {
+        if let Self::Owned(exporter) = self {
             exporter.restart()?;
         }
         Err(Error::new(Kind::Delivery, "the export to the collector panicked; it begins anew with the next one"))
@@ -115,13 +115,13 @@ async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-pub(crate) struct Theirs {
+pub(crate) struct ExternalExporter {
     provider: SdkMeterProvider,
     /// A flush that took longer than it was allowed.
     stuck: Option<JoinHandle<OTelSdkResult>>,
 }
 
-impl Theirs {
+impl ExternalExporter {
     /// Flushes the provider, which takes the time it takes: on a thread of its own, and never on two.
     async fn flush(&mut self, deadline: Instant) -> Result<(), Error> {
         let of = |kind, what: &str| Error::new(kind, format!("the meter provider of the application {what}"));
@@ -143,8 +143,8 @@ impl Theirs {
     }
 }
 
-pub(crate) struct Exporter {
-    settings: Settings,
+pub(crate) struct OwnedExporter {
+    settings: OtlpSettings,
     origin: Origin,
     client: Client,
     collection: Collection,
@@ -164,8 +164,8 @@ struct Dropped {
     cause: Option<Error>,
 }
 
-impl Exporter {
-    fn new(Unstarted { settings, families, origin }: Unstarted) -> Result<Self, Error> {
+impl OwnedExporter {
+    fn new(OwnedConfig { settings, families, origin }: OwnedConfig) -> Result<Self, Error> {
         Ok(Self {
             client: Client::new(&settings)?,
             collection: Collection::new(families, settings.temporality),
@@ -185,12 +185,12 @@ impl Exporter {
 
     /// An export on the interval has the time of a request, even if the interval is shorter: a request that is cut off may
     /// have arrived.
-    fn of_interval(&self, budget: &Budget) -> Budget {
+    fn of_interval(&self, budget: &RetryBudget) -> RetryBudget {
         let deadline = budget.deadline.max(Instant::now() + self.settings.timeout);
-        Budget { deadline, ..budget.clone() }
+        RetryBudget { deadline, ..budget.clone() }
     }
 
-    async fn export(&mut self, budget: &Budget, publish: impl FnOnce()) -> Result<(), Error> {
+    async fn export(&mut self, budget: &RetryBudget, publish: impl FnOnce()) -> Result<(), Error> {
         if !self.collection.has_increments() {
             // The next values have all that is in these.
             self.pending.clear();
@@ -202,12 +202,12 @@ impl Exporter {
         publish();
         self.pending = parts(self.collection.collect(), self.max_request);
         let sent = self.send(budget).await;
-        let last = if budget.last { self.dropped.at_the_end() } else { Ok(()) };
+        let last = if budget.is_final { self.dropped.at_the_end() } else { Ok(()) };
         earlier.and(sent).and(last)
     }
 
     /// Sends what is pending, in order. What was dropped meanwhile is an error as well.
-    async fn send(&mut self, budget: &Budget) -> Result<(), Error> {
+    async fn send(&mut self, budget: &RetryBudget) -> Result<(), Error> {
         let mut result = Ok(());
         while let Some(part) = self.pending.front() {
             let points = part.points();
@@ -225,7 +225,7 @@ impl Exporter {
                     let points = std::mem::take(&mut self.pending).iter().map(Part::points).sum();
                     result = result.and(self.lost(points, error));
                 }
-                Err(error) if is_of_payload(&error) => {
+                Err(error) if is_payload_rejected(&error) => {
                     self.pending.pop_front();
                     result = result.and(self.lost(points, error));
                 }
@@ -239,12 +239,12 @@ impl Exporter {
     }
 
     /// Sends one request until it arrives, is refused for good, or the time is over.
-    async fn deliver(&self, part: &Part, budget: &Budget) -> Result<Answer, Error> {
+    async fn deliver(&self, part: &Part, budget: &RetryBudget) -> Result<Answer, Error> {
         let server = format!("collector {}", self.client.address());
         let body = self.client.body(self.origin.request(part.metrics.clone()));
         // Increments that may have arrived count twice if they are sent again. The next export may do so, which has all
         // the time it needs. After the last one nobody could.
-        let is_sent_once = self.collection.has_increments() && !budget.last;
+        let is_sent_once = self.collection.has_increments() && !budget.is_final;
         let (client, body) = (&self.client, &body);
         let attempt = move || async move {
             match client.send(body).await {
@@ -253,7 +253,7 @@ impl Exporter {
                 Err(refusal) => Err(refusal.failure),
             }
         };
-        again(&server, budget, attempt).await?
+        retry(&server, budget, attempt).await?
     }
 
     /// Divides what is pending into smaller requests than the first one, which the collector found too large.

@@ -11,10 +11,10 @@ use crate::delivery::otlp::instruments::{InstrumentHistogram, InstrumentHistogra
 use crate::exposition::{labels_of, metric_name};
 use crate::histogram::BucketHistogram;
 use crate::histogram::Snapshot;
-use crate::schema::Kind;
+use crate::schema::InstrumentKind;
 
 /// Upper bounds of the buckets, by the name of the histogram, and of all others.
-pub(crate) struct Bounds {
+pub(crate) struct OtlpBounds {
     pub(crate) by_name: HashMap<String, Vec<f64>>,
     pub(crate) default: Vec<f64>,
 }
@@ -28,10 +28,10 @@ pub(crate) struct Limits {
 }
 
 /// All metrics, by the names that they have in every other format.
-pub(crate) struct Families {
-    bounds: Bounds,
+pub(crate) struct OtlpFamilies {
+    bounds: OtlpBounds,
     limits: Limits,
-    by_name: Mutex<BTreeMap<String, Arc<Family>>>,
+    by_name: Mutex<BTreeMap<String, Arc<OtlpFamily>>>,
     descriptions: Mutex<HashMap<String, Description>>,
     /// The instruments of the application's meter, if that is where the metrics go.
     pub(crate) instruments: Option<Arc<Instruments>>,
@@ -41,9 +41,9 @@ pub(crate) struct Families {
 pub(crate) type Description = (Option<Unit>, SharedString);
 
 /// One metric.
-pub(crate) struct Family {
+pub(crate) struct OtlpFamily {
     pub(crate) name: String,
-    pub(crate) kind: Kind,
+    pub(crate) kind: InstrumentKind,
     /// Of a histogram: the upper bounds of its buckets.
     pub(crate) bounds: Arc<[f64]>,
     pub(crate) series: Mutex<Series>,
@@ -109,11 +109,11 @@ impl<S> LabelSets<S> {
     }
 }
 
-impl Families {
-    pub(crate) fn new(bounds: Bounds, limits: Limits, instruments: Option<Arc<Instruments>>) -> Self {
+impl OtlpFamilies {
+    pub(crate) fn new(bounds: OtlpBounds, limits: Limits, instruments: Option<Arc<Instruments>>) -> Self {
         let by_name = bounds.by_name.into_iter().map(|(name, bounds)| (metric_name(&name).into_owned(), bounds));
         Self {
-            bounds: Bounds { by_name: by_name.collect(), default: bounds.default },
+            bounds: OtlpBounds { by_name: by_name.collect(), default: bounds.default },
             limits,
             by_name: Mutex::default(),
             descriptions: Mutex::default(),
@@ -131,13 +131,13 @@ impl Families {
     }
 
     /// All metrics so far, in the order of their names.
-    pub(crate) fn all(&self) -> Vec<Arc<Family>> {
+    pub(crate) fn all(&self) -> Vec<Arc<OtlpFamily>> {
         lock(&self.by_name).values().map(Arc::clone).collect()
     }
 
     /// Returns the counter of a key. Nothing reads it where the name is that of a metric of another kind.
     pub(crate) fn counter(&self, key: &Key) -> Arc<AtomicU64> {
-        let (family, counter) = (self.family(key.name(), Kind::Counter), Arc::default());
+        let (family, counter) = (self.family(key.name(), InstrumentKind::Counter), Arc::default());
         if let Series::Counters(sets) = &mut *lock(&family.series) {
             // Each key has a counter of its own, even if its series has others: its absolute value is its own.
             sets.find_or_insert(attributes(key), CounterSeries::default).counters.push(Arc::clone(&counter));
@@ -147,7 +147,7 @@ impl Families {
 
     /// Returns the gauge of a key. Keys with the same series share it.
     pub(crate) fn gauge(&self, key: &Key) -> Arc<AtomicU64> {
-        match &mut *lock(&self.family(key.name(), Kind::Gauge).series) {
+        match &mut *lock(&self.family(key.name(), InstrumentKind::Gauge).series) {
             Series::Gauges(sets) => Arc::clone(sets.find_or_insert(attributes(key), Arc::default)),
             _ => Arc::default(),
         }
@@ -155,7 +155,7 @@ impl Families {
 
     /// Returns the histogram of a key. Keys with the same series share it.
     pub(crate) fn histogram(&self, key: &Key) -> Arc<ExportedHistogram> {
-        let family = self.family(key.name(), Kind::Histogram);
+        let family = self.family(key.name(), InstrumentKind::Histogram);
         let new = || Arc::new(BucketHistogram::new(Arc::clone(&family.bounds)));
         let histogram = match &mut *lock(&family.series) {
             Series::Histograms(sets) => {
@@ -171,7 +171,7 @@ impl Families {
     }
 
     /// Returns the metric of this name, which has the kind under which it was registered first.
-    pub(crate) fn family(&self, name: &str, kind: Kind) -> Arc<Family> {
+    pub(crate) fn family(&self, name: &str, kind: InstrumentKind) -> Arc<OtlpFamily> {
         let cleaned = metric_name(name);
         // To the SDK names that differ in case alone are one.
         let (name, key) = match self.instruments {
@@ -183,13 +183,13 @@ impl Families {
             is_new = true;
             let limit = if self.limits.unlimited.contains(&*cleaned) { usize::MAX } else { self.limits.others };
             let series = match (kind, &self.instruments) {
-                (Kind::Counter, _) => Series::Counters(LabelSets::new(limit)),
-                (Kind::Gauge, _) => Series::Gauges(LabelSets::new(limit)),
-                (Kind::Histogram, None) => Series::Histograms(LabelSets::new(limit)),
-                (Kind::Histogram, Some(_)) => Series::Instrument(InstrumentHistograms::default()),
+                (InstrumentKind::Counter, _) => Series::Counters(LabelSets::new(limit)),
+                (InstrumentKind::Gauge, _) => Series::Gauges(LabelSets::new(limit)),
+                (InstrumentKind::Histogram, None) => Series::Histograms(LabelSets::new(limit)),
+                (InstrumentKind::Histogram, Some(_)) => Series::Instrument(InstrumentHistograms::default()),
             };
             let bounds = self.bounds.by_name.get(&*cleaned).unwrap_or(&self.bounds.default);
-            Arc::new(Family { name, kind, bounds: Arc::from(&bounds[..]), series: Mutex::new(series) })
+            Arc::new(OtlpFamily { name, kind, bounds: Arc::from(&bounds[..]), series: Mutex::new(series) })
         };
         let family = Arc::clone(lock(&self.by_name).entry(key).or_insert_with(new));
         if let Some(instruments) = self.instruments.as_ref().filter(|_| is_new) {

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{BoundHistogram, Histogram, Meter};
 
-use crate::delivery::otlp::families::{Description, Family, Series, lock};
+use crate::delivery::otlp::families::{Description, OtlpFamily, Series, lock};
 use crate::delivery::otlp::{silently, ucum};
-use crate::schema::Kind;
+use crate::schema::InstrumentKind;
 
 /// What the SDK allows in a name.
 const MAX_NAME: usize = 255;
@@ -35,7 +35,7 @@ pub(crate) struct Instruments {
 
 #[derive(Default)]
 struct Queue {
-    families: Vec<(Arc<Family>, Description)>,
+    families: Vec<(Arc<OtlpFamily>, Description)>,
     /// Since when a thread builds them.
     building_since: Option<Instant>,
 }
@@ -56,7 +56,7 @@ impl Instruments {
     }
 
     /// Puts a new metric in the queue.
-    pub(crate) fn add(&self, family: Arc<Family>, description: Description) {
+    pub(crate) fn add(&self, family: Arc<OtlpFamily>, description: Description) {
         lock(&self.queue).families.push((family, description));
         self.is_waiting.store(true, Ordering::Release);
     }
@@ -104,11 +104,11 @@ impl Instruments {
         }
     }
 
-    fn build_one(&self, family: &Arc<Family>, (unit, help): &Description) {
+    fn build_one(&self, family: &Arc<OtlpFamily>, (unit, help): &Description) {
         let (name, unit, help) = (family.name.clone(), unit.map_or("", ucum), help.to_string());
         let read = Arc::clone(family);
         match family.kind {
-            Kind::Counter => {
+            InstrumentKind::Counter => {
                 let read = move |each: &mut dyn FnMut(u64, &[KeyValue])| {
                     if let Series::Counters(sets) = &mut *lock(&read.series) {
                         sets.for_each(|attributes, counter| each(counter.total(), attributes));
@@ -117,7 +117,7 @@ impl Instruments {
                 let builder = self.meter.u64_observable_counter(name).with_unit(unit).with_description(help);
                 builder.with_callback(move |seen| read(&mut |value, at| seen.observe(value, at))).build();
             }
-            Kind::Gauge => {
+            InstrumentKind::Gauge => {
                 let read = move |each: &mut dyn FnMut(f64, &[KeyValue])| {
                     if let Series::Gauges(sets) = &mut *lock(&read.series) {
                         sets.for_each(|attributes, gauge| {
@@ -128,7 +128,7 @@ impl Instruments {
                 let builder = self.meter.f64_observable_gauge(name).with_unit(unit).with_description(help);
                 builder.with_callback(move |seen| read(&mut |value, at| seen.observe(value, at))).build();
             }
-            Kind::Histogram => {
+            InstrumentKind::Histogram => {
                 let builder = self.meter.f64_histogram(name).with_unit(unit).with_description(help);
                 let instrument = builder.with_boundaries(family.bounds.to_vec()).build();
                 if let Series::Instrument(histograms) = &mut *lock(&family.series) {

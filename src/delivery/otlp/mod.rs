@@ -25,12 +25,12 @@ use tracing::dispatcher::{Dispatch, get_default, with_default};
 use tracing::subscriber::NoSubscriber;
 
 pub(crate) use both::Both;
-pub(crate) use exporter::{Collecting, Collector};
-pub(crate) use families::Bounds;
-use families::{Families, Limits};
+pub(crate) use exporter::{Exporter, ExporterConfig};
+pub(crate) use families::OtlpBounds;
+use families::{Limits, OtlpFamilies};
 use instruments::Instruments;
 pub(crate) use recorder::OtelRecorder;
-use settings::Settings;
+use settings::OtlpSettings;
 
 use crate::error::Error;
 use crate::schema;
@@ -66,7 +66,7 @@ impl fmt::Debug for Otlp {
 pub(crate) struct Setup<'a> {
     pub(crate) namespace: &'a str,
     pub(crate) max_series: usize,
-    pub(crate) bounds: Bounds,
+    pub(crate) bounds: OtlpBounds,
     /// The service where the environment names none.
     pub(crate) service: String,
 }
@@ -74,42 +74,42 @@ pub(crate) struct Setup<'a> {
 /// The recorder, and what sends what it holds, which is set going with the delivery thread. Nothing of both where nobody
 /// asked, or OpenTelemetry is switched off.
 #[derive(Default)]
-pub(crate) struct Ready {
+pub(crate) struct OtlpPipeline {
     pub(crate) recorder: Option<OtelRecorder>,
-    pub(crate) collecting: Option<Collecting>,
+    pub(crate) exporter: Option<ExporterConfig>,
     /// Whether somebody else decides when to collect.
-    pub(crate) is_live: bool,
+    pub(crate) updates_eagerly: bool,
 }
 
 impl Otlp {
-    pub(crate) fn ready(self, setup: Setup<'_>) -> Result<Ready, Error> {
+    pub(crate) fn ready(self, setup: Setup<'_>) -> Result<OtlpPipeline, Error> {
         match self {
-            Self::Environment => match Settings::from_env()? {
+            Self::Environment => match OtlpSettings::from_env()? {
                 Some(settings) => Ok(to_collector(settings, setup)),
-                None => Ok(Ready::default()),
+                None => Ok(OtlpPipeline::default()),
             },
             Self::Provider(provider) => {
                 let meter = silently(|| provider.meter(SCOPE));
-                Ok(Ready { collecting: Some(Collecting::Theirs(provider)), ..to_meter(meter, setup) })
+                Ok(OtlpPipeline { exporter: Some(ExporterConfig::External(provider)), ..to_meter(meter, setup) })
             }
             Self::Meter(meter) => Ok(to_meter(meter, setup)),
         }
     }
 }
 
-fn to_collector(settings: Settings, setup: Setup<'_>) -> Ready {
+fn to_collector(settings: OtlpSettings, setup: Setup<'_>) -> OtlpPipeline {
     // The label sets of the stages are limited by the layer, with series of its own for the others.
     let unlimited = schema::METRICS.iter().map(|metric| metric.name(setup.namespace)).collect();
     let limits = Limits { unlimited, others: setup.max_series.max(MAX_LABEL_SETS) };
-    let families = Arc::new(Families::new(setup.bounds, limits, None));
-    let collecting = Collecting::new(settings, setup.service, Arc::clone(&families));
-    Ready { recorder: Some(OtelRecorder::new(families)), collecting: Some(collecting), is_live: false }
+    let families = Arc::new(OtlpFamilies::new(setup.bounds, limits, None));
+    let exporter = ExporterConfig::new(settings, setup.service, Arc::clone(&families));
+    OtlpPipeline { recorder: Some(OtelRecorder::new(families)), exporter: Some(exporter), updates_eagerly: false }
 }
 
-fn to_meter(meter: Meter, setup: Setup<'_>) -> Ready {
+fn to_meter(meter: Meter, setup: Setup<'_>) -> OtlpPipeline {
     let instruments = Arc::new(Instruments::new(meter));
     let limits = Limits { others: MAX_LABEL_SETS, ..Limits::default() };
-    let families = Arc::new(Families::new(setup.bounds, limits, Some(Arc::clone(&instruments))));
+    let families = Arc::new(OtlpFamilies::new(setup.bounds, limits, Some(Arc::clone(&instruments))));
     // Those of this crate are there before a stage needs one.
     for metric in schema::METRICS {
         let name = metric.name(setup.namespace);
@@ -117,7 +117,7 @@ fn to_meter(meter: Meter, setup: Setup<'_>) -> Ready {
         families.family(&name, metric.kind);
     }
     instruments.build();
-    Ready { recorder: Some(OtelRecorder::new(families)), collecting: None, is_live: true }
+    OtlpPipeline { recorder: Some(OtelRecorder::new(families)), exporter: None, updates_eagerly: true }
 }
 
 /// Keeps the SDK's own events out of the application's log: it tells of each instrument, for one.

@@ -6,15 +6,15 @@ use std::sync::atomic::AtomicU64;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::registry::{Registry, Storage};
 
-use crate::delivery::otlp::families::{ExportedHistogram, Families};
+use crate::delivery::otlp::families::{ExportedHistogram, OtlpFamilies};
 
 pub(crate) struct OtelRecorder {
     registry: Registry<Key, Handles>,
-    families: Arc<Families>,
+    families: Arc<OtlpFamilies>,
 }
 
 impl OtelRecorder {
-    pub(crate) fn new(families: Arc<Families>) -> Self {
+    pub(crate) fn new(families: Arc<OtlpFamilies>) -> Self {
         Self { registry: Registry::new(Handles(Arc::clone(&families))), families }
     }
 
@@ -57,7 +57,7 @@ impl Recorder for OtelRecorder {
 }
 
 /// What the registry makes of a key that is new.
-struct Handles(Arc<Families>);
+struct Handles(Arc<OtlpFamilies>);
 
 impl Storage<Key> for Handles {
     type Counter = Arc<AtomicU64>;

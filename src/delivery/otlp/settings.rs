@@ -23,7 +23,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is sent where, and how.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Settings {
+pub(crate) struct OtlpSettings {
     pub(crate) protocol: Protocol,
     /// In full: for HTTP with the path of the metrics.
     pub(crate) endpoint: Url,
@@ -48,7 +48,7 @@ pub(crate) enum Protocol {
     Http,
 }
 
-impl Settings {
+impl OtlpSettings {
     /// `None` where OpenTelemetry is switched off.
     pub(crate) fn from_env() -> Result<Option<Self>, Error> {
         Self::read(|name| env::var(name))
@@ -229,15 +229,15 @@ mod tests {
     use crate::config::variable_tables as tables;
     use crate::delivery::otlp::settings::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Option<Settings>, Error> {
-        Settings::read(|name| {
+    fn read(variables: &[(&str, &str)]) -> Result<Option<OtlpSettings>, Error> {
+        OtlpSettings::read(|name| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
         })
     }
 
-    fn settings(variables: &[(&str, &str)]) -> Settings {
-        Settings::of(variables)
+    fn settings(variables: &[(&str, &str)]) -> OtlpSettings {
+        OtlpSettings::of(variables)
     }
 
     #[track_caller]
@@ -255,7 +255,7 @@ mod tests {
     fn the_documentation_lists_every_variable_that_is_read_and_no_other() {
         let read = |set: &[(&str, &str)]| {
             tables::asked_for(set, |lookup| {
-                let _ = Settings::read(lookup);
+                let _ = OtlpSettings::read(lookup);
             })
         };
         let listed = tables::variables("Variables of OpenTelemetry");

@@ -10,7 +10,7 @@ use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCod
 
 use crate::delivery::http::body::Body;
 use crate::delivery::http::client;
-use crate::delivery::http::error::Failure;
+use crate::delivery::http::error::RequestError;
 use crate::delivery::http::headers::Headers;
 use crate::delivery::http::url::Address;
 use crate::delivery::pushgateway::Grouping;
@@ -336,12 +336,12 @@ impl Pushgateway {
     }
 
     /// Sends one request. The body is not copied, so that a caller can keep it for another try.
-    pub(crate) async fn send(&self, method: Method, body: Body) -> Result<(), Failure> {
+    pub(crate) async fn send(&self, method: Method, body: Body) -> Result<(), RequestError> {
         self.send_as(method, body, TEXT_FORMAT).await
     }
 
     /// Sends one request with a body of this content type.
-    pub(crate) async fn send_as(&self, method: Method, body: Body, content_type: &str) -> Result<(), Failure> {
+    pub(crate) async fn send_as(&self, method: Method, body: Body, content_type: &str) -> Result<(), RequestError> {
         let url = self.url();
         let request = self.start(&method, &url)?;
         let request = match method {
@@ -356,14 +356,14 @@ impl Pushgateway {
 
     /// What the gateway has of this group, whose metrics have the prefix `namespace`. `None` where the answer is not a
     /// Pushgateway's: a proxy's page says nothing of the group.
-    pub(crate) async fn group_state(&self, namespace: Option<&str>) -> Result<Option<GroupState>, Failure> {
+    pub(crate) async fn group_state(&self, namespace: Option<&str>) -> Result<Option<GroupState>, RequestError> {
         let mut reader = GroupStateReader::new(&self.grouping, namespace);
         self.scrape(|piece| reader.read(piece)).await?;
         Ok(reader.finish())
     }
 
     /// Reads what the gateway serves at `/metrics`, piece by piece.
-    pub(crate) async fn scrape(&self, mut read: impl FnMut(&[u8])) -> Result<(), Failure> {
+    pub(crate) async fn scrape(&self, mut read: impl FnMut(&[u8])) -> Result<(), RequestError> {
         let url = format!("{}/metrics", self.address);
         let request = self.start(&Method::GET, &url)?;
         let mut response = self.answer(&Method::GET, &url, request).await?;
@@ -381,13 +381,13 @@ impl Pushgateway {
                 Ok(None) => return Ok(()),
                 Err(error) => {
                     let target = format!("GET {url}");
-                    return Err(Failure::unanswered(&target, self.timeout, self.connect_timeout, error));
+                    return Err(RequestError::unanswered(&target, self.timeout, self.connect_timeout, error));
                 }
             }
         }
     }
 
-    fn start(&self, method: &Method, url: &str) -> Result<RequestBuilder, Failure> {
+    fn start(&self, method: &Method, url: &str) -> Result<RequestBuilder, RequestError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::config(format!(
                 "cannot reach gateway {}: there is no tokio runtime here, call it inside one",
@@ -399,7 +399,7 @@ impl Pushgateway {
         Ok(self.client()?.request(method.clone(), url).timeout(self.timeout).headers(self.headers.to_map()?))
     }
 
-    async fn answer(&self, method: &Method, url: &str, request: RequestBuilder) -> Result<Response, Failure> {
+    async fn answer(&self, method: &Method, url: &str, request: RequestBuilder) -> Result<Response, RequestError> {
         let sent = unix_time::now().as_secs_f64();
         match request.send().await {
             Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => {
@@ -409,10 +409,10 @@ impl Pushgateway {
             }
             Ok(response) => {
                 let headers = self.headers.to_map()?;
-                Err(Failure::refused(&format!("{method} {url}"), &self.address, &headers, response).await)
+                Err(RequestError::refused(&format!("{method} {url}"), &self.address, &headers, response).await)
             }
             Err(error) => {
-                Err(Failure::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))
+                Err(RequestError::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))
             }
         }
     }

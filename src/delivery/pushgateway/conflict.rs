@@ -18,7 +18,7 @@ use crate::error::{Error, Kind};
 
 /// What gateways of all versions say of it.
 const REASON: &str = "collected before with the same name and label values";
-/// Series of a refusal that are looked at, at most.
+/// NamedSeries of a refusal that are looked at, at most.
 const MAX_SERIES: usize = 64;
 /// Groups that an error names, at most.
 const MAX_GROUPS: usize = 4;
@@ -32,11 +32,11 @@ type Labels = BTreeMap<String, String>;
 /// The series that two groups would hold. The cause of a refusal.
 #[derive(Debug)]
 pub(crate) struct SeriesConflict {
-    series: Vec<Series>,
+    series: Vec<NamedSeries>,
 }
 
 #[derive(Debug, PartialEq)]
-struct Series {
+struct NamedSeries {
     metric: String,
     labels: Labels,
 }
@@ -56,7 +56,7 @@ impl SeriesConflict {
         if status != StatusCode::BAD_REQUEST || !text.contains(REASON) {
             return None;
         }
-        let series = text.split(REASON).filter_map(|text| Series::parse(text.rsplit_once("collected metric ")?.1));
+        let series = text.split(REASON).filter_map(|text| NamedSeries::parse(text.rsplit_once("collected metric ")?.1));
         Some(Self { series: series.take(MAX_SERIES).collect() })
     }
 
@@ -70,7 +70,7 @@ impl SeriesConflict {
     }
 }
 
-impl Series {
+impl NamedSeries {
     /// Reads `"metric" { label:<name:"job" value:"j" > … }`, the text form of a protobuf message, whose brackets and spaces
     /// differ between versions.
     fn parse(text: &str) -> Option<Self> {
@@ -236,11 +236,11 @@ mod tests {
         labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
-    fn series(metric: &str, of: &[(&str, &str)]) -> Series {
-        Series { metric: metric.to_owned(), labels: labels(of) }
+    fn series(metric: &str, of: &[(&str, &str)]) -> NamedSeries {
+        NamedSeries { metric: metric.to_owned(), labels: labels(of) }
     }
 
-    fn find(text: &str) -> Vec<Series> {
+    fn find(text: &str) -> Vec<NamedSeries> {
         SeriesConflict::find(StatusCode::BAD_REQUEST, text.as_bytes()).unwrap().series
     }
 

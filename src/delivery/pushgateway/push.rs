@@ -7,9 +7,9 @@ use bytes::Bytes;
 use reqwest::Method;
 use tokio::time::Instant;
 
-use crate::delivery::Source;
+use crate::delivery::ExpositionSource;
 use crate::delivery::http::retry;
-use crate::delivery::http::retry::Budget;
+use crate::delivery::http::retry::RetryBudget;
 use crate::delivery::pushgateway::Pushgateway;
 use crate::delivery::pushgateway::conflict;
 use crate::error::{Error, Kind};
@@ -38,9 +38,9 @@ impl Pushed {
 /// Sets `is_in_doubt` if a request got no answer and may have arrived.
 pub(crate) async fn push_state(
     gateway: &Pushgateway,
-    source: &Arc<dyn Source>,
+    source: &Arc<dyn ExpositionSource>,
     exposition: Bytes,
-    budget: &Budget,
+    budget: &RetryBudget,
     is_in_doubt: &AtomicBool,
 ) -> Result<Pushed, Error> {
     let refusal = match push_counted(gateway, source, exposition.clone(), budget, is_in_doubt).await {
@@ -66,7 +66,7 @@ pub(crate) fn application_refused(gateway: &Pushgateway, outcome: &str, refusal:
 }
 
 /// The crate's own part of an exposition; `None` where that is nothing or all of it.
-pub(crate) fn own_families_only(source: &dyn Source, exposition: &Bytes) -> Option<Bytes> {
+pub(crate) fn own_families_only(source: &dyn ExpositionSource, exposition: &Bytes) -> Option<Bytes> {
     let text = std::str::from_utf8(exposition).unwrap_or_default();
     let own = source.own_families(text);
     (!own.is_empty() && own.len() != text.len()).then(|| Bytes::from(own))
@@ -74,9 +74,9 @@ pub(crate) fn own_families_only(source: &dyn Source, exposition: &Bytes) -> Opti
 
 async fn push_counted(
     gateway: &Pushgateway,
-    source: &Arc<dyn Source>,
+    source: &Arc<dyn ExpositionSource>,
     exposition: Bytes,
-    budget: &Budget,
+    budget: &RetryBudget,
     is_in_doubt: &AtomicBool,
 ) -> Result<(), Error> {
     let mut counted = Counted { source, start: Instant::now(), is_over: false };
@@ -87,7 +87,7 @@ async fn push_counted(
         doubt.settle(result.as_ref().is_err_and(|failure| failure.may_have_arrived));
         result
     };
-    let result = retry::again(&format!("gateway {}", gateway.endpoint()), budget, attempt).await;
+    let result = retry::retry(&format!("gateway {}", gateway.endpoint()), budget, attempt).await;
     counted.is_over = true;
     Arc::clone(source).pushed(result.is_ok(), counted.start.elapsed());
     result
@@ -120,7 +120,7 @@ impl Drop for Doubt<'_> {
 
 /// Counts a push that is given up half-way as one that failed.
 struct Counted<'a> {
-    source: &'a Arc<dyn Source>,
+    source: &'a Arc<dyn ExpositionSource>,
     start: Instant,
     is_over: bool,
 }

@@ -13,7 +13,7 @@ use super::last_success;
 use super::samples::{self, LabelSet};
 use super::select::{Query, Scope, Selected};
 use super::store::{Entry, Spool};
-use crate::delivery::http::error::Failure;
+use crate::delivery::http::error::RequestError;
 use crate::delivery::http::retry;
 use crate::delivery::pushgateway::push::{PUSHED_WITHOUT, application_refused};
 use crate::delivery::pushgateway::{Pushgateway, TEXT_FORMAT};
@@ -75,7 +75,7 @@ enum Outcome {
     Superseded,
     /// The gateway did not say what it has of the group.
     Unknown,
-    Failed(Failure),
+    Failed(RequestError),
 }
 
 /// Payloads of a group that a later run made out of date.
@@ -105,7 +105,7 @@ impl Replay<'_> {
                     self.spool.set_delivered(&entry);
                     if !self.on_disk(move |spool| spool.remove(&entry)).await? {
                         // It would be sent over and over.
-                        return Ok(self.pass_over(&name));
+                        return Ok(self.skip_group(&name));
                     }
                 }
                 Outcome::Outdated(state) => {
@@ -115,7 +115,7 @@ impl Replay<'_> {
                     entry.payload.body = Bytes::new();
                     outdated.entries.push(entry);
                 }
-                Outcome::Superseded => return Ok(self.pass_over(&name)),
+                Outcome::Superseded => return Ok(self.skip_group(&name)),
                 Outcome::Unknown => return Ok(Replayed::Failed),
                 Outcome::Failed(failure) => return self.failed(vec![entry], failure).await,
             }
@@ -143,7 +143,7 @@ impl Replay<'_> {
             }
             // A proxy may let nothing through but pushes. What is not shown is not newer; what this directory knows of later
             // runs counts all the same.
-            Err(failure) if failure.error.is_refused() && !retry::may_help(&failure.error) => {}
+            Err(failure) if failure.error.is_refused() && !retry::is_retryable(&failure.error) => {}
             Err(_) => return Ok(Outcome::Unknown),
         }
         let name = entry.name.clone();
@@ -182,14 +182,14 @@ impl Replay<'_> {
         let last = entries.last().map(|entry| entry.name.clone());
         let removed = self.on_disk(move |spool| entries.iter().all(|entry| spool.remove(entry))).await?;
         Ok(match last {
-            Some(name) if !removed => self.pass_over(&name),
+            Some(name) if !removed => self.skip_group(&name),
             _ => Replayed::Done,
         })
     }
 
     /// Sends what these payloads have. Their locks are kept where that ends without an answer, by an error, by the time, or
     /// because nobody waits any more: the gateway may still apply the request.
-    async fn send(&self, gateway: &Pushgateway, entries: &[Entry], body: Bytes) -> Result<(), Failure> {
+    async fn send(&self, gateway: &Pushgateway, entries: &[Entry], body: Bytes) -> Result<(), RequestError> {
         let content_type = entries.first().map_or(TEXT_FORMAT, |entry| entry.payload.content_type.as_str());
         let kept: Vec<_> = entries.iter().filter(|entry| self.spool.keep_locked(entry)).collect();
         self.is_sending.store(true, Ordering::Relaxed);
@@ -201,11 +201,11 @@ impl Replay<'_> {
         result
     }
 
-    async fn failed(&self, entries: Vec<Entry>, failure: Failure) -> Result<Replayed, Error> {
+    async fn failed(&self, entries: Vec<Entry>, failure: RequestError) -> Result<Replayed, Error> {
         let Some(name) = entries.last().map(|entry| entry.name.clone()) else { return Ok(Replayed::Failed) };
-        let Failure { error, retry_after, .. } = failure;
+        let RequestError { error, retry_after, .. } = failure;
         let kind = error.kind();
-        if retry::is_of_payload(&error) && self.on_disk(move |spool| spool.refuse(&entries, &error)).await? {
+        if retry::is_payload_rejected(&error) && self.on_disk(move |spool| spool.refuse(&entries, &error)).await? {
             return Ok(Replayed::Refused);
         }
         Ok(match kind {
@@ -213,15 +213,15 @@ impl Replay<'_> {
             _ if retry_after.is_some() => Replayed::Failed,
             // It may be this payload alone that does not get through.
             _ if self.spool.is_unanswered(&name) => {
-                self.spool.pass_over(&name);
+                self.spool.skip_group(&name);
                 Replayed::Unanswered
             }
-            _ => self.pass_over(&name),
+            _ => self.skip_group(&name),
         })
     }
 
-    fn pass_over(&self, name: &str) -> Replayed {
-        self.spool.pass_over(name);
+    fn skip_group(&self, name: &str) -> Replayed {
+        self.spool.skip_group(name);
         Replayed::PassedOver
     }
 

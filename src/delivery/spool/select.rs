@@ -130,7 +130,7 @@ impl Spool {
                     return Selected::Entry(Box::new(Entry { name, file, _held, payload }));
                 }
                 Ok(Ok(_) | Err(Unreadable::LaterFormat)) => drop(self.state().left_alone.insert(name)),
-                Ok(Err(Unreadable::Corrupt)) => drop(self.set_aside(&name, CORRUPT)),
+                Ok(Err(Unreadable::Corrupt)) => drop(self.quarantine(&name, CORRUPT)),
                 Err(error) => self.leave_alone(&name, error),
             }
         }
@@ -144,7 +144,7 @@ impl Spool {
     }
 
     /// Leaves the group of this payload to a later process.
-    pub(super) fn pass_over(&self, name: &str) {
+    pub(super) fn skip_group(&self, name: &str) {
         if let Some(name) = Name::parse(name) {
             self.state().passed_over.insert(name.group.to_owned());
         }

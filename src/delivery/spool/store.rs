@@ -150,7 +150,7 @@ impl Spool {
             let text = format!("a payload of {size} bytes is more than the spool's {}", self.max_bytes);
             return Err(Error::new(Kind::Delivery, text));
         }
-        self.make_room(size);
+        self.evict_oldest(size);
         let existing = self.names().unwrap_or_default();
         let group = names::group_hash(&payload.group);
         let stem = names::next_stem(existing.iter().map(String::as_str), &group);
@@ -202,7 +202,7 @@ impl Spool {
 
     /// Sets payloads aside that the gateway will never take. Whether they are out of the way.
     pub(super) fn refuse(&self, entries: &[Entry], error: &Error) -> bool {
-        let is_set_aside = entries.iter().all(|entry| self.set_aside(&entry.name, names::REFUSED));
+        let is_set_aside = entries.iter().all(|entry| self.quarantine(&entry.name, names::REFUSED));
         let mut state = self.state();
         entries.iter().for_each(|entry| drop(state.unanswered.remove(&entry.name)));
         if is_set_aside {
@@ -211,7 +211,7 @@ impl Spool {
         is_set_aside
     }
 
-    pub(super) fn set_aside(&self, name: &str, extension: &str) -> bool {
+    pub(super) fn quarantine(&self, name: &str, extension: &str) -> bool {
         let path = self.path(name);
         fs::rename(&path, path.with_extension(extension)).is_ok()
     }
@@ -250,7 +250,7 @@ impl Spool {
 
     /// Drops the oldest files until one more of this size is within the bounds: corrupt and refused ones, those for other
     /// gateways, and temporary ones whose writer is gone, count and are dropped like others.
-    pub(crate) fn make_room(&self, size: u64) {
+    pub(crate) fn evict_oldest(&self, size: u64) {
         let Ok(names) = self.names() else { return };
         let mut files: Vec<_> = names
             .iter()

@@ -85,7 +85,7 @@ fn payloads_behind_a_locked_one_of_their_group_wait_for_it() {
     assert_eq!((first.payload.group.job(), theirs.payload.group.job()), ("one", "two"));
     assert!(other.remove(&theirs));
     assert!(next(&other).is_none(), "the second of one is behind the first");
-    mine.pass_over(&first.name);
+    mine.skip_group(&first.name);
     drop(first);
     assert!(next(&mine).is_none(), "passed over, with what is behind it");
     let first = next(&other).unwrap();

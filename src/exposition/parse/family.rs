@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::super::families::{Bounds, Family, Histogram, MetricKind, Number, Samples, Series, Summary};
+use super::super::families::{Family, Histogram, MetricKind, Number, Samples, Series, Summary, WrittenBounds};
 use super::super::problem::{Problem, Problems, has_part, split_part};
 use super::line::{Result, Sample, continues, count, float, labels, number, read_block, without_last};
 
@@ -24,7 +24,7 @@ pub(super) struct FamilyReader<'a> {
 
 /// A histogram or a summary, as far as its lines stand together.
 struct Parts {
-    bounds: Bounds,
+    bounds: WrittenBounds,
     /// At each bound: of a histogram the one, of a summary the other.
     counts: Vec<u64>,
     values: Vec<f64>,
@@ -132,7 +132,7 @@ impl<'a> FamilyReader<'a> {
         if self.parts.last().is_none_or(|last| last.labels != labels) {
             self.finish_series();
             let parts =
-                Parts { bounds: Bounds::none(), counts: Vec::new(), values: Vec::new(), sum: None, count: None };
+                Parts { bounds: WrittenBounds::none(), counts: Vec::new(), values: Vec::new(), sum: None, count: None };
             self.parts.push(Series::new(labels, parts));
         }
         self.block = block;
@@ -153,7 +153,7 @@ impl<'a> FamilyReader<'a> {
             let first: Vec<_> = (0..bounds.len()).map(is_first).collect();
             self.is_repeated |= first.contains(&false);
             last.value.retain(&first);
-            Bounds::spelled(bounds.iter().zip(&first).filter(|(_, first)| **first).map(|(bound, _)| *bound))
+            WrittenBounds::spelled(bounds.iter().zip(&first).filter(|(_, first)| **first).map(|(bound, _)| *bound))
         });
         self.bounds.clear();
     }
@@ -222,7 +222,7 @@ impl Parts {
         self.counts.append(&mut other.counts);
         self.values.append(&mut other.values);
         let new = other.bounds.iter().zip(&is_new).filter(|(_, is_new)| **is_new).map(|(bound, _)| bound);
-        self.bounds = Bounds::spelled(self.bounds.iter().chain(new));
+        self.bounds = WrittenBounds::spelled(self.bounds.iter().chain(new));
         let is_twice = is_new.contains(&false)
             || (self.sum.is_some() && other.sum.is_some())
             || (self.count.is_some() && other.count.is_some());

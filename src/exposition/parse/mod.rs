@@ -42,7 +42,7 @@ pub(crate) fn parse(
     own: impl Fn(&str) -> Option<MetricKind>,
     problems: &mut Problems,
 ) -> std::result::Result<Families, Unreadable> {
-    let mut reader = Reader::default();
+    let mut reader = Parser::default();
     let mut unreadable: Option<Unreadable> = None;
     for (n, line) in text.lines().enumerate() {
         if let Err(reason) = reader.line(line.trim_matches(BLANKS)) {
@@ -59,7 +59,7 @@ pub(crate) fn parse(
 }
 
 #[derive(Default)]
-struct Reader<'a> {
+struct Parser<'a> {
     families: Vec<FamilyReader<'a>>,
     /// The families by name, the last one of each.
     by_name: HashMap<&'a str, usize>,
@@ -69,7 +69,7 @@ struct Reader<'a> {
     pairs: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> Parser<'a> {
     fn line(&mut self, line: &'a str) -> Result<()> {
         match line.strip_prefix('#') {
             Some(comment) => self.comment(comment),

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 use crate::delivery::otlp::exporter::*;
-use crate::delivery::otlp::families::{Bounds, Limits};
+use crate::delivery::otlp::families::{Limits, OtlpBounds};
 use crate::delivery::otlp::recorder::OtelRecorder;
 
 /// Takes one request on a connection of its own, and answers 200.
@@ -47,14 +47,17 @@ async fn panic_is_an_error_and_the_next_export_has_what_was_recorded() {
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let variables =
         [("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint), ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
-    let settings = Settings::of(&variables);
-    let bounds = Bounds { by_name: Default::default(), default: vec![1.0] };
-    let families = Arc::new(Families::new(bounds, Limits { others: 10, ..Limits::default() }, None));
+    let settings = OtlpSettings::of(&variables);
+    let bounds = OtlpBounds { by_name: Default::default(), default: vec![1.0] };
+    let families = Arc::new(OtlpFamilies::new(bounds, Limits { others: 10, ..Limits::default() }, None));
     let recorder = OtelRecorder::new(Arc::clone(&families));
     let counter = recorder.register_counter(&Key::from_name("rows_total"), &METADATA);
-    let mut collector = Collecting::new(settings, "test".to_owned(), families).start().unwrap();
-    let budget =
-        Budget { deadline: Instant::now() + Duration::from_secs(30), last: false, hurry: Arc::new(Notify::new()) };
+    let mut collector = ExporterConfig::new(settings, "test".to_owned(), families).start().unwrap();
+    let budget = RetryBudget {
+        deadline: Instant::now() + Duration::from_secs(30),
+        is_final: false,
+        superseded: Arc::new(Notify::new()),
+    };
 
     counter.increment(1);
     let error = collector.export(&budget, true, || panic!("of a dependency")).await.unwrap_err();

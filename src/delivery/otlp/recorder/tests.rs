@@ -5,7 +5,7 @@ use opentelemetry::metrics::MeterProvider;
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData};
 use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
 
-use crate::delivery::otlp::families::{Bounds, Limits};
+use crate::delivery::otlp::families::{Limits, OtlpBounds};
 use crate::delivery::otlp::instruments::Instruments;
 use crate::delivery::otlp::recorder::*;
 
@@ -13,10 +13,10 @@ use crate::delivery::otlp::recorder::*;
 fn recorder() -> (OtelRecorder, impl Fn() -> BTreeMap<String, f64>) {
     let exporter = InMemoryMetricExporter::default();
     let provider = SdkMeterProvider::builder().with_reader(PeriodicReader::builder(exporter.clone()).build()).build();
-    let bounds = Bounds { by_name: HashMap::new(), default: vec![1.0, 2.0] };
+    let bounds = OtlpBounds { by_name: HashMap::new(), default: vec![1.0, 2.0] };
     let instruments = Arc::new(Instruments::new(provider.meter("test")));
     let limits = Limits { others: 2_000, ..Limits::default() };
-    let recorder = OtelRecorder::new(Arc::new(Families::new(bounds, limits, Some(instruments))));
+    let recorder = OtelRecorder::new(Arc::new(OtlpFamilies::new(bounds, limits, Some(instruments))));
     (recorder, move || {
         exporter.reset();
         provider.force_flush().unwrap();

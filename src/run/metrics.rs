@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use metrics::Counter;
 use tracing::{info, warn};
 
-use crate::delivery::{BoxFuture, DeliveryEvent, Source};
+use crate::delivery::{BoxFuture, DeliveryEvent, ExpositionSource};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, MetricKind, Problems, parse};
 use crate::layer::Stages;
 use crate::recorder::ForeignRecorder;
 use crate::recorder::StageRecorder;
 use crate::recorder::outward;
-use crate::run::exit_reason::{Ending, Run};
+use crate::run::exit_reason::{ExitReason, Run};
 use crate::run::report::RunReport;
 use crate::schema;
 use crate::schema::OWN_TARGET;
@@ -34,7 +34,7 @@ pub(crate) enum Exposition {
     Foreign(ForeignRecorder),
 }
 
-pub(crate) struct Telemetry {
+pub(crate) struct RunMetrics {
     pub(crate) stages: Arc<Stages>,
     run: Run,
     exposition: Exposition,
@@ -51,9 +51,9 @@ pub(crate) struct Telemetry {
 pub(crate) fn own_metrics(namespace: &str) -> impl Iterator<Item = (String, MetricKind)> {
     schema::METRICS.iter().map(move |metric| {
         let kind = match metric.kind {
-            schema::Kind::Counter => MetricKind::Counter,
-            schema::Kind::Gauge => MetricKind::Gauge,
-            schema::Kind::Histogram => MetricKind::Histogram,
+            schema::InstrumentKind::Counter => MetricKind::Counter,
+            schema::InstrumentKind::Gauge => MetricKind::Gauge,
+            schema::InstrumentKind::Histogram => MetricKind::Histogram,
         };
         (metric.name(namespace), kind)
     })
@@ -67,7 +67,7 @@ struct Pushes {
 /// The process's resources, and the node they are reported for.
 #[cfg(feature = "resource-usage")]
 pub(crate) struct Resources {
-    meter: crate::run::resource::Meter,
+    meter: crate::run::resource::ResourceSampler,
     node: String,
     sampled: AtomicBool,
 }
@@ -75,7 +75,7 @@ pub(crate) struct Resources {
 #[cfg(feature = "resource-usage")]
 impl Resources {
     pub(crate) fn new(node: String) -> Self {
-        Self { meter: crate::run::resource::Meter::new(), node, sampled: AtomicBool::new(false) }
+        Self { meter: crate::run::resource::ResourceSampler::new(), node, sampled: AtomicBool::new(false) }
     }
 
     /// The gauges exist from the first sample on: a zero before would be no measurement.
@@ -102,7 +102,7 @@ impl Resources {
     }
 }
 
-impl Telemetry {
+impl RunMetrics {
     pub(crate) fn new(
         stages: Arc<Stages>,
         exposition: Exposition,
@@ -197,12 +197,12 @@ impl Telemetry {
     /// The run is over: counts what is still open and sets the gauges of the run. Where a recorder of the application does
     /// not take them by the deadline, they are missing.
     /// `patience`: how long a stage that closes at this moment may take to be counted.
-    pub(crate) fn end(self: &Arc<Self>, ending: Ending, patience: Duration, deadline: Instant) {
-        let end = move |telemetry: &Self| {
-            telemetry.run.end(&telemetry.stages, ending, patience);
+    pub(crate) fn end(self: &Arc<Self>, ending: ExitReason, patience: Duration, deadline: Instant) {
+        let end = move |metrics: &Self| {
+            metrics.run.end(&metrics.stages, ending, patience);
             #[cfg(feature = "resource-usage")]
-            if let Some(resources) = &telemetry.resources {
-                resources.end(&telemetry.stages);
+            if let Some(resources) = &metrics.resources {
+                resources.end(&metrics.stages);
             }
         };
         let Exposition::Foreign(foreign) = &self.exposition else { return self.record(end) };
@@ -236,23 +236,23 @@ impl Telemetry {
             // A panic must not come through: this may be the drop of the guard.
             Exposition::Own { .. } => drop(catch_unwind(AssertUnwindSafe(|| work(self)))),
             Exposition::Foreign(foreign) => {
-                let telemetry = Arc::clone(self);
-                foreign.post(move || work(&telemetry));
+                let metrics = Arc::clone(self);
+                foreign.post(move || work(&metrics));
             }
         }
     }
 
     async fn foreign_families(self: Arc<Self>, deadline: tokio::time::Instant) -> Result<Arc<Families>, Error> {
         let Exposition::Foreign(foreign) = &self.exposition else { return self.families().map(Arc::new) };
-        let (telemetry, reporter) = (Arc::clone(&self), Arc::clone(&self));
+        let (metrics, reporter) = (Arc::clone(&self), Arc::clone(&self));
         let on_failing = move |error| reporter.on_event(DeliveryEvent::RecorderFailing(error));
-        let families = foreign.read(move || telemetry.families(), on_failing, deadline).await;
+        let families = foreign.read(move || metrics.families(), on_failing, deadline).await;
         self.report_problems();
         families
     }
 }
 
-impl Source for Telemetry {
+impl ExpositionSource for RunMetrics {
     fn exposition(self: Arc<Self>, deadline: tokio::time::Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>> {
         match &self.exposition {
             Exposition::Own { .. } => Box::pin(async move {
@@ -266,9 +266,9 @@ impl Source for Telemetry {
 
     #[cfg(feature = "otlp")]
     fn publish(self: Arc<Self>) {
-        self.record(|telemetry| {
-            telemetry.sample_first();
-            drop(telemetry.stages.publish());
+        self.record(|metrics| {
+            metrics.sample_first();
+            drop(metrics.stages.publish());
         });
         self.report_problems();
     }
@@ -284,25 +284,25 @@ impl Source for Telemetry {
 
     fn sample(self: Arc<Self>) {
         #[cfg(feature = "resource-usage")]
-        self.record(|telemetry| {
-            if let Some(resources) = &telemetry.resources {
-                resources.sample(&telemetry.stages);
+        self.record(|metrics| {
+            if let Some(resources) = &metrics.resources {
+                resources.sample(&metrics.stages);
             }
         });
     }
 
     fn pushed(self: Arc<Self>, is_success: bool, elapsed: Duration) {
-        self.record(move |telemetry| {
-            let counter = if is_success { &telemetry.pushed.success } else { &telemetry.pushed.failure };
+        self.record(move |metrics| {
+            let counter = if is_success { &metrics.pushed.success } else { &metrics.pushed.failure };
             outward(|| counter.increment(1));
-            telemetry.stages.set_gauge(&schema::LAST_PUSH_DURATION, &[], elapsed.as_secs_f64());
+            metrics.stages.set_gauge(&schema::LAST_PUSH_DURATION, &[], elapsed.as_secs_f64());
         });
     }
 
     fn spooled(self: Arc<Self>, files: usize, dropped: u64) {
-        self.record(move |telemetry| {
-            telemetry.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
-            let counter = telemetry.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
+        self.record(move |metrics| {
+            metrics.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
+            let counter = metrics.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
             outward(|| counter.absolute(dropped));
         });
     }
