@@ -1,14 +1,14 @@
-//! The manual, a page for each subject. These modules have text alone.
+//! The manual, with a page for each subject. These modules contain only text.
 //!
 //! - [`stages`]: stages, their failures, the success of a run.
-//! - [`metrics`]: the table of all metrics, the application's own, how many series there are, queries and alerts.
-//! - [`configuration`]: all environment variables, all settings in one piece of code, the text file, a recorder of the
-//!   application.
-//! - [`delivery`]: what arrives, by ending and by gateway; threads, forks, signals, the spool, the listener.
-//! - [`fleets`]: many processes of one job.
-//! - [`opentelemetry`]: metrics by OTLP, and the layer beside `tracing-opentelemetry`.
-//! - [`cost`]: the cost of a span, a push and the start.
-//! - [`migration`]: from metrics written by hand, and from the push gateway of `metrics-exporter-prometheus`.
+//! - [`metrics`]: the table of all metrics, the metrics of your application, cardinality, queries and alerts.
+//! - [`configuration`]: all environment variables, all settings in one piece of code, the text file, a recorder of your
+//!   own.
+//! - [`delivery`]: what arrives, by process end and by gateway state; threads, forks, signals, the spool, services.
+//! - [`fleets`]: many processes of one job, and how to delete their groups.
+//! - [`opentelemetry`]: metrics over OTLP, the layer beside `tracing-opentelemetry`, the trace of a failure.
+//! - [`cost`]: the cost of a span, a push and the start, compared with other libraries.
+//! - [`migration`]: from handwritten metrics, and from the push gateway of `metrics-exporter-prometheus`.
 //!
 //! The pages are the files in `docs/` of the repository. The front page is that of the [crate].
 
@@ -22,7 +22,7 @@
 /// [`FlushGuard::finish`](crate::FlushGuard::finish), [`RunReport`](crate::RunReport).
 pub mod stages {}
 
-/// All metrics, how many series they make, and how to query them.
+/// All metrics, their cardinality, and queries and alerts on them.
 ///
 #[doc = include_str!("../docs/metrics.md")]
 ///
@@ -44,7 +44,7 @@ pub mod metrics {}
 /// [`FlushGuard`](crate::FlushGuard), [`Pushgateway`](crate::Pushgateway).
 pub mod configuration {}
 
-/// Deliveries, by ending of the process and by state of the gateway.
+/// Deliveries, by the end of the process and the state of the gateway.
 ///
 #[doc = include_str!("../docs/delivery.md")]
 ///
@@ -56,7 +56,7 @@ pub mod configuration {}
 /// [`with_http_listener`](crate::MetricsLayerBuilder::with_http_listener).
 pub mod delivery {}
 
-/// Many processes of one job, and the groups they leave behind.
+/// Many processes of one job, and the groups that they leave on the gateway.
 ///
 #[doc = include_str!("../docs/fleets.md")]
 ///
@@ -66,7 +66,7 @@ pub mod delivery {}
 /// [`Pushgateway::delete`](crate::Pushgateway::delete), [`with_otlp`](crate::MetricsLayerBuilder::with_otlp).
 pub mod fleets {}
 
-/// Metrics by OTLP, and the layer beside traces.
+/// Metrics over OTLP, and the layer beside traces.
 ///
 #[doc = include_str!("../docs/opentelemetry.md")]
 ///
@@ -75,16 +75,16 @@ pub mod fleets {}
 /// [`with_otlp`](crate::MetricsLayerBuilder::with_otlp),
 /// [`with_meter_provider`](crate::MetricsLayerBuilder::with_meter_provider),
 /// [`with_meter`](crate::MetricsLayerBuilder::with_meter), [`StageReport::trace_id`](crate::StageReport::trace_id).
-// Its code is of a feature that may not be there.
+// Its code examples need the feature `otlp`.
 #[cfg(any(not(doctest), feature = "otlp"))]
 pub mod opentelemetry {}
 
-/// The cost of a span, a push and the start, beside other libraries.
+/// The cost of a span, a push and the start, compared with other libraries.
 ///
 #[doc = include_str!("../docs/cost.md")]
 pub mod cost {}
 
-/// The way from metrics written by hand, or from the push gateway of `metrics-exporter-prometheus`.
+/// Migration from handwritten metrics, and from the push gateway of `metrics-exporter-prometheus`.
 ///
 #[doc = include_str!("../docs/migration.md")]
 ///

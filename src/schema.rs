@@ -47,21 +47,21 @@ pub(crate) const STAGE_DURATION: Metric = Metric {
     kind: InstrumentKind::Histogram,
     unit: Unit::Seconds,
     labels: &[STAGE_ID, PROFILE, RUN_ID],
-    help: "Duration of a stage, from its creation to its last exit.",
+    help: "Duration of a stage, from the creation of its span to its last exit.",
 };
 pub(crate) const STAGE_TOTAL: Metric = Metric {
     suffix: "stage_total",
     kind: InstrumentKind::Counter,
     unit: Unit::Count,
     labels: &[STAGE_ID, STATUS],
-    help: "Finished stages by status, success or failure.",
+    help: "Finished stages by status: success or failure.",
 };
 pub(crate) const RESOURCE_USAGE: Metric = Metric {
     suffix: "engine_resource_usage",
     kind: InstrumentKind::Gauge,
     unit: Unit::Count,
     labels: &["resource_type", "node"],
-    help: "Resources this process uses: cpu in cores since the last sample, mem in resident bytes.",
+    help: "Resources used by this process: cpu in cores since the last sample, mem in resident bytes.",
 };
 pub(crate) const STAGE_ACTIVE: Metric = Metric {
     suffix: "stage_active",
@@ -82,14 +82,14 @@ pub(crate) const STAGE_LAST_DURATION: Metric = Metric {
     kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[STAGE_ID, PROFILE],
-    help: "Duration of the stage that finished last.",
+    help: "Duration of the stage the last time it finished.",
 };
 pub(crate) const STAGE_LAST_SUCCESS: Metric = Metric {
     suffix: "stage_last_success_timestamp_seconds",
     kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[STAGE_ID, PROFILE],
-    help: "Unix time of the stage's last success.",
+    help: "Unix time at which the stage last succeeded.",
 };
 pub(crate) const RUN_START: Metric = Metric {
     suffix: "run_start_timestamp_seconds",
@@ -117,35 +117,35 @@ pub(crate) const RUN_CPU: Metric = Metric {
     kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
-    help: "CPU time the run used, user and system, set at its end.",
+    help: "User and system CPU time of the run, set at its end.",
 };
 pub(crate) const RUN_PEAK_MEMORY: Metric = Metric {
     suffix: "run_peak_memory_bytes",
     kind: InstrumentKind::Gauge,
     unit: Unit::Bytes,
     labels: &[],
-    help: "Largest resident memory of the process, set at the end of the run.",
+    help: "Peak resident memory of the process, set at the end of the run.",
 };
 pub(crate) const RUN_LAST_SUCCESS: Metric = Metric {
     suffix: "run_last_success_timestamp_seconds",
     kind: InstrumentKind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
-    help: "Unix time at which a run last ended in success.",
+    help: "Unix time at which the last successful run ended.",
 };
 pub(crate) const PUSH_TOTAL: Metric = Metric {
     suffix: "telemetry_push_total",
     kind: InstrumentKind::Counter,
     unit: Unit::Count,
     labels: &["result"],
-    help: "Pushes tried, by result, success or failure.",
+    help: "Pushes to the Pushgateway by result: success or failure; retries are not counted separately.",
 };
 pub(crate) const OVERFLOW_TOTAL: Metric = Metric {
     suffix: "telemetry_overflow_total",
     kind: InstrumentKind::Counter,
     unit: Unit::Count,
     labels: &[],
-    help: "Finished stages counted in an overflow series, because there were too many label sets.",
+    help: "Finished stages counted in an overflow series because the limit on label sets was reached.",
 };
 
 pub(crate) const LAST_PUSH_DURATION: Metric = Metric {
@@ -160,7 +160,7 @@ pub(crate) const SPOOL_FILES: Metric = Metric {
     kind: InstrumentKind::Gauge,
     unit: Unit::Count,
     labels: &[],
-    help: "Payloads in the spool directory that wait to be delivered.",
+    help: "Payloads in the spool directory waiting to be delivered.",
 };
 pub(crate) const SPOOL_DROPPED: Metric = Metric {
     suffix: "telemetry_spool_dropped_total",

@@ -53,28 +53,28 @@ fn assert_is_push(request: &Request, path: &str) {
 }
 
 const AT_INSTALL: &str = "\
-# HELP quant_engine_resource_usage Resources this process uses: cpu in cores since the last sample, mem in resident bytes.
+# HELP quant_engine_resource_usage Resources used by this process: cpu in cores since the last sample, mem in resident bytes.
 # TYPE quant_engine_resource_usage gauge
 quant_engine_resource_usage{resource_type=\"cpu\",node=\"worker-7\"} <cores>
 quant_engine_resource_usage{resource_type=\"mem\",node=\"worker-7\"} <bytes>
 # HELP quant_run_start_timestamp_seconds Unix time at which this run started.
 # TYPE quant_run_start_timestamp_seconds gauge
 quant_run_start_timestamp_seconds <unix>
-# HELP quant_telemetry_overflow_total Finished stages counted in an overflow series, because there were too many label sets.
+# HELP quant_telemetry_overflow_total Finished stages counted in an overflow series because the limit on label sets was reached.
 # TYPE quant_telemetry_overflow_total counter
 quant_telemetry_overflow_total 0
-# HELP quant_telemetry_push_total Pushes tried, by result, success or failure.
+# HELP quant_telemetry_push_total Pushes to the Pushgateway by result: success or failure; retries are not counted separately.
 # TYPE quant_telemetry_push_total counter
 quant_telemetry_push_total{result=\"failure\"} 0
 quant_telemetry_push_total{result=\"success\"} 0
 ";
 
 const AT_THE_END: &str = "\
-# HELP quant_engine_resource_usage Resources this process uses: cpu in cores since the last sample, mem in resident bytes.
+# HELP quant_engine_resource_usage Resources used by this process: cpu in cores since the last sample, mem in resident bytes.
 # TYPE quant_engine_resource_usage gauge
 quant_engine_resource_usage{resource_type=\"cpu\",node=\"worker-7\"} <cores>
 quant_engine_resource_usage{resource_type=\"mem\",node=\"worker-7\"} <bytes>
-# HELP quant_run_cpu_seconds CPU time the run used, user and system, set at its end.
+# HELP quant_run_cpu_seconds User and system CPU time of the run, set at its end.
 # TYPE quant_run_cpu_seconds gauge
 quant_run_cpu_seconds <seconds>
 # HELP quant_run_duration_seconds Duration of the run, set at its end.
@@ -83,7 +83,7 @@ quant_run_duration_seconds <seconds>
 # HELP quant_run_last_completion_timestamp_seconds Unix time at which the run ended, whether it succeeded or not.
 # TYPE quant_run_last_completion_timestamp_seconds gauge
 quant_run_last_completion_timestamp_seconds <unix>
-# HELP quant_run_peak_memory_bytes Largest resident memory of the process, set at the end of the run.
+# HELP quant_run_peak_memory_bytes Peak resident memory of the process, set at the end of the run.
 # TYPE quant_run_peak_memory_bytes gauge
 quant_run_peak_memory_bytes <bytes>
 # HELP quant_run_start_timestamp_seconds Unix time at which this run started.
@@ -92,7 +92,7 @@ quant_run_start_timestamp_seconds <unix>
 # HELP quant_stage_active Stages running now.
 # TYPE quant_stage_active gauge
 quant_stage_active{stage_id=\"foundation.ingest\",profile=\"crypto_production\"} 0
-# HELP quant_stage_duration_seconds Duration of a stage, from its creation to its last exit.
+# HELP quant_stage_duration_seconds Duration of a stage, from the creation of its span to its last exit.
 # TYPE quant_stage_duration_seconds histogram
 quant_stage_duration_seconds_bucket{stage_id=\"foundation.ingest\",profile=\"crypto_production\",run_id=\"20260105-191332\",le=\"0.000000001\"} 0
 quant_stage_duration_seconds_bucket{stage_id=\"foundation.ingest\",profile=\"crypto_production\",run_id=\"20260105-191332\",le=\"60\"} 2
@@ -102,23 +102,23 @@ quant_stage_duration_seconds_count{stage_id=\"foundation.ingest\",profile=\"cryp
 # HELP quant_stage_failures_total Failed stages by reason: error, panic, cancelled, interrupted or unfinished.
 # TYPE quant_stage_failures_total counter
 quant_stage_failures_total{stage_id=\"foundation.ingest\",profile=\"crypto_production\",reason=\"error\"} 1
-# HELP quant_stage_last_duration_seconds Duration of the stage that finished last.
+# HELP quant_stage_last_duration_seconds Duration of the stage the last time it finished.
 # TYPE quant_stage_last_duration_seconds gauge
 quant_stage_last_duration_seconds{stage_id=\"foundation.ingest\",profile=\"crypto_production\"} <seconds>
-# HELP quant_stage_last_success_timestamp_seconds Unix time of the stage's last success.
+# HELP quant_stage_last_success_timestamp_seconds Unix time at which the stage last succeeded.
 # TYPE quant_stage_last_success_timestamp_seconds gauge
 quant_stage_last_success_timestamp_seconds{stage_id=\"foundation.ingest\",profile=\"crypto_production\"} <unix>
-# HELP quant_stage_total Finished stages by status, success or failure.
+# HELP quant_stage_total Finished stages by status: success or failure.
 # TYPE quant_stage_total counter
 quant_stage_total{stage_id=\"foundation.ingest\",status=\"failure\"} 1
 quant_stage_total{stage_id=\"foundation.ingest\",status=\"success\"} 1
 # HELP quant_telemetry_last_push_duration_seconds Duration of the last push, retries included.
 # TYPE quant_telemetry_last_push_duration_seconds gauge
 quant_telemetry_last_push_duration_seconds <seconds>
-# HELP quant_telemetry_overflow_total Finished stages counted in an overflow series, because there were too many label sets.
+# HELP quant_telemetry_overflow_total Finished stages counted in an overflow series because the limit on label sets was reached.
 # TYPE quant_telemetry_overflow_total counter
 quant_telemetry_overflow_total 0
-# HELP quant_telemetry_push_total Pushes tried, by result, success or failure.
+# HELP quant_telemetry_push_total Pushes to the Pushgateway by result: success or failure; retries are not counted separately.
 # TYPE quant_telemetry_push_total counter
 quant_telemetry_push_total{result=\"failure\"} 0
 quant_telemetry_push_total{result=\"success\"} 2
