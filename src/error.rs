@@ -1,14 +1,14 @@
-//! The one error type of the crate.
+//! The error type of the crate.
 
 use std::error::Error as StdError;
 use std::fmt;
 
-type Source = Box<dyn StdError + Send + Sync + 'static>;
+type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
-/// What went wrong: a wrong configuration, or a delivery that failed.
+/// A wrong configuration or a failed delivery.
 ///
-/// The text says what was wrong, with which value, and what to do. `Debug` reads like `Display` followed by the
-/// chain of causes, since that is what `main` and `expect` print. User names, passwords and tokens are never in it.
+/// The text says what was wrong, with which value, and what to do. `Debug` prints the text of `Display` and the chain of
+/// causes, since `main` and `expect` print `Debug`. The text never contains user names, passwords or tokens.
 ///
 /// ```
 /// # #[cfg(feature = "pushgateway")] {
@@ -25,8 +25,8 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: Kind,
     message: String,
-    source: Option<Source>,
-    /// What was to be delivered is lost.
+    source: Option<BoxError>,
+    /// Whether the payload is lost.
     is_loss: bool,
 }
 
@@ -35,13 +35,13 @@ struct Inner {
 pub(crate) enum Kind {
     /// The caller's configuration.
     Config,
-    /// Nobody listens there, or the name is unknown.
+    /// Nothing listens at the address, or the name does not resolve.
     Unreachable,
-    /// The time allowed is over.
+    /// The time limit is reached.
     Timeout,
-    /// The gateway answered, and not with a success.
+    /// The gateway answered with a status other than success.
     Refused(u16),
-    /// Anything else on the way: the connection broke, a file could not be written.
+    /// Any other failure: a broken connection, a file that could not be written.
     Delivery,
 }
 
@@ -56,12 +56,12 @@ impl Error {
     }
 
     #[must_use]
-    pub(crate) fn with_source(mut self, source: impl Into<Source>) -> Self {
+    pub(crate) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.0.source = Some(source.into());
         self
     }
 
-    /// Marks what was to be delivered as lost: it is not sent again.
+    /// Marks the payload as lost: it is not sent again.
     #[cfg(feature = "otlp")]
     #[must_use]
     pub(crate) fn with_loss(mut self) -> Self {
@@ -73,14 +73,14 @@ impl Error {
         self.0.is_loss
     }
 
-    /// Two things went wrong. The predicates speak of this one.
+    /// Adds a second error to the text. The predicates refer to the first one.
     #[must_use]
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.0.message = format!("{}; and {other:?}", self.0.message);
         self
     }
 
-    /// For someone else who is to be told. The causes are in its text.
+    /// Clones the error for another waiter. The causes are flattened into the message.
     pub(crate) fn copy(&self) -> Self {
         let mut copy = Self::new(self.0.kind, format!("{self:?}"));
         copy.0.is_loss = self.0.is_loss;
@@ -91,7 +91,7 @@ impl Error {
         self.0.kind
     }
 
-    /// The configuration is wrong: trying again will not help, the text says what to change.
+    /// Returns whether the configuration is wrong. Another try does not help; the text says what to change.
     ///
     /// ```
     /// # #[cfg(feature = "pushgateway")] {
@@ -107,7 +107,7 @@ impl Error {
         self.0.kind == Kind::Config
     }
 
-    /// The time allowed was over before the gateway had answered.
+    /// Returns whether the time limit was reached before the gateway answered.
     ///
     /// ```
     /// # #[cfg(feature = "pushgateway")]
@@ -125,14 +125,14 @@ impl Error {
         self.0.kind == Kind::Timeout
     }
 
-    /// The gateway answered with something other than a success. [`status`](Self::status) has its code, the text the
-    /// beginning of its body.
+    /// Returns whether the gateway answered with a status other than success. [`status`](Self::status) has its code, the text
+    /// has the beginning of its body.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         matches!(self.0.kind, Kind::Refused(_))
     }
 
-    /// The HTTP status of a refusal.
+    /// Returns the HTTP status of a refusal.
     ///
     /// ```
     /// # #[cfg(feature = "pushgateway")]

@@ -1,4 +1,4 @@
-//! A thread that runs jobs which may block: file work, and code of the application.
+//! A thread for jobs that may block: file work, and code of the application.
 //!
 //! A disk that does not answer, a subscriber that waits for a lock or a closure that never returns holds up its own
 //! thread and nothing else. Everything that waits for a job has a deadline.
@@ -15,7 +15,7 @@ use crate::error::{Error, Kind};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Runs jobs one after the other. The thread ends when the handle is dropped and the queue is empty.
+/// Runs jobs one after the other. The thread ends after the handle is dropped and the queue is empty.
 #[derive(Debug)]
 pub(crate) struct JobThread {
     queue: Arc<Queue>,
@@ -26,9 +26,9 @@ struct Queue {
     name: &'static str,
     capacity: usize,
     state: Mutex<State>,
-    /// The queue has a job, or is closed.
+    /// Notified when the queue gets a job or is closed.
     has_job: Condvar,
-    /// No job is left.
+    /// Notified when no job is left.
     is_idle: Condvar,
 }
 
@@ -40,7 +40,7 @@ struct State {
 }
 
 impl JobThread {
-    /// `name` is the name of the thread, `capacity` the number of jobs that may wait.
+    /// Starts a thread with this name. `capacity` is the number of jobs that may wait.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl JobThread {
         Ok(Self { queue, id: handle.thread().id() })
     }
 
-    /// Adds a job. False if the queue is full: the job is dropped.
+    /// Adds a job. Returns `false` and drops the job if the queue is full.
     pub(crate) fn post(&self, job: impl FnOnce() + Send + 'static) -> bool {
         let mut state = self.queue.state();
         if state.jobs.len() >= self.queue.capacity {
@@ -72,7 +72,7 @@ impl JobThread {
         true
     }
 
-    /// Runs a job and returns its result. The job is done even if the future is dropped.
+    /// Runs a job and returns its result. The job runs even if the future is dropped.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl JobThread {
     pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
         let (reply, result) = oneshot::channel();
         let job = move || {
-            // The caller may have stopped waiting.
+            // The send fails if the caller no longer waits.
             let _ = reply.send(work());
         };
         if !self.post(job) {
@@ -92,7 +92,7 @@ impl JobThread {
         result.await.map_err(|_| Error::new(Kind::Delivery, format!("a job of the thread {name} panicked")))
     }
 
-    /// Waits until no job is left. False if the deadline comes first, or if this is the thread itself.
+    /// Waits until no job is left. Returns `false` if the deadline comes first, or on the thread itself.
     pub(crate) fn wait_idle(&self, deadline: Instant) -> bool {
         if self.is_current() {
             return false;
@@ -132,7 +132,7 @@ impl Queue {
         }
     }
 
-    /// Waits for the next job. `None` once the handle is gone and no job is left.
+    /// Waits for the next job. `None` after the handle is dropped and no job is left.
     fn next(&self) -> Option<Job> {
         let mut state = self.state();
         state.is_running = false;
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_that_blocks_leaves_a_bounded_queue_and_a_bounded_wait() {
+    async fn queue_and_wait_are_bounded_while_a_job_blocks() {
         let jobs = started(2);
         let ((running, is_running), (release, is_released)) = (channel(), channel::<()>());
         assert!(jobs.post(move || {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_handle_leaves_no_job_undone() {
+    fn drop_runs_the_jobs_that_wait() {
         let jobs = started(8);
         let (sender, done) = channel();
         for job in 0..8 {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_thread_does_not_wait_for_itself() {
+    fn thread_does_not_wait_for_itself() {
         let jobs = Arc::new(started(1));
         let (sender, answer) = channel();
         let same = Arc::clone(&jobs);

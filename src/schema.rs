@@ -1,11 +1,11 @@
-//! Every metric this crate writes: name, kind, unit, help text and labels. The one place where they are spelled.
+//! Every metric of this crate: name, kind, unit, help text and labels.
 
 use metrics::Unit;
 
 /// Target of the crate's own events, which the layer ignores.
 pub(crate) const OWN_TARGET: &str = "tracing_stage_metrics";
 
-/// Prefix of the metric names unless `MetricsLayerBuilder::with_namespace` says otherwise.
+/// Default prefix of the metric names. `MetricsLayerBuilder::with_namespace` changes it.
 pub const DEFAULT_NAMESPACE: &str = "quant";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +37,8 @@ pub(crate) const RUN_ID: &str = "run_id";
 pub(crate) const STATUS: &str = "status";
 pub(crate) const REASON: &str = "reason";
 
-/// Names a grouping label may not have: they are labels of the metrics themselves. `profile` and `run_id` are not
-/// among them, a grouping label of that name fixes the value for the whole process.
+/// Names that a grouping label must not have, since the metrics have them as labels. `profile` and `run_id` are allowed: a
+/// grouping label of that name fixes the value for the whole process.
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 pub(crate) const RESERVED_LABELS: &[&str] = &[STAGE_ID, STATUS, REASON, "resource_type", "node", "result"];
 
@@ -169,7 +169,7 @@ pub(crate) const SPOOL_DROPPED: Metric = Metric {
     labels: &[],
     help: "Payloads dropped from the spool to stay within its bounds.",
 };
-/// All of them, in the order in which the documentation lists them.
+/// All metrics, in the order of the documentation.
 pub(crate) const METRICS: &[&Metric] = &[
     &STAGE_DURATION,
     &STAGE_TOTAL,
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_metric_has_as_a_label_cannot_group() {
+    fn labels_of_metrics_cannot_be_grouping_labels() {
         let labels = METRICS.iter().flat_map(|metric| metric.labels);
         for label in labels.filter(|label| **label != PROFILE && **label != RUN_ID) {
             assert!(RESERVED_LABELS.contains(label), "{label}");

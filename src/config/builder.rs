@@ -18,10 +18,10 @@ use crate::run::shutdown::TakeReport;
 use crate::schema::DEFAULT_NAMESPACE;
 use crate::series::DEFAULT_MAX_SERIES;
 
-/// How often the state is pushed unless [`MetricsLayerBuilder::with_push_interval`] says otherwise.
+/// Default interval between two pushes. [`MetricsLayerBuilder::with_push_interval`] changes it.
 pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Sets up the layer, the recorder and the delivery. Made by [`MetricsLayer::builder`].
+/// Builds the layer, the recorder and the delivery. [`MetricsLayer::builder`] creates it.
 ///
 /// | setter | default |
 /// |---|---|
@@ -31,21 +31,21 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_failure_policy`](Self::with_failure_policy) | [`FailurePolicy::ErrorEvents`] |
 /// | [`with_expected_stages`](Self::with_expected_stages) | none |
 /// | [`with_max_series`](Self::with_max_series) | [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES) |
-/// | [`without_run_id_label`](Self::without_run_id_label) | the label is there |
-/// | [`with_pushgateway`](Self::with_pushgateway) | nothing is pushed |
+/// | [`without_run_id_label`](Self::without_run_id_label) | with the label |
+/// | [`with_pushgateway`](Self::with_pushgateway) | no push |
 /// | [`with_instance_grouping`](Self::with_instance_grouping) | no such label |
 /// | [`with_push_interval`](Self::with_push_interval) | [`DEFAULT_PUSH_INTERVAL`] |
 /// | [`with_flush_timeout`](Self::with_flush_timeout) | [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT) |
-/// | [`with_textfile`](Self::with_textfile) | none is written |
-/// | [`with_spool_dir`](Self::with_spool_dir) | what is not delivered in time is lost |
-/// | `with_http_listener` | nothing is served |
-/// | `with_otlp`, `with_meter_provider`, `with_meter` | nothing goes to OpenTelemetry |
-/// | [`with_exposition`](Self::with_exposition) | a recorder of its own |
+/// | [`with_textfile`](Self::with_textfile) | no file |
+/// | [`with_spool_dir`](Self::with_spool_dir) | a state that is not delivered in time is lost |
+/// | `with_http_listener` | no listener |
+/// | `with_otlp`, `with_meter_provider`, `with_meter` | no export to OpenTelemetry |
+/// | [`with_exposition`](Self::with_exposition) | a recorder of this crate |
 /// | `with_resource_usage` | every [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL) |
 /// | [`with_node`](Self::with_node) | the host name |
 /// | [`with_run_report`](Self::with_run_report) | no report |
 /// | `with_flush_on_signals` | a signal ends the process without a flush |
-/// | [`with_flush_on_panic_abort`](Self::with_flush_on_panic_abort) | an aborting panic ends it without a flush |
+/// | [`with_flush_on_panic_abort`](Self::with_flush_on_panic_abort) | an aborting panic ends the process without a flush |
 ///
 /// The later call wins. [`install`](Self::install) and [`build`](Self::build) check the settings.
 #[must_use = "nothing happens before `install` or `build`"]
@@ -59,7 +59,7 @@ pub struct MetricsLayerBuilder {
     pub(super) run_id_label: bool,
     pub(super) gateway: Option<Pushgateway>,
     pub(super) job_by_default: bool,
-    /// Job and grouping of the environment, for a text file where there is no gateway.
+    /// Job and grouping of the environment: labels of the text file if there is no gateway.
     pub(super) job_labels: Vec<(String, String)>,
     pub(super) instance_grouping: bool,
     pub(super) push_interval: Duration,
@@ -81,7 +81,7 @@ pub struct MetricsLayerBuilder {
 }
 
 impl MetricsLayer {
-    /// Sets up the layer together with the recorder, the delivery and the guard that makes the final flush.
+    /// Returns a builder of the layer, its recorder, the delivery and the guard that makes the final flush.
     ///
     /// ```no_run
     /// use tracing_stage_metrics::MetricsLayer;
@@ -131,8 +131,8 @@ impl MetricsLayerBuilder {
     }
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
-    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR` and `…_NODE`. One that is not set, or empty, changes
-    /// nothing. Job and grouping belong to the gateway's address; without one they are the labels of the text file alone.
+    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR` and `…_NODE`. A variable that is not set, or empty, changes
+    /// nothing. Job and grouping belong to the gateway's address; without an address they are labels of the text file alone.
     /// `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp` does.
     ///
     /// ```no_run
@@ -144,14 +144,13 @@ impl MetricsLayerBuilder {
     ///
     /// # Errors
     ///
-    /// A [configuration error](Error::is_config) that names the variable and quotes its value, but for user and
-    /// password of a URL. A variable for something that a feature adds which is not compiled in is one too, and names
-    /// the feature.
+    /// A [configuration error](Error::is_config) that names the variable and quotes its value, without the user and the
+    /// password of a URL. A variable that needs a feature which is not compiled in is an error that names the feature.
     pub fn with_env(self) -> Result<Self, Error> {
         self.with_env_prefix(DEFAULT_ENV_PREFIX)
     }
 
-    /// As [`with_env`](Self::with_env), with names that begin otherwise: `with_env_prefix("ACME_")` reads
+    /// Does what [`with_env`](Self::with_env) does, with another prefix of the names: `with_env_prefix("ACME_")` reads
     /// `ACME_PROMETHEUS_PUSHGATEWAY`.
     ///
     /// ```no_run
@@ -187,10 +186,10 @@ impl MetricsLayerBuilder {
         Ok(self)
     }
 
-    /// Builds the recorder, installs it as the global recorder of [`metrics`], so that the application's own `counter!`
-    /// goes to the same place, and starts the delivery.
+    /// Builds the recorder, installs it as the global recorder of [`metrics`] and starts the delivery. The application's own
+    /// `counter!` records into the same recorder.
     ///
-    /// A fork has none of the threads that this starts: fork first, and call it after that.
+    /// A fork has none of the threads that this starts: call it after the fork.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -203,9 +202,9 @@ impl MetricsLayerBuilder {
     ///
     /// # Errors
     ///
-    /// A [configuration error](Error::is_config) that says what is wrong: among them a recorder that is installed
-    /// already, for instance by a second `install()`, and with [`with_exposition`](Self::with_exposition) one that is not.
-    /// An error of another kind if the system has no thread or file handle left.
+    /// A [configuration error](Error::is_config) names the wrong setting. A recorder that is installed already is one, for
+    /// instance by a second `install()`; with [`with_exposition`](Self::with_exposition), a recorder that is not installed.
+    /// Other errors: the system has no thread or file handle left.
     pub fn install(self) -> Result<(MetricsLayer, FlushGuard), Error> {
         if self.exposition.is_some() {
             check_is_installed()?;
@@ -220,8 +219,8 @@ impl MetricsLayerBuilder {
         })
     }
 
-    /// As [`install`](Self::install), without touching the global recorder: the layer calls its own. For tests,
-    /// libraries, and two pipelines in one process. The application's own `counter!` is not in it.
+    /// Does what [`install`](Self::install) does, without the global recorder: the layer records into one of its own. For tests,
+    /// libraries, and two pipelines in one process. The application's own `counter!` is not part of it.
     ///
     /// ```
     /// use tracing_stage_metrics::MetricsLayer;
@@ -236,7 +235,7 @@ impl MetricsLayerBuilder {
     ///
     /// # Errors
     ///
-    /// As [`install`](Self::install), but for the global recorder.
+    /// As [`install`](Self::install), except those about the global recorder.
     pub fn build(self) -> Result<(MetricsLayer, FlushGuard), Error> {
         self.start(|_| Ok(()))
     }

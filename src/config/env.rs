@@ -1,4 +1,4 @@
-//! The environment variables, and how their values are read.
+//! The environment variables of this crate and the syntax of their values.
 
 use std::env::{self, VarError};
 #[cfg(feature = "http")]
@@ -11,19 +11,19 @@ use crate::delivery::{Grouping, Pushgateway, parse_grouping};
 use crate::error::Error;
 use crate::process::{executable_name, trimmed};
 
-/// What the names of the variables begin with unless `with_env_prefix` says otherwise.
+/// Default prefix of the variables. `with_env_prefix` changes it.
 pub const DEFAULT_ENV_PREFIX: &str = "TV_";
 
-/// Names the exporters of metrics: `otlp` asks for this crate's. The name is OpenTelemetry's, whatever the prefix.
+/// The variable of OpenTelemetry that selects exporters. `otlp` selects the one of this crate, whatever the prefix.
 const OTEL_EXPORTER: &str = "OTEL_METRICS_EXPORTER";
 
-/// What the environment says. A variable that is not set, empty or white space is `None`.
+/// The settings in the environment. A variable that is not set, empty or white space is `None`.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
     pub(crate) gateway: Option<Pushgateway>,
-    /// Neither a job nor a grouping was given.
+    /// Whether neither a job nor a grouping is set.
     pub(crate) job_by_default: bool,
-    /// Job and grouping where no gateway is given: labels of the text file.
+    /// Job and grouping if there is no gateway: labels of the text file.
     pub(crate) job_labels: Vec<(String, String)>,
     pub(crate) push_interval: Option<Duration>,
     pub(crate) flush_timeout: Option<Duration>,
@@ -31,7 +31,7 @@ pub(crate) struct Environment {
     pub(crate) spool_directory: Option<PathBuf>,
     #[cfg(feature = "http")]
     pub(crate) listen: Option<SocketAddr>,
-    /// The metrics are to go to a collector.
+    /// Whether metrics are exported to a collector.
     #[cfg(feature = "otlp")]
     pub(crate) otlp: bool,
     pub(crate) node: Option<String>,
@@ -87,7 +87,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         format!("{}PROMETHEUS_{variable}", self.prefix)
     }
 
-    /// Whether the metrics are to go to a collector. The other exporters there are, are other libraries' affair.
+    /// Returns whether metrics are exported to a collector. Other exporters belong to other libraries.
     fn asks_for_otlp(&self) -> Result<bool, Error> {
         if self.named("OTEL_SDK_DISABLED")?.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(false);
@@ -110,12 +110,12 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
     }
 
     fn gateway(&self, url: &str, job: Option<String>, grouping: Vec<(String, String)>) -> Result<Pushgateway, Error> {
-        let given = job.is_some();
+        let has_job = job.is_some();
         let job = job.unwrap_or_else(executable_name);
         let of = |variable| move |error| self.wrong(variable, &error);
-        // The URL first, with a job that is always right, so that the error names the variable that is to blame.
+        // The URL is checked first, with a job that is always valid, so that an error names the right variable.
         Pushgateway::new(url, "job").map_err(of("PUSHGATEWAY"))?;
-        let mut gateway = Pushgateway::new(url, job).map_err(of(if given { "JOB" } else { "PUSHGATEWAY" }))?;
+        let mut gateway = Pushgateway::new(url, job).map_err(of(if has_job { "JOB" } else { "PUSHGATEWAY" }))?;
         for (name, value) in grouping {
             gateway = gateway.with_grouping_label(name, value).map_err(of("GROUPING"))?;
         }
@@ -131,7 +131,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         Ok(group.all_labels())
     }
 
-    /// The texts of the parsers quote the value; the variable is added here.
+    /// Adds the name of the variable to an error of a parser, which quotes the value.
     fn wrong(&self, variable: &str, error: &Error) -> Error {
         Error::config(format!("{}: {error:?}", self.name(variable)))
     }
@@ -153,7 +153,8 @@ fn compiled_out(name: &str, value: &str, feature: &str) -> Error {
     ))
 }
 
-/// An address and a port. A port alone is on the loopback address: what is open to the network is asked for in full.
+/// Parses an address and a port. A port alone is on the loopback address: an address that is open to the network must be
+/// complete.
 #[cfg(feature = "http")]
 fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
     let port = text.strip_prefix("localhost").unwrap_or(text);
@@ -169,7 +170,7 @@ fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
     })
 }
 
-/// A number and `ms`, `s`, `m` or `h`.
+/// Parses a number and a unit: `ms`, `s`, `m` or `h`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
     let wrong = |why: &str| {
         Error::config(format!(
@@ -202,8 +203,8 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Result<Environment, Error> {
         let lookup = |name: &str| {
-            let found = variables.iter().find(|(variable, _)| *variable == name);
-            found.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
+            let variable = variables.iter().find(|(variable, _)| *variable == name);
+            variable.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
         };
         EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read()
     }
@@ -217,23 +218,23 @@ mod tests {
     #[test]
     fn the_documentation_lists_every_variable_that_is_read_and_no_other() {
         let read = |set: &[(&str, &str)]| {
-            tables::asked_for(set, |lookup| {
+            tables::looked_up(set, |lookup| {
                 let _ = EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read();
             })
         };
         let mut listed = tables::variables("Environment variables");
-        // With the others of OpenTelemetry in the table below, which is compared with the code in `otlp::settings`.
+        // A test of `otlp::settings` compares the other variables of OpenTelemetry.
         listed.insert("OTEL_SDK_DISABLED".to_owned());
         assert_eq!(read(&[]), listed);
-        // One may be read only where another is set.
+        // Some variables are read only if another one is set.
         for (name, value) in [("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"), ("OTEL_METRICS_EXPORTER", "otlp")] {
-            let found = read(&[(name, value)]);
-            assert!(found.is_subset(&listed), "{found:?}");
+            let names = read(&[(name, value)]);
+            assert!(names.is_subset(&listed), "{names:?}");
         }
     }
 
     #[test]
-    fn nothing_set_is_nothing_and_empty_is_unset() {
+    fn unset_and_empty_variables_set_nothing() {
         for empty in ["", " ", "\n", " \t\r\n"] {
             let variables = [("TV_PROMETHEUS_PUSHGATEWAY", empty), ("TV_PROMETHEUS_PUSH_INTERVAL", empty)];
             let environment = read(&variables).unwrap();
@@ -242,9 +243,9 @@ mod tests {
         }
     }
 
-    /// Of every variable there is, so that a new one cannot be forgotten.
+    /// Tests every variable, so that a new one cannot be forgotten.
     #[test]
-    fn white_space_around_any_value_is_dropped() {
+    fn white_space_around_a_value_is_ignored() {
         let values = [
             ("TV_PROMETHEUS_PUSHGATEWAY", "http://gateway:9091/x"),
             ("TV_PROMETHEUS_JOB", "quant"),
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_them() {
+    fn every_variable_sets_its_setting() {
         let environment = read(&[
             ("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"),
             ("TV_PROMETHEUS_JOB", "quant"),
@@ -308,14 +309,14 @@ mod tests {
     }
 
     #[test]
-    fn the_job_is_the_program_where_none_is_given() {
+    fn job_defaults_to_the_program_name() {
         let environment = read(&[("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091")]).unwrap();
         assert!(environment.job_by_default);
         assert!(environment.gateway.unwrap().grouping().job().starts_with("tracing_stage_metrics"));
     }
 
     #[test]
-    fn a_wrong_value_is_quoted_and_its_variable_named() {
+    fn error_names_the_variable_and_quotes_the_value() {
         for (variable, value) in [
             ("TV_PROMETHEUS_PUSHGATEWAY", "ftp://gateway"),
             ("TV_PROMETHEUS_PUSH_INTERVAL", "15"),
@@ -331,7 +332,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "http")]
-    fn a_port_alone_is_on_the_loopback_address() {
+    fn port_alone_is_on_the_loopback_address() {
         for (text, address) in [
             ("9464", "127.0.0.1:9464"),
             (":9464", "127.0.0.1:9464"),
@@ -354,7 +355,7 @@ mod tests {
 
     #[test]
     #[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp")))]
-    fn a_variable_of_a_feature_that_is_not_there_names_it() {
+    fn variable_of_a_missing_feature_names_the_feature() {
         for (name, feature) in [
             #[cfg(not(feature = "http"))]
             ("TV_PROMETHEUS_LISTEN", "http"),
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exporters_of_others_are_no_affair_of_ours() {
+    fn other_exporters_are_ignored() {
         for exporters in ["none", "prometheus", "console,prometheus", "otlp2"] {
             let environment =
                 read(&[("OTEL_METRICS_EXPORTER", exporters), ("OTEL_EXPORTER_OTLP_ENDPOINT", "x")]).unwrap();
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn where_opentelemetry_is_switched_off_nothing_is_asked_for() {
+    fn disabled_opentelemetry_selects_no_exporter() {
         let environment = read(&[("OTEL_METRICS_EXPORTER", "otlp"), ("OTEL_SDK_DISABLED", "TRUE")]).unwrap();
         assert!(environment.gateway.is_none());
         #[cfg(feature = "otlp")]
@@ -390,14 +391,14 @@ mod tests {
 
     #[test]
     #[cfg(feature = "otlp")]
-    fn otlp_is_asked_for_by_its_name_among_others() {
+    fn otlp_is_selected_among_other_exporters() {
         for exporters in ["otlp", " otlp ", "prometheus,otlp"] {
             assert!(read(&[("OTEL_METRICS_EXPORTER", exporters)]).unwrap().otlp, "{exporters}");
         }
     }
 
     #[test]
-    fn the_password_of_a_wrong_url_is_not_shown() {
+    fn error_hides_the_password_of_a_wrong_url() {
         for url in ["ftp://me:secret@gateway", "http://me:secret@", "http://me:secret@gateway:99999", "me:secret@"] {
             let message = message(&[("TV_PROMETHEUS_PUSHGATEWAY", url)]);
             assert!(!message.contains("secret"), "{message}");
@@ -406,7 +407,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_value_that_is_not_utf_8_is_not_shown() {
+    fn error_hides_a_value_that_is_not_utf_8() {
         use std::os::unix::ffi::OsStringExt;
         let value = std::ffi::OsString::from_vec(b"http://me:secr\xe4t@gateway".to_vec());
         let lookup = |name: &str| match name {
@@ -418,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_say_what_is_wrong() {
+    fn wrong_durations_are_explained() {
         assert_eq!(parse_duration("1.5s").unwrap(), Duration::from_millis(1_500));
         assert_eq!(parse_duration("2h").unwrap(), Duration::from_secs(7_200));
         for (text, why) in [
@@ -439,7 +440,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_duration_comes_back(n in 1..500_000_u64) {
+        fn durations_round_trip(n in 1..500_000_u64) {
             prop_assert_eq!(parse_duration(&format!("{n}ms")).unwrap(), Duration::from_millis(n));
             prop_assert_eq!(parse_duration(&format!("{n}s")).unwrap(), Duration::from_secs(n));
             prop_assert_eq!(parse_duration(&format!("{n}m")).unwrap(), Duration::from_secs(n * 60));

@@ -1,5 +1,4 @@
-//! Checks the settings and starts everything: whatever can fail comes before the global recorder is installed, which
-//! cannot be undone.
+//! Checks the settings and builds the parts. The global recorder is installed last, since that cannot be undone.
 
 use std::sync::{Arc, Mutex};
 
@@ -33,7 +32,7 @@ use crate::schema;
 use crate::schema::OWN_TARGET;
 
 impl MetricsLayerBuilder {
-    /// `install` makes the recorder the global one, or does not.
+    /// Builds and starts all parts. `install` makes the recorder the global one.
     pub(crate) fn start(
         mut self,
         install: impl FnOnce(Arc<dyn Recorder + Send + Sync>) -> Result<(), Error>,
@@ -54,12 +53,12 @@ impl MetricsLayerBuilder {
         let spool = self.spool_directory.map(open_spool).transpose()?;
         #[cfg(feature = "http")]
         let listener = self.listen.map(Listener::bind).transpose()?;
-        // Another recorder beside the Prometheus one has to be told of each duration.
+        // A second recorder needs each duration as it is recorded.
         #[cfg(feature = "otlp")]
         let is_alone = otlp.recorder.is_none();
         #[cfg(not(feature = "otlp"))]
         let is_alone = true;
-        // The last of a name counts, as for the recorder.
+        // The last bounds of a name count, as in the recorder.
         let of_duration = bounds.iter().rev().find(|(name, _)| *name == bounds[0].0).map(|(_, of)| of.clone());
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
         let (target, exposition, recorder) = match self.exposition {
@@ -144,7 +143,7 @@ impl MetricsLayerBuilder {
         let delivery = DeliveryThread::new(config, Arc::clone(&telemetry) as _)?;
         let flusher = Arc::new(Flusher::new(telemetry, delivery, self.flush_timeout, self.report)?);
         if let Some(recorder) = recorder {
-            // The last step that can fail: it cannot be undone.
+            // The last step that can fail, since it cannot be undone.
             install(recorder)?;
         }
         flusher.delivery.start();
@@ -158,7 +157,7 @@ impl MetricsLayerBuilder {
         Ok((MetricsLayer::over(stages), FlushGuard::new(flusher)))
     }
 
-    /// What is asked for of OpenTelemetry.
+    /// Builds the recorder and the exporter of OpenTelemetry that the settings select.
     #[cfg(feature = "otlp")]
     fn otlp(&mut self, bounds: &[(String, Vec<f64>)]) -> Result<otlp::OtlpPipeline, Error> {
         let Some(otlp) = self.otlp.take() else { return Ok(otlp::OtlpPipeline::default()) };

@@ -1,4 +1,4 @@
-//! What is measured, and under which names.
+//! Setters of the builder: the metrics, their names and their labels.
 
 #[cfg(feature = "resource-usage")]
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::builder::MetricsLayerBuilder;
 use crate::layer::FailurePolicy;
 
 impl MetricsLayerBuilder {
-    /// What the names of the metrics begin with. Without it, [`DEFAULT_NAMESPACE`](crate::DEFAULT_NAMESPACE).
+    /// Sets the prefix of the metric names. Without it, [`DEFAULT_NAMESPACE`](crate::DEFAULT_NAMESPACE).
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -20,7 +20,7 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Upper bounds of the buckets of the stage duration, in seconds, ascending. Without it,
+    /// Sets the upper bounds of the buckets of the stage duration, in seconds, ascending. Without it,
     /// [`DEFAULT_BUCKETS`](crate::DEFAULT_BUCKETS).
     ///
     /// ```
@@ -37,7 +37,7 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Upper bounds of the buckets of one of the application's own histograms, by the name it is recorded under.
+    /// Sets the upper bounds of the buckets of one of the application's own histograms, by its recorded name.
     /// Without it, [`DEFAULT_HISTOGRAM_BUCKETS`](crate::DEFAULT_HISTOGRAM_BUCKETS).
     ///
     /// ```
@@ -52,7 +52,7 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// What makes a stage fail. Without it, [`FailurePolicy::ErrorEvents`].
+    /// Sets the rule by which a stage fails. Without it, [`FailurePolicy::ErrorEvents`].
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -70,8 +70,9 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Stages every run has: they are in `quant_stage_total` with zeros at once, so that one that never ran is seen,
-    /// and a run in which one of them did not succeed is no success. Without it, the stages that ran are what there is.
+    /// Sets the stages that every run must have. `quant_stage_total` has them with zeros from the start, so that a stage that
+    /// never ran is visible. A run in which one of them did not succeed is not a success. Without it, only the stages that ran
+    /// are known.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -88,7 +89,7 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// How many label sets a metric may have before new ones are counted as `_overflow`. Without it,
+    /// Sets the number of label sets of a metric; further sets are counted as `_overflow`. Without it,
     /// [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES).
     ///
     /// ```
@@ -108,7 +109,7 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Leaves the label `run_id` out. For services, whose run ids are new for ever. Without it, the label is there.
+    /// Leaves out the label `run_id`. For services, which see new run ids for ever. Without it, stages have the label.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -124,7 +125,7 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// How often CPU and memory of this process are sampled. Without it,
+    /// Sets the interval at which CPU and memory of this process are sampled. Without it,
     /// [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL).
     ///
     /// ```
@@ -142,7 +143,7 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// The label `node` of the resource usage. Without it, the host name.
+    /// Sets the label `node` of the resource usage. Without it, the host name.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;

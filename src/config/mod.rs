@@ -1,4 +1,4 @@
-//! What the user sets, and the checks of it. Makes everything else, so it uses all other modules.
+//! The settings of the user and their checks. Builds all other parts, so it uses all other modules.
 
 mod builder;
 mod delivery;

@@ -1,4 +1,4 @@
-//! Every check of a setting that needs nothing built.
+//! The checks of the settings.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use crate::delivery::Pushgateway;
 use crate::error::Error;
 use crate::series::MAX_MAX_SERIES;
 
-/// The longest interval or timeout: far beyond what anyone means, and far below what the clocks can add up.
+/// The longest interval or timeout. Clocks can add it without overflow.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3_600);
 
 impl MetricsLayerBuilder {
-    /// Everything that can be found wrong without building anything.
+    /// Checks all settings that can be checked before a part is built.
     pub(super) fn check(&self) -> Result<(), Error> {
         check_namespace(&self.namespace)?;
         check_buckets("the stage duration", &self.buckets)?;
@@ -80,7 +80,7 @@ mod tests {
     use crate::recorder::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS};
 
     #[test]
-    fn bounds_must_be_there_finite_and_ascending() {
+    fn bucket_bounds_must_be_finite_and_ascending() {
         let message = |bounds: &[f64]| check_buckets("`x`", bounds).unwrap_err().to_string();
         assert_eq!(message(&[]), "the buckets of `x` are empty: give at least one upper bound");
         assert_eq!(

@@ -23,8 +23,8 @@ use crate::delivery::otlp::ExporterConfig;
 use crate::delivery::pushgateway::Pushgateway;
 #[cfg(feature = "http")]
 use crate::delivery::scrape::Listener;
-use crate::diagnostics::suppress;
-use crate::diagnostics::suppress::suppress_instrumentation;
+use crate::diagnostics::subscriber;
+use crate::diagnostics::subscriber::without_subscriber;
 use crate::error::{Error, Kind};
 
 /// What is to be delivered, where, and how often.
@@ -76,8 +76,8 @@ impl DeliveryThread {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
-            .on_thread_park(suppress::end)
-            .on_thread_unpark(suppress::begin)
+            .on_thread_park(subscriber::end)
+            .on_thread_unpark(subscriber::begin)
             .build()
             .map_err(failed)?;
         let handle = runtime.handle().clone();
@@ -99,7 +99,7 @@ impl DeliveryThread {
         }
         #[cfg(feature = "otlp")]
         if let Some(exporter) = config.exporter {
-            destinations.push(Destination::collector(suppress_instrumentation(|| exporter.start())?));
+            destinations.push(Destination::collector(without_subscriber(|| exporter.start())?));
         }
         drop(context);
         let (requests, received) = unbounded_channel();
@@ -107,7 +107,7 @@ impl DeliveryThread {
         let (alive, end) = sync_channel(1);
         let run = move || {
             let _alive: SyncSender<()> = alive;
-            suppress_instrumentation(|| {
+            without_subscriber(|| {
                 if let (Ok(()), Some(runtime)) = (is_started.recv(), &runtime.0) {
                     let (push, sample) = (config.push_interval, config.sample_interval);
                     let scheduler = Scheduler::new(destinations, source, received, push, sample, replayer);

@@ -1,9 +1,9 @@
-//! The crate's own `tracing` events, of the target `tracing_stage_metrics`: which subscriber gets them, and when.
+//! The crate's own `tracing` events, of the target `tracing_stage_metrics`: their subscriber and the time of emission.
 //!
 //! A subscriber is code of the application. It can block (standard output is locked), panic, or wait for a lock that a
-//! callback of this layer holds (`reload`). So events are emitted on a thread of their own, which nobody waits for beyond
-//! a deadline. The layer alone ([`MetricsLayer::new`](crate::MetricsLayer::new)) has no thread: its events wait for the
-//! next callback in which it is safe to emit them.
+//! callback of this layer holds (`reload`). So a thread of its own emits the events, and every wait for it has a deadline.
+//! The layer alone ([`MetricsLayer::new`](crate::MetricsLayer::new)) has no thread: its events wait for the next callback in
+//! which they can be emitted safely.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,29 +18,29 @@ use tracing::subscriber::NoSubscriber;
 use tracing::warn;
 
 #[cfg(feature = "pushgateway")]
-use crate::diagnostics::suppress::lift;
+use crate::diagnostics::subscriber::with_subscriber;
 #[cfg(feature = "pushgateway")]
 use crate::error::Error;
 #[cfg(feature = "pushgateway")]
 use crate::job_thread::JobThread;
 use crate::schema::OWN_TARGET;
 
-/// Events that wait for a subscriber which does not take them. Beyond, an event is dropped and counted.
+/// Maximum number of events that wait for a subscriber. A further event is dropped and counted.
 const MAX_WAITING: usize = 1_024;
 
-/// Brings events to the subscriber that the layer is part of.
+/// Emits events to the subscriber that contains the layer.
 #[derive(Default)]
 pub(crate) struct Diagnostics {
     subscriber: Mutex<Option<WeakDispatch>>,
-    /// The default of a thread on which a stage was seen, for a layer that was never told its subscriber.
+    /// The default subscriber of a thread that opened a stage. Used if the layer does not know its own subscriber.
     #[cfg(feature = "pushgateway")]
     seen: Mutex<Option<WeakDispatch>>,
-    /// Events that wait: for a safe callback, or for the final flush to be over.
+    /// Events that wait for a safe callback or for the end of the final flush.
     waiting: Mutex<VecDeque<WaitingEvent>>,
-    /// Whether [`emit_waiting`](Self::emit_waiting) has something to do.
+    /// Whether no event waits for [`emit_waiting`](Self::emit_waiting).
     is_idle: AtomicBool,
     dropped: AtomicU64,
-    /// From `install()` to the final flush.
+    /// Present from `install()` to the final flush.
     #[cfg(feature = "pushgateway")]
     thread: Mutex<Option<Arc<JobThread>>>,
     /// Whether events wait for the final flush.
@@ -51,22 +51,22 @@ pub(crate) struct Diagnostics {
 type Event = Box<dyn FnOnce() + Send>;
 
 struct WaitingEvent {
-    /// Where `None`, the default of the thread that emits.
+    /// The default subscriber of the emitting thread if `None`.
     subscriber: Option<Dispatch>,
     event: Event,
 }
 
 impl Diagnostics {
-    /// Emits on a thread of its own from now on.
+    /// Starts the thread for events.
     #[cfg(feature = "pushgateway")]
     pub(crate) fn start_thread(&self) -> Result<(), Error> {
-        // And the event that counts those dropped: it must not take the place of one that waited.
+        // One more for the event that counts dropped ones, which must not displace one that waits.
         let thread = JobThread::start("metrics-events", MAX_WAITING + 1)?;
         *lock(&self.thread) = Some(Arc::new(thread));
         Ok(())
     }
 
-    /// Ends the thread when it has emitted what waits for it. From now on events wait for a callback.
+    /// Ends the thread after its waiting events. Later events wait for a callback.
     #[cfg(feature = "pushgateway")]
     pub(crate) fn stop_thread(&self) {
         let thread = lock(&self.thread).take();
@@ -78,7 +78,7 @@ impl Diagnostics {
         lock(&self.thread).clone()
     }
 
-    /// The layer is part of this subscriber.
+    /// Sets the subscriber that contains the layer.
     pub(crate) fn attach(&self, subscriber: &Dispatch) {
         *lock(&self.subscriber) = Some(subscriber.downgrade());
     }
@@ -106,20 +106,20 @@ impl Diagnostics {
             }
             return;
         }
-        // The subscriber owns what waits here, and must not be owned by it.
+        // The subscriber owns the waiting events, which must not own the subscriber.
         self.wait(&mut lock(&self.waiting), WaitingEvent { subscriber: None, event });
         self.is_idle.store(false, Ordering::Release);
     }
 
     fn wait(&self, waiting: &mut VecDeque<WaitingEvent>, event: WaitingEvent) {
-        // The last ones say what became of the delivery.
+        // The last events tell how the delivery ended, so the oldest one is dropped.
         if waiting.len() >= MAX_WAITING && waiting.pop_front().is_some() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
         waiting.push_back(event);
     }
 
-    /// Events from before there was a subscriber go to the one that there is now.
+    /// Posts events that waited for a subscriber to the present one.
     #[cfg(feature = "pushgateway")]
     fn post_waiting(&self, thread: &JobThread, waiting: &mut VecDeque<WaitingEvent>) {
         for WaitingEvent { subscriber, event } in waiting.drain(..) {
@@ -128,7 +128,7 @@ impl Diagnostics {
         }
     }
 
-    /// Events that were dropped are reported with the next one that is not.
+    /// Posts an event, and before it one that counts those dropped.
     #[cfg(feature = "pushgateway")]
     fn post(&self, thread: &JobThread, event: WaitingEvent) {
         let subscriber = event.subscriber.clone();
@@ -142,8 +142,8 @@ impl Diagnostics {
         }
     }
 
-    /// To call in a callback in which an event of this crate disturbs nobody: when a stage is entered or a span closes. In
-    /// `on_new_span` and `on_event` it would overwrite what per-layer filters noted for the span or event in hand.
+    /// Emits the waiting events. Called when a stage is entered or a span closes. In `on_new_span` and `on_event` an event
+    /// would overwrite the state of per-layer filters for the current span or event.
     #[inline]
     pub(crate) fn emit_waiting(&self) {
         if !self.is_idle.load(Ordering::Relaxed) {
@@ -156,7 +156,7 @@ impl Diagnostics {
         self.is_idle.store(true, Ordering::Relaxed);
         #[cfg(feature = "pushgateway")]
         if let Some(thread) = self.thread() {
-            // A layer that came into its subscriber late, by `reload`, was not told which it is.
+            // A layer that `reload` adds does not learn its subscriber.
             if let Some(current) = current_subscriber() {
                 *lock(&self.seen) = Some(current.downgrade());
             }
@@ -174,8 +174,8 @@ impl Diagnostics {
         waiting.into_iter().for_each(|event| WaitingEvent { subscriber: subscriber.clone(), ..event }.emit());
     }
 
-    /// Keeps events back until [`release`](Self::release): the final flush delivers first and speaks afterwards, since a
-    /// subscriber can end the process (a panic that aborts).
+    /// Holds events back until [`release`](Self::release). The final flush delivers before it emits events, since a subscriber
+    /// can end the process (a panic that aborts).
     #[cfg(feature = "pushgateway")]
     pub(crate) fn hold(&self) {
         self.is_held.store(true, Ordering::Release);
@@ -202,7 +202,7 @@ impl Diagnostics {
     #[cfg(feature = "pushgateway")]
     pub(crate) async fn taken(&self) {
         if let Some(thread) = self.thread() {
-            // A full queue has nothing to wait for.
+            // A full queue drops the job, so there is nothing to wait for.
             let _ = thread.run(|| ()).await;
         }
     }
@@ -217,7 +217,7 @@ impl Diagnostics {
 impl WaitingEvent {
     fn emit(self) {
         let Self { subscriber, event } = self;
-        // A subscriber that panics must not keep a stage from being counted.
+        // A panic of the subscriber must not keep a stage from being counted.
         let _ = catch_unwind(AssertUnwindSafe(|| match subscriber {
             Some(subscriber) => dispatcher::with_default(&subscriber, event),
             None => event(),
@@ -226,10 +226,10 @@ impl WaitingEvent {
 }
 
 #[cfg(feature = "pushgateway")]
-/// The subscriber of the current thread, of the delivery thread too. `None` where there is none, and inside a callback that
-/// hides it.
+/// Returns the subscriber of the current thread, on the delivery thread too. `None` without a subscriber, and inside a
+/// callback that hides it.
 fn current_subscriber() -> Option<Dispatch> {
-    lift(|| dispatcher::get_default(|current| (!current.is::<NoSubscriber>()).then(|| current.clone())))
+    with_subscriber(|| dispatcher::get_default(|current| (!current.is::<NoSubscriber>()).then(|| current.clone())))
 }
 
 fn dropped_events(dropped: u64) -> Event {

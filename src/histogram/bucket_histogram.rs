@@ -1,34 +1,33 @@
-//! A histogram whose samples are counted into its buckets as they come.
+//! A histogram that counts each sample into its bucket when it is recorded.
 //!
-//! Two atomics a sample are exact and take no memory. Raw samples that are kept until somebody reads them take memory until
-//! then, and `AtomicBucket` of metrics-util 0.20 loses those that a thread writes while the list is taken away.
+//! Two atomic updates a sample are exact and take no memory. Raw samples take memory until they are read, and `AtomicBucket`
+//! of metrics-util 0.20 loses samples that a thread writes during a read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::HistogramFn;
 
-use crate::histogram::{Counts, Snapshot};
+use crate::histogram::{BucketCounts, Snapshot};
 
-/// Counts by upper bound, and the sum. On cache lines of its own, so that threads that record into different histograms
-/// do not wait for each other.
+/// BucketCounts by upper bound, and the sum. Aligned, so that threads that record into different histograms share no cache line.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct BucketHistogram {
     /// Ascending.
     bounds: Arc<[f64]>,
-    counts: Counts,
+    counts: BucketCounts,
     /// Bits of an `f64`.
     sum: AtomicU64,
 }
 
 impl BucketHistogram {
     pub(crate) fn new(bounds: Arc<[f64]>) -> Self {
-        Self { counts: Counts::new(bounds.len() + 1), bounds, sum: AtomicU64::new(0.0_f64.to_bits()) }
+        Self { counts: BucketCounts::new(bounds.len() + 1), bounds, sum: AtomicU64::new(0.0_f64.to_bits()) }
     }
 
     fn add(&self, value: f64, count: u64) {
-        // Upper bounds are inclusive. What is not a number is below no bound.
+        // Upper bounds are inclusive. NaN is below no bound.
         let bucket =
             if value.is_nan() { self.bounds.len() } else { self.bounds.partition_point(|bound| *bound < value) };
         self.counts.add(bucket, count);

@@ -1,10 +1,10 @@
-//! Counts by bucket, as histograms keep them.
+//! The counts of the buckets of a histogram.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters on cache lines of their own, so that threads that count in different histograms do not wait for each other.
+/// Counters that share no cache line with those of another histogram.
 #[derive(Debug)]
-pub(crate) struct Counts(Box<[Line]>);
+pub(crate) struct BucketCounts(Box<[Line]>);
 
 #[derive(Debug, Default)]
 #[repr(align(128))] // Two cache lines, which are fetched together.
@@ -12,7 +12,7 @@ struct Line([AtomicU64; COUNTS_PER_LINE]);
 
 const COUNTS_PER_LINE: usize = 16;
 
-impl Counts {
+impl BucketCounts {
     pub(crate) fn new(counts: usize) -> Self {
         Self((0..counts.div_ceil(COUNTS_PER_LINE)).map(|_| Line::default()).collect())
     }
@@ -24,7 +24,7 @@ impl Counts {
         }
     }
 
-    /// All counts, and zeros up to the end of a line.
+    /// Iterates over all counts, followed by zeros up to the end of a cache line.
     pub(crate) fn iter(&self) -> impl Iterator<Item = u64> {
         self.0.iter().flat_map(|line| &line.0).map(|count| count.load(Ordering::Relaxed))
     }
@@ -33,7 +33,7 @@ impl Counts {
 /// A histogram at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Snapshot {
-    /// One for each bound, not cumulative, and one for what is above all.
+    /// One count for each bound, not cumulative, and one for samples above all bounds.
     pub(crate) counts: Vec<u64>,
     pub(crate) sum: f64,
 }

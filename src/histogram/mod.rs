@@ -6,4 +6,4 @@ mod buckets;
 
 #[cfg(feature = "pushgateway")]
 pub(crate) use bucket_histogram::BucketHistogram;
-pub(crate) use buckets::{Counts, Snapshot};
+pub(crate) use buckets::{BucketCounts, Snapshot};

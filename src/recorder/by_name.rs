@@ -1,4 +1,4 @@
-//! The metrics that were recorded, under the names they are written with.
+//! The recorded metrics, by their final names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::exposition::{
 };
 use crate::histogram::BucketHistogram;
 
-/// All series by their final names. Keys that come out alike share a series, so none is written twice.
+/// All series by their final names. Keys with the same final name and labels share a series, so none is written twice.
 pub(super) struct MetricsByName {
     families: BTreeMap<Arc<str>, Registered>,
     help: HashMap<String, SharedString>,
@@ -21,7 +21,7 @@ pub(super) struct MetricsByName {
 }
 
 struct Registered {
-    /// One of this crate's own metrics, whose name is taken from the start.
+    /// Whether this is a metric of this crate, whose name is reserved from the start.
     is_own: bool,
     table: Table,
 }
@@ -35,7 +35,7 @@ enum Table {
 /// The series of a family by their [identity](Labels::identity).
 type SeriesTable<T> = HashMap<Labels, (Labels, Arc<T>)>;
 
-/// The upper bounds of a histogram: to count by, and as they are written.
+/// The upper bounds of a histogram, as values and as they are written.
 #[derive(Clone)]
 pub(super) struct HistogramBounds {
     values: Arc<[f64]>,
@@ -55,7 +55,7 @@ pub(super) struct BoundsByName {
 }
 
 impl BoundsByName {
-    /// The last bounds of a name count.
+    /// Collects the bounds. The last bounds of a name count.
     pub(super) fn new<'a>(default: &[f64], by_name: impl IntoIterator<Item = (&'a str, &'a [f64])>) -> Self {
         let by_name = by_name.into_iter().map(|(name, of)| (metric_name(name).into_owned(), HistogramBounds::new(of)));
         Self { default: HistogramBounds::new(default), by_name: by_name.collect() }
@@ -67,7 +67,7 @@ impl BoundsByName {
 }
 
 impl MetricsByName {
-    /// `own`: the names that are this crate's, whoever uses them first.
+    /// Creates an empty table. `own` has the names that belong to this crate, even if the application uses one first.
     pub(super) fn new(bounds: Arc<BoundsByName>, own: impl IntoIterator<Item = (String, MetricKind)>) -> Self {
         let own = own.into_iter().map(|(name, kind)| {
             let table = Table::new(kind, bounds.of(&name));
@@ -76,7 +76,7 @@ impl MetricsByName {
         Self { families: own.collect(), help: HashMap::new(), bounds, problems: Problems::default() }
     }
 
-    /// The first description of a name counts.
+    /// Sets the help text. The first description of a name counts.
     pub(super) fn describe(&mut self, name: &str, help: SharedString) {
         self.help.entry(metric_name(name).into_owned()).or_insert(help);
     }
@@ -116,8 +116,8 @@ impl MetricsByName {
         }
     }
 
-    /// The series of the metric with the name of this key. `None` where that is of another kind: what is recorded under
-    /// the key is not written then.
+    /// Returns the series of the metric with the name of this key. `None` if that metric is of another kind: values recorded
+    /// under the key are not written then.
     fn table(&mut self, key: &Key, kind: MetricKind) -> Option<(&mut Table, &mut Problems)> {
         let name = metric_name(key.name());
         if !self.families.contains_key(&*name) {
@@ -143,7 +143,7 @@ impl MetricsByName {
         self.problems.add(Problem::NameTaken { metric: key.name().to_owned(), kind: Some(kind), owner });
     }
 
-    /// Reads all series. The families are sorted by name, those of this crate are there without any series too.
+    /// Reads all series. The families are sorted by name and include those of this crate that have no series.
     pub(super) fn read(&self) -> Vec<Family> {
         self.families.iter().map(|(name, registered)| self.family(name, registered)).collect()
     }
@@ -188,7 +188,7 @@ pub(super) fn pairs(key: &Key) -> impl Iterator<Item = (&str, &str)> + Clone {
     key.labels().map(|label| (label.key(), label.value()))
 }
 
-/// The labels that a key has in the end.
+/// Returns the final labels of a key and reports labels that were joined.
 fn checked(key: &Key, (labels, collision): (Labels, Option<String>), problems: &mut Problems) -> Labels {
     if let Some(label) = collision {
         problems.add(Problem::JoinedLabels { metric: key.name().to_owned(), label });

@@ -1,5 +1,4 @@
-//! A recorder of the application, and its exposition. It can block or panic, so this crate calls it on a thread of its own,
-//! but for what the application's own calls do.
+//! A recorder of the application, and its exposition. It can block or panic, so this crate calls it on a thread of its own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,17 +14,17 @@ use crate::error::{Error, Kind};
 use crate::exposition::Families;
 use crate::job_thread::JobThread;
 
-/// Calls that may wait for a recorder which does not return.
+/// Maximum number of calls that wait for a recorder which does not return.
 const MAX_WAITING_CALLS: usize = 64;
 
 pub(crate) struct ForeignRecorder {
     render: Box<dyn Fn() -> String + Send + Sync>,
     thread: JobThread,
-    /// The last rendering, for when the recorder panics or does not return.
+    /// The last rendering, used if the recorder panics or does not return.
     last: Mutex<Option<Arc<Families>>>,
-    /// Set when its thread called for the end of the process: nothing on it will be done any more.
+    /// Set when the thread asked for the end of the process: it runs no further call.
     is_abandoned: watch::Sender<bool>,
-    /// The last rendering stands in for the present one.
+    /// Whether the last rendering is delivered in place of the present one.
     is_failing: AtomicBool,
 }
 
@@ -36,12 +35,12 @@ impl ForeignRecorder {
         Ok(Self { render, thread, last: Mutex::default(), is_abandoned, is_failing })
     }
 
-    /// Calls the function of the application on this thread.
+    /// Calls the application's function on this thread.
     pub(crate) fn render(&self) -> String {
         (self.render)()
     }
 
-    /// Adds a call of the recorder. It is dropped if the recorder has not returned for so long that too many calls wait.
+    /// Adds a call of the recorder. The call is dropped if too many calls wait for a recorder that does not return.
     pub(crate) fn post(&self, call: impl FnOnce() + Send + 'static) {
         self.thread.post(call);
     }
@@ -91,19 +90,19 @@ impl ForeignRecorder {
         self.thread.is_current()
     }
 
-    /// Has nothing wait for the recorder's thread any more, if it is the caller.
+    /// Stops all waiting for the recorder's thread if the caller is that thread.
     pub(crate) fn abandon_current_thread(&self) {
         if self.is_current_thread() {
             self.is_abandoned.send_replace(true);
         }
     }
 
-    /// Whether the caller's thread has a recorder of its own (`metrics::with_local_recorder`), which the recorder's thread
+    /// Returns whether the caller's thread has a local recorder (`metrics::with_local_recorder`), which the recorder's thread
     /// does not reach.
     pub(crate) fn is_overridden(&self, deadline: Instant) -> bool {
         let (sender, address) = sync_channel(1);
         self.post(move || {
-            // Fails only if it is too late.
+            // The send fails if the deadline is over.
             let _ = sender.send(metrics::with_recorder(recorder_address));
         });
         let global = address.recv_timeout(deadline.saturating_duration_since(Instant::now()));

@@ -1,4 +1,4 @@
-//! The recorder of this crate, and the recorder that the layer writes to. Uses `histogram` and `exposition`.
+//! The recorder of this crate, and the handle of the recorder that the layer records into. Uses `exposition`.
 
 #[cfg(feature = "pushgateway")]
 mod by_name;

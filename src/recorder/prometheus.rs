@@ -1,4 +1,4 @@
-//! The recorder of this crate: atomics by series, read when somebody asks.
+//! The recorder of this crate: one set of atomics for each series, read on request.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -15,19 +15,19 @@ use crate::exposition::{self, Families, Labels, MetricKind, Problem, Samples, Se
 use crate::histogram::BucketHistogram;
 use crate::histogram::Snapshot;
 
-/// Upper bounds of the buckets of the stage duration, in seconds: batch work, from a millisecond to four hours.
+/// Default upper bounds of the buckets of the stage duration, in seconds, from a millisecond to four hours.
 pub const DEFAULT_BUCKETS: [f64; 14] =
     [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 7_200.0, 14_400.0];
 
-/// Upper bounds of the buckets of the application's own histograms where `with_histogram_buckets` does not say
-/// otherwise. Broad, since nothing is known of their unit.
+/// Default upper bounds of the buckets of the application's own histograms. `with_histogram_buckets` changes them. They are
+/// broad, since the unit is unknown.
 pub const DEFAULT_HISTOGRAM_BUCKETS: [f64; 16] =
     [1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1e3, 1e4, 1e5, 1e6];
 
 /// A recorder of the `metrics` facade.
 ///
-/// The registry finds the handle of a key that was used before, as fast as it can; a key that is new is given its final
-/// name and labels in [`MetricsByName`], where it may turn out to be a series that is there already.
+/// The registry finds the handle of a known key. [`MetricsByName`] gives a new key its final name and labels, which may be
+/// those of an existing series.
 pub(crate) struct StageRecorder {
     registry: Registry<Key, NewSeries>,
     metrics: Arc<Mutex<MetricsByName>>,
@@ -35,7 +35,8 @@ pub(crate) struct StageRecorder {
 }
 
 impl StageRecorder {
-    /// `buckets`: bounds by the full name of the histogram. `own`: the metrics of this crate, which keep their names.
+    /// Creates a recorder. `buckets` has bounds by the full name of a histogram; `own` has the metrics of this crate, which keep
+    /// their names.
     pub(crate) fn new<'a>(
         buckets: impl IntoIterator<Item = (&'a str, &'a [f64])>,
         own: impl IntoIterator<Item = (String, MetricKind)>,
@@ -45,9 +46,9 @@ impl StageRecorder {
         Self { registry: Registry::new(NewSeries(Arc::clone(&metrics))), metrics, bounds }
     }
 
-    /// All metrics, with the series of this crate's histograms that are kept elsewhere.
+    /// Returns all metrics. `kept_elsewhere` has series of this crate's histograms that the recorder does not hold.
     pub(crate) fn families(&self, kept_elsewhere: impl IntoIterator<Item = (Key, Snapshot)>) -> Families {
-        // The lock is free again before anything else is done: a thread with a new key waits for it.
+        // The lock is released first: a thread with a new key waits for it.
         let mut families = lock(&self.metrics).read();
         let mut recorded = (usize::MAX, HashMap::<Labels, usize>::new());
         for (key, snapshot) in kept_elsewhere {
@@ -57,7 +58,7 @@ impl StageRecorder {
                 let histogram = exposition::Histogram::new(self.bounds.of(&name).written.clone(), snapshot);
                 let labels = Labels::of_histogram(pairs(&key)).0;
                 if recorded.0 != at {
-                    // The application may record into a histogram of ours.
+                    // The application may record into a histogram of this crate.
                     let identities = series.iter().enumerate().map(|(n, series)| (series.labels.identity(), n));
                     recorded = (at, identities.collect());
                 }
@@ -71,13 +72,13 @@ impl StageRecorder {
         Families::new(families)
     }
 
-    /// The metrics that are not written as they were recorded, each once.
+    /// Returns the metrics that are not written as they were recorded, each once.
     pub(crate) fn take_problems(&self) -> Vec<Problem> {
         lock(&self.metrics).problems.take()
     }
 }
 
-/// What the registry makes of a key that is new to it.
+/// Creates the series of a key that is new to the registry.
 struct NewSeries(Arc<Mutex<MetricsByName>>);
 
 impl Storage<Key> for NewSeries {
@@ -128,12 +129,11 @@ impl Recorder for StageRecorder {
     }
 }
 
-/// Checks that the application has installed a recorder. Whoever registers a metric before gets a handle that records
-/// nothing, for ever.
+/// Checks that the application has installed a recorder. A handle that is registered before records nothing, for ever.
 pub(crate) fn check_is_installed() -> Result<(), Error> {
-    // The recorder that stands for none is a type without a size, and nothing else tells.
+    // `metrics` uses a recorder type without a size if none is installed, and has no other sign of it.
     let is_installed = || metrics::with_recorder(recorder_address).is_some();
-    // A thread of its own has no recorder of its own.
+    // A new thread has no local recorder.
     let asked = thread::Builder::new().spawn(is_installed).map(JoinHandle::join);
     if matches!(asked, Ok(Ok(true))) || (asked.is_err() && is_installed()) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The run: the process from `install()` to the final flush. What makes it a success is decided here.
+//! How the run ends, and whether it succeeded.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::{schema, unix_time};
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExitReason {
-    /// The guard was dropped or shut down in the normal course of things.
+    /// The guard was dropped or shut down without a panic.
     Returned,
     /// `finish(Err)`.
     Failed,
@@ -23,8 +23,8 @@ pub(crate) enum ExitReason {
 }
 
 impl ExitReason {
-    /// Whether stages still open are cut off in their work.
-    pub(crate) fn is_cut_off(self) -> bool {
+    /// Whether the process ends while open stages are at work.
+    pub(crate) fn is_aborted(self) -> bool {
         !matches!(self, Self::Returned | Self::Failed | Self::Exited(0))
     }
 
@@ -34,33 +34,34 @@ impl ExitReason {
 }
 
 pub(crate) struct Run {
-    begun: Instant,
+    start: Instant,
     failed: AtomicBool,
 }
 
 impl Run {
-    /// Begins the run: its start is the first thing the gateway hears of it.
+    /// Records the start of the run, which the first push carries.
     pub(crate) fn begin(stages: &Stages) -> Self {
         stages.series.bind();
         stages.set_gauge(&schema::RUN_START, &[], unix_time::now().as_secs_f64());
-        Self { begun: Instant::now(), failed: AtomicBool::new(false) }
+        Self { start: Instant::now(), failed: AtomicBool::new(false) }
     }
 
-    /// This run is no success, whatever its stages say.
+    /// Marks the run as failed, whatever the outcome of its stages.
     pub(crate) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the run: counts the stages still open, decides whether it was a success, sets its gauges.
+    /// Ends the run: counts the open stages, decides whether the run succeeded and sets its gauges. `grace` is the time that a
+    /// stage which closes at this moment has to be counted.
     ///
-    /// It succeeded if at least one outermost stage finished, none failed, every expected stage succeeded at least
-    /// once, and it did not end by `fail()`, `finish(Err)`, a panic, a signal or a non-zero `exit`.
-    pub(crate) fn end(&self, stages: &Stages, ending: ExitReason, patience: Duration) {
-        stages.end(ending.is_cut_off(), patience);
+    /// The run succeeded if at least one outermost stage finished, none failed, every expected stage succeeded at least
+    /// once, and the run did not end by `fail()`, `finish(Err)`, a panic, a signal or a non-zero `exit`.
+    pub(crate) fn end(&self, stages: &Stages, reason: ExitReason, grace: Duration) {
+        stages.end(reason.is_aborted(), grace);
         let now = unix_time::now().as_secs_f64();
-        stages.set_gauge(&schema::RUN_DURATION, &[], self.begun.elapsed().as_secs_f64());
+        stages.set_gauge(&schema::RUN_DURATION, &[], self.start.elapsed().as_secs_f64());
         stages.set_gauge(&schema::RUN_LAST_COMPLETION, &[], now);
-        if ending.allows_success() && !self.failed.load(Ordering::Relaxed) && stages.all_well() {
+        if reason.allows_success() && !self.failed.load(Ordering::Relaxed) && stages.all_well() {
             stages.set_gauge(&schema::RUN_LAST_SUCCESS, &[], now);
         }
     }

@@ -1,4 +1,4 @@
-//! The guard: drives the final flush, however the process ends.
+//! The guard, which makes the final flush however the process ends.
 
 use std::fmt;
 #[cfg(feature = "http")]
@@ -12,19 +12,19 @@ use crate::run::exit_reason::ExitReason;
 use crate::run::report::RunReport;
 use crate::run::shutdown::Flusher;
 
-/// How long a flush may take unless `MetricsLayerBuilder::with_flush_timeout` says otherwise.
+/// Default limit on the duration of a flush. `MetricsLayerBuilder::with_flush_timeout` changes it.
 pub const DEFAULT_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Delivers the metrics when it goes out of scope, and on demand before.
 ///
-/// Keep it until the end of `main`: when it is dropped, by return, `?` or a panic, the last state is delivered, within
-/// the flush timeout whatever the gateway does, and nothing is measured after. `std::process::exit` runs no
+/// Keep the guard until the end of `main`. Its drop, by return, `?` or a panic, delivers the last state and ends the
+/// measurement. The drop takes at most the flush timeout, whatever the gateway does. `std::process::exit` runs no
 /// destructor: call [`exit`](Self::exit) instead.
 ///
-/// In a fork of the process every delivery is an error at once, since a fork has none of the threads that deliver.
+/// In a fork of the process every delivery fails at once, since a fork has none of the threads that deliver.
 ///
-/// Dropping it blocks the thread it is dropped on. That works inside asynchronous code too, since the network work has
-/// a thread of its own; [`shutdown_async`](Self::shutdown_async) leaves the runtime's thread free meanwhile.
+/// The drop blocks its thread. It works inside asynchronous code too, since the network work has a thread of its own;
+/// [`shutdown_async`](Self::shutdown_async) leaves the runtime's thread free.
 #[must_use = "dropping the guard ends the measurement: keep it until the end of `main`, as `let (layer, _guard) = …`"]
 pub struct FlushGuard {
     flusher: Arc<Flusher>,
@@ -36,11 +36,11 @@ impl FlushGuard {
         Self { flusher, ended: false }
     }
 
-    /// Delivers the state of this moment to whatever is set up, the gateway, the text file and the collector, and waits for
-    /// the answers, up to the flush timeout. Without any there is nothing to do, and that is no error.
+    /// Delivers the state of this moment to every destination (gateway, text file, collector) and waits for the answers, up
+    /// to the flush timeout. Without a destination it returns `Ok`.
     ///
-    /// Returns after the subscriber has taken the events of this crate that come before, but waits for that a tenth of the
-    /// time at most.
+    /// It then waits until the subscriber has taken the events that this crate emitted before, for at most a tenth of the
+    /// timeout.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -53,13 +53,13 @@ impl FlushGuard {
     ///
     /// # Errors
     ///
-    /// What kept the metrics from arriving: see [`Error`]. Also if the gateway refused metrics of the application and took those
-    /// of this crate.
+    /// The reason why the metrics did not arrive, see [`Error`]. A gateway that refused the application's metrics and took those
+    /// of this crate is an error too.
     pub fn flush(&self) -> Result<(), Error> {
         self.flusher.flush()
     }
 
-    /// As [`flush`](Self::flush), without blocking the thread. Needs no particular runtime and no thread.
+    /// Does what [`flush`](Self::flush) does, without blocking the thread. Works on every runtime.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -76,8 +76,8 @@ impl FlushGuard {
         self.flusher.flush_async().await
     }
 
-    /// Records whether the run succeeded, makes the final flush and hands the result through. What went wrong in the
-    /// delivery is one `warn!`: it does not change the result.
+    /// Records whether the run succeeded, makes the final flush and returns `result`. A failed delivery is one `warn!`: it does
+    /// not change the result.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -93,7 +93,7 @@ impl FlushGuard {
         result
     }
 
-    /// This run is no success, whatever its stages say.
+    /// Marks the run as failed, whatever the outcome of its stages.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -112,7 +112,7 @@ impl FlushGuard {
         self.flusher.metrics.fail();
     }
 
-    /// The final flush, with its result. Nothing is measured after.
+    /// Makes the final flush and returns its result. Nothing is measured after it.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -133,9 +133,9 @@ impl FlushGuard {
         self.flusher.end(ExitReason::Returned)
     }
 
-    /// As [`shutdown`](Self::shutdown), without blocking the thread. Needs no particular runtime.
+    /// Does what [`shutdown`](Self::shutdown) does, without blocking the thread. Works on every runtime.
     ///
-    /// A future that is dropped before it is ready does not stop the flush.
+    /// The flush goes on if the future is dropped before it completes.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -152,11 +152,11 @@ impl FlushGuard {
     ///
     /// As [`flush`](Self::flush).
     pub async fn shutdown_async(self) -> Result<(), Error> {
-        elsewhere(move || self.shutdown()).await?
+        on_new_thread(move || self.shutdown()).await?
     }
 
-    /// The final flush, then [`std::process::exit`]. A code other than zero is a failed run. What went wrong in the
-    /// delivery is one `warn!`: it does not change the code.
+    /// Makes the final flush and calls [`std::process::exit`]. A code other than zero is a failed run. A failed delivery is one
+    /// `warn!`: it does not change the code.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -172,8 +172,8 @@ impl FlushGuard {
         self.flusher.end_then(ExitReason::Exited(code), || std::process::exit(code))
     }
 
-    /// The metrics of this moment in the Prometheus text format, in a stable order. With `with_exposition` it calls the function
-    /// of the application on this thread.
+    /// Returns the metrics of this moment in the Prometheus text format, in a stable order. With `with_exposition` it calls the
+    /// application's function on this thread.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -189,8 +189,7 @@ impl FlushGuard {
         self.flusher.metrics.render()
     }
 
-    /// The address at which metrics are served, with the port that the system chose for port 0. `None` where nothing is
-    /// served.
+    /// Returns the address of the HTTP listener, with the port that the system chose for port 0. `None` without a listener.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -205,7 +204,7 @@ impl FlushGuard {
         self.flusher.delivery.listen_addr
     }
 
-    /// The stages of this run so far. `Display` prints them as a table.
+    /// Returns the stages of this run so far. `Display` prints them as a table.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -238,13 +237,13 @@ impl fmt::Debug for FlushGuard {
     }
 }
 
-/// Runs blocking work on a thread of its own and awaits it.
-async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+/// Runs blocking work on a new thread and awaits it.
+async fn on_new_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     let (done, result) = tokio::sync::oneshot::channel();
     let subscriber = tracing::dispatcher::get_default(Clone::clone);
     let run = move || {
         tracing::dispatcher::with_default(&subscriber, || {
-            // The future may have been dropped.
+            // The send fails if the future was dropped.
             let _ = done.send(work());
         });
     };

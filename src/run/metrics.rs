@@ -1,4 +1,4 @@
-//! What is delivered: the stages, the run, the process's resources and the recorder that holds their metrics.
+//! The metrics of the run: its stages, its end, the resources of the process, and the recorder that holds them.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,15 +22,15 @@ use crate::run::report::RunReport;
 use crate::schema;
 use crate::schema::OWN_TARGET;
 
-/// Where the text comes from.
+/// The recorder that holds the metrics.
 pub(crate) enum Exposition {
-    /// The recorder this crate built.
+    /// A recorder of this crate.
     Own {
         recorder: Arc<StageRecorder>,
-        /// One at a time gives the recorder the latest values and reads it.
+        /// Held while the latest values are recorded and read.
         rendering: Mutex<()>,
     },
-    /// A recorder the application has.
+    /// A recorder of the application.
     Foreign(ForeignRecorder),
 }
 
@@ -41,13 +41,13 @@ pub(crate) struct RunMetrics {
     #[cfg(feature = "resource-usage")]
     resources: Option<Resources>,
     pushed: Pushes,
-    /// The crate's own metrics.
+    /// The kinds of the crate's own metrics, by full name.
     own: HashMap<String, MetricKind>,
-    /// Of the text of a foreign recorder.
+    /// Problems in the text of the application's recorder.
     problems: Mutex<Problems>,
 }
 
-/// The full names of this crate's own metrics, with their kinds.
+/// Returns the full names of this crate's own metrics, with their kinds.
 pub(crate) fn own_metrics(namespace: &str) -> impl Iterator<Item = (String, MetricKind)> {
     schema::METRICS.iter().map(move |metric| {
         let kind = match metric.kind {
@@ -64,7 +64,7 @@ struct Pushes {
     failure: Counter,
 }
 
-/// The process's resources, and the node they are reported for.
+/// The resources of the process, and the label `node` of their metrics.
 #[cfg(feature = "resource-usage")]
 pub(crate) struct Resources {
     meter: crate::run::resource::ResourceSampler,
@@ -78,7 +78,7 @@ impl Resources {
         Self { meter: crate::run::resource::ResourceSampler::new(), node, sampled: AtomicBool::new(false) }
     }
 
-    /// The gauges exist from the first sample on: a zero before would be no measurement.
+    /// Sets the gauges. They have no value before the first sample: a zero would not be a measurement.
     fn sample(&self, stages: &Stages) {
         self.sampled.store(true, Ordering::Relaxed);
         let sample = self.meter.sample();
@@ -124,7 +124,7 @@ impl RunMetrics {
         }
     }
 
-    /// There is a sample of the resources before the first reading.
+    /// Samples the resources if that never happened, so that the first reading has them.
     fn sample_first(&self) {
         #[cfg(feature = "resource-usage")]
         if let Some(resources) =
@@ -134,8 +134,8 @@ impl RunMetrics {
         }
     }
 
-    /// The state of this moment as text, in a stable order. Of a foreign recorder whose text cannot be read at all, that
-    /// text.
+    /// Returns the state of this moment as text, in a stable order. A text of the application's recorder that cannot be parsed
+    /// is returned unchanged.
     pub(crate) fn render(&self) -> String {
         self.sample_first();
         match &self.exposition {
@@ -147,7 +147,7 @@ impl RunMetrics {
         }
     }
 
-    /// The state of this moment.
+    /// Returns the state of this moment.
     fn families(&self) -> Result<Families, Error> {
         self.sample_first();
         match &self.exposition {
@@ -175,7 +175,8 @@ impl RunMetrics {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reports metrics that are not written as they were recorded. Not where a layer may be calling: it emits events.
+    /// Reports metrics that are not written as they were recorded. Emits events, so it must not be called in a callback of a
+    /// layer.
     fn report_problems(&self) {
         let mut problems = self.problems().take();
         if let Exposition::Own { recorder, .. } = &self.exposition {
@@ -194,12 +195,12 @@ impl RunMetrics {
         self.run.fail();
     }
 
-    /// The run is over: counts what is still open and sets the gauges of the run. Where a recorder of the application does
-    /// not take them by the deadline, they are missing.
-    /// `patience`: how long a stage that closes at this moment may take to be counted.
-    pub(crate) fn end(self: &Arc<Self>, ending: ExitReason, patience: Duration, deadline: Instant) {
+    /// Ends the run: counts the open stages and sets the gauges of the run. The gauges are missing if a recorder of the
+    /// application does not take them by the deadline. `grace` is the time that a stage which closes at this moment has to be
+    /// counted.
+    pub(crate) fn end(self: &Arc<Self>, reason: ExitReason, grace: Duration, deadline: Instant) {
         let end = move |metrics: &Self| {
-            metrics.run.end(&metrics.stages, ending, patience);
+            metrics.run.end(&metrics.stages, reason, grace);
             #[cfg(feature = "resource-usage")]
             if let Some(resources) = &metrics.resources {
                 resources.end(&metrics.stages);
@@ -217,23 +218,23 @@ impl RunMetrics {
         }
     }
 
-    /// Whether the caller is the thread of this crate that calls a recorder of the application.
+    /// Whether the caller is the thread that calls the recorder of the application.
     pub(crate) fn is_foreign_thread(&self) -> bool {
         matches!(&self.exposition, Exposition::Foreign(foreign) if foreign.is_current_thread())
     }
 
-    /// Has nothing wait for that thread any more, if it is the caller.
+    /// Stops all waiting for the thread of the recorder if the caller is that thread.
     pub(crate) fn abandon_foreign_thread(&self) {
         if let Exposition::Foreign(foreign) = &self.exposition {
             foreign.abandon_current_thread();
         }
     }
 
-    /// Records something: at once in a recorder of this crate, on its thread in a recorder of the application. There it is
-    /// dropped if the recorder has not returned for so long that too many calls wait.
+    /// Records into the recorder: at once if it is of this crate, else on the recorder's thread. The call is dropped if too many
+    /// calls wait for a recorder that does not return.
     fn record(self: &Arc<Self>, work: impl FnOnce(&Self) + Send + 'static) {
         match &self.exposition {
-            // A panic must not come through: this may be the drop of the guard.
+            // A panic must not reach the caller, which may be the drop of the guard.
             Exposition::Own { .. } => drop(catch_unwind(AssertUnwindSafe(|| work(self)))),
             Exposition::Foreign(foreign) => {
                 let metrics = Arc::clone(self);

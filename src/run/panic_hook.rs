@@ -8,22 +8,23 @@ use tracing::dispatcher;
 use super::exit_reason::ExitReason;
 use super::shutdown::Flusher;
 
-/// The hook that was there prints, which may block, so the final flush is made on another thread at the same time.
+/// Adds the final flush to the panic hook. The existing hook prints, which may block, so the flush runs on another thread at
+/// the same time.
 pub(crate) fn flush_in_panic_hook(flusher: &Arc<Flusher>) {
     let (flusher, before) = (Arc::clone(flusher), panic::take_hook());
     panic::set_hook(Box::new(move |info| {
         if flusher.is_own_thread() {
-            // Nothing may wait for this thread any more.
+            // Other threads must not wait for this one any more.
             flusher.end_and_warn(ExitReason::Panicked);
             return before(info);
         }
-        let ending = Arc::clone(&flusher);
+        let flushing = Arc::clone(&flusher);
         let subscriber = dispatcher::get_default(Clone::clone);
-        let end = move || dispatcher::with_default(&subscriber, || ending.end_and_warn(ExitReason::Panicked));
+        let end = move || dispatcher::with_default(&subscriber, || flushing.end_and_warn(ExitReason::Panicked));
         let thread = thread::Builder::new().name("metrics-panic".to_owned()).spawn(end);
         before(info);
         match thread {
-            // It ends within the flush timeout.
+            // The thread ends within the flush timeout.
             Ok(thread) => drop(thread.join()),
             Err(_) => flusher.end_and_warn(ExitReason::Panicked),
         }

@@ -1,13 +1,13 @@
-//! The run report: what the stages of this run add up to, as a table for a terminal.
+//! The run report: the totals of the stages of this run, as a table for a terminal.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::layer::StageState;
 
-/// The stages of a run: in the order in which they first finished, then those that have not.
+/// The stages of a run: the finished ones in the order in which they first finished, then the others.
 ///
-/// `Display` prints a table that fits a terminal of 80 columns. Numbers are of the moment the report was made.
+/// `Display` prints a table that fits a terminal of 80 columns. The numbers are of the moment at which the report was made.
 ///
 /// ```
 /// # use tracing_stage_metrics::MetricsLayer;
@@ -71,44 +71,44 @@ impl RunReport {
         Self { stages: stages.collect() }
     }
 
-    /// The stage with this id, if it ran, runs now or was expected.
+    /// Returns the stage with this id, if it ran, is open or was expected.
     #[must_use]
     pub fn stage(&self, stage_id: &str) -> Option<&StageReport> {
         self.stages.iter().find(|stage| stage.stage_id == stage_id)
     }
 
-    /// All stages, in the order of the table.
+    /// Iterates over all stages, in the order of the table.
     pub fn stages(&self) -> impl Iterator<Item = &StageReport> {
         self.stages.iter()
     }
 }
 
 impl StageReport {
-    /// The stage's id.
+    /// Returns the stage's id.
     #[must_use]
     pub fn stage_id(&self) -> &str {
         &self.stage_id
     }
 
-    /// How many times it finished, with success or not.
+    /// Returns how many times the stage finished, with success or without.
     #[must_use]
     pub fn runs(&self) -> u64 {
         self.runs
     }
 
-    /// How many of those were failures.
+    /// Returns how many of its runs failed.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.failures
     }
 
-    /// The durations of its runs added up: more than the clock shows where they ran side by side.
+    /// Returns the sum of the durations of its runs. It exceeds the time on the clock if runs overlap.
     #[must_use]
     pub fn total(&self) -> Duration {
         self.total
     }
 
-    /// The mean duration of its runs; zero before the first has finished.
+    /// Returns the mean duration of its runs; zero before the first one has finished.
     #[must_use]
     pub fn mean(&self) -> Duration {
         match self.runs {
@@ -117,20 +117,20 @@ impl StageReport {
         }
     }
 
-    /// The longest duration of its runs; zero before the first has finished.
+    /// Returns the longest duration of its runs; zero before the first one has finished.
     #[must_use]
     pub fn slowest(&self) -> Duration {
         self.slowest
     }
 
-    /// How many of it are open now. They are in none of the other numbers.
+    /// Returns how many of its spans are open now. The other numbers do not include them.
     #[must_use]
     pub fn open(&self) -> u64 {
         self.open
     }
 
-    /// The trace of its last failure that is in one: 32 hexadecimal digits. None where nothing failed, where
-    /// `tracing-opentelemetry` is not in the subscriber, and where no failure was sampled.
+    /// Returns the trace id of its last failure that has one: 32 hexadecimal digits. `None` without a failure, without
+    /// `tracing-opentelemetry` in the subscriber, and if no failure was sampled.
     #[cfg(feature = "trace-id")]
     #[must_use]
     pub fn trace_id(&self) -> Option<&str> {
@@ -181,7 +181,7 @@ impl fmt::Display for StageReport {
     }
 }
 
-/// The end of a long id says more than its beginning, which it shares with others.
+/// Keeps the end of a long id: ids of one pipeline share their beginnings.
 fn shortened(id: &str) -> String {
     let characters = id.chars().count();
     let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
@@ -191,7 +191,7 @@ fn shortened(id: &str) -> String {
     std::iter::once('…').chain(id.chars().skip(characters - (STAGE - 1)).map(shown)).collect()
 }
 
-/// Three digits and a unit, up to days.
+/// Formats a duration as three digits and a unit, up to days.
 fn short_time(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     let digits = |value: f64, unit: &str| {

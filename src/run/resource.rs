@@ -1,4 +1,4 @@
-//! What this process uses: CPU and memory.
+//! CPU and memory of this process.
 //!
 //! CPU comes from the process's CPU clock, which counts in nanoseconds; the ticks of `/proc` count in hundredths of a
 //! second, too coarse for a job that lives for one.
@@ -6,10 +6,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often the resources are sampled unless `MetricsLayerBuilder::with_resource_usage` says otherwise.
+/// Default interval between two samples. `MetricsLayerBuilder::with_resource_usage` changes it.
 pub const DEFAULT_RESOURCE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Measures from its creation on.
+/// Samples the resources of this process, beginning with its creation.
 pub(crate) struct ResourceSampler {
     start: Instant,
     cpu_at_start: Duration,
@@ -19,18 +19,18 @@ pub(crate) struct ResourceSampler {
 struct Last {
     at: Instant,
     cpu: Duration,
-    /// Whether it was a sample, and not the beginning.
+    /// Whether this is a sample; the first entry is the creation of the sampler.
     is_sample: bool,
 }
 
-/// Over less than this, CPU use says more of the moment than of the process.
+/// Shortest time over which CPU use is computed.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 
-/// What was found at one moment; what this system does not tell is missing.
+/// The resources at one moment. A value that this system does not report is `None`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// Cores in use on average since the sample before. Where that was a moment ago: none, or since the beginning in the
-    /// first moments of all.
+    /// Average number of cores in use since the previous sample. `None` if that sample is too recent; a first sample that is
+    /// too recent counts from the creation.
     pub(crate) cores: Option<f64>,
     /// Resident memory.
     pub(crate) resident_bytes: Option<u64>,
@@ -63,7 +63,7 @@ impl ResourceSampler {
             return None;
         }
         if last.is_sample && elapsed < SHORTEST_WINDOW {
-            // Where the sample before was of the first moments alone, all there was until now says more.
+            // A previous sample of the first moments alone is replaced by the time since the creation.
             let is_of_start = last.at.saturating_duration_since(self.start) < SHORTEST_WINDOW;
             let all = now.saturating_duration_since(self.start);
             let used = cpu.saturating_sub(self.cpu_at_start);
@@ -74,12 +74,12 @@ impl ResourceSampler {
         Some(used.as_secs_f64() / elapsed.as_secs_f64())
     }
 
-    /// CPU time, user and system, since the creation.
+    /// Returns the CPU time, user and system, since the creation.
     pub(crate) fn cpu_used(&self) -> Option<Duration> {
         Some(cpu_time()?.saturating_sub(self.cpu_at_start))
     }
 
-    /// The largest resident memory so far.
+    /// Returns the largest resident memory so far, in bytes.
     pub(crate) fn peak_bytes(&self) -> Option<u64> {
         peak_bytes()
     }
@@ -99,7 +99,7 @@ fn resident_bytes() -> Option<u64> {
 
 #[cfg(target_os = "linux")]
 fn peak_bytes() -> Option<u64> {
-    // Not `ru_maxrss`: that starts with the size of the process that started this one.
+    // `ru_maxrss` would start with the size of the parent process.
     Some(procfs::process::Process::myself().and_then(|process| process.status()).ok()?.vmhwm? * 1024)
 }
 

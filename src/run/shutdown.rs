@@ -1,4 +1,4 @@
-//! Flushes, and the final flush, which is made once by the first that asks for it: the guard, a signal or a panic hook.
+//! Flushes, and the final flush. The guard, a signal or a panic hook makes the final flush, once in a process.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,9 +20,9 @@ use crate::run::metrics::RunMetrics;
 use crate::run::report::RunReport;
 use crate::schema::OWN_TARGET;
 
-/// Takes the report after the final flush.
+/// The application's closure that takes the report after the final flush.
 pub(crate) type TakeReport = Box<dyn FnOnce(RunReport) + Send>;
-/// Runs when nothing is left to flush.
+/// Runs after the final flush.
 pub(crate) type Afterwards = Box<dyn Fn() + Send + Sync>;
 
 pub(crate) struct Flusher {
@@ -32,9 +32,9 @@ pub(crate) struct Flusher {
     report: Option<ReportThread>,
     afterwards: OnceLock<Afterwards>,
     state: Mutex<EndState>,
-    /// The final flush was made.
+    /// Notified when the final flush is over.
     ended: Condvar,
-    /// The process that has the threads. A fork of it has none.
+    /// The id of the process that has the threads. A fork has none.
     process: u32,
 }
 
@@ -82,12 +82,12 @@ impl Flusher {
         self.timeout
     }
 
-    /// To be called once: what follows the final flush.
+    /// Sets the action that follows the final flush. The first call counts.
     pub(crate) fn then(&self, afterwards: Afterwards) {
         let _ = self.afterwards.set(afterwards);
     }
 
-    /// Delivers the state of this moment and waits for the answer, for the timeout and no longer.
+    /// Delivers the state of this moment and waits for the result, at most for the timeout.
     pub(crate) fn flush(&self) -> Result<(), Error> {
         self.deliver(Instant::now() + self.timeout, false)
     }
@@ -96,22 +96,22 @@ impl Flusher {
         self.request(Instant::now() + self.timeout, false).await
     }
 
-    /// The final flush. A second caller waits until the first is done, and gets `Ok`.
-    pub(crate) fn end(&self, ending: ExitReason) -> Result<(), Error> {
-        self.end_with(ending, false, |result| result)
+    /// Makes the final flush. A second caller waits until the first is done, and gets `Ok`.
+    pub(crate) fn end(&self, reason: ExitReason) -> Result<(), Error> {
+        self.end_with(reason, false, |result| result)
     }
 
-    /// The final flush for a caller that cannot be given an error: it is one warning.
-    pub(crate) fn end_and_warn(&self, ending: ExitReason) {
-        self.end_then(ending, || ());
+    /// Makes the final flush. An error is one warning.
+    pub(crate) fn end_and_warn(&self, reason: ExitReason) {
+        self.end_then(reason, || ());
     }
 
-    /// The final flush, and what comes next before a second caller goes on: the end of the process.
-    pub(crate) fn end_then<T>(&self, ending: ExitReason, next: impl FnOnce() -> T) -> T {
-        self.end_with(ending, true, |_| next())
+    /// Makes the final flush and calls `next`, which ends the process, before a second caller goes on.
+    pub(crate) fn end_then<T>(&self, reason: ExitReason, next: impl FnOnce() -> T) -> T {
+        self.end_with(reason, true, |_| next())
     }
 
-    fn end_with<T>(&self, ending: ExitReason, warns: bool, next: impl FnOnce(Result<(), Error>) -> T) -> T {
+    fn end_with<T>(&self, reason: ExitReason, warns: bool, next: impl FnOnce(Result<(), Error>) -> T) -> T {
         let deadline = Instant::now() + self.timeout;
         if let Err(error) = self.check_process() {
             return next(Err(error));
@@ -120,13 +120,13 @@ impl Flusher {
             return next(Ok(()));
         }
         let _ended = Ended(self);
-        next(self.flush_finally(ending, warns, deadline))
+        next(self.flush_finally(reason, warns, deadline))
     }
 
-    /// Whether the caller is to make the final flush. Waits for another thread that makes it, until the deadline.
+    /// Returns whether the caller must make the final flush. Waits for another thread that makes it, until the deadline.
     fn begin_end(&self, deadline: Instant) -> bool {
         let current = thread::current().id();
-        // The final flush goes on with the last rendering, and the panic that brings its thread here waits for it.
+        // A panic on the recorder's thread leads here. The final flush must not wait for that thread: it uses the last rendering.
         self.metrics.abandon_foreign_thread();
         let mut state = self.state();
         loop {
@@ -136,7 +136,7 @@ impl Flusher {
                     *state = EndState::ExitReason(current);
                     return true;
                 }
-                // A panic hook in the midst of it, on this thread or one that it waits for.
+                // A panic hook during the final flush, on this thread or on one that the final flush waits for.
                 EndState::ExitReason(thread) if thread == current || self.is_waited_for() => return false,
                 EndState::ExitReason(_) => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -159,18 +159,18 @@ impl Flusher {
         self.is_waited_for() || self.metrics.is_foreign_thread()
     }
 
-    /// Whether the caller is a thread that the final flush waits for, without a way to be told that it need not.
+    /// Whether the caller is a thread that the final flush waits for and cannot abandon.
     fn is_waited_for(&self) -> bool {
         self.delivery.is_current()
             || self.metrics.stages.diagnostics.is_current_thread()
             || self.report.as_ref().is_some_and(|report| report.thread.is_current())
     }
 
-    /// Delivers first and speaks afterwards: a log that blocks does not cost the last state.
-    fn flush_finally(&self, ending: ExitReason, warns: bool, deadline: Instant) -> Result<(), Error> {
+    /// Delivers before it emits events: a log that blocks does not cost the last state.
+    fn flush_finally(&self, reason: ExitReason, warns: bool, deadline: Instant) -> Result<(), Error> {
         let diagnostics = &self.metrics.stages.diagnostics;
         diagnostics.hold();
-        self.metrics.end(ending, self.timeout / 10, deadline.checked_sub(self.timeout * 3 / 4).unwrap_or(deadline));
+        self.metrics.end(reason, self.timeout / 10, deadline.checked_sub(self.timeout * 3 / 4).unwrap_or(deadline));
         let result = self.deliver(deadline.checked_sub(self.timeout / 10).unwrap_or(deadline), true);
         if warns && let Err(error) = &result {
             let error = error.copy();
@@ -192,7 +192,7 @@ impl Flusher {
         result
     }
 
-    /// Calls the closure of the application on its thread, with the subscriber of this one.
+    /// Calls the application's closure on the report thread, with the subscriber of the current thread.
     fn hand_over_report(&self) {
         let Some(report) = &self.report else { return };
         let Some(take) = report.take.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
@@ -214,15 +214,14 @@ impl Flusher {
         })
     }
 
-    /// Asks the delivery thread for a delivery a little before the deadline, so that the answer, which says what went
-    /// wrong, is here in time.
+    /// Requests a delivery that ends shortly before the deadline, so that its error is here in time.
     async fn request(&self, deadline: Instant, is_final: bool) -> Result<(), Error> {
         self.check_process()?;
         let slack = (self.timeout / 20).min(Duration::from_millis(50));
         self.delivery.flush(deadline.checked_sub(slack).unwrap_or(deadline), is_final).await
     }
 
-    /// Threads do not survive a fork: nobody would answer.
+    /// Returns an error in a fork, which has no thread to deliver.
     fn check_process(&self) -> Result<(), Error> {
         if process::id() == self.process {
             return Ok(());
@@ -238,7 +237,7 @@ impl Flusher {
     }
 }
 
-/// Lets the callers go on that wait for the final flush.
+/// Wakes the callers that wait for the final flush when it is dropped.
 struct Ended<'a>(&'a Flusher);
 
 impl Drop for Ended<'_> {
@@ -248,7 +247,7 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// Waits for a future on this thread, until the deadline.
+/// Blocks on a future until the deadline. `None` if the deadline comes first.
 fn wait_for<F: Future>(future: F, deadline: Instant) -> Option<F::Output> {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -257,7 +256,8 @@ fn wait_for<F: Future>(future: F, deadline: Instant) -> Option<F::Output> {
         }
     }
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    // A task of tokio whose budget is used up would never see the result: only the task's own return renews it.
+    // Without `unconstrained`, a tokio task that has used its budget would never see the result: only a return to the runtime
+    // renews the budget.
     let mut future = pin!(unconstrained(future));
     loop {
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {

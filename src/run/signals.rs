@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the final flush, then the death the signal means.
+//! SIGTERM and SIGINT: the final flush, then the end of the process by that signal.
 
 use std::fs;
 use std::io;
@@ -17,31 +17,31 @@ use crate::error::{Error, Kind};
 use crate::run::exit_reason::ExitReason;
 use crate::run::shutdown::Flusher;
 
-/// What a shell reports of a process that a signal ended: this and the number of the signal.
+/// A shell reports a process that a signal ended by this number plus that of the signal.
 const EXIT_BASE: i32 = 128;
 
-/// Ample for a handler that has begun to come to its end: it sets two flags and writes a byte.
+/// Time for a running handler to return: it sets two flags and writes a byte.
 const HANDLER_TIME: Duration = Duration::from_millis(50);
 
-/// Handlers that are in place and a thread that waits to be told what to flush.
+/// Installed handlers, and a thread that waits for a flusher.
 ///
-/// Dropped before that, signals act as if never caught.
+/// A drop before [`start`](Self::start) gives the signals back: they act as if never caught.
 pub(crate) struct SignalHandler {
     start: SyncSender<Arc<Flusher>>,
     release: Release,
 }
 
-/// Whether a guard of this process has the signals.
+/// Whether a guard of this process owns the signals.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Whether the next signal acts as by default: no guard has the signals, or the first one came, and a second one does not
-/// wait for the flush. One for all guards, since handlers that were made for one are there for the next as well.
+/// Whether the next signal has its default action: because no guard owns the signals, or because a first signal came and a
+/// second one must not wait for the flush. One flag for all guards, since handlers outlive the guard that installed them.
 static BY_DEFAULT: AtomicBool = AtomicBool::new(true);
 
-/// The signals whose handlers go by that.
+/// The signals whose handlers read [`BY_DEFAULT`].
 static HANDLED: Mutex<Vec<i32>> = Mutex::new(Vec::new());
 
-/// The thread of the guard that had the signals last. It may still look for one that came as that guard's time was over.
+/// The thread of the guard that owned the signals last. It may still handle a signal that came as that guard ended.
 static THREAD: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
 
 /// Gives the signals back.
@@ -58,7 +58,7 @@ impl Drop for Release {
 }
 
 impl SignalHandler {
-    /// Catches the signals, but for one that was ignored when the process started (`nohup`): it stays ignored.
+    /// Catches the signals. A signal that was ignored when the process started (`nohup`) stays ignored.
     pub(crate) fn new() -> Result<Self, Error> {
         if TAKEN.swap(true, Ordering::SeqCst) {
             return Err(Error::config(
@@ -75,7 +75,7 @@ impl SignalHandler {
     fn catch() -> io::Result<Self> {
         let before = THREAD.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(before) = before {
-            // It would take our signals for its own. It ends by itself, soon.
+            // The earlier thread would take these signals for its own. It ends soon.
             let _ = before.join();
         }
         let caught: Vec<_> = [SIGTERM, SIGINT].into_iter().filter(|signal| !is_ignored(*signal)).collect();
@@ -89,7 +89,7 @@ impl SignalHandler {
         let watch = move || {
             let Ok(flusher) = flusher.recv() else { return };
             let signal = signals.forever().next().or_else(|| {
-                // Closed: the final flush was made. A signal whose handler began before may have told nobody yet.
+                // Closed: the final flush was made. A handler that began before may not have notified the thread yet.
                 thread::sleep(HANDLER_TIME);
                 signals.pending().next()
             });
@@ -102,24 +102,24 @@ impl SignalHandler {
         Ok(Self { start, release })
     }
 
-    /// Flushes with this when a signal comes, until it made its final flush.
+    /// Makes the final flush with `flusher` when a signal comes.
     pub(crate) fn start(self, flusher: &Arc<Flusher>) {
         let Self { start, release } = self;
-        // The thread waits for it.
+        // The thread waits for this value.
         let _ = start.send(Arc::clone(flusher));
         let release = Mutex::new(Some(release));
         flusher.then(Box::new(move || drop(release.lock().unwrap_or_else(PoisonError::into_inner).take())));
     }
 }
 
-/// Has a signal act by [`BY_DEFAULT`], and set it. Handlers cannot be taken back to what was there before, so they are
-/// made once.
+/// Installs handlers that follow [`BY_DEFAULT`] and set it. Handlers cannot be replaced by the former ones, so they are
+/// installed once in a process.
 fn handle(signal: i32) -> io::Result<()> {
     let mut handled = HANDLED.lock().unwrap_or_else(PoisonError::into_inner);
     if handled.contains(&signal) {
         return Ok(());
     }
-    // In this order: what the first signal sets is for the second to find.
+    // In this order: the second signal must see the flag that the first one sets.
     if is_init() {
         flag::register_conditional_shutdown(signal, EXIT_BASE + signal, &BY_DEFAULT)?;
     } else {
@@ -130,21 +130,21 @@ fn handle(signal: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// The first process of a container: the kernel ignores a signal that it raises for itself.
+/// Whether this is the first process of a container: the kernel ignores signals that it raises for itself.
 fn is_init() -> bool {
     process::id() == 1
 }
 
-/// Ends the process as the signal would have.
+/// Ends the process by the signal.
 fn reraise(signal: i32) {
     if !is_init() {
-        // Returns only where it could not.
+        // Returns only on failure.
         let _ = low_level::emulate_default_handler(signal);
     }
     process::exit(EXIT_BASE + signal);
 }
 
-/// Whether the process was started with this signal ignored, as far as the system tells (Linux).
+/// Whether this signal was ignored when the process started (known on Linux only).
 fn is_ignored(signal: i32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     ignored_mask(&status) & (1 << (signal - 1)) != 0

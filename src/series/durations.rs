@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::histogram::{Counts, Snapshot};
+use crate::histogram::{BucketCounts, Snapshot};
 use crate::series::outcome::{Outcome, Reason};
 
 /// Upper bounds of buckets.
@@ -52,9 +52,9 @@ fn longest_within(bound: f64) -> u64 {
 #[repr(align(128))] // Threads at different label sets do not wait for each other.
 pub(crate) struct Durations {
     bounds: Arc<Bounds>,
-    succeeded: Counts,
+    succeeded: BucketCounts,
     /// By reason. Most label sets never fail: a row is allocated with its first failure.
-    failed: [OnceLock<Counts>; Reason::COUNT],
+    failed: [OnceLock<BucketCounts>; Reason::COUNT],
     total_nanos: AtomicU64,
     slowest_nanos: AtomicU64,
     /// Its place in the order in which label sets first finished; zero: none did.
@@ -81,7 +81,7 @@ impl Sums {
 impl Durations {
     pub(crate) fn new(bounds: Arc<Bounds>) -> Self {
         Self {
-            succeeded: Counts::new(bounds.buckets()),
+            succeeded: BucketCounts::new(bounds.buckets()),
             failed: [const { OnceLock::new() }; Reason::COUNT],
             bounds,
             total_nanos: AtomicU64::new(0),
@@ -98,7 +98,9 @@ impl Durations {
         }
         let row = match outcome {
             Outcome::Success => &self.succeeded,
-            Outcome::Failure(reason) => self.failed[reason as usize].get_or_init(|| Counts::new(self.bounds.buckets())),
+            Outcome::Failure(reason) => {
+                self.failed[reason as usize].get_or_init(|| BucketCounts::new(self.bounds.buckets()))
+            }
         };
         row.add(self.bounds.bucket(nanos), 1);
         self.total_nanos.fetch_add(nanos, Ordering::Relaxed);
@@ -130,7 +132,7 @@ impl Durations {
         (sums, Snapshot { counts, sum: sums.total_nanos as f64 / 1e9 })
     }
 
-    fn sum_rows(&self, mut sum: impl FnMut(&Counts) -> u64) -> Sums {
+    fn sum_rows(&self, mut sum: impl FnMut(&BucketCounts) -> u64) -> Sums {
         Sums {
             succeeded: sum(&self.succeeded),
             failed: self.failed.each_ref().map(|row| row.get().map_or(0, &mut sum)),

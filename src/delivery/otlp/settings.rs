@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn the_documentation_lists_every_variable_that_is_read_and_no_other() {
         let read = |set: &[(&str, &str)]| {
-            tables::asked_for(set, |lookup| {
+            tables::looked_up(set, |lookup| {
                 let _ = OtlpSettings::read(lookup);
             })
         };

@@ -1,7 +1,7 @@
-//! No subscriber for this thread, while its runtime is at work.
+//! Removes the subscriber of the delivery thread while its runtime works.
 //!
-//! Not while it is parked: a subscriber that is set for one thread makes every event and span of the process look for
-//! one of its own thread first.
+//! The subscriber returns while the thread is parked: a subscriber that is set for one thread makes every span and event of
+//! the process look for a thread-local one first.
 
 use std::cell::RefCell;
 
@@ -13,10 +13,10 @@ thread_local! {
 
 pub(crate) fn begin() {
     GUARD.with_borrow_mut(|guard| {
-        // A second guard would outlive the first one's end.
+        // A second guard would outlive the end of the first one.
         if guard.is_none() {
-            // Not a subscriber made for it: each new one has all callsites of the process asked anew, and a "never" of
-            // this one would make their "always" a "sometimes".
+            // `NoSubscriber` needs no registration: a new subscriber would re-register all callsites of the process, and its
+            // "never" would turn their "always" into "sometimes".
             *guard = Some(set_default(&Dispatch::none()));
         }
     });
@@ -27,8 +27,8 @@ pub(crate) fn end() {
     drop(guard);
 }
 
-/// Finds what subscriber this thread has when its runtime is not at work.
-pub(crate) fn lift<T>(work: impl FnOnce() -> T) -> T {
+/// Runs `work` with the subscriber that the thread has while its runtime is parked.
+pub(crate) fn with_subscriber<T>(work: impl FnOnce() -> T) -> T {
     let guard = GUARD.with_borrow_mut(Option::take);
     let was_suppressed = guard.is_some();
     drop(guard);
@@ -39,8 +39,9 @@ pub(crate) fn lift<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Keeps the events of the HTTP client, and of what its connections still do afterwards, out of the application's log.
-pub(crate) fn suppress_instrumentation<T>(work: impl FnOnce() -> T) -> T {
+/// Runs `work` without a subscriber, so that the events of the HTTP client and its connections stay out of the application's
+/// log.
+pub(crate) fn without_subscriber<T>(work: impl FnOnce() -> T) -> T {
     begin();
     let result = work();
     end();
@@ -49,7 +50,7 @@ pub(crate) fn suppress_instrumentation<T>(work: impl FnOnce() -> T) -> T {
 
 #[cfg(test)]
 mod tests {
-    use crate::diagnostics::suppress::*;
+    use crate::diagnostics::subscriber::*;
     use tracing::subscriber::NoSubscriber;
 
     fn is_suppressed() -> bool {
@@ -63,9 +64,9 @@ mod tests {
         begin();
         begin();
         assert!(is_suppressed());
-        assert!(!lift(is_suppressed) && is_suppressed());
+        assert!(!with_subscriber(is_suppressed) && is_suppressed());
         end();
-        assert!(!lift(is_suppressed) && !is_suppressed());
+        assert!(!with_subscriber(is_suppressed) && !is_suppressed());
         assert!(!is_suppressed());
         end();
         assert!(!is_suppressed());
