@@ -44,11 +44,11 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
-use layer::outcome::Facts;
-use layer::span::table::{Found, NewSpan, SlotRef};
+use layer::outcome::SpanFlags;
+use layer::span::table::{NewSpan, SlotRef, SpanRef};
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
-use series::append_only_map::place_of;
+use series::append_only_map::fibonacci_hash;
 use tracing::span::Id;
 
 /// Buckets of the first level.
@@ -62,11 +62,11 @@ fn id(id: u64) -> Id {
 
 /// A span that is told from others by `mark`.
 fn span(mark: u64) -> NewSpan {
-    NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() }
+    NewSpan { started: mark, flags: SpanFlags::STAGE, ..NewSpan::default() }
 }
 
-fn mark(found: Found<'_>) -> u64 {
-    found.started.load(Relaxed)
+fn mark(span: SpanRef<'_>) -> u64 {
+    span.started.load(Relaxed)
 }
 
 fn open(spans: &OpenSpans, at: u64, mark: u64) -> SlotRef {
@@ -75,21 +75,21 @@ fn open(spans: &OpenSpans, at: u64, mark: u64) -> SlotRef {
 
 /// Closes it as the layer does: counts it if nobody did, and frees the slot. Returns what was counted.
 fn close(spans: &OpenSpans, at: u64) -> Option<u64> {
-    let found = spans.find(&id(at)).unwrap();
-    let counted = mark(found);
-    let is_settled = found.settle(found.reference());
-    spans.release(found);
-    is_settled.then_some(counted)
+    let span = spans.find(&id(at)).unwrap();
+    let counted = mark(span);
+    let is_finisher = span.try_finish(span.reference());
+    spans.release(span);
+    is_finisher.then_some(counted)
 }
 
 /// Ends the run and goes over the open spans, as the layer does. Returns what was counted.
 fn end(spans: &OpenSpans) -> Vec<u64> {
     let mut counted = Vec::new();
     assert!(spans.end(), "it ends once");
-    for found in spans.taken() {
-        let reference = found.reference();
-        let mark = mark(found);
-        if found.settle(reference) {
+    for span in spans.taken() {
+        let reference = span.reference();
+        let mark = mark(span);
+        if span.try_finish(reference) {
             counted.push(mark);
         }
     }
@@ -110,7 +110,7 @@ fn beside<T: 'static>(spans: &Arc<OpenSpans>, work: impl FnOnce(&OpenSpans) -> T
 
 /// Ids of the same bucket.
 fn neighbours(count: usize) -> Vec<u64> {
-    let bucket = |id| place_of(id, FIRST);
+    let bucket = |id| fibonacci_hash(id, FIRST);
     (1..).filter(|id| bucket(*id) == bucket(1)).take(count).collect()
 }
 
@@ -164,10 +164,10 @@ fn a_reference_does_not_reach_the_next_span_with_the_id() -> [Option<u64>; 2] {
         [first, open_and_close(spans, 2)]
     });
     let looking = beside(&spans, move |spans| {
-        let Some(found) = spans.get(reference) else { return [None, None] };
-        let seen = mark(found);
-        let is_still = found.is_still(reference);
-        [is_still.then_some(seen), found.settle(reference).then_some(seen)]
+        let Some(span) = spans.get(reference) else { return [None, None] };
+        let seen = mark(span);
+        let is_current = span.is_current(reference);
+        [is_current.then_some(seen), span.try_finish(reference).then_some(seen)]
     });
     let [seen, counted] = looking.join().unwrap();
     let [first, second] = closing.join().unwrap();
@@ -205,7 +205,7 @@ fn what_is_found_is_whole() -> Option<u64> {
     close(&spans, 1);
     let opening = beside(&spans, |spans| open(spans, 1, 2));
     let looking = beside(&spans, |spans| {
-        let reference = spans.find_whole(&id(1))?.reference();
+        let reference = spans.get_initialized(&id(1))?.reference();
         spans.get(reference).map(mark)
     });
     opening.join().unwrap();
@@ -256,7 +256,7 @@ fn main() {
         at_the_end_of_the_run_each_span_counts_once,
         &[(vec![], [Some(1), None]), (vec![], [Some(1), Some(2)]), (vec![1], [None, None]), (vec![2], [Some(1), None])],
     );
-    model("what is found is whole", what_is_found_is_whole, &[None, Some(2)]);
+    model("what is span is whole", what_is_found_is_whole, &[None, Some(2)]);
     model("a full bucket overflows into the next level", a_full_bucket_overflows_into_the_next_level, &[()]);
     model(
         "a span that opens at the end is counted or refused",

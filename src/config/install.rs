@@ -13,15 +13,15 @@ use crate::delivery::otlp;
 use crate::delivery::{DeliveryConfig, DeliveryThread, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::error::Error;
-use crate::layer::{MetricsLayer, Settings, Stages};
+use crate::layer::{MetricsLayer, StageTracker, TrackerSettings};
 use crate::process;
 #[cfg(feature = "otlp")]
 use crate::process::executable_name;
 #[cfg(feature = "otlp")]
 use crate::recorder::DEFAULT_HISTOGRAM_BUCKETS;
 use crate::recorder::ForeignRecorder;
+use crate::recorder::RecorderTarget;
 use crate::recorder::StageRecorder;
-use crate::recorder::Target;
 use crate::run::guard::FlushGuard;
 use crate::run::metrics::{Exposition, RunMetrics, own_metrics};
 use crate::run::panic_hook;
@@ -62,17 +62,17 @@ impl MetricsLayerBuilder {
         let of_duration = bounds.iter().rev().find(|(name, _)| *name == bounds[0].0).map(|(_, of)| of.clone());
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
         let (target, exposition, recorder) = match self.exposition {
-            Some(render) => (Target::Facade, Exposition::Foreign(ForeignRecorder::new(render)?), None),
+            Some(render) => (RecorderTarget::Global, Exposition::Foreign(ForeignRecorder::new(render)?), None),
             None => {
                 let buckets = bounds.iter().map(|(name, of)| (name.as_str(), of.as_slice()));
                 let own = Arc::new(StageRecorder::new(buckets, own_metrics(&self.namespace)));
                 let recorder: Arc<dyn Recorder + Send + Sync> = Arc::clone(&own) as _;
-                let target = Target::Own(Arc::clone(&recorder));
+                let target = RecorderTarget::Own(Arc::clone(&recorder));
                 #[cfg(feature = "otlp")]
                 let (recorder, target) = match otlp.recorder {
                     Some(otel) => {
                         let both: Arc<dyn Recorder + Send + Sync> = Arc::new(otlp::Both(recorder, otel));
-                        let target = if otlp.updates_eagerly { Target::Shared } else { Target::Own };
+                        let target = if otlp.updates_eagerly { RecorderTarget::Shared } else { RecorderTarget::Own };
                         (Arc::clone(&both), target(both))
                     }
                     None => (recorder, target),
@@ -83,7 +83,7 @@ impl MetricsLayerBuilder {
         let grouping = |label| self.gateway.as_ref().and_then(|gateway| gateway.grouping().get(label));
         let diagnostics = Arc::new(Diagnostics::default());
         diagnostics.start_thread()?;
-        let stages = Arc::new(Stages::new(Settings {
+        let stages = Arc::new(StageTracker::new(TrackerSettings {
             namespace: self.namespace.clone(),
             policy: self.policy,
             max_series: self.max_series,

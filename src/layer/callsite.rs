@@ -9,20 +9,20 @@ use tracing::{Level, Metadata};
 use super::fields::Positions;
 use crate::schema::OWN_TARGET;
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
-use crate::series::append_only_map::{InsertOnly, Number, mix, place_of};
+use crate::series::append_only_map::{AppendOnlyMap, EntryId, fibonacci_hash, splitmix64};
 
 /// A callsite and what was decided about it.
 #[derive(Debug)]
 pub(crate) struct Callsite {
     pub(crate) meta: &'static Metadata<'static>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: CallsiteKind,
     pub(crate) positions: Positions,
     /// Whether the one warning about its spans was given.
     pub(crate) warned: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum CallsiteKind {
     /// A span that declares `stage_id`.
     Stage,
     /// A span that declares `profile` or `run_id`: what stages below inherit from.
@@ -47,7 +47,7 @@ impl Callsite {
     fn new(meta: &'static Metadata<'static>, context: &Inherited) -> Self {
         Self {
             meta,
-            kind: Kind::of(meta, context),
+            kind: CallsiteKind::of(meta, context),
             positions: Positions::of(meta.fields(), context),
             warned: AtomicBool::new(false),
         }
@@ -59,7 +59,7 @@ impl Callsite {
     }
 }
 
-impl Kind {
+impl CallsiteKind {
     fn of(meta: &Metadata<'_>, context: &Inherited) -> Self {
         let fields = meta.fields();
         if meta.target() == OWN_TARGET {
@@ -93,7 +93,7 @@ fn is_exactly(fields: &FieldSet, name: &str) -> bool {
 
 /// What `#[instrument]` says a function returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Returned {
+pub(crate) enum InstrumentEvent {
     /// `err`.
     Error,
     /// `ret`.
@@ -104,7 +104,7 @@ pub(crate) enum Returned {
 /// is `error` or `return`, and it has the span's target, file and line, since the attribute expands to both. A bare
 /// `error!(error = %e)` in the body has the same field and another line. Several functions made by one line of a macro
 /// cannot be told apart.
-pub(crate) fn returned(event: &Metadata<'_>, span: &Metadata<'_>) -> Option<Returned> {
+pub(crate) fn returned(event: &Metadata<'_>, span: &Metadata<'_>) -> Option<InstrumentEvent> {
     let same_place = event.line().is_some()
         && event.line() == span.line()
         && event.file() == span.file()
@@ -112,9 +112,9 @@ pub(crate) fn returned(event: &Metadata<'_>, span: &Metadata<'_>) -> Option<Retu
     if !same_place {
         None
     } else if is_exactly(event.fields(), "error") {
-        Some(Returned::Error)
+        Some(InstrumentEvent::Error)
     } else if is_exactly(event.fields(), "return") {
-        Some(Returned::Value)
+        Some(InstrumentEvent::Value)
     } else {
         None
     }
@@ -129,21 +129,21 @@ pub(crate) struct Inherited {
 
 /// The callsites seen so far.
 pub(crate) struct Callsites {
-    known: InsertOnly<Callsite>,
+    known: AppendOnlyMap<Callsite>,
     /// Those of spans once more, a place each by a hash of the address: most spans are told by one comparison. Of two
     /// with the same place the first has it.
     nearby: Box<[OnceLock<Nearby>; NEARBY]>,
     inherited: Inherited,
     /// Whether there is an event below ERROR that can decide a stage's outcome. Most programs have none, and then an
     /// ordinary event costs one load.
-    quiet_outcomes: AtomicBool,
+    has_outcome_events_below_error: AtomicBool,
 }
 
 /// A callsite of a span, and its number if its spans are stages or bring something that stages inherit.
 #[derive(Clone, Copy, Debug)]
 struct Nearby {
     address: u64,
-    matters: Option<Number>,
+    tracked: Option<EntryId>,
 }
 
 const NEARBY: usize = 256;
@@ -151,44 +151,44 @@ const NEARBY: usize = 256;
 impl Callsites {
     pub(crate) fn new(inherited: Inherited) -> Self {
         Self {
-            known: InsertOnly::new(),
+            known: AppendOnlyMap::new(),
             nearby: Box::new([const { OnceLock::new() }; NEARBY]),
             inherited,
-            quiet_outcomes: AtomicBool::new(false),
+            has_outcome_events_below_error: AtomicBool::new(false),
         }
     }
 
     /// The callsite of a span, if its spans matter.
     #[inline]
-    pub(crate) fn of_span(&self, meta: &'static Metadata<'static>) -> Option<Number> {
+    pub(crate) fn of_span(&self, meta: &'static Metadata<'static>) -> Option<EntryId> {
         let address = address(meta);
-        let at = place_of(address, NEARBY);
+        let at = fibonacci_hash(address, NEARBY);
         match self.nearby[at].get() {
-            Some(nearby) if nearby.address == address => nearby.matters,
+            Some(nearby) if nearby.address == address => nearby.tracked,
             _ => self.of_span_further(meta, at),
         }
     }
 
     #[cold]
-    fn of_span_further(&self, meta: &'static Metadata<'static>, at: usize) -> Option<Number> {
+    fn of_span_further(&self, meta: &'static Metadata<'static>, at: usize) -> Option<EntryId> {
         let (number, callsite) = self.find(meta);
-        let matters = matches!(callsite.kind, Kind::Stage | Kind::Context).then_some(number);
-        let _ = self.nearby[at].set(Nearby { address: address(meta), matters });
-        matters
+        let tracked = matches!(callsite.kind, CallsiteKind::Stage | CallsiteKind::Context).then_some(number);
+        let _ = self.nearby[at].set(Nearby { address: address(meta), tracked });
+        tracked
     }
 
     /// Decides about a callsite. Called for each when `tracing` registers it.
-    pub(crate) fn register(&self, meta: &'static Metadata<'static>) -> (Number, &Callsite) {
+    pub(crate) fn register(&self, meta: &'static Metadata<'static>) -> (EntryId, &Callsite) {
         let address = address(meta);
-        let found = self.known.find_or_insert(
-            mix(address),
+        let span = self.known.find_or_insert(
+            splitmix64(address),
             |callsite| self::address(callsite.meta) == address,
             || Callsite::new(meta, &self.inherited),
         );
-        if matches!(found.1.kind, Kind::Returned | Kind::Error(ErrorEvent::Field)) {
-            self.quiet_outcomes.store(true, Ordering::Relaxed);
+        if matches!(span.1.kind, CallsiteKind::Returned | CallsiteKind::Error(ErrorEvent::Field)) {
+            self.has_outcome_events_below_error.store(true, Ordering::Relaxed);
         }
-        found
+        span
     }
 
     #[cfg(all(test, feature = "pushgateway"))]
@@ -199,27 +199,27 @@ impl Callsites {
     /// Whether something was decided about it.
     pub(crate) fn has(&self, meta: &'static Metadata<'static>) -> bool {
         let address = address(meta);
-        self.known.find(mix(address), |callsite| self::address(callsite.meta) == address).is_some()
+        self.known.find(splitmix64(address), |callsite| self::address(callsite.meta) == address).is_some()
     }
 
     /// What was decided about it; decides now where nobody registered it.
     #[inline]
-    pub(crate) fn find(&self, meta: &'static Metadata<'static>) -> (Number, &Callsite) {
+    pub(crate) fn find(&self, meta: &'static Metadata<'static>) -> (EntryId, &Callsite) {
         let address = address(meta);
-        match self.known.find(mix(address), |callsite| self::address(callsite.meta) == address) {
-            Some(found) => found,
+        match self.known.find(splitmix64(address), |callsite| self::address(callsite.meta) == address) {
+            Some(span) => span,
             None => self.register(meta),
         }
     }
 
-    pub(crate) fn get(&self, number: Number) -> Option<&Callsite> {
+    pub(crate) fn get(&self, number: EntryId) -> Option<&Callsite> {
         self.known.get(number)
     }
 
     /// Whether an event can decide a stage's outcome. False for nearly all, at the cost of a comparison and a load.
     #[inline]
-    pub(crate) fn may_decide(&self, event: &Metadata<'_>) -> bool {
-        *event.level() == Level::ERROR || self.quiet_outcomes.load(Ordering::Relaxed)
+    pub(crate) fn may_affect_outcome(&self, event: &Metadata<'_>) -> bool {
+        *event.level() == Level::ERROR || self.has_outcome_events_below_error.load(Ordering::Relaxed)
     }
 }
 

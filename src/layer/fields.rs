@@ -16,14 +16,14 @@ thread_local! {
 
 /// `otel.status_code` and `otel.status_description`, as `tracing-opentelemetry` reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Declared {
+pub(crate) enum StatusCode {
     Ok,
     Error,
     /// A code that is neither: as if nothing was said.
     Unset,
 }
 
-/// Which field of a callsite is which: found by name once, told by position after.
+/// Which field of a callsite is which: span by name once, told by position after.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Positions {
     /// One more than the position; zero: it has no such field.
@@ -75,21 +75,21 @@ pub(crate) struct SpanFields<'a> {
     /// Where the values of stage, profile and run id are in the text.
     values: [Option<(usize, usize)>; VALUES],
     is_repeated: bool,
-    pub(crate) declared: Option<Declared>,
+    pub(crate) declared: Option<StatusCode>,
 }
 
 /// The roles that are labels come first.
 const VALUES: usize = 3;
 /// What is kept of a value that is too long for a label: enough to see that it is.
 const MAX_KEPT: usize = MAX_VALUE_BYTES + 4;
-/// All values of one call fit what is compared. None ends where [`Shape::NO_VALUE`] does.
-const _: () = assert!(VALUES * MAX_KEPT < (1 << Shape::BITS) - 1);
+/// All values of one call fit what is compared. None ends where [`FieldOffsets::NO_VALUE`] does.
+const _: () = assert!(VALUES * MAX_KEPT < (1 << FieldOffsets::BITS) - 1);
 
 /// Which values a text has, and where. Texts that are equal in this and byte by byte have the same values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape(u64);
+pub(crate) struct FieldOffsets(u64);
 
-impl Shape {
+impl FieldOffsets {
     const BITS: u32 = 10;
     /// Of a value that begins and ends behind all that is compared.
     const NO_VALUE: u64 = u64::MAX >> (u64::BITS - 2 * Self::BITS);
@@ -127,15 +127,15 @@ impl<'a> SpanFields<'a> {
 
     /// All values as one text, where they can be compared so.
     #[inline]
-    pub(crate) fn compared(&self) -> Option<(&str, Shape)> {
+    pub(crate) fn compared(&self) -> Option<(&str, FieldOffsets)> {
         if self.is_repeated {
             return None;
         }
-        let shape = self.values.iter().fold(0, |shape, value| {
-            let value = value.map_or(Shape::NO_VALUE, |(begin, end)| (begin << Shape::BITS | end) as u64);
-            shape << (2 * Shape::BITS) | value
+        let offsets = self.values.iter().fold(0, |offsets, value| {
+            let value = value.map_or(FieldOffsets::NO_VALUE, |(begin, end)| (begin << FieldOffsets::BITS | end) as u64);
+            offsets << (2 * FieldOffsets::BITS) | value
         });
-        Some((&self.text, Shape(shape)))
+        Some((&self.text, FieldOffsets(offsets)))
     }
 
     /// What was written to the text since it was `begin` long is the value of this role.
@@ -147,8 +147,8 @@ impl<'a> SpanFields<'a> {
             return;
         }
         self.declared = Some(match role {
-            Role::StatusCode => Declared::from_code(self.text.get(begin..).unwrap_or_default()),
-            _ => Declared::Error,
+            Role::StatusCode => StatusCode::from_code(self.text.get(begin..).unwrap_or_default()),
+            _ => StatusCode::Error,
         });
         self.text.truncate(begin);
     }
@@ -162,7 +162,7 @@ impl Drop for SpanFields<'_> {
     }
 }
 
-impl Declared {
+impl StatusCode {
     fn from_code(code: &str) -> Self {
         if code.eq_ignore_ascii_case("ok") {
             Self::Ok

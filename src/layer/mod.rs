@@ -26,9 +26,9 @@ use tracing_subscriber::registry::LookupSpan;
 pub use outcome::FailurePolicy;
 #[cfg(feature = "pushgateway")]
 pub(crate) use summary::StageState;
-pub(crate) use tracker::{Settings, Stages};
+pub(crate) use tracker::{StageTracker, TrackerSettings};
 
-use crate::recorder::Target;
+use crate::recorder::RecorderTarget;
 use crate::schema::DEFAULT_NAMESPACE;
 use crate::series::DEFAULT_MAX_SERIES;
 
@@ -44,12 +44,12 @@ pub struct MetricsLayer {
 }
 
 /// The stages, as long as their layer is there.
-struct Attached(Arc<Stages>);
+struct Attached(Arc<StageTracker>);
 
 impl Deref for Attached {
-    type Target = Stages;
+    type Target = StageTracker;
 
-    fn deref(&self) -> &Stages {
+    fn deref(&self) -> &StageTracker {
         &self.0
     }
 }
@@ -82,7 +82,7 @@ impl MetricsLayer {
     /// ```
     #[must_use]
     pub fn new() -> Self {
-        Self::over(Arc::new(Stages::new(Settings {
+        Self::over(Arc::new(StageTracker::new(TrackerSettings {
             namespace: DEFAULT_NAMESPACE.to_owned(),
             policy: FailurePolicy::default(),
             max_series: DEFAULT_MAX_SERIES,
@@ -91,13 +91,13 @@ impl MetricsLayer {
             profile: None,
             run_id: None,
             run_id_label: true,
-            target: Target::Facade,
+            target: RecorderTarget::Global,
             clock: quanta::Clock::new(),
             diagnostics: Arc::default(),
         })))
     }
 
-    pub(crate) fn over(stages: Arc<Stages>) -> Self {
+    pub(crate) fn over(stages: Arc<StageTracker>) -> Self {
         Self { stages: Attached(stages) }
     }
 }

@@ -1,6 +1,6 @@
-//! What counts as a failure: the facts a span gathered while it was open, and the rule that decides over them.
+//! What counts as a failure: the flags a span gathered while it was open, and the rule that decides over them.
 
-use super::fields::Declared;
+use super::fields::StatusCode;
 use crate::series::outcome::{Outcome, Reason};
 
 /// When a stage counts as failed.
@@ -67,13 +67,13 @@ pub enum FailurePolicy {
 
 /// What is known of an open span: a set of bits, so that a slot keeps it in one atomic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Facts(pub(crate) u32);
+pub(crate) struct SpanFlags(pub(crate) u32);
 
-impl Facts {
+impl SpanFlags {
     /// The callsite declares `stage_id`.
     pub(crate) const STAGE: Self = Self(1);
     /// It repeats the stage around it and is counted with that one.
-    pub(crate) const PART_OF_STAGE: Self = Self(1 << 1);
+    pub(crate) const NESTED_SAME_STAGE: Self = Self(1 << 1);
     /// A panic unwound through it.
     pub(crate) const PANICKED: Self = Self(1 << 2);
     /// An event directly in it says error.
@@ -101,69 +101,69 @@ impl Facts {
     );
     pub(crate) const DECLARED: Self = Self(Self::DECLARED_OK.0 | Self::DECLARED_ERROR.0);
 
-    pub(crate) fn has(self, fact: Self) -> bool {
-        self.0 & fact.0 != 0
+    pub(crate) fn has(self, flag: Self) -> bool {
+        self.0 & flag.0 != 0
     }
 
     /// A stage that is measured for itself.
     pub(crate) fn is_stage(self) -> bool {
-        self.0 & (Self::STAGE.0 | Self::PART_OF_STAGE.0) == Self::STAGE.0
+        self.0 & (Self::STAGE.0 | Self::NESTED_SAME_STAGE.0) == Self::STAGE.0
     }
 
-    pub(crate) fn with(self, fact: Self) -> Self {
-        Self(self.0 | fact.0)
+    pub(crate) fn with(self, flag: Self) -> Self {
+        Self(self.0 | flag.0)
     }
 
-    pub(crate) fn without(self, fact: Self) -> Self {
-        Self(self.0 & !fact.0)
+    pub(crate) fn without(self, flag: Self) -> Self {
+        Self(self.0 & !flag.0)
     }
 
     /// With what the span says of itself. As in a trace: until it is `begun`, which is when it is first entered, its
     /// last word counts; from then on `ok` is final and an error is taken back by `ok` alone.
-    pub(crate) fn declared(self, declared: Declared, begun: bool) -> Self {
+    pub(crate) fn declared(self, declared: StatusCode, begun: bool) -> Self {
         let rest = self.without(Self::DECLARED);
         match declared {
-            Declared::Ok => rest.with(Self::DECLARED_OK),
-            Declared::Error if begun && self.has(Self::DECLARED_OK) => self,
-            Declared::Error => rest.with(Self::DECLARED_ERROR),
-            Declared::Unset if begun => self,
-            Declared::Unset => rest,
+            StatusCode::Ok => rest.with(Self::DECLARED_OK),
+            StatusCode::Error if begun && self.has(Self::DECLARED_OK) => self,
+            StatusCode::Error => rest.with(Self::DECLARED_ERROR),
+            StatusCode::Unset if begun => self,
+            StatusCode::Unset => rest,
         }
     }
 }
 
 impl FailurePolicy {
     /// The outcome of a stage that closed.
-    pub(crate) fn outcome(self, facts: Facts) -> Outcome {
-        if facts.has(Facts::PANICKED) {
+    pub(crate) fn outcome(self, flags: SpanFlags) -> Outcome {
+        if flags.has(SpanFlags::PANICKED) {
             return Outcome::Failure(Reason::Panic);
         }
-        if facts.has(Facts::DECLARED_ERROR) {
+        if flags.has(SpanFlags::DECLARED_ERROR) {
             return Outcome::Failure(Reason::Error);
         }
-        if facts.has(Facts::DECLARED_OK) {
+        if flags.has(SpanFlags::DECLARED_OK) {
             return Outcome::Success;
         }
         let failed = match self {
-            Self::ErrorEvents => facts.has(Facts::ERROR_EVENT),
-            Self::ErrorsWithin => facts.has(Facts::ERROR_EVENT.with(Facts::ERROR_WITHIN)),
-            Self::ReturnedError => facts.has(Facts::RETURNED_ERROR),
-            Self::ProvenSuccess if facts.has(Facts::RETURNED_VALUE) => false,
-            Self::ProvenSuccess if facts.has(Facts::RETURNED_ERROR) => true,
+            Self::ErrorEvents => flags.has(SpanFlags::ERROR_EVENT),
+            Self::ErrorsWithin => flags.has(SpanFlags::ERROR_EVENT.with(SpanFlags::ERROR_WITHIN)),
+            Self::ReturnedError => flags.has(SpanFlags::RETURNED_ERROR),
+            Self::ProvenSuccess if flags.has(SpanFlags::RETURNED_VALUE) => false,
+            Self::ProvenSuccess if flags.has(SpanFlags::RETURNED_ERROR) => true,
             Self::ProvenSuccess => return Outcome::Failure(Reason::Cancelled),
         };
         if failed { Outcome::Failure(Reason::Error) } else { Outcome::Success }
     }
 
-    /// The outcome of a stage that is still open at the end of the run. `cut_off`: the process ends by a signal, a panic
+    /// The outcome of a stage that is still open at the end of the run. `is_aborted`: the process ends by a signal, a panic
     /// or a non-zero exit.
-    pub(crate) fn outcome_at_end(self, facts: Facts, entered: bool, cut_off: bool) -> Outcome {
-        if facts.has(Facts::PANICKED) {
+    pub(crate) fn outcome_at_end(self, flags: SpanFlags, entered: bool, is_aborted: bool) -> Outcome {
+        if flags.has(SpanFlags::PANICKED) {
             Outcome::Failure(Reason::Panic)
-        } else if facts.has(Facts::RETURNED) && !entered {
+        } else if flags.has(SpanFlags::RETURNED) && !entered {
             // It returned; only a child or a kept handle holds its span open.
-            self.outcome(facts)
-        } else if entered || cut_off {
+            self.outcome(flags)
+        } else if entered || is_aborted {
             Outcome::Failure(Reason::Interrupted)
         } else {
             Outcome::Failure(Reason::Unfinished)
@@ -183,34 +183,37 @@ mod tests {
     fn each_policy_reads_its_own_facts() {
         let error = Failure(Reason::Error);
         let cancelled = Failure(Reason::Cancelled);
-        for (facts, expected) in [
-            (Facts::default(), [Success, Success, Success, cancelled]),
-            (Facts::ERROR_EVENT, [error, Success, error, cancelled]),
-            (Facts::ERROR_WITHIN, [Success, Success, error, cancelled]),
-            (Facts::ERROR_EVENT.with(Facts::RETURNED_ERROR), [error, error, error, error]),
-            (Facts::RETURNED_VALUE, [Success; 4]),
-            (Facts::RETURNED_VALUE.with(Facts::ERROR_EVENT), [error, Success, error, Success]),
+        for (flags, expected) in [
+            (SpanFlags::default(), [Success, Success, Success, cancelled]),
+            (SpanFlags::ERROR_EVENT, [error, Success, error, cancelled]),
+            (SpanFlags::ERROR_WITHIN, [Success, Success, error, cancelled]),
+            (SpanFlags::ERROR_EVENT.with(SpanFlags::RETURNED_ERROR), [error, error, error, error]),
+            (SpanFlags::RETURNED_VALUE, [Success; 4]),
+            (SpanFlags::RETURNED_VALUE.with(SpanFlags::ERROR_EVENT), [error, Success, error, Success]),
         ] {
-            assert_eq!(POLICIES.map(|policy| policy.outcome(facts)), expected, "{facts:?}");
+            assert_eq!(POLICIES.map(|policy| policy.outcome(flags)), expected, "{flags:?}");
         }
     }
 
     #[test]
     fn a_panic_wins_over_a_declared_status_and_that_over_the_policy() {
         for policy in POLICIES {
-            let all = Facts::ERROR_EVENT.with(Facts::RETURNED_ERROR);
-            assert_eq!(policy.outcome(all.with(Facts::DECLARED_OK)), Success);
-            assert_eq!(policy.outcome(Facts::RETURNED_VALUE.with(Facts::DECLARED_ERROR)), Failure(Reason::Error));
-            assert_eq!(policy.outcome(Facts::PANICKED.with(Facts::DECLARED_OK)), Failure(Reason::Panic));
+            let all = SpanFlags::ERROR_EVENT.with(SpanFlags::RETURNED_ERROR);
+            assert_eq!(policy.outcome(all.with(SpanFlags::DECLARED_OK)), Success);
+            assert_eq!(
+                policy.outcome(SpanFlags::RETURNED_VALUE.with(SpanFlags::DECLARED_ERROR)),
+                Failure(Reason::Error)
+            );
+            assert_eq!(policy.outcome(SpanFlags::PANICKED.with(SpanFlags::DECLARED_OK)), Failure(Reason::Panic));
         }
     }
 
     #[test]
     fn the_last_declared_status_counts_until_the_span_is_entered() {
-        let [none, is_ok, is_error] = [Facts::STAGE, Facts::DECLARED_OK, Facts::DECLARED_ERROR];
-        let [is_ok, is_error] = [is_ok, is_error].map(|fact| none.with(fact));
-        let said = |words: [Declared; 2], begun| none.declared(words[0], begun).declared(words[1], begun);
-        let [ok, error, unset] = [Declared::Ok, Declared::Error, Declared::Unset];
+        let [none, is_ok, is_error] = [SpanFlags::STAGE, SpanFlags::DECLARED_OK, SpanFlags::DECLARED_ERROR];
+        let [is_ok, is_error] = [is_ok, is_error].map(|flag| none.with(flag));
+        let said = |words: [StatusCode; 2], begun| none.declared(words[0], begun).declared(words[1], begun);
+        let [ok, error, unset] = [StatusCode::Ok, StatusCode::Error, StatusCode::Unset];
         for (words, before, after) in [
             ([error, ok], is_ok, is_ok),
             ([ok, error], is_error, is_ok),
@@ -225,17 +228,20 @@ mod tests {
     #[test]
     fn a_stage_open_at_the_end_is_interrupted_or_unfinished_unless_it_returned() {
         for policy in POLICIES {
-            let logged = Facts::ERROR_EVENT;
+            let logged = SpanFlags::ERROR_EVENT;
             assert_eq!(policy.outcome_at_end(logged, true, false), Failure(Reason::Interrupted));
             assert_eq!(policy.outcome_at_end(logged, false, true), Failure(Reason::Interrupted));
             assert_eq!(policy.outcome_at_end(logged, false, false), Failure(Reason::Unfinished));
-            for cut_off in [false, true] {
-                assert_eq!(policy.outcome_at_end(Facts::RETURNED_VALUE, false, cut_off), Success);
-                assert_eq!(policy.outcome_at_end(Facts::RETURNED_VALUE, true, cut_off), Failure(Reason::Interrupted));
-                assert_eq!(policy.outcome_at_end(Facts::PANICKED, false, cut_off), Failure(Reason::Panic));
-                let returned_error = logged.with(Facts::RETURNED_ERROR);
-                assert_eq!(policy.outcome_at_end(returned_error, false, cut_off), Failure(Reason::Error));
-                assert_eq!(policy.outcome_at_end(returned_error, true, cut_off), Failure(Reason::Interrupted));
+            for is_aborted in [false, true] {
+                assert_eq!(policy.outcome_at_end(SpanFlags::RETURNED_VALUE, false, is_aborted), Success);
+                assert_eq!(
+                    policy.outcome_at_end(SpanFlags::RETURNED_VALUE, true, is_aborted),
+                    Failure(Reason::Interrupted)
+                );
+                assert_eq!(policy.outcome_at_end(SpanFlags::PANICKED, false, is_aborted), Failure(Reason::Panic));
+                let returned_error = logged.with(SpanFlags::RETURNED_ERROR);
+                assert_eq!(policy.outcome_at_end(returned_error, false, is_aborted), Failure(Reason::Error));
+                assert_eq!(policy.outcome_at_end(returned_error, true, is_aborted), Failure(Reason::Interrupted));
             }
         }
     }

@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use metrics::Key;
 
 use crate::histogram::Snapshot;
-use crate::layer::outcome::Facts;
+use crate::layer::outcome::SpanFlags;
 use crate::layer::span::table::SlotRef;
 #[cfg(feature = "trace-id")]
 use crate::layer::trace_context::Held;
-use crate::layer::tracker::Stages;
-use crate::recorder::outward;
+use crate::layer::tracker::StageTracker;
+use crate::recorder::suppress_instrumentation;
 use crate::schema::Metric;
-use crate::series::interner::Label;
+use crate::series::interner::LabelId;
 use crate::series::outcome::{Outcome, Reason};
-use crate::series::stage_series::{SetSeries, StageTotals};
+use crate::series::stage_series::{DurationSeries, StageTotals};
 
 /// Ample for a stage that closes to be counted.
 const CLOSING_TIME: Duration = Duration::from_millis(100);
@@ -30,26 +30,26 @@ pub(crate) struct StageState {
 }
 
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
-impl Stages {
+impl StageTracker {
     /// Gives the recorder the state of this moment. To be called before it is rendered, with what is returned: the
     /// histograms that are read here, by the key of their series.
     pub(crate) fn publish(&self) -> impl Iterator<Item = (Key, Snapshot)> {
         self.count_detached();
-        let histograms = if self.series.sink.is_live() { Vec::new() } else { self.publish_all() };
+        let histograms = if self.series.recorder.updates_eagerly() { Vec::new() } else { self.publish_all() };
         histograms.into_iter().map(|(set, histogram)| (self.series.key_of(set, &self.labels), histogram))
     }
 
-    fn publish_all(&self) -> Vec<(&SetSeries, Snapshot)> {
+    fn publish_all(&self) -> Vec<(&DurationSeries, Snapshot)> {
         // In the order in which they opened: the limit on label sets goes by who comes first.
         let mut stages: Vec<_> = self
             .open
             .iter()
-            .filter_map(|found| {
-                let reference = found.reference();
-                let (facts, stage) = (found.facts(), found.stage());
-                let profile = self.inheritance.look(&self.open, found.slot).profile;
-                let started = found.started.load(Ordering::Relaxed);
-                let is_shown = facts.is_stage() && !stage.is_none() && found.is_still(reference);
+            .filter_map(|span| {
+                let reference = span.reference();
+                let (flags, stage) = (span.flags(), span.stage());
+                let profile = self.inheritance.look(&self.open, span.slot).profile;
+                let started = span.started.load(Ordering::Relaxed);
+                let is_shown = flags.is_stage() && !stage.is_none() && span.is_current(reference);
                 is_shown.then_some((started, stage, profile))
             })
             .collect();
@@ -64,38 +64,38 @@ impl Stages {
     }
 
     /// The run is over: counts the stages that are still open, once, and measures nothing from now on.
-    /// `cut_off`: the process ends by a signal, a panic or a non-zero exit. `patience`: how long a stage that closes at
+    /// `is_aborted`: the process ends by a signal, a panic or a non-zero exit. `grace`: how long a stage that closes at
     /// this moment may take to be counted.
-    pub(crate) fn end(&self, cut_off: bool, patience: Duration) {
+    pub(crate) fn end(&self, is_aborted: bool, grace: Duration) {
         if !self.open.end() {
             return;
         }
         let now = self.clock.raw();
         let mut closing = Vec::new();
-        for found in self.open.taken().filter(|found| found.facts().has(Facts::STAGE)) {
+        for span in self.open.taken().filter(|span| span.flags().has(SpanFlags::STAGE)) {
             // First, so that what is read below is of the span that is settled in the end. Once it is, its own thread may
             // free it and what is around it.
-            let reference = found.reference();
-            self.ensure_stage_id(found);
-            let facts = found.facts();
-            if !facts.is_stage() {
+            let reference = span.reference();
+            self.ensure_stage_id(span);
+            let flags = span.flags();
+            if !flags.is_stage() {
                 continue;
             }
-            let entered = found.entered.is_entered();
-            let outcome = self.policy.outcome_at_end(facts, entered, cut_off);
+            let entered = span.entered.is_entered();
+            let outcome = self.policy.outcome_at_end(flags, entered, is_aborted);
             let runs_until_now = outcome == Outcome::Failure(Reason::Interrupted);
-            let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
-            let ended = self.ended_stage(found, outcome, last_exit.unwrap_or(now));
+            let last_exit = Some(span.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
+            let ended = self.ended_stage(span, outcome, last_exit.unwrap_or(now));
             #[cfg(feature = "trace-id")]
-            let held = Held::new(found.slot);
-            if !found.settle(reference) {
+            let held = Held::new(span.slot);
+            if !span.try_finish(reference) {
                 closing.push(reference);
                 continue;
             }
             #[cfg(feature = "trace-id")]
-            let ended = self.with_trace_of_open(ended, found, held);
+            let ended = self.with_trace_of_open(ended, span, held);
             self.count(ended);
-            self.hide(found);
+            self.dec_active(span);
             match outcome {
                 Outcome::Success => {}
                 // It returned, and is merely held open.
@@ -106,14 +106,14 @@ impl Stages {
                 Outcome::Failure(reason) => self.warn_open(ended, reason),
             }
         }
-        self.await_closed(&closing, patience.min(CLOSING_TIME));
+        self.await_closed(&closing, grace.min(CLOSING_TIME));
         self.diagnostics.emit_waiting();
     }
 
     /// Waits for the threads that are closing these stages to have counted them. Not for ever: one of them may be the
     /// thread that ends the run, from within a recorder.
-    fn await_closed(&self, closing: &[SlotRef], patience: Duration) {
-        let deadline = Instant::now() + patience;
+    fn await_closed(&self, closing: &[SlotRef], grace: Duration) {
+        let deadline = Instant::now() + grace;
         for reference in closing {
             while self.open.get(*reference).is_some() && Instant::now() < deadline {
                 std::thread::yield_now();
@@ -123,19 +123,19 @@ impl Stages {
 
     /// Sets a gauge that is not a stage's, and not set often.
     pub(crate) fn set_gauge(&self, metric: &Metric, labels: &[&str], value: f64) {
-        let gauge = self.series.sink.gauge(metric, labels);
-        outward(|| gauge.set(value));
+        let gauge = self.series.recorder.gauge(metric, labels);
+        suppress_instrumentation(|| gauge.set(value));
     }
 
     /// Whether the stages of this run allow to call it a success: at least one outermost stage finished, none failed,
     /// and every expected stage succeeded at least once.
-    pub(crate) fn all_well(&self) -> bool {
+    pub(crate) fn run_succeeded(&self) -> bool {
         self.outermost_finished.load(Ordering::Relaxed)
             && !self.outermost_failed.load(Ordering::Relaxed)
             && self.have_succeeded(&self.expected)
     }
 
-    fn have_succeeded(&self, stages: &[Label]) -> bool {
+    fn have_succeeded(&self, stages: &[LabelId]) -> bool {
         let succeeded = self.series.totals().filter(|(_, totals)| totals.succeeded > 0);
         let succeeded: HashSet<_> = succeeded.map(|(stage, _)| stage).collect();
         stages.iter().all(|stage| succeeded.contains(&self.series.stage(&self.labels, *stage).1.stage))
@@ -145,10 +145,10 @@ impl Stages {
     pub(crate) fn states(&self) -> Vec<StageState> {
         self.count_detached();
         let mut open = HashMap::new();
-        for found in self.open.iter() {
-            let (reference, stage) = (found.reference(), found.stage());
+        for span in self.open.iter() {
+            let (reference, stage) = (span.reference(), span.stage());
             // One whose id is not known yet has no name either: that is its id only if none is recorded until the end.
-            if found.facts().is_stage() && !stage.is_none() && found.is_still(reference) {
+            if span.flags().is_stage() && !stage.is_none() && span.is_current(reference) {
                 let stage = self.series.stage(&self.labels, stage).1.stage;
                 *open.entry(stage).or_insert(0_u64) += 1;
             }

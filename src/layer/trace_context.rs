@@ -4,7 +4,7 @@
 //! one, it has closed a span before this one hears of it, and to ask for a span that another thread may be closing
 //! makes it panic. But there a span that is being entered is the current one of OpenTelemetry, which costs a look into
 //! a thread-local. Where this layer is the nearer one, it can ask when the stage has closed and is known to have failed.
-//! So which of the two it is, is found out with the first stages; nothing is asked for stages that go well after that.
+//! So which of the two it is, is span out with the first stages; nothing is asked for stages that go well after that.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,10 +18,10 @@ use tracing_subscriber::Registry;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::MetricsLayer;
-use crate::layer::outcome::Facts;
-use crate::layer::span::table::{Found, Slot};
-use crate::layer::tracker::Stages;
-use crate::recorder::outward;
+use crate::layer::outcome::SpanFlags;
+use crate::layer::span::table::{Slot, SpanRef};
+use crate::layer::tracker::StageTracker;
+use crate::recorder::suppress_instrumentation;
 use crate::series::outcome::Outcome;
 use crate::series::stage_series::Finished;
 use crate::series::trace_id::TraceId;
@@ -43,7 +43,7 @@ const AT_CLOSE: u8 = 2;
 /// Nobody answers, or only for spans that are entered: a stage is asked for when it is left and looks failed by then.
 const AT_EXIT: u8 = 3;
 
-/// How often nobody may answer, before nobody is asked for stages that may go well. Stages can be hidden from the
+/// How often nobody may answer, before nobody is asked for stages that may go well. StageTracker can be hidden from the
 /// traces by a filter.
 const MAX_SILENCES: u8 = 64;
 
@@ -52,7 +52,7 @@ impl Traces {
         self.way.load(Ordering::Relaxed)
     }
 
-    fn found(&self, way: u8) {
+    fn span(&self, way: u8) {
         // The first word stands.
         let _ = self.way.compare_exchange(UNKNOWN, way, Ordering::Relaxed, Ordering::Relaxed);
     }
@@ -60,85 +60,86 @@ impl Traces {
     fn silence(&self) {
         if self.silences.fetch_add(1, Ordering::Relaxed) >= MAX_SILENCES {
             self.silences.store(MAX_SILENCES, Ordering::Relaxed);
-            self.found(AT_EXIT);
+            self.span(AT_EXIT);
         }
     }
 }
 
-impl Stages {
+impl StageTracker {
     /// To call when a span is entered.
     #[inline]
-    pub(crate) fn note_trace_at_enter(&self, found: Found<'_>, id: &Id) {
+    pub(crate) fn note_trace_at_enter(&self, span: SpanRef<'_>, id: &Id) {
         let way = self.traces.way();
         if way <= AT_ENTER {
-            let facts = found.facts();
-            if facts.has(Facts::STAGE) && !facts.has(Facts::ASKED_FOR_TRACE) {
+            let flags = span.flags();
+            if flags.has(SpanFlags::STAGE) && !flags.has(SpanFlags::ASKED_FOR_TRACE) {
                 if way == AT_ENTER {
-                    found.set_trace(current(TraceId::of));
+                    span.set_trace(current(TraceId::of));
                 } else {
-                    self.find_way_at_enter(found, id);
+                    self.find_way_at_enter(span, id);
                 }
             }
         }
     }
 
     #[cold]
-    fn find_way_at_enter(&self, found: Found<'_>, id: &Id) {
+    fn find_way_at_enter(&self, span: SpanRef<'_>, id: &Id) {
         let context = self.ask(id);
         match &context {
             None => self.traces.silence(),
-            Some(context) if current(SpanContext::span_id) == context.span_id() => self.traces.found(AT_ENTER),
+            Some(context) if current(SpanContext::span_id) == context.span_id() => self.traces.span(AT_ENTER),
             Some(_) => {}
         }
-        found.set_trace(context.as_ref().and_then(TraceId::of));
+        span.set_trace(context.as_ref().and_then(TraceId::of));
     }
 
     /// To call when a span is left; `is_held`: whether another thread asks for it.
     #[inline]
-    pub(crate) fn note_trace_at_exit(&self, found: Found<'_>, id: &Id, is_held: bool) {
-        if found.facts().has(Facts::TROUBLE) {
-            self.note_trace(found, id);
+    pub(crate) fn note_trace_at_exit(&self, span: SpanRef<'_>, id: &Id, is_held: bool) {
+        if span.flags().has(SpanFlags::TROUBLE) {
+            self.note_trace(span, id);
         }
         if is_held {
-            await_release(found.slot);
+            await_release(span.slot);
         }
     }
 
     /// Keeps the trace of a stage that failed by what is known now.
     #[cold]
-    fn note_trace(&self, found: Found<'_>, id: &Id) {
-        let facts = found.facts();
-        if facts.is_stage() && !facts.has(Facts::ASKED_FOR_TRACE) && self.policy.outcome(facts) != Outcome::Success {
-            found.set_trace(self.ask(id).as_ref().and_then(TraceId::of));
+    fn note_trace(&self, span: SpanRef<'_>, id: &Id) {
+        let flags = span.flags();
+        if flags.is_stage() && !flags.has(SpanFlags::ASKED_FOR_TRACE) && self.policy.outcome(flags) != Outcome::Success
+        {
+            span.set_trace(self.ask(id).as_ref().and_then(TraceId::of));
         }
     }
 
     /// What there is to count of a stage that closes, with its trace if it failed.
     #[inline]
-    pub(crate) fn with_trace(&self, mut ended: Finished, found: Found<'_>, id: &Id) -> Finished {
+    pub(crate) fn with_trace(&self, mut ended: Finished, span: SpanRef<'_>, id: &Id) -> Finished {
         if self.traces.way() == UNKNOWN {
             self.find_way_at_close(id);
         }
         if ended.outcome != Outcome::Success {
-            self.note_trace(found, id);
-            ended.trace = found.trace();
+            self.note_trace(span, id);
+            ended.trace = span.trace();
         }
         ended
     }
 
     #[cold]
     fn find_way_at_close(&self, id: &Id) {
-        if self.ask(id).is_some() { self.traces.found(AT_CLOSE) } else { self.traces.silence() }
+        if self.ask(id).is_some() { self.traces.span(AT_CLOSE) } else { self.traces.silence() }
     }
 
     /// The same of a stage that is open at the end of the run.
-    pub(crate) fn with_trace_of_open(&self, mut ended: Finished, found: Found<'_>, held: Held<'_>) -> Finished {
+    pub(crate) fn with_trace_of_open(&self, mut ended: Finished, span: SpanRef<'_>, held: Held<'_>) -> Finished {
         if ended.outcome != Outcome::Success {
-            ended.trace = if found.facts().has(Facts::ASKED_FOR_TRACE) {
-                found.trace()
+            ended.trace = if span.flags().has(SpanFlags::ASKED_FOR_TRACE) {
+                span.trace()
             } else if held.entered || self.traces.way() == AT_CLOSE {
                 // The other layer is not told that it closes before this one, which waits then.
-                self.trace_of_open(found)
+                self.trace_of_open(span)
             } else {
                 None
             };
@@ -146,8 +147,8 @@ impl Stages {
         ended
     }
 
-    fn trace_of_open(&self, found: Found<'_>) -> Option<TraceId> {
-        let id = self.open.id_of(found)?;
+    fn trace_of_open(&self, span: SpanRef<'_>) -> Option<TraceId> {
+        let id = self.open.id_of(span)?;
         // Its end may not have been told to this layer: only a span that exists may be asked for.
         self.subscriber()?.downcast_ref::<Registry>()?.span_data(&id)?;
         TraceId::of(&self.ask(&id)?)
@@ -162,7 +163,7 @@ impl Stages {
             span.is_valid().then_some(span)
         };
         // It panics where the SDK did before, with the span locked.
-        outward(|| catch_unwind(AssertUnwindSafe(ask))).unwrap_or_default()
+        suppress_instrumentation(|| catch_unwind(AssertUnwindSafe(ask))).unwrap_or_default()
     }
 
     /// The subscriber this layer is in. An `Option` or a `Vec` around it keeps from it what that is: then it is the
@@ -195,7 +196,7 @@ pub(crate) struct Held<'a> {
 }
 
 impl<'a> Held<'a> {
-    /// To settle the span after: who closes it either settles it first, or sees that it is held.
+    /// To try_finish the span after: who closes it either settles it first, or sees that it is held.
     pub(crate) fn new(slot: &'a Slot) -> Self {
         Self { slot, entered: slot.entered.hold() }
     }

@@ -1,4 +1,4 @@
-//! The life of a stage: opened, recorded into, entered, left, closed, or cut off by the end of the run.
+//! The state of a stage: opened, recorded into, entered, left, closed, or cut off by the end of the run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,24 +8,24 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned, returned};
+use super::callsite::{Callsite, CallsiteKind, Callsites, ErrorEvent, Inherited, InstrumentEvent, returned};
 use super::fields::{HasError, SpanFields};
 use crate::diagnostics::Diagnostics;
-use crate::layer::outcome::{Facts, FailurePolicy};
-use crate::layer::span::inherit::{Epoch, Inheritance, Origin, Resolved, nearest_stage};
-use crate::layer::span::label_cache::{Given, Memory};
-use crate::layer::span::table::{Found, NewSpan, OpenSpans, SlotRef};
+use crate::layer::outcome::{FailurePolicy, SpanFlags};
+use crate::layer::span::inherit::{ContextLabels, Epoch, Inheritance, Origin, nearest_stage};
+use crate::layer::span::label_cache::{CacheKey, LabelCache};
+use crate::layer::span::table::{NewSpan, OpenSpans, SlotRef, SpanRef};
 use crate::layer::span::unwind as unwinding;
 #[cfg(feature = "trace-id")]
 use crate::layer::trace_context::{Traces, await_release};
-use crate::recorder::{Sink, Target, is_outward};
-use crate::series::append_only_map::Number;
-use crate::series::interner::{Label, Labels, Role, ValueHashes, Values};
+use crate::recorder::{RecorderHandle, RecorderTarget, is_suppressed};
+use crate::series::append_only_map::EntryId;
+use crate::series::interner::{Interner, LabelId, Role, SpanLabels, ValueHashes};
 use crate::series::outcome::{Outcome, Reason};
 use crate::series::stage_series::{Finished, Series};
 
 /// How the layer is set up.
-pub(crate) struct Settings {
+pub(crate) struct TrackerSettings {
     pub(crate) namespace: String,
     pub(crate) policy: FailurePolicy,
     pub(crate) max_series: usize,
@@ -37,24 +37,24 @@ pub(crate) struct Settings {
     pub(crate) profile: Option<String>,
     pub(crate) run_id: Option<String>,
     pub(crate) run_id_label: bool,
-    pub(crate) target: Target,
+    pub(crate) target: RecorderTarget,
     pub(crate) clock: quanta::Clock,
     pub(crate) diagnostics: Arc<Diagnostics>,
 }
 
 /// The stages of this process: shared by the layer, which tells what happens, and the guard, which asks.
-pub(crate) struct Stages {
+pub(crate) struct StageTracker {
     pub(crate) callsites: Callsites,
-    pub(crate) labels: Labels,
+    pub(crate) labels: Interner,
     pub(crate) open: OpenSpans,
     pub(crate) inheritance: Inheritance,
-    memory: Memory,
+    label_cache: LabelCache,
     pub(crate) series: Series,
     pub(crate) policy: FailurePolicy,
     pub(crate) clock: quanta::Clock,
     pub(crate) diagnostics: Arc<Diagnostics>,
-    pub(crate) expected: Vec<Label>,
-    /// Whether some thread gives a slot to a span that has none of its own, see `parent_further`.
+    pub(crate) expected: Vec<LabelId>,
+    /// Whether some thread gives a slot to a span that has none of its own, see `parent_slow`.
     leading: AtomicBool,
     /// Whether spans may have closed without this layer being told, since it was out of its subscriber.
     may_have_missed: AtomicBool,
@@ -69,28 +69,28 @@ pub(crate) struct Stages {
 
 /// What there is to know of a new span's values.
 struct Known {
-    values: Values,
-    resolved: Resolved,
+    values: SpanLabels,
+    resolved: ContextLabels,
     /// Where that is remembered.
-    meaning: Option<Number>,
+    cached: Option<EntryId>,
 }
 
-impl Stages {
-    pub(crate) fn new(settings: Settings) -> Self {
-        let labels = Labels::new(settings.max_series);
+impl StageTracker {
+    pub(crate) fn new(settings: TrackerSettings) -> Self {
+        let labels = Interner::new(settings.max_series);
         let fixed = |role, value: &Option<String>| {
             value.as_deref().map_or(Origin::Spans, |value| Origin::Fixed(labels.intern(role, value)))
         };
         let profile = fixed(Role::Profile, &settings.profile);
         let run_id =
-            if settings.run_id_label { fixed(Role::RunId, &settings.run_id) } else { Origin::Fixed(Label::EMPTY) };
-        let sink = Sink::new(settings.target, settings.namespace, settings.run_id_label);
+            if settings.run_id_label { fixed(Role::RunId, &settings.run_id) } else { Origin::Fixed(LabelId::EMPTY) };
+        let recorder = RecorderHandle::new(settings.target, settings.namespace, settings.run_id_label);
         let stages = Self {
             callsites: Callsites::new(Inherited { profile: profile.is_spans(), run_id: run_id.is_spans() }),
             open: OpenSpans::new(),
             inheritance: Inheritance::new(profile, run_id),
-            memory: Memory::new(settings.max_series),
-            series: Series::new(sink, settings.max_series, settings.buckets.as_deref(), settings.clock.clone()),
+            label_cache: LabelCache::new(settings.max_series),
+            series: Series::new(recorder, settings.max_series, settings.buckets.as_deref(), settings.clock.clone()),
             policy: settings.policy,
             clock: settings.clock,
             diagnostics: settings.diagnostics,
@@ -128,15 +128,15 @@ impl Stages {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        let matters = self.callsites.of_span(attrs.metadata());
-        if matters.is_some() || self.open.may_have(id) {
-            self.opened_further(matters, attrs, id, ctx);
+        let tracked = self.callsites.of_span(attrs.metadata());
+        if tracked.is_some() || self.open.may_have(id) {
+            self.opened_slow(tracked, attrs, id, ctx);
         }
     }
 
-    /// A span that matters opened, or one with an id that may be in use.
+    /// A span that tracked opened, or one with an id that may be in use.
     #[inline(never)]
-    fn opened_further<S>(&self, matters: Option<Number>, attrs: &Attributes<'_>, id: &Id, ctx: Context<'_, S>)
+    fn opened_slow<S>(&self, tracked: Option<EntryId>, attrs: &Attributes<'_>, id: &Id, ctx: Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
@@ -145,38 +145,41 @@ impl Stages {
             self.count_missed(left);
             self.open.release(left);
         }
-        let Some((number, callsite)) = matters.and_then(|number| Some((number, self.callsites.get(number)?))) else {
+        let Some((number, callsite)) = tracked.and_then(|number| Some((number, self.callsites.get(number)?))) else {
             return;
         };
-        let facts = if callsite.kind == Kind::Stage { Facts::STAGE } else { Facts::default() };
-        if is_outward() || self.is_inert(facts) {
+        let flags = if callsite.kind == CallsiteKind::Stage { SpanFlags::STAGE } else { SpanFlags::default() };
+        if is_suppressed() || self.is_inert(flags) {
             return;
         }
         let started = self.clock.raw();
-        // Values are printed before the slot is taken: that runs the user's code.
+        // SpanLabels are printed before the slot is taken: that runs the user's code.
         let mut fields = SpanFields::new(&callsite.positions);
         attrs.record(&mut fields);
-        let facts = fields.declared.map_or(facts, |declared| facts.declared(declared, false));
+        let flags = fields.declared.map_or(flags, |declared| flags.declared(declared, false));
         let parent = self.parent(attrs, id, &ctx);
         // Before values are read.
         let epoch = self.inheritance.epoch();
-        let Known { values, resolved, meaning } = self.known(&fields, parent, epoch);
+        let Known { values, resolved, cached } = self.known(&fields, parent, epoch);
         // What is remembered is within the limits.
-        let hashes = if meaning.is_some() { None } else { self.hashes(&fields, values) };
+        let hashes = if cached.is_some() { None } else { self.hashes(&fields, values) };
         drop(fields);
-        let is_part = !values.stage.is_none()
+        let is_nested = !values.stage.is_none()
             && parent != SlotRef::NONE
-            && self.inheritance.repeated(&self.open, &self.labels, parent, values, hashes.as_ref()).is_some();
-        let facts = if is_part { facts.with(Facts::PART_OF_STAGE) } else { facts };
+            && self
+                .inheritance
+                .enclosing_same_stage(&self.open, &self.labels, parent, values, hashes.as_ref())
+                .is_some();
+        let flags = if is_nested { flags.with(SpanFlags::NESTED_SAME_STAGE) } else { flags };
         let resolved = resolved.pack(epoch);
-        let span = NewSpan { callsite: number, parent, started, facts, values, meaning, resolved };
-        let Some(found) = self.open.claim(id, span) else { return };
+        let span = NewSpan { callsite: number, parent, started, flags, values, cached, resolved };
+        let Some(span) = self.open.claim(id, span) else { return };
         if let Some(hashes) = hashes {
             // No other thread can have the id yet and ask for them.
-            found.set_hashes(values, hashes);
+            span.set_hashes(values, hashes);
         }
-        if self.series.sink.is_live() {
-            self.show(found);
+        if self.series.recorder.updates_eagerly() {
+            self.inc_active(span);
         }
     }
 
@@ -186,41 +189,45 @@ impl Stages {
         let inherited = if self.inheritance.is_needed(fields.profile().is_some(), fields.run_id().is_some()) {
             self.inheritance.around(&self.open, parent, epoch)
         } else {
-            Resolved::default()
+            ContextLabels::default()
         };
-        let given = fields.compared().map(|(text, shape)| Given { text, shape, inherited });
-        if let Some((number, meaning)) = given.as_ref().and_then(|given| self.memory.find(given)) {
-            return Known { values: meaning.values, resolved: meaning.resolved, meaning: Some(number) };
+        let given = fields.compared().map(|(text, offsets)| CacheKey { text, offsets, inherited });
+        if let Some((number, cached)) = given.as_ref().and_then(|given| self.label_cache.find(given)) {
+            return Known { values: cached.values, resolved: cached.resolved, cached: Some(number) };
         }
-        self.learn(fields, given.as_ref(), inherited)
+        self.insert_cached(fields, given.as_ref(), inherited)
     }
 
     #[cold]
-    fn learn(&self, fields: &SpanFields<'_>, given: Option<&Given<'_>>, inherited: Resolved) -> Known {
+    fn insert_cached(&self, fields: &SpanFields<'_>, given: Option<&CacheKey<'_>>, inherited: ContextLabels) -> Known {
         let values = self.values(fields);
         let resolved = self.inheritance.resolved(values, inherited);
         // What is beyond a limit now may have its place later.
         let all = [values.stage, values.profile, values.run_id, resolved.profile, resolved.run_id];
-        let given = given.filter(|_| !all.contains(&Label::OVERFLOW));
-        let meaning = given.and_then(|given| self.memory.add(given, values, resolved));
-        Known { values, resolved, meaning }
+        let given = given.filter(|_| !all.contains(&LabelId::OVERFLOW));
+        let cached = given.and_then(|given| self.label_cache.add(given, values, resolved));
+        Known { values, resolved, cached }
     }
 
-    fn values(&self, fields: &SpanFields<'_>) -> Values {
-        let label = |role, value: Option<&str>| value.map_or(Label::NONE, |value| self.labels.intern(role, value));
+    fn values(&self, fields: &SpanFields<'_>) -> SpanLabels {
+        let label = |role, value: Option<&str>| value.map_or(LabelId::NONE, |value| self.labels.intern(role, value));
         // A run id seen for the first time has no place once the metric that shows it has all its label sets.
         let run_id = match fields.run_id() {
-            Some(run_id) if !self.series.has_room_for_runs() => self.labels.find(run_id).unwrap_or(Label::OVERFLOW),
+            Some(run_id) if !self.series.has_room_for_runs() => self.labels.find(run_id).unwrap_or(LabelId::OVERFLOW),
             run_id => label(Role::RunId, run_id),
         };
-        Values { stage: label(Role::Stage, fields.stage()), profile: label(Role::Profile, fields.profile()), run_id }
+        SpanLabels {
+            stage: label(Role::Stage, fields.stage()),
+            profile: label(Role::Profile, fields.profile()),
+            run_id,
+        }
     }
 
     /// The hashes of what a span gives, if one of the values is beyond a limit.
     #[cold]
-    fn hashes(&self, fields: &SpanFields<'_>, values: Values) -> Option<ValueHashes> {
+    fn hashes(&self, fields: &SpanFields<'_>, values: SpanLabels) -> Option<ValueHashes> {
         let hash = |value: Option<&str>| value.map_or(0, |value| self.labels.hash(value));
-        values.contain(Label::OVERFLOW).then(|| ValueHashes {
+        values.contain(LabelId::OVERFLOW).then(|| ValueHashes {
             stage: hash(fields.stage()),
             profile: hash(fields.profile()),
             run_id: hash(fields.run_id()),
@@ -228,9 +235,9 @@ impl Stages {
     }
 
     /// After the guard is gone nothing is measured; a stage that opens then is told once.
-    fn is_inert(&self, facts: Facts) -> bool {
+    fn is_inert(&self, flags: SpanFlags) -> bool {
         let ended = self.open.has_ended();
-        if ended && facts.is_stage() && !self.warned_inert.swap(true, Ordering::Relaxed) {
+        if ended && flags.is_stage() && !self.warned_inert.swap(true, Ordering::Relaxed) {
             self.warn_inert();
         }
         ended
@@ -248,15 +255,15 @@ impl Stages {
             None => None,
         };
         let Some(parent) = parent else { return SlotRef::NONE };
-        if let Some(found) = self.open.find_whole(parent) {
-            return found.reference();
+        if let Some(span) = self.open.get_initialized(parent) {
+            return span.reference();
         }
-        self.parent_further(id, ctx)
+        self.parent_slow(id, ctx)
     }
 
     /// The same where the nearest span is no stage and brings nothing: looks for one further out. The nearest span
     /// gets a slot that leads there, so that the next stage within it need not look again.
-    fn parent_further<S>(&self, id: &Id, ctx: &Context<'_, S>) -> SlotRef
+    fn parent_slow<S>(&self, id: &Id, ctx: &Context<'_, S>) -> SlotRef
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
@@ -264,17 +271,17 @@ impl Stages {
         // Without those that a filter hides from this layer: it is not told when they close.
         let mut around = span.scope().skip(1);
         let Some(nearest) = around.next() else { return SlotRef::NONE };
-        if let Some(found) = self.open.find_whole(&nearest.id()) {
-            return found.reference();
+        if let Some(span) = self.open.get_initialized(&nearest.id()) {
+            return span.reference();
         }
-        let further = around.find_map(|span| self.open.find_whole(&span.id()));
-        let further = further.map_or(SlotRef::NONE, |found| found.reference());
+        let further = around.find_map(|span| self.open.get_initialized(&span.id()));
+        let further = further.map_or(SlotRef::NONE, |span| span.reference());
         // An id has one slot. Nobody waits: who comes second has what it came for, as long as it does not take a slot
         // that is being written for one that is there. The next one tries again.
         if self.leading.swap(true, Ordering::Acquire) {
             return further;
         }
-        let found = self.open.find(&nearest.id()).or_else(|| {
+        let span = self.open.find(&nearest.id()).or_else(|| {
             let callsite = self.callsites.find(nearest.metadata()).0;
             let epoch = self.inheritance.epoch();
             let resolved = self.inheritance.around(&self.open, further, epoch).pack(epoch);
@@ -282,33 +289,33 @@ impl Stages {
             self.open.claim(&nearest.id(), span)
         });
         self.leading.store(false, Ordering::Release);
-        found.map_or(further, |found| found.reference())
+        span.map_or(further, |span| span.reference())
     }
 
     pub(crate) fn recorded(&self, id: &Id, values: &Record<'_>) {
-        let Some(found) = self.open.find_whole(id) else { return };
-        let Some(callsite) = self.callsite(found) else { return };
+        let Some(span) = self.open.get_initialized(id) else { return };
+        let Some(callsite) = self.callsite(span) else { return };
         let mut fields = SpanFields::new(&callsite.positions);
         values.record(&mut fields);
         if let Some(declared) = fields.declared {
-            let begun = found.was_entered();
-            found.update_facts(|facts| facts.declared(declared, begun));
+            let begun = span.was_entered();
+            span.update_flags(|flags| flags.declared(declared, begun));
         }
         let given = self.values(&fields);
         let hashes = self.hashes(&fields, given);
         drop(fields);
-        found.set_values(given);
+        span.set_values(given);
         if let Some(hashes) = hashes {
-            found.set_hashes(given, hashes);
+            span.set_hashes(given, hashes);
         }
         if !(given.profile.is_none() && given.run_id.is_none()) {
             self.inheritance.begin_epoch();
         }
         if !given.stage.is_none() {
-            self.inheritance.decide_part(&self.open, &self.labels, found.slot);
+            self.inheritance.update_nested(&self.open, &self.labels, span.slot);
         }
-        if self.series.sink.is_live() && !(given.stage.is_none() && given.profile.is_none()) {
-            self.open.iter().for_each(|open| self.show(open));
+        if self.series.recorder.updates_eagerly() && !(given.stage.is_none() && given.profile.is_none()) {
+            self.open.iter().for_each(|open| self.inc_active(open));
         }
     }
 
@@ -317,8 +324,8 @@ impl Stages {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        if let Some(found) = self.open.find(id) {
-            self.entered_further(found, id, ctx);
+        if let Some(span) = self.open.find(id) {
+            self.entered_slow(span, id, ctx);
         }
     }
 
@@ -331,44 +338,44 @@ impl Stages {
         if !self.may_have_missed.swap(false, Ordering::Relaxed) {
             return;
         }
-        for found in self.open.iter() {
-            let reference = found.reference();
-            let exists = self.open.id_of(found).is_none_or(|id| ctx.exists(&id));
+        for span in self.open.iter() {
+            let reference = span.reference();
+            let exists = self.open.id_of(span).is_none_or(|id| ctx.exists(&id));
             // The registry frees an id after the layers were told: a slot that is still that span's was not closed.
-            if !exists && found.is_still(reference) {
-                self.count_missed(found);
+            if !exists && span.is_current(reference) {
+                self.count_missed(span);
             }
         }
     }
 
     /// Counts a stage whose end this layer was not told, as the end of the run would.
     #[cold]
-    fn count_missed(&self, found: Found<'_>) {
-        if found.facts().has(Facts::STAGE) {
-            let reference = found.reference();
-            self.ensure_stage_id(found);
-            let facts = found.facts();
-            let outcome = self.policy.outcome_at_end(facts, found.entered.is_entered(), false);
-            let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
-            let ended = self.ended_stage(found, outcome, last_exit.unwrap_or_else(|| self.clock.raw()));
-            if facts.is_stage() && found.settle(reference) {
+    fn count_missed(&self, span: SpanRef<'_>) {
+        if span.flags().has(SpanFlags::STAGE) {
+            let reference = span.reference();
+            self.ensure_stage_id(span);
+            let flags = span.flags();
+            let outcome = self.policy.outcome_at_end(flags, span.entered.is_entered(), false);
+            let last_exit = Some(span.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
+            let ended = self.ended_stage(span, outcome, last_exit.unwrap_or_else(|| self.clock.raw()));
+            if flags.is_stage() && span.try_finish(reference) {
                 self.count(ended);
             }
-            self.hide(found);
+            self.dec_active(span);
         }
     }
 
     /// Counts the stages that were open when the layer went away.
     pub(crate) fn count_detached(&self) {
         if self.is_detached.swap(false, Ordering::Relaxed) {
-            self.open.iter().for_each(|found| self.count_missed(found));
+            self.open.iter().for_each(|span| self.count_missed(span));
         }
     }
 
-    /// A span that matters was entered.
+    /// A span that tracked was entered.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn entered_further<S>(&self, found: Found<'_>, id: &Id, ctx: &Context<'_, S>)
+    fn entered_slow<S>(&self, span: SpanRef<'_>, id: &Id, ctx: &Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
@@ -376,30 +383,30 @@ impl Stages {
             self.count_all_missed(ctx);
         }
         self.diagnostics.emit_waiting();
-        found.entered.enter();
-        unwinding::entered(|| found.reference());
+        span.entered.enter();
+        unwinding::entered(|| span.reference());
         #[cfg(feature = "trace-id")]
-        self.note_trace_at_enter(found, id);
+        self.note_trace_at_enter(span, id);
     }
 
     #[inline]
     pub(crate) fn exited(&self, id: &Id) {
-        if let Some(found) = self.open.find(id) {
-            self.exited_further(found, id);
+        if let Some(span) = self.open.find(id) {
+            self.exited_slow(span, id);
         }
     }
 
-    /// A span that matters was left.
+    /// A span that tracked was left.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn exited_further(&self, found: Found<'_>, id: &Id) {
-        found.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
-        let is_held = found.entered.exit();
-        if unwinding::exited(|| found.reference()) {
-            found.add_fact(Facts::PANICKED);
+    fn exited_slow(&self, span: SpanRef<'_>, id: &Id) {
+        span.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
+        let is_held = span.entered.exit();
+        if unwinding::exited(|| span.reference()) {
+            span.set_flag(SpanFlags::PANICKED);
         }
         #[cfg(feature = "trace-id")]
-        self.note_trace_at_exit(found, id, is_held);
+        self.note_trace_at_exit(span, id, is_held);
     }
 
     #[inline]
@@ -407,121 +414,121 @@ impl Stages {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        if self.callsites.may_decide(event.metadata()) {
-            self.deciding_event(event, ctx);
+        if self.callsites.may_affect_outcome(event.metadata()) {
+            self.outcome_event(event, ctx);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn deciding_event<S>(&self, event: &Event<'_>, ctx: Context<'_, S>)
+    fn outcome_event<S>(&self, event: &Event<'_>, ctx: Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        if is_outward() {
+        if is_suppressed() {
             return;
         }
         let is_error = match self.callsites.find(event.metadata()).1.kind {
-            Kind::Error(ErrorEvent::Level) => true,
-            Kind::Error(ErrorEvent::Field) => {
+            CallsiteKind::Error(ErrorEvent::Level) => true,
+            CallsiteKind::Error(ErrorEvent::Field) => {
                 let mut has_error = HasError::default();
                 event.record(&mut has_error);
                 has_error.0
             }
-            Kind::Returned => false,
+            CallsiteKind::Returned => false,
             _ => return,
         };
         let Some(span) = ctx.event_span(event) else { return };
-        if let Some(found) = self.open.find_whole(&span.id()).filter(|found| found.facts().is_stage()) {
+        if let Some(span) = self.open.get_initialized(&span.id()).filter(|span| span.flags().is_stage()) {
             if is_error {
-                found.add_fact(Facts::ERROR_EVENT);
+                span.set_flag(SpanFlags::ERROR_EVENT);
             }
-            match self.callsite(found).and_then(|callsite| returned(event.metadata(), callsite.meta)) {
-                Some(Returned::Error) => found.add_fact(Facts::RETURNED_ERROR),
-                Some(Returned::Value) => found.add_fact(Facts::RETURNED_VALUE),
+            match self.callsite(span).and_then(|callsite| returned(event.metadata(), callsite.meta)) {
+                Some(InstrumentEvent::Error) => span.set_flag(SpanFlags::RETURNED_ERROR),
+                Some(InstrumentEvent::Value) => span.set_flag(SpanFlags::RETURNED_VALUE),
                 None => {}
             }
         } else if is_error && self.policy == FailurePolicy::ErrorsWithin {
-            let around = span.scope().filter_map(|span| self.open.find_whole(&span.id()));
-            if let Some(stage) = around.into_iter().find(|found| found.facts().is_stage()) {
-                stage.add_fact(Facts::ERROR_WITHIN);
+            let around = span.scope().filter_map(|span| self.open.get_initialized(&span.id()));
+            if let Some(stage) = around.into_iter().find(|span| span.flags().is_stage()) {
+                stage.set_flag(SpanFlags::ERROR_WITHIN);
             }
         }
     }
 
     #[inline]
     pub(crate) fn closed(&self, id: &Id) {
-        if let Some(found) = self.open.find(id) {
-            self.closed_further(found, id);
+        if let Some(span) = self.open.find(id) {
+            self.closed_slow(span, id);
         }
         self.diagnostics.emit_waiting();
     }
 
-    /// A span that matters closed.
+    /// A span that tracked closed.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn closed_further(&self, found: Found<'_>, id: &Id) {
-        if found.facts().has(Facts::STAGE) {
-            self.ensure_stage_id(found);
-            let (facts, reference) = (found.facts(), found.reference());
-            let is_settled = facts.is_stage() && found.settle(reference);
-            if is_settled {
-                let outcome = self.policy.outcome(facts);
-                let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
+    fn closed_slow(&self, span: SpanRef<'_>, id: &Id) {
+        if span.flags().has(SpanFlags::STAGE) {
+            self.ensure_stage_id(span);
+            let (flags, reference) = (span.flags(), span.reference());
+            let is_finisher = flags.is_stage() && span.try_finish(reference);
+            if is_finisher {
+                let outcome = self.policy.outcome(flags);
+                let last_exit = Some(span.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
                 // A look at the clock is a large part of what a span costs: only where it was never entered.
                 let ended = last_exit.unwrap_or_else(|| self.clock.raw());
-                let ended = self.ended_stage(found, outcome, ended);
+                let ended = self.ended_stage(span, outcome, ended);
                 #[cfg(feature = "trace-id")]
-                let ended = self.with_trace(ended, found, id);
+                let ended = self.with_trace(ended, span, id);
                 self.count(ended);
                 if outcome == Outcome::Failure(Reason::Cancelled) {
-                    self.warn_cancelled(found);
+                    self.warn_cancelled(span);
                 }
                 #[cfg(feature = "trace-id")]
                 self.warn_first_failure(ended);
             }
             #[cfg(feature = "trace-id")]
-            if !is_settled {
-                await_release(found.slot);
+            if !is_finisher {
+                await_release(span.slot);
             }
-            self.hide(found);
+            self.dec_active(span);
         }
-        self.open.release(found);
+        self.open.release(span);
     }
 
-    pub(crate) fn callsite(&self, found: Found<'_>) -> Option<&Callsite> {
-        self.callsites.get(found.callsite.load(Ordering::Relaxed))
+    pub(crate) fn callsite(&self, span: SpanRef<'_>) -> Option<&Callsite> {
+        self.callsites.get(span.callsite.load(Ordering::Relaxed))
     }
 
     /// A stage id that was declared and never recorded is the span's name.
-    pub(crate) fn ensure_stage_id(&self, found: Found<'_>) {
-        if found.stage().is_none()
-            && let Some(callsite) = self.callsite(found)
+    pub(crate) fn ensure_stage_id(&self, span: SpanRef<'_>) {
+        if span.stage().is_none()
+            && let Some(callsite) = self.callsite(span)
         {
             let name = callsite.meta.name();
-            let values = Values { stage: self.labels.intern(Role::Stage, name), ..Values::default() };
-            found.set_values(values);
-            found.set_hashes(values, ValueHashes { stage: self.labels.hash(name), ..ValueHashes::default() });
-            self.inheritance.decide_part(&self.open, &self.labels, found.slot);
+            let values = SpanLabels { stage: self.labels.intern(Role::Stage, name), ..SpanLabels::default() };
+            span.set_values(values);
+            span.set_hashes(values, ValueHashes { stage: self.labels.hash(name), ..ValueHashes::default() });
+            self.inheritance.update_nested(&self.open, &self.labels, span.slot);
         }
     }
 
     /// What there is to count of a stage that ends.
     #[inline(always)]
-    pub(crate) fn ended_stage(&self, found: Found<'_>, outcome: Outcome, ended: u64) -> Finished {
+    pub(crate) fn ended_stage(&self, span: SpanRef<'_>, outcome: Outcome, ended: u64) -> Finished {
         // What the values come to holds as long as nothing was recorded late.
-        let (Resolved { profile, run_id }, meaning) = match self.inheritance.known(found.slot) {
-            Some(known) => (known, found.meaning()),
-            None => (self.inheritance.resolve(&self.open, found.slot), None),
+        let (ContextLabels { profile, run_id }, cached) = match self.inheritance.known(span.slot) {
+            Some(known) => (known, span.cached()),
+            None => (self.inheritance.resolve(&self.open, span.slot), None),
         };
-        let nanos = self.clock.delta_as_nanos(found.started.load(Ordering::Relaxed), ended);
+        let nanos = self.clock.delta_as_nanos(span.started.load(Ordering::Relaxed), ended);
         Finished {
-            stage: found.stage(),
+            stage: span.stage(),
             profile,
             run_id,
-            meaning,
+            cached,
             outcome,
-            is_outermost: !self.is_known(outcome) && nearest_stage(&self.open, found.parent()).is_none(),
+            is_outermost: !self.is_known(outcome) && nearest_stage(&self.open, span.parent()).is_none(),
             nanos,
             ended,
             #[cfg(feature = "trace-id")]
@@ -535,8 +542,8 @@ impl Stages {
         if ended.is_outermost {
             self.outermost(ended.outcome).store(true, Ordering::Relaxed);
         }
-        let meaning = ended.meaning.and_then(|meaning| self.memory.get(meaning));
-        if let Some(overflow) = self.series.finish(&self.labels, ended, meaning.map(|meaning| &meaning.series)) {
+        let cached = ended.cached.and_then(|cached| self.label_cache.get(cached));
+        if let Some(overflow) = self.series.finish(&self.labels, ended, cached.map(|cached| &cached.series)) {
             self.warn_overflow(overflow);
         }
     }
@@ -554,37 +561,37 @@ impl Stages {
     }
 
     /// Counts the stage in its active gauge, where gauges are written at once.
-    fn show(&self, found: Found<'_>) {
-        let facts = found.facts();
-        if !found.is_open() || !facts.is_stage() || found.stage().is_none() {
-            return self.hide(found);
+    fn inc_active(&self, span: SpanRef<'_>) {
+        let flags = span.flags();
+        if !span.is_open() || !flags.is_stage() || span.stage().is_none() {
+            return self.dec_active(span);
         }
-        let (reference, stage) = (found.reference(), found.stage());
-        let profile = self.inheritance.look(&self.open, found.slot).profile;
-        if !found.is_still(reference) {
+        let (reference, stage) = (span.reference(), span.stage());
+        let profile = self.inheritance.look(&self.open, span.slot).profile;
+        if !span.is_current(reference) {
             return;
         }
         self.series.stage(&self.labels, stage);
         let (pair, _) = self.series.pair(&self.labels, stage, profile);
-        let before = found.shown.swap(pair + 1, Ordering::SeqCst);
+        let before = span.active_series.swap(pair + 1, Ordering::SeqCst);
         if before != pair + 1 {
             self.series.move_active(pair, 1.0);
-            self.unshow(before);
+            self.dec_series(before);
         }
-        if !found.is_open() {
-            // Its end came in between, and took back what was shown before this.
-            self.hide(found);
-        }
-    }
-
-    pub(crate) fn hide(&self, found: Found<'_>) {
-        if found.shown.load(Ordering::SeqCst) != 0 {
-            self.unshow(found.shown.swap(0, Ordering::SeqCst));
+        if !span.is_open() {
+            // Its end came in between, and took back what was active_series before this.
+            self.dec_active(span);
         }
     }
 
-    fn unshow(&self, shown: u32) {
-        if let Some(pair) = shown.checked_sub(1) {
+    pub(crate) fn dec_active(&self, span: SpanRef<'_>) {
+        if span.active_series.load(Ordering::SeqCst) != 0 {
+            self.dec_series(span.active_series.swap(0, Ordering::SeqCst));
+        }
+    }
+
+    fn dec_series(&self, active_series: u32) {
+        if let Some(pair) = active_series.checked_sub(1) {
             self.series.move_active(pair, -1.0);
         }
     }
@@ -604,7 +611,7 @@ mod tests {
     use crate::layer::tracker::*;
     use crate::recorder::StageRecorder;
 
-    /// Stages of all kinds, whose values are known after the first time.
+    /// StageTracker of all kinds, whose values are known after the first time.
     fn stages() {
         let _root = info_span!("pipeline", profile = "p", run_id = "r").entered();
         info_span!("x", stage_id = "a").in_scope(|| info_span!("helper", stage_id = "a").in_scope(|| ()));
@@ -621,7 +628,7 @@ mod tests {
     #[test]
     fn no_lock_is_taken_for_a_stage_that_goes_well() {
         let recorder = Arc::new(StageRecorder::new([], []));
-        let layer_of = Arc::new(Stages::new(Settings {
+        let layer_of = Arc::new(StageTracker::new(TrackerSettings {
             namespace: "quant".to_owned(),
             policy: FailurePolicy::default(),
             max_series: 100,
@@ -630,7 +637,7 @@ mod tests {
             profile: None,
             run_id: None,
             run_id_label: true,
-            target: Target::Own(recorder),
+            target: RecorderTarget::Own(recorder),
             clock: quanta::Clock::new(),
             diagnostics: Arc::default(),
         }));
@@ -640,7 +647,7 @@ mod tests {
         let locks = (
             layer_of.callsites.lock(),
             layer_of.labels.lock(),
-            layer_of.memory.lock(),
+            layer_of.label_cache.lock(),
             layer_of.open.lock(),
             layer_of.series.lock(),
         );

@@ -2,8 +2,8 @@
 
 use tracing::warn;
 
-use crate::layer::span::table::Found;
-use crate::layer::tracker::Stages;
+use crate::layer::span::table::SpanRef;
+use crate::layer::tracker::StageTracker;
 use crate::schema::OWN_TARGET;
 use crate::series::cardinality::Overflow;
 #[cfg(feature = "trace-id")]
@@ -13,7 +13,7 @@ use crate::series::stage_series::Finished;
 #[cfg(feature = "trace-id")]
 use crate::series::trace_id::TraceId;
 
-impl Stages {
+impl StageTracker {
     /// After the end nothing is measured: whoever opens a stage then has probably dropped the guard too early.
     #[cold]
     pub(super) fn warn_inert(&self) {
@@ -44,9 +44,9 @@ impl Stages {
     }
 
     #[cold]
-    pub(super) fn warn_cancelled(&self, found: Found<'_>) {
-        let Some(callsite) = self.callsite(found).filter(|callsite| callsite.warn_once()) else { return };
-        let (stage_id, span) = (self.labels.text(found.stage()).to_owned(), callsite.meta.name());
+    pub(super) fn warn_cancelled(&self, span: SpanRef<'_>) {
+        let Some(callsite) = self.callsite(span).filter(|callsite| callsite.warn_once()) else { return };
+        let (stage_id, span) = (self.labels.text(span.stage()).to_owned(), callsite.meta.name());
         let (file, line) = (callsite.meta.file().unwrap_or("?"), callsite.meta.line().unwrap_or(0));
         self.diagnostics.emit(move || {
             warn!(

@@ -11,33 +11,35 @@ use crate::schema::OWN_TARGET;
 use crate::schema::{InstrumentKind, METRICS, Metric, RUN_ID};
 
 thread_local! {
-    static OUTWARD: Cell<bool> = const { Cell::new(false) };
+    static IS_SUPPRESSED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs code that is not ours: a recorder may open spans and emit events. What it does meanwhile on this thread is
 /// not measured, or it would go round for ever.
-pub(crate) fn outward<T>(call: impl FnOnce() -> T) -> T {
+pub(crate) fn suppress_instrumentation<T>(call: impl FnOnce() -> T) -> T {
     struct Restore(bool);
     impl Drop for Restore {
         fn drop(&mut self) {
-            let _ = OUTWARD.try_with(|outward| outward.set(self.0));
+            let _ = IS_SUPPRESSED.try_with(|suppress_instrumentation| suppress_instrumentation.set(self.0));
         }
     }
-    let _restore = Restore(OUTWARD.try_with(|outward| outward.replace(true)).unwrap_or(false));
+    let _restore = Restore(
+        IS_SUPPRESSED.try_with(|suppress_instrumentation| suppress_instrumentation.replace(true)).unwrap_or(false),
+    );
     call()
 }
 
-/// Whether this thread is inside [`outward`].
+/// Whether this thread is inside [`suppress_instrumentation`].
 #[inline]
-pub(crate) fn is_outward() -> bool {
-    OUTWARD.try_with(Cell::get).unwrap_or(false)
+pub(crate) fn is_suppressed() -> bool {
+    IS_SUPPRESSED.try_with(Cell::get).unwrap_or(false)
 }
 
 static METADATA: metrics::Metadata<'static> =
     metrics::Metadata::new(OWN_TARGET, metrics::Level::INFO, Some(OWN_TARGET));
 
-pub(crate) struct Sink {
-    recorder: Target,
+pub(crate) struct RecorderHandle {
+    recorder: RecorderTarget,
     namespace: String,
     run_id_label: bool,
     /// The address of the global recorder, if one was installed when the first handle was registered.
@@ -45,9 +47,9 @@ pub(crate) struct Sink {
 }
 
 #[derive(Clone)]
-pub(crate) enum Target {
+pub(crate) enum RecorderTarget {
     /// Whatever recorder the application has installed.
-    Facade,
+    Global,
     /// The recorder this crate built, whose owner asks for the latest values before it renders.
     #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
     Own(Arc<dyn Recorder + Send + Sync>),
@@ -56,22 +58,22 @@ pub(crate) enum Target {
     Shared(Arc<dyn Recorder + Send + Sync>),
 }
 
-impl Sink {
-    pub(crate) fn new(recorder: Target, namespace: String, run_id_label: bool) -> Self {
+impl RecorderHandle {
+    pub(crate) fn new(recorder: RecorderTarget, namespace: String, run_id_label: bool) -> Self {
         Self { recorder, namespace, run_id_label, global: OnceLock::new() }
     }
 
     /// Whether every change must be written at once, since nobody asks before the recorder is read.
-    pub(crate) fn is_live(&self) -> bool {
-        !matches!(self.recorder, Target::Own(_))
+    pub(crate) fn updates_eagerly(&self) -> bool {
+        !matches!(self.recorder, RecorderTarget::Own(_))
     }
 
     fn with<T: Send>(&self, f: impl Fn(&dyn Recorder) -> T + Sync) -> T {
-        outward(|| match &self.recorder {
-            Target::Facade => self.with_facade(f),
-            Target::Own(recorder) => f(recorder),
+        suppress_instrumentation(|| match &self.recorder {
+            RecorderTarget::Global => self.with_facade(f),
+            RecorderTarget::Own(recorder) => f(recorder),
             #[cfg(feature = "otlp")]
-            Target::Shared(recorder) => f(recorder),
+            RecorderTarget::Shared(recorder) => f(recorder),
         })
     }
 
@@ -82,7 +84,8 @@ impl Sink {
         if global.is_none() || metrics::with_recorder(recorder_address) == *global {
             return metrics::with_recorder(f);
         }
-        on_new_thread(|| outward(|| metrics::with_recorder(&f))).unwrap_or_else(|| metrics::with_recorder(&f))
+        on_new_thread(|| suppress_instrumentation(|| metrics::with_recorder(&f)))
+            .unwrap_or_else(|| metrics::with_recorder(&f))
     }
 
     /// Tells the recorder kind, unit and help text of every metric. Once per recorder.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::layer::Stages;
+use crate::layer::StageTracker;
 use crate::{schema, unix_time};
 
 /// How the process ends.
@@ -40,7 +40,7 @@ pub(crate) struct Run {
 
 impl Run {
     /// Records the start of the run, which the first push carries.
-    pub(crate) fn begin(stages: &Stages) -> Self {
+    pub(crate) fn begin(stages: &StageTracker) -> Self {
         stages.series.bind();
         stages.set_gauge(&schema::RUN_START, &[], unix_time::now().as_secs_f64());
         Self { start: Instant::now(), failed: AtomicBool::new(false) }
@@ -56,12 +56,12 @@ impl Run {
     ///
     /// The run succeeded if at least one outermost stage finished, none failed, every expected stage succeeded at least
     /// once, and the run did not end by `fail()`, `finish(Err)`, a panic, a signal or a non-zero `exit`.
-    pub(crate) fn end(&self, stages: &Stages, reason: ExitReason, grace: Duration) {
+    pub(crate) fn end(&self, stages: &StageTracker, reason: ExitReason, grace: Duration) {
         stages.end(reason.is_aborted(), grace);
         let now = unix_time::now().as_secs_f64();
         stages.set_gauge(&schema::RUN_DURATION, &[], self.start.elapsed().as_secs_f64());
         stages.set_gauge(&schema::RUN_LAST_COMPLETION, &[], now);
-        if reason.allows_success() && !self.failed.load(Ordering::Relaxed) && stages.all_well() {
+        if reason.allows_success() && !self.failed.load(Ordering::Relaxed) && stages.run_succeeded() {
             stages.set_gauge(&schema::RUN_LAST_SUCCESS, &[], now);
         }
     }

@@ -13,10 +13,10 @@ use tracing::{info, warn};
 use crate::delivery::{BoxFuture, DeliveryEvent, ExpositionSource};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, MetricKind, Problems, parse};
-use crate::layer::Stages;
+use crate::layer::StageTracker;
 use crate::recorder::ForeignRecorder;
 use crate::recorder::StageRecorder;
-use crate::recorder::outward;
+use crate::recorder::suppress_instrumentation;
 use crate::run::exit_reason::{ExitReason, Run};
 use crate::run::report::RunReport;
 use crate::schema;
@@ -35,7 +35,7 @@ pub(crate) enum Exposition {
 }
 
 pub(crate) struct RunMetrics {
-    pub(crate) stages: Arc<Stages>,
+    pub(crate) stages: Arc<StageTracker>,
     run: Run,
     exposition: Exposition,
     #[cfg(feature = "resource-usage")]
@@ -79,7 +79,7 @@ impl Resources {
     }
 
     /// Sets the gauges. They have no value before the first sample: a zero would not be a measurement.
-    fn sample(&self, stages: &Stages) {
+    fn sample(&self, stages: &StageTracker) {
         self.sampled.store(true, Ordering::Relaxed);
         let sample = self.meter.sample();
         let set = |resource, value| stages.set_gauge(&schema::RESOURCE_USAGE, &[resource, &self.node], value);
@@ -91,7 +91,7 @@ impl Resources {
         }
     }
 
-    fn end(&self, stages: &Stages) {
+    fn end(&self, stages: &StageTracker) {
         self.sample(stages);
         if let Some(used) = self.meter.cpu_used() {
             stages.set_gauge(&schema::RUN_CPU, &[], used.as_secs_f64());
@@ -104,13 +104,13 @@ impl Resources {
 
 impl RunMetrics {
     pub(crate) fn new(
-        stages: Arc<Stages>,
+        stages: Arc<StageTracker>,
         exposition: Exposition,
         namespace: &str,
         #[cfg(feature = "resource-usage")] resources: Option<Resources>,
     ) -> Self {
         let run = Run::begin(&stages);
-        let pushes = |result| stages.series.sink.counter(&schema::PUSH_TOTAL, &[result]);
+        let pushes = |result| stages.series.recorder.counter(&schema::PUSH_TOTAL, &[result]);
         let pushed = Pushes { success: pushes("success"), failure: pushes("failure") };
         Self {
             run,
@@ -295,7 +295,7 @@ impl ExpositionSource for RunMetrics {
     fn pushed(self: Arc<Self>, is_success: bool, elapsed: Duration) {
         self.record(move |metrics| {
             let counter = if is_success { &metrics.pushed.success } else { &metrics.pushed.failure };
-            outward(|| counter.increment(1));
+            suppress_instrumentation(|| counter.increment(1));
             metrics.stages.set_gauge(&schema::LAST_PUSH_DURATION, &[], elapsed.as_secs_f64());
         });
     }
@@ -303,8 +303,8 @@ impl ExpositionSource for RunMetrics {
     fn spooled(self: Arc<Self>, files: usize, dropped: u64) {
         self.record(move |metrics| {
             metrics.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
-            let counter = metrics.stages.series.sink.counter(&schema::SPOOL_DROPPED, &[]);
-            outward(|| counter.absolute(dropped));
+            let counter = metrics.stages.series.recorder.counter(&schema::SPOOL_DROPPED, &[]);
+            suppress_instrumentation(|| counter.absolute(dropped));
         });
     }
 

@@ -26,20 +26,20 @@ const fn level_capacity(level: usize) -> usize {
 }
 
 /// The number of an item: dense, from zero, in the order of insertion.
-pub(crate) type Number = u32;
+pub(crate) type EntryId = u32;
 
-pub(crate) struct InsertOnly<T> {
+pub(crate) struct AppendOnlyMap<T> {
     items: boxcar::Vec<T>,
     levels: [OnceLock<Box<[AtomicU64]>>; LEVELS],
     inserting: Mutex<()>,
 }
 
-impl<T> InsertOnly<T> {
+impl<T> AppendOnlyMap<T> {
     pub(crate) fn new() -> Self {
         Self { items: boxcar::Vec::new(), levels: [const { OnceLock::new() }; LEVELS], inserting: Mutex::new(()) }
     }
 
-    pub(crate) fn get(&self, number: Number) -> Option<&T> {
+    pub(crate) fn get(&self, number: EntryId) -> Option<&T> {
         self.items.get(number as usize)
     }
 
@@ -55,7 +55,7 @@ impl<T> InsertOnly<T> {
 
     /// Finds the item with this hash for which `is` holds.
     #[inline]
-    pub(crate) fn find(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<(Number, &T)> {
+    pub(crate) fn find(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<(EntryId, &T)> {
         for level in &self.levels {
             let words = level.get()?;
             let mask = words.len() - 1;
@@ -82,16 +82,16 @@ impl<T> InsertOnly<T> {
     /// Finds the item, or adds what `make` returns.
     ///
     /// `make` runs under a lock: it must not call anything that may come back here.
-    pub(crate) fn find_or_insert(&self, hash: u64, is: impl Fn(&T) -> bool, make: impl FnOnce() -> T) -> (Number, &T) {
+    pub(crate) fn find_or_insert(&self, hash: u64, is: impl Fn(&T) -> bool, make: impl FnOnce() -> T) -> (EntryId, &T) {
         let _inserting = self.inserting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = self.find(hash, is) {
             return found;
         }
         let number = self.items.push(make());
         if let Some((level, words)) = self.level_for(number) {
-            Self::enter(level, words, hash, number as Number);
+            Self::enter(level, words, hash, number as EntryId);
         }
-        (number as Number, &self.items[number])
+        (number as EntryId, &self.items[number])
     }
 
     /// Keeps all others from inserting.
@@ -100,7 +100,7 @@ impl<T> InsertOnly<T> {
         self.inserting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(level: usize, words: &OnceLock<Box<[AtomicU64]>>, hash: u64, number: Number) {
+    fn enter(level: usize, words: &OnceLock<Box<[AtomicU64]>>, hash: u64, number: EntryId) {
         let words = words.get_or_init(|| (0..level_words(level)).map(|_| AtomicU64::new(0)).collect());
         let mask = words.len() - 1;
         let mut at = hash as usize & mask;
@@ -123,13 +123,13 @@ impl<T> InsertOnly<T> {
 /// A place for an integer among so many, a power of two. Multiplying by the golden ratio spreads those that follow each
 /// other over the upper bits, which are taken.
 #[inline(always)]
-pub(crate) fn place_of(value: u64, places: usize) -> usize {
+pub(crate) fn fibonacci_hash(value: u64, places: usize) -> usize {
     (value.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - places.ilog2())) as usize
 }
 
 /// Spreads integers that are alike (addresses, small numbers) over all bits.
 #[inline]
-pub(crate) fn mix(value: u64) -> u64 {
+pub(crate) fn splitmix64(value: u64) -> u64 {
     // The finalizer of SplitMix64: both halves of the result are used, the upper as a tag.
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -143,22 +143,22 @@ mod tests {
 
     #[test]
     fn finds_what_was_inserted_across_levels() {
-        let map = InsertOnly::new();
+        let map = AppendOnlyMap::new();
         for n in 0..5_000_u64 {
-            let (number, _) = map.find_or_insert(mix(n), |item| *item == n, || n);
+            let (number, _) = map.find_or_insert(splitmix64(n), |item| *item == n, || n);
             assert_eq!(u64::from(number), n);
         }
         for n in 0..5_000_u64 {
-            let (number, item) = map.find(mix(n), |item| *item == n).unwrap();
+            let (number, item) = map.find(splitmix64(n), |item| *item == n).unwrap();
             assert_eq!((u64::from(number), *item), (n, n));
         }
-        assert!(map.find(mix(5_000), |item| *item == 5_000).is_none());
+        assert!(map.find(splitmix64(5_000), |item| *item == 5_000).is_none());
         assert_eq!(map.iter().count(), 5_000);
     }
 
     #[test]
     fn equal_hashes_are_told_apart_by_the_item() {
-        let map = InsertOnly::new();
+        let map = AppendOnlyMap::new();
         for n in 0..100_u32 {
             map.find_or_insert(42, |item| *item == n, || n);
         }
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn threads_that_insert_the_same_get_one_item() {
-        let map = InsertOnly::new();
+        let map = AppendOnlyMap::new();
         let made = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -179,7 +179,7 @@ mod tests {
                             made.fetch_add(1, Ordering::Relaxed);
                             n
                         };
-                        let (number, item) = map.find_or_insert(mix(n), |item| *item == n, make);
+                        let (number, item) = map.find_or_insert(splitmix64(n), |item| *item == n, make);
                         assert_eq!(*item, n);
                         assert_eq!(map.get(number), Some(&n));
                     }

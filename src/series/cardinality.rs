@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
-use crate::series::interner::{Label, Labels};
+use crate::series::interner::{Interner, LabelId};
 
-/// Label sets a metric may have unless `MetricsLayerBuilder::with_max_series` says otherwise.
+/// LabelId sets a metric may have unless `MetricsLayerBuilder::with_max_series` says otherwise.
 pub const DEFAULT_MAX_SERIES: usize = 2_000;
 
 /// The highest limit that can be asked for: each of so many sets may bring a label value of its own, and there is
@@ -20,7 +20,7 @@ pub(crate) const MAX_MAX_SERIES: usize = 100_000;
 /// When there are `max` a new one is counted with `_overflow` for its run id where its stage and profile are known in
 /// that metric, else for its profile too where its stage is, else for all. That keeps the number of series bounded
 /// and every total exact.
-pub(crate) struct Admission {
+pub(crate) struct CardinalityLimit {
     max: usize,
     levels: Mutex<Levels>,
     sets_are_full: AtomicBool,
@@ -36,9 +36,9 @@ struct Levels {
 }
 
 struct Level<const N: usize> {
-    admitted: HashSet<[Label; N]>,
+    admitted: HashSet<[LabelId; N]>,
     /// The beginnings of the admitted sets, filled up with `NONE`.
-    known: HashSet<[Label; N]>,
+    known: HashSet<[LabelId; N]>,
 }
 
 impl<const N: usize> Default for Level<N> {
@@ -48,21 +48,21 @@ impl<const N: usize> Default for Level<N> {
 }
 
 impl<const N: usize> Level<N> {
-    fn admit(&mut self, max: usize, set: [Label; N]) -> [Label; N] {
+    fn admit(&mut self, max: usize, set: [LabelId; N]) -> [LabelId; N] {
         if self.admitted.contains(&set) {
             return set;
         }
         if self.admitted.len() < max {
             self.admitted.insert(set);
-            self.known.extend((1..N).map(|kept| beginning(set, kept, Label::NONE)));
+            self.known.extend((1..N).map(|kept| beginning(set, kept, LabelId::NONE)));
             return set;
         }
-        let kept = (1..N).rev().find(|kept| self.known.contains(&beginning(set, *kept, Label::NONE)));
-        beginning(set, kept.unwrap_or(0), Label::OVERFLOW)
+        let kept = (1..N).rev().find(|kept| self.known.contains(&beginning(set, *kept, LabelId::NONE)));
+        beginning(set, kept.unwrap_or(0), LabelId::OVERFLOW)
     }
 }
 
-fn beginning<const N: usize>(mut set: [Label; N], kept: usize, rest: Label) -> [Label; N] {
+fn beginning<const N: usize>(mut set: [LabelId; N], kept: usize, rest: LabelId) -> [LabelId; N] {
     set[kept..].fill(rest);
     set
 }
@@ -78,7 +78,7 @@ pub(crate) struct Overflow {
     pub(crate) example: String,
 }
 
-impl Admission {
+impl CardinalityLimit {
     pub(crate) fn new(max: usize) -> Self {
         Self { max, levels: Mutex::default(), sets_are_full: AtomicBool::new(false), warned: AtomicBool::new(false) }
     }
@@ -92,15 +92,15 @@ impl Admission {
         self.levels()
     }
 
-    pub(crate) fn stage(&self, stage: Label) -> Label {
+    pub(crate) fn stage(&self, stage: LabelId) -> LabelId {
         self.levels().stages.admit(self.max, [stage])[0]
     }
 
-    pub(crate) fn pair(&self, pair: [Label; 2]) -> [Label; 2] {
+    pub(crate) fn pair(&self, pair: [LabelId; 2]) -> [LabelId; 2] {
         self.levels().pairs.admit(self.max, pair)
     }
 
-    pub(crate) fn set(&self, set: [Label; 3]) -> [Label; 3] {
+    pub(crate) fn set(&self, set: [LabelId; 3]) -> [LabelId; 3] {
         let mut levels = self.levels();
         let admitted = levels.sets.admit(self.max, set);
         self.sets_are_full.store(levels.sets.admitted.len() >= self.max, Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl Admission {
     }
 
     /// Which label is to blame; to the first who asks.
-    pub(crate) fn overflow_once(&self, labels: &Labels) -> Option<Overflow> {
+    pub(crate) fn overflow_once(&self, labels: &Interner) -> Option<Overflow> {
         if self.warned.swap(true, Ordering::Relaxed) {
             return None;
         }
@@ -130,14 +130,14 @@ mod tests {
     use crate::series::cardinality::*;
     use crate::series::interner::Role;
 
-    const O: Label = Label::OVERFLOW;
+    const O: LabelId = LabelId::OVERFLOW;
 
     #[test]
     fn beyond_the_limit_a_set_keeps_what_the_metric_knows_of_it() {
-        let labels = Labels::new(2_000);
+        let labels = Interner::new(2_000);
         let label = |text| labels.intern(Role::Stage, text);
         let [a, b, p, q, r1, r2, r3] = ["a", "b", "p", "q", "r1", "r2", "r3"].map(label);
-        let admission = Admission::new(2);
+        let admission = CardinalityLimit::new(2);
         assert_eq!(admission.set([a, p, r1]), [a, p, r1]);
         assert!(!admission.sets_are_full());
         assert_eq!(admission.set([a, p, r2]), [a, p, r2]);
@@ -150,9 +150,9 @@ mod tests {
 
     #[test]
     fn each_metric_has_its_own_limit() {
-        let labels = Labels::new(2_000);
+        let labels = Interner::new(2_000);
         let [a, b, c, p, q] = ["a", "b", "c", "p", "q"].map(|text| labels.intern(Role::Stage, text));
-        let admission = Admission::new(2);
+        let admission = CardinalityLimit::new(2);
         assert_eq!(admission.pair([a, p]), [a, p]);
         assert_eq!(admission.pair([a, q]), [a, q]);
         assert_eq!(admission.pair([a, b]), [a, O]);
@@ -162,8 +162,8 @@ mod tests {
 
     #[test]
     fn the_label_with_the_most_values_is_named_once() {
-        let labels = Labels::new(2_000);
-        let admission = Admission::new(3);
+        let labels = Interner::new(2_000);
+        let admission = CardinalityLimit::new(3);
         for n in 0..3 {
             admission.set([
                 labels.intern(Role::Stage, "a"),

@@ -11,17 +11,17 @@ use crate::series::outcome::{Outcome, Reason};
 
 /// Upper bounds of buckets.
 #[derive(Debug, Default)]
-pub(crate) struct Bounds {
+pub(crate) struct DurationBounds {
     /// The longest duration within each bound that is not below zero.
     longest: Box<[u64]>,
     below_zero: usize,
 }
 
-impl Bounds {
+impl DurationBounds {
     /// `seconds`: ascending.
     pub(crate) fn new(seconds: &[f64]) -> Self {
         let below_zero = seconds.partition_point(|bound| *bound < 0.0);
-        Self { longest: seconds.iter().skip(below_zero).map(|bound| longest_within(*bound)).collect(), below_zero }
+        Self { longest: seconds.iter().skip(below_zero).map(|bound| bound_to_nanos(*bound)).collect(), below_zero }
     }
 
     fn buckets(&self) -> usize {
@@ -36,7 +36,7 @@ impl Bounds {
 
 /// The largest number of nanoseconds that is, in seconds, not above the bound: counting by it is the same as comparing
 /// seconds.
-fn longest_within(bound: f64) -> u64 {
+fn bound_to_nanos(bound: f64) -> u64 {
     let is_within = |nanos: u64| nanos as f64 / 1e9 <= bound;
     let mut nanos = (bound * 1e9) as u64;
     while nanos > 0 && !is_within(nanos) {
@@ -51,7 +51,7 @@ fn longest_within(bound: f64) -> u64 {
 #[derive(Debug)]
 #[repr(align(128))] // Threads at different label sets do not wait for each other.
 pub(crate) struct Durations {
-    bounds: Arc<Bounds>,
+    bounds: Arc<DurationBounds>,
     succeeded: BucketCounts,
     /// By reason. Most label sets never fail: a row is allocated with its first failure.
     failed: [OnceLock<BucketCounts>; Reason::COUNT],
@@ -63,7 +63,7 @@ pub(crate) struct Durations {
 
 /// The same at one moment, without the buckets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sums {
+pub(crate) struct HistogramTotals {
     pub(crate) succeeded: u64,
     /// By reason.
     pub(crate) failed: [u64; Reason::COUNT],
@@ -72,14 +72,14 @@ pub(crate) struct Sums {
     pub(crate) first_finished: u64,
 }
 
-impl Sums {
+impl HistogramTotals {
     pub(crate) fn failures(&self) -> u64 {
         self.failed.iter().sum()
     }
 }
 
 impl Durations {
-    pub(crate) fn new(bounds: Arc<Bounds>) -> Self {
+    pub(crate) fn new(bounds: Arc<DurationBounds>) -> Self {
         Self {
             succeeded: BucketCounts::new(bounds.buckets()),
             failed: [const { OnceLock::new() }; Reason::COUNT],
@@ -115,12 +115,12 @@ impl Durations {
         let _ = self.first_finished.compare_exchange(0, order, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    pub(crate) fn sums(&self) -> Sums {
+    pub(crate) fn sums(&self) -> HistogramTotals {
         self.sum_rows(|row| row.iter().sum())
     }
 
     /// The histogram and the sums at one moment: they agree in how many runs there were.
-    pub(crate) fn read(&self) -> (Sums, Snapshot) {
+    pub(crate) fn read(&self) -> (HistogramTotals, Snapshot) {
         let mut counts = vec![0; self.bounds.buckets()];
         let sums = self.sum_rows(|row| {
             // Each counter is read once, for the histogram and for the sums.
@@ -132,8 +132,8 @@ impl Durations {
         (sums, Snapshot { counts, sum: sums.total_nanos as f64 / 1e9 })
     }
 
-    fn sum_rows(&self, mut sum: impl FnMut(&BucketCounts) -> u64) -> Sums {
-        Sums {
+    fn sum_rows(&self, mut sum: impl FnMut(&BucketCounts) -> u64) -> HistogramTotals {
+        HistogramTotals {
             succeeded: sum(&self.succeeded),
             failed: self.failed.each_ref().map(|row| row.get().map_or(0, &mut sum)),
             total_nanos: self.total_nanos.load(Ordering::Relaxed),
@@ -143,7 +143,7 @@ impl Durations {
     }
 }
 
-impl std::ops::AddAssign for Sums {
+impl std::ops::AddAssign for HistogramTotals {
     fn add_assign(&mut self, other: Self) {
         self.succeeded += other.succeeded;
         self.failed.iter_mut().zip(other.failed).for_each(|(sum, more)| *sum += more);
@@ -161,7 +161,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn durations(seconds: &[f64]) -> Durations {
-        Durations::new(Arc::new(Bounds::new(seconds)))
+        Durations::new(Arc::new(DurationBounds::new(seconds)))
     }
 
     #[test]
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(durations.read().1.counts, [0, 1, 2, 2, 1]);
         let total_nanos = 3_000_004 + longest;
         let failed = [2, 1, 0, 0, 0];
-        let sums = Sums { succeeded: 3, failed, total_nanos, slowest_nanos: longest, first_finished: 5 };
+        let sums = HistogramTotals { succeeded: 3, failed, total_nanos, slowest_nanos: longest, first_finished: 5 };
         assert_eq!(sums.failures(), 3);
         assert_eq!((durations.sums(), durations.read().0), (sums, sums));
         assert_eq!(durations.read().1.sum, total_nanos as f64 / 1e9);
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_first_of_two_label_sets_counts() {
-        let order = |first_finished| Sums { first_finished, ..Sums::default() };
+        let order = |first_finished| HistogramTotals { first_finished, ..HistogramTotals::default() };
         for (a, b, first) in [(0, 0, 0), (0, 3, 3), (3, 0, 3), (7, 3, 3)] {
             let mut sum = order(a);
             sum += order(b);
@@ -216,7 +216,7 @@ mod tests {
         ) {
             seconds.sort_by(f64::total_cmp);
             let at_bound = (seconds[near.index(seconds.len())] * 1e9) as u64;
-            let bounds = Bounds::new(&seconds);
+            let bounds = DurationBounds::new(&seconds);
             for nanos in [nanos, at_bound.saturating_add_signed(off)] {
                 let expected = seconds.partition_point(|bound| *bound < nanos as f64 / 1e9);
                 prop_assert_eq!(bounds.bucket(nanos), expected);

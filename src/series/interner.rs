@@ -1,4 +1,4 @@
-//! Label values, each stored once and known by a small number from then on.
+//! LabelId values, each stored once and known by a small number from then on.
 //!
 //! A span carries the numbers of its values, a child takes its ancestor's over as integers, and a series is found by
 //! three of them. Strings are compared once, when a span opens.
@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use rapidhash::fast::RandomState;
 
-use crate::series::append_only_map::InsertOnly;
+use crate::series::append_only_map::AppendOnlyMap;
 
 /// Longest label value in bytes; a longer one is cut.
 pub(crate) const MAX_VALUE_BYTES: usize = 256;
@@ -17,7 +17,7 @@ const CUT: &str = "…";
 pub(crate) const OVERFLOW: &str = "_overflow";
 /// Different values kept. Beyond, a new one is taken as [`OVERFLOW`], so that memory stays bounded where a field
 /// takes new values for ever; see [`Role`].
-pub(crate) const MAX_LABELS: u32 = (1 << Label::BITS) - 2 - MARGIN;
+pub(crate) const MAX_LABELS: u32 = (1 << LabelId::BITS) - 2 - MARGIN;
 /// Threads that may add a value at the same moment, each having found that there is room for one.
 const MARGIN: u32 = 1_024;
 
@@ -31,9 +31,9 @@ pub(crate) enum Role {
 
 /// The number of a label value; zero is "no value".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Label(u32);
+pub(crate) struct LabelId(u32);
 
-impl Label {
+impl LabelId {
     /// How many bits of the number are used.
     pub(crate) const BITS: u32 = 17;
     pub(crate) const NONE: Self = Self(0);
@@ -60,19 +60,19 @@ impl Label {
 
 /// The labels a span has, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Values {
-    pub(crate) stage: Label,
-    pub(crate) profile: Label,
-    pub(crate) run_id: Label,
+pub(crate) struct SpanLabels {
+    pub(crate) stage: LabelId,
+    pub(crate) profile: LabelId,
+    pub(crate) run_id: LabelId,
 }
 
-impl Values {
-    pub(crate) fn contain(self, label: Label) -> bool {
+impl SpanLabels {
+    pub(crate) fn contain(self, label: LabelId) -> bool {
         [self.stage, self.profile, self.run_id].contains(&label)
     }
 }
 
-/// The hashes of a span's values, where their labels are [`Label::OVERFLOW`]; of no meaning otherwise.
+/// The hashes of a span's values, where their labels are [`LabelId::OVERFLOW`]; of no cached otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ValueHashes {
     pub(crate) stage: u64,
@@ -80,14 +80,14 @@ pub(crate) struct ValueHashes {
     pub(crate) run_id: u64,
 }
 
-pub(crate) struct Labels {
-    values: InsertOnly<Box<str>>,
+pub(crate) struct Interner {
+    values: AppendOnlyMap<Box<str>>,
     hasher: RandomState,
     /// How many values there may be before a new one of this role is beyond the limit.
     limits: [u32; 3],
 }
 
-impl Labels {
+impl Interner {
     /// `max_series`: the limit on label sets. There is room for so many different run ids, and where that leaves room,
     /// so much is kept for profiles and for stage ids alone: neither run ids nor profiles can use it up.
     pub(crate) fn new(max_series: usize) -> Self {
@@ -97,8 +97,8 @@ impl Labels {
     fn with_limit(limit: u32, max_series: u32) -> Self {
         let reserved = max_series.min(limit.saturating_sub(max_series) / 2);
         let limits = [limit, limit - reserved, limit - 2 * reserved];
-        let labels = Self { values: InsertOnly::new(), hasher: RandomState::default(), limits };
-        for (value, number) in [("", Label::EMPTY), (OVERFLOW, Label::OVERFLOW)] {
+        let labels = Self { values: AppendOnlyMap::new(), hasher: RandomState::default(), limits };
+        for (value, number) in [("", LabelId::EMPTY), (OVERFLOW, LabelId::OVERFLOW)] {
             let label = labels.intern(Role::Stage, value);
             debug_assert_eq!(label, number);
         }
@@ -112,7 +112,7 @@ impl Labels {
 
     /// The number of this value, cut where it is too long.
     #[inline]
-    pub(crate) fn intern(&self, role: Role, value: &str) -> Label {
+    pub(crate) fn intern(&self, role: Role, value: &str) -> LabelId {
         if value.len() > MAX_VALUE_BYTES {
             return self.intern_exact(role, &cut(value));
         }
@@ -120,7 +120,7 @@ impl Labels {
     }
 
     /// The number of this value, if it has one.
-    pub(crate) fn find(&self, value: &str) -> Option<Label> {
+    pub(crate) fn find(&self, value: &str) -> Option<LabelId> {
         if value.len() > MAX_VALUE_BYTES {
             return self.find_exact(&cut(value)).ok();
         }
@@ -128,7 +128,7 @@ impl Labels {
     }
 
     #[inline]
-    fn intern_exact(&self, role: Role, value: &str) -> Label {
+    fn intern_exact(&self, role: Role, value: &str) -> LabelId {
         self.find_exact(value).unwrap_or_else(|hash| self.add(role, hash, value))
     }
 
@@ -147,24 +147,24 @@ impl Labels {
 
     /// The number, or the hash to add it with.
     #[inline]
-    fn find_exact(&self, value: &str) -> Result<Label, u64> {
+    fn find_exact(&self, value: &str) -> Result<LabelId, u64> {
         let hash = self.hash_exact(value);
         match self.values.find(hash, |known| **known == *value) {
-            Some((number, _)) => Ok(Label(number + 1)),
+            Some((number, _)) => Ok(LabelId(number + 1)),
             None => Err(hash),
         }
     }
 
     #[cold]
-    fn add(&self, role: Role, hash: u64, value: &str) -> Label {
+    fn add(&self, role: Role, hash: u64, value: &str) -> LabelId {
         if self.values.get(self.limits[role as usize] - 1).is_some() {
-            return Label::OVERFLOW;
+            return LabelId::OVERFLOW;
         }
-        Label(self.values.find_or_insert(hash, |known| **known == *value, || value.into()).0 + 1)
+        LabelId(self.values.find_or_insert(hash, |known| **known == *value, || value.into()).0 + 1)
     }
 
     /// The text of a value; "no value" is the empty string.
-    pub(crate) fn text(&self, label: Label) -> &str {
+    pub(crate) fn text(&self, label: LabelId) -> &str {
         label.0.checked_sub(1).and_then(|number| self.values.get(number)).map_or("", |value| value)
     }
 }
@@ -188,34 +188,34 @@ mod tests {
 
     #[test]
     fn a_value_has_one_number_and_none_is_empty() {
-        let labels = Labels::new(2_000);
+        let labels = Interner::new(2_000);
         let a = labels.intern(Role::Stage, "foundation.ingest");
         assert_eq!(labels.intern(Role::RunId, "foundation.ingest"), a, "whatever it stands for");
         assert_ne!(labels.intern(Role::Stage, "alpha.policy"), a);
         assert_eq!(labels.text(a), "foundation.ingest");
-        assert_eq!(labels.intern(Role::Stage, ""), Label::EMPTY);
-        assert_eq!(labels.intern(Role::Stage, "_overflow"), Label::OVERFLOW);
-        assert_eq!(labels.text(Label::NONE), "");
-        assert_eq!(Label::NONE.or(a), a);
-        assert_eq!(a.or(Label::EMPTY), a);
+        assert_eq!(labels.intern(Role::Stage, ""), LabelId::EMPTY);
+        assert_eq!(labels.intern(Role::Stage, "_overflow"), LabelId::OVERFLOW);
+        assert_eq!(labels.text(LabelId::NONE), "");
+        assert_eq!(LabelId::NONE.or(a), a);
+        assert_eq!(a.or(LabelId::EMPTY), a);
     }
 
     #[test]
     fn beyond_the_limit_new_values_overflow_and_known_ones_stay() {
-        let labels = Labels::with_limit(10, 0);
+        let labels = Interner::with_limit(10, 0);
         let known: Vec<_> = (0..8).map(|n| labels.intern(Role::RunId, &n.to_string())).collect();
-        assert!(!known.contains(&Label::OVERFLOW));
-        assert_eq!(labels.intern(Role::Stage, "8"), Label::OVERFLOW);
+        assert!(!known.contains(&LabelId::OVERFLOW));
+        assert_eq!(labels.intern(Role::Stage, "8"), LabelId::OVERFLOW);
         assert_eq!(labels.intern(Role::Stage, "3"), known[3]);
     }
 
     #[test]
     fn run_ids_and_profiles_leave_room_for_stage_ids() {
         // Two are there from the beginning.
-        let labels = Labels::with_limit(12, 3);
+        let labels = Interner::with_limit(12, 3);
         let interned = |role, prefix: &str| {
             let values = (0..20).map(|n| labels.intern(role, &format!("{prefix}{n}")));
-            values.filter(|label| *label != Label::OVERFLOW).count()
+            values.filter(|label| *label != LabelId::OVERFLOW).count()
         };
         assert_eq!(interned(Role::RunId, "run"), 4);
         assert_eq!(interned(Role::Profile, "profile"), 3);
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn there_is_room_for_as_many_run_ids_as_label_sets() {
         for max_series in [1, 2_000, 100_000] {
-            let [stages, profiles, run_ids] = Labels::new(max_series).limits;
+            let [stages, profiles, run_ids] = Interner::new(max_series).limits;
             assert_eq!(stages, MAX_LABELS);
             assert!(run_ids as usize >= max_series && run_ids < profiles && profiles < stages, "{max_series}");
         }
@@ -233,14 +233,14 @@ mod tests {
 
     #[test]
     fn the_numbers_fit_their_bits() {
-        let last = Label(MAX_LABELS + MARGIN + 1);
-        assert_eq!(Label::from_bits(last.bits()), last);
+        let last = LabelId(MAX_LABELS + MARGIN + 1);
+        assert_eq!(LabelId::from_bits(last.bits()), last);
     }
 
     proptest! {
         #[test]
         fn a_long_value_is_cut_at_a_character_and_marked(value in "\\PC{0,400}") {
-            let labels = Labels::new(2_000);
+            let labels = Interner::new(2_000);
             let text = labels.text(labels.intern(Role::Stage, &value)).to_owned();
             if value.len() <= MAX_VALUE_BYTES {
                 prop_assert_eq!(text, value);

@@ -1,4 +1,4 @@
-//! Label sets, and what the stages of each add up to. Knows no span. Uses `recorder` and `histogram`.
+//! LabelId sets, and what the stages of each add up to. Knows no span. Uses `recorder` and `histogram`.
 
 pub(crate) mod append_only_map;
 pub(crate) mod cardinality;

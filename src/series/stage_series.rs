@@ -1,4 +1,4 @@
-//! Label set -> series, found by the numbers of their labels, and what the run's stages add up to.
+//! LabelId set -> series, found by the numbers of their labels, and what the run's stages add up to.
 //!
 //! Three tables, one per set of labels: stages, pairs of stage and profile, and full sets. What stages count and what
 //! shows the latest state is kept here in atomics and given to the recorder when someone is about to look, unless nobody
@@ -14,11 +14,11 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 
 use crate::histogram::Snapshot;
-use crate::recorder::{Sink, outward};
-use crate::series::append_only_map::{InsertOnly, Number, mix};
-use crate::series::cardinality::{Admission, Overflow};
-use crate::series::durations::{Bounds, Durations, Sums};
-use crate::series::interner::{Label, Labels};
+use crate::recorder::{RecorderHandle, suppress_instrumentation};
+use crate::series::append_only_map::{AppendOnlyMap, EntryId, splitmix64};
+use crate::series::cardinality::{CardinalityLimit, Overflow};
+use crate::series::durations::{DurationBounds, Durations, HistogramTotals};
+use crate::series::interner::{Interner, LabelId};
 use crate::series::outcome::{Outcome, Reason};
 #[cfg(feature = "trace-id")]
 use crate::series::trace_id::TraceId;
@@ -26,7 +26,7 @@ use crate::{schema, unix_time};
 
 /// A stage by its id: `quant_stage_total`, and the line of the run report.
 pub(crate) struct StageSeries {
-    pub(crate) stage: Label,
+    pub(crate) stage: LabelId,
     success: Counter,
     failure: Counter,
     /// The trace of its last failure that has one.
@@ -52,9 +52,9 @@ pub(crate) struct StageTotals {
 
 /// A stage in a profile: the gauges, and the failures by reason.
 #[repr(align(128))] // Two cache lines, fetched together: threads at different pairs do not wait for each other.
-pub(crate) struct PairSeries {
-    stage: Label,
-    profile: Label,
+pub(crate) struct StageProfileSeries {
+    stage: LabelId,
+    profile: LabelId,
     active: Gauge,
     failures: [OnceLock<Counter>; Reason::COUNT],
     /// In nanoseconds.
@@ -78,33 +78,33 @@ const MAX_ROUNDS: usize = 100;
 
 /// A full label set. Beyond the limit one for each stage and pair whose runs are shown under its labels, so that what they
 /// add up to follows from it as well.
-pub(crate) struct SetSeries {
+pub(crate) struct DurationSeries {
     key: Key,
     durations: Durations,
     /// Where each duration goes as it comes, if nobody reads them here.
     recorded: Option<Histogram>,
     stage: Arc<StageSeries>,
-    stage_number: Number,
-    pair: Arc<PairSeries>,
-    pair_number: Number,
+    stage_number: EntryId,
+    pair: Arc<StageProfileSeries>,
+    pair_number: EntryId,
     /// Whether its runs count as beyond a limit: of its own labels, its stage or its pair.
     is_overflow: bool,
 }
 
 /// The series of one label set, once a stage of it ended.
-pub(crate) type KeptSeries = OnceLock<Arc<SetSeries>>;
+pub(crate) type CachedSeries = OnceLock<Arc<DurationSeries>>;
 
 /// Stage, profile, run id.
-type Key = [Label; 3];
+type Key = [LabelId; 3];
 
 /// One finished stage.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Finished {
-    pub(crate) stage: Label,
-    pub(crate) profile: Label,
-    pub(crate) run_id: Label,
+    pub(crate) stage: LabelId,
+    pub(crate) profile: LabelId,
+    pub(crate) run_id: LabelId,
     /// Where all three are remembered, if they are.
-    pub(crate) meaning: Option<Number>,
+    pub(crate) cached: Option<EntryId>,
     pub(crate) outcome: Outcome,
     /// Whether no other stage is around it, where that matters.
     pub(crate) is_outermost: bool,
@@ -117,31 +117,36 @@ pub(crate) struct Finished {
 }
 
 pub(crate) struct Series {
-    pub(crate) sink: Sink,
+    pub(crate) recorder: RecorderHandle,
     clock: quanta::Clock,
     described: OnceLock<Counter>,
-    admission: Admission,
+    admission: CardinalityLimit,
     /// Of the durations that are read here.
-    bounds: Option<Arc<Bounds>>,
-    stages: InsertOnly<Arc<StageSeries>>,
-    pairs: InsertOnly<Arc<PairSeries>>,
-    sets: InsertOnly<Arc<SetSeries>>,
-    /// Label sets of which a stage has ended.
+    bounds: Option<Arc<DurationBounds>>,
+    stages: AppendOnlyMap<Arc<StageSeries>>,
+    pairs: AppendOnlyMap<Arc<StageProfileSeries>>,
+    sets: AppendOnlyMap<Arc<DurationSeries>>,
+    /// LabelId sets of which a stage has ended.
     finished: AtomicU64,
 }
 
 impl Series {
     /// `buckets`: those of the stage duration, where it is read here; otherwise each goes to the recorder as it comes.
-    pub(crate) fn new(sink: Sink, max_series: usize, buckets: Option<&[f64]>, clock: quanta::Clock) -> Self {
+    pub(crate) fn new(
+        recorder: RecorderHandle,
+        max_series: usize,
+        buckets: Option<&[f64]>,
+        clock: quanta::Clock,
+    ) -> Self {
         Self {
-            sink,
+            recorder,
             clock,
             described: OnceLock::new(),
-            admission: Admission::new(max_series),
-            bounds: buckets.map(|buckets| Arc::new(Bounds::new(buckets))),
-            stages: InsertOnly::new(),
-            pairs: InsertOnly::new(),
-            sets: InsertOnly::new(),
+            admission: CardinalityLimit::new(max_series),
+            bounds: buckets.map(|buckets| Arc::new(DurationBounds::new(buckets))),
+            stages: AppendOnlyMap::new(),
+            pairs: AppendOnlyMap::new(),
+            sets: AppendOnlyMap::new(),
             finished: AtomicU64::new(0),
         }
     }
@@ -166,15 +171,15 @@ impl Series {
         if let Some(overflow) = self.described.get() {
             return overflow;
         }
-        self.sink.describe();
-        let overflow = self.sink.counter(&schema::OVERFLOW_TOTAL, &[]);
+        self.recorder.describe();
+        let overflow = self.recorder.counter(&schema::OVERFLOW_TOTAL, &[]);
         self.described.get_or_init(|| overflow)
     }
 
     /// Counts a finished stage. Returns what to warn of when this is the first one in an overflow series.
     /// `kept`: where the series of such a stage is kept for the next one.
     #[inline]
-    pub(crate) fn finish(&self, labels: &Labels, end: Finished, kept: Option<&KeptSeries>) -> Option<Overflow> {
+    pub(crate) fn finish(&self, labels: &Interner, end: Finished, kept: Option<&CachedSeries>) -> Option<Overflow> {
         if let Some(set) = kept.and_then(OnceLock::get) {
             self.count(labels, end, set);
             return None;
@@ -184,7 +189,7 @@ impl Series {
 
     /// Counts a finished stage whose series has to be found.
     #[cold]
-    fn finish_slow(&self, labels: &Labels, end: Finished, kept: Option<&KeptSeries>) -> Option<Overflow> {
+    fn finish_slow(&self, labels: &Interner, end: Finished, kept: Option<&CachedSeries>) -> Option<Overflow> {
         let set = self.set(labels, [end.stage, end.profile, end.run_id]);
         self.count(labels, end, set);
         if !set.is_overflow {
@@ -193,17 +198,17 @@ impl Series {
             }
             return None;
         }
-        if self.sink.is_live() {
-            outward(|| self.bind().increment(1));
+        if self.recorder.updates_eagerly() {
+            suppress_instrumentation(|| self.bind().increment(1));
         }
         self.admission.overflow_once(labels)
     }
 
     #[inline]
-    fn count(&self, labels: &Labels, end: Finished, set: &SetSeries) {
+    fn count(&self, labels: &Interner, end: Finished, set: &DurationSeries) {
         set.durations.add(end.nanos, end.outcome, &self.finished);
         if let Some(recorded) = &set.recorded {
-            outward(|| recorded.record(end.nanos as f64 / 1e9));
+            suppress_instrumentation(|| recorded.record(end.nanos as f64 / 1e9));
         }
         set.pair.last_duration.store(end.nanos, Ordering::Relaxed);
         if end.outcome == Outcome::Success {
@@ -212,13 +217,13 @@ impl Series {
         }
         #[cfg(feature = "trace-id")]
         set.stage.note_trace(end.trace);
-        if self.sink.is_live() {
+        if self.recorder.updates_eagerly() {
             self.count_eagerly(labels, end, set);
         }
     }
 
-    fn count_eagerly(&self, labels: &Labels, end: Finished, set: &SetSeries) {
-        outward(|| match end.outcome {
+    fn count_eagerly(&self, labels: &Interner, end: Finished, set: &DurationSeries) {
+        suppress_instrumentation(|| match end.outcome {
             Outcome::Success => set.stage.success.increment(1),
             Outcome::Failure(reason) => {
                 set.stage.failure.increment(1);
@@ -235,38 +240,38 @@ impl Series {
     }
 
     /// The series of this label set.
-    fn set(&self, labels: &Labels, key: Key) -> &Arc<SetSeries> {
+    fn set(&self, labels: &Interner, key: Key) -> &Arc<DurationSeries> {
         let own = self.sets.find(hash(key), |set| set.key == key && !set.is_overflow);
         own.map_or_else(|| self.new_set(labels, key), |(_, set)| set)
     }
 
     /// A label set seen for the first time, or one beyond the limit.
     #[cold]
-    fn new_set(&self, labels: &Labels, key: Key) -> &Arc<SetSeries> {
+    fn new_set(&self, labels: &Interner, key: Key) -> &Arc<DurationSeries> {
         self.bind();
         let [stage, profile, _] = key;
         let (stage_number, stage_series) = self.stage(labels, stage);
         let (pair_number, pair_series) = self.pair(labels, stage, profile);
         let find = |key: Key| {
-            let is = |set: &Arc<SetSeries>| set.is_overflow && set.is(key, stage_number, pair_number);
+            let is = |set: &Arc<DurationSeries>| set.is_overflow && set.is(key, stage_number, pair_number);
             self.sets.find(overflow_hash(key, stage_number, pair_number), is).map(|(_, set)| set)
         };
         // Once the limit is reached most new sets differ in the run id alone, and go where the last one went.
-        let last = Some([stage, profile, Label::OVERFLOW]).filter(|_| self.admission.sets_are_full()).and_then(find);
+        let last = Some([stage, profile, LabelId::OVERFLOW]).filter(|_| self.admission.sets_are_full()).and_then(find);
         last.unwrap_or_else(|| {
             let admitted = self.admission.set(key);
             let is_overflow = admitted != key
-                || key.contains(&Label::OVERFLOW)
-                || stage_series.stage == Label::OVERFLOW
-                || pair_series.profile == Label::OVERFLOW;
+                || key.contains(&LabelId::OVERFLOW)
+                || stage_series.stage == LabelId::OVERFLOW
+                || pair_series.profile == LabelId::OVERFLOW;
             find(admitted).filter(|_| is_overflow).unwrap_or_else(|| {
                 let recorded = match self.bounds {
                     Some(_) => None,
-                    None => {
-                        Some(self.sink.histogram(&schema::STAGE_DURATION, &admitted.map(|label| labels.text(label))))
-                    }
+                    None => Some(
+                        self.recorder.histogram(&schema::STAGE_DURATION, &admitted.map(|label| labels.text(label))),
+                    ),
                 };
-                let set = SetSeries {
+                let set = DurationSeries {
                     key: admitted,
                     durations: Durations::new(self.bounds.clone().unwrap_or_default()),
                     recorded,
@@ -278,7 +283,7 @@ impl Series {
                 };
                 let hash =
                     if is_overflow { overflow_hash(admitted, stage_number, pair_number) } else { hash(admitted) };
-                let is = |set: &Arc<SetSeries>| {
+                let is = |set: &Arc<DurationSeries>| {
                     set.is_overflow == is_overflow && set.is(admitted, stage_number, pair_number)
                 };
                 self.sets.find_or_insert(hash, is, || Arc::new(set)).1
@@ -287,8 +292,8 @@ impl Series {
     }
 
     /// The series of this stage. From then on both statuses exist.
-    pub(crate) fn stage(&self, labels: &Labels, stage: Label) -> (Number, &Arc<StageSeries>) {
-        let find = |stage: Label| self.stages.find(hash([stage; 3]), |series| series.stage == stage);
+    pub(crate) fn stage(&self, labels: &Interner, stage: LabelId) -> (EntryId, &Arc<StageSeries>) {
+        let find = |stage: LabelId| self.stages.find(hash([stage; 3]), |series| series.stage == stage);
         if let Some(found) = find(stage) {
             return found;
         }
@@ -296,7 +301,7 @@ impl Series {
         let stage = self.admission.stage(stage);
         find(stage).unwrap_or_else(|| {
             let id = labels.text(stage);
-            let counter = |status| self.sink.counter(&schema::STAGE_TOTAL, &[id, status]);
+            let counter = |status| self.recorder.counter(&schema::STAGE_TOTAL, &[id, status]);
             let series = StageSeries {
                 stage,
                 success: counter("success"),
@@ -311,9 +316,14 @@ impl Series {
     }
 
     /// The series of this stage in this profile. From then on failures for the reason `error` exist.
-    pub(crate) fn pair(&self, labels: &Labels, stage: Label, profile: Label) -> (Number, &Arc<PairSeries>) {
-        let find = |key: [Label; 2]| {
-            self.pairs.find(hash([key[0], key[1], Label::NONE]), |pair| [pair.stage, pair.profile] == key)
+    pub(crate) fn pair(
+        &self,
+        labels: &Interner,
+        stage: LabelId,
+        profile: LabelId,
+    ) -> (EntryId, &Arc<StageProfileSeries>) {
+        let find = |key: [LabelId; 2]| {
+            self.pairs.find(hash([key[0], key[1], LabelId::NONE]), |pair| [pair.stage, pair.profile] == key)
         };
         if let Some(found) = find([stage, profile]) {
             return found;
@@ -321,10 +331,10 @@ impl Series {
         self.bind();
         let key = self.admission.pair([stage, profile]);
         find(key).unwrap_or_else(|| {
-            let pair = PairSeries {
+            let pair = StageProfileSeries {
                 stage: key[0],
                 profile: key[1],
-                active: self.sink.gauge(&schema::STAGE_ACTIVE, &key.map(|label| labels.text(label))),
+                active: self.recorder.gauge(&schema::STAGE_ACTIVE, &key.map(|label| labels.text(label))),
                 failures: [const { OnceLock::new() }; Reason::COUNT],
                 last_duration: AtomicU64::new(NEVER),
                 last_success: AtomicU64::new(0),
@@ -334,22 +344,26 @@ impl Series {
                 last_success_gauge: OnceLock::new(),
             };
             pair.failures(self, labels, Reason::Error);
-            let is = |pair: &Arc<PairSeries>| [pair.stage, pair.profile] == key;
-            self.pairs.find_or_insert(hash([key[0], key[1], Label::NONE]), is, || Arc::new(pair))
+            let is = |pair: &Arc<StageProfileSeries>| [pair.stage, pair.profile] == key;
+            self.pairs.find_or_insert(hash([key[0], key[1], LabelId::NONE]), is, || Arc::new(pair))
         })
     }
 
     /// Moves the active gauge of a pair, where gauges are written at once.
-    pub(crate) fn move_active(&self, pair: Number, by: f64) {
+    pub(crate) fn move_active(&self, pair: EntryId, by: f64) {
         if let Some(pair) = self.pairs.get(pair) {
-            outward(|| pair.active.increment(by));
+            suppress_instrumentation(|| pair.active.increment(by));
         }
     }
 
     /// Gives the recorder the latest state, and returns the histograms that are read here, by label set. The counters are
     /// of the same moment: all are set from the counts that the histograms are made of. `active`: how many stages run now,
     /// by the number of the pair.
-    pub(crate) fn publish(&self, active: impl Fn(Number) -> u64, labels: &Labels) -> Vec<(&SetSeries, Snapshot)> {
+    pub(crate) fn publish(
+        &self,
+        active: impl Fn(EntryId) -> u64,
+        labels: &Interner,
+    ) -> Vec<(&DurationSeries, Snapshot)> {
         let overflow = self.bind();
         let mut histograms = Vec::with_capacity(if self.bounds.is_some() { self.sets.len() } else { 0 });
         // Several overflow sets may be shown under the same labels.
@@ -376,29 +390,29 @@ impl Series {
             }
         }
         for (stage, sums) in self.stages.iter().zip(with_none(by_stage)) {
-            outward(|| {
+            suppress_instrumentation(|| {
                 stage.success.absolute(sums.succeeded);
                 stage.failure.absolute(sums.failures());
             });
         }
         for ((number, pair), sums) in self.pairs.iter().enumerate().zip(with_none(by_pair)) {
             for (reason, count) in Reason::ALL.into_iter().zip(sums.failed).filter(|(_, count)| *count > 0) {
-                outward(|| pair.failures(self, labels, reason).absolute(count));
+                suppress_instrumentation(|| pair.failures(self, labels, reason).absolute(count));
             }
-            outward(|| pair.active.set(active(number as Number) as f64));
+            suppress_instrumentation(|| pair.active.set(active(number as EntryId) as f64));
             pair.publish(self, labels);
         }
-        outward(|| overflow.absolute(overflowed));
+        suppress_instrumentation(|| overflow.absolute(overflowed));
         histograms
     }
 
     /// The key under which the durations of a label set are shown.
-    pub(crate) fn key_of(&self, set: &SetSeries, labels: &Labels) -> metrics::Key {
-        self.sink.key(&schema::STAGE_DURATION, &set.key.map(|label| labels.text(label)))
+    pub(crate) fn key_of(&self, set: &DurationSeries, labels: &Interner) -> metrics::Key {
+        self.recorder.key(&schema::STAGE_DURATION, &set.key.map(|label| labels.text(label)))
     }
 
     /// The stages known so far, with what their runs add up to.
-    pub(crate) fn totals(&self) -> impl Iterator<Item = (Label, StageTotals)> {
+    pub(crate) fn totals(&self) -> impl Iterator<Item = (LabelId, StageTotals)> {
         let mut by_stage = Vec::new();
         for set in self.sets.iter() {
             add_at(&mut by_stage, set.stage_number, set.durations.sums());
@@ -407,19 +421,19 @@ impl Series {
     }
 }
 
-fn add_at(sums: &mut Vec<Sums>, number: Number, more: Sums) {
+fn add_at(sums: &mut Vec<HistogramTotals>, number: EntryId, more: HistogramTotals) {
     let at = number as usize;
-    sums.resize(sums.len().max(at + 1), Sums::default());
+    sums.resize(sums.len().max(at + 1), HistogramTotals::default());
     sums[at] += more;
 }
 
 /// The sums in the order of their numbers, and none for those that have not ended yet.
-fn with_none(sums: Vec<Sums>) -> impl Iterator<Item = Sums> {
-    sums.into_iter().chain(std::iter::repeat(Sums::default()))
+fn with_none(sums: Vec<HistogramTotals>) -> impl Iterator<Item = HistogramTotals> {
+    sums.into_iter().chain(std::iter::repeat(HistogramTotals::default()))
 }
 
-impl SetSeries {
-    fn is(&self, key: Key, stage: Number, pair: Number) -> bool {
+impl DurationSeries {
+    fn is(&self, key: Key, stage: EntryId, pair: EntryId) -> bool {
         self.key == key && self.stage_number == stage && self.pair_number == pair
     }
 }
@@ -433,7 +447,7 @@ impl StageSeries {
         }
     }
 
-    fn totals(&self, sums: Sums) -> StageTotals {
+    fn totals(&self, sums: HistogramTotals) -> StageTotals {
         StageTotals {
             succeeded: sums.succeeded,
             failed: sums.failures(),
@@ -452,17 +466,17 @@ impl StageSeries {
     }
 }
 
-impl PairSeries {
-    fn failures(&self, series: &Series, labels: &Labels, reason: Reason) -> &Counter {
+impl StageProfileSeries {
+    fn failures(&self, series: &Series, labels: &Interner, reason: Reason) -> &Counter {
         let counter = &self.failures[reason as usize];
         counter.get().unwrap_or_else(|| {
             let values = [labels.text(self.stage), labels.text(self.profile), reason.as_str()];
-            let registered = series.sink.counter(&schema::STAGE_FAILURES, &values);
+            let registered = series.recorder.counter(&schema::STAGE_FAILURES, &values);
             counter.get_or_init(|| registered)
         })
     }
 
-    fn publish(&self, series: &Series, labels: &Labels) {
+    fn publish(&self, series: &Series, labels: &Interner) {
         let nanos = self.last_duration.load(Ordering::Relaxed);
         if nanos != NEVER {
             let duration = nanos as f64 / 1e9;
@@ -478,7 +492,7 @@ impl PairSeries {
     /// Publishes after a change, from any thread. One thread at a time writes, so that an older value never follows a
     /// newer one; the others leave their change to that thread. It holds no lock, since the recorder may wait for another
     /// thread that closes a stage.
-    fn publish_eagerly(&self, series: &Series, labels: &Labels) {
+    fn publish_eagerly(&self, series: &Series, labels: &Interner) {
         if self.changes.fetch_add(1, Ordering::AcqRel) != 0 {
             return;
         }
@@ -516,23 +530,23 @@ impl PairSeries {
         gauge: &OnceLock<Gauge>,
         metric: &schema::Metric,
         series: &Series,
-        labels: &Labels,
+        labels: &Interner,
         value: f64,
     ) {
         let gauge = gauge.get().unwrap_or_else(|| {
-            let registered = series.sink.gauge(metric, &[labels.text(self.stage), labels.text(self.profile)]);
+            let registered = series.recorder.gauge(metric, &[labels.text(self.stage), labels.text(self.profile)]);
             gauge.get_or_init(|| registered)
         });
-        outward(|| gauge.set(value));
+        suppress_instrumentation(|| gauge.set(value));
     }
 }
 
 fn hash(key: Key) -> u64 {
     let [stage, profile, run_id] = key.map(|label| u64::from(label.bits()));
-    mix(stage << (2 * Label::BITS) | profile << Label::BITS | run_id)
+    splitmix64(stage << (2 * LabelId::BITS) | profile << LabelId::BITS | run_id)
 }
 
 /// Of an overflow set. Many may have the same key.
-fn overflow_hash(key: Key, stage: Number, pair: Number) -> u64 {
-    mix(hash(key) ^ (u64::from(stage) << 32 | u64::from(pair)))
+fn overflow_hash(key: Key, stage: EntryId, pair: EntryId) -> u64 {
+    splitmix64(hash(key) ^ (u64::from(stage) << 32 | u64::from(pair)))
 }

@@ -28,19 +28,19 @@ fn number_this_thread(thread: &Cell<u64>) -> u64 {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Entered {
+pub(crate) struct EnterCount {
     /// The thread that opened the span, which alone writes `there`.
-    home: AtomicU64,
+    owner: AtomicU64,
     there: AtomicI32,
     /// By other threads. Below zero where a span was left on another thread than it was entered on.
     elsewhere: AtomicI32,
 }
 
-impl Entered {
+impl EnterCount {
     /// A new span, opened by this thread.
     #[inline]
     pub(crate) fn reset(&self) {
-        self.home.store(this_thread(), Ordering::Relaxed);
+        self.owner.store(this_thread(), Ordering::Relaxed);
         self.there.store(0, Ordering::Relaxed);
         self.elsewhere.store(0, Ordering::Relaxed);
     }
@@ -50,7 +50,7 @@ impl Entered {
         self.add(1);
     }
 
-    /// Whether another thread holds the span, see [`Entered::hold`].
+    /// Whether another thread holds the span, see [`EnterCount::hold`].
     #[inline]
     pub(crate) fn exit(&self) -> bool {
         self.add(-1) >= HELD
@@ -60,7 +60,7 @@ impl Entered {
     #[inline]
     fn add(&self, one: i32) -> i32 {
         // With `trace-id` who leaves must not miss that the span is held: every count is an exchange of one variable.
-        if cfg!(not(feature = "trace-id")) && self.home.load(Ordering::Relaxed) == this_thread() {
+        if cfg!(not(feature = "trace-id")) && self.owner.load(Ordering::Relaxed) == this_thread() {
             self.there.store(self.there.load(Ordering::Relaxed).wrapping_add(one), Ordering::Relaxed);
             0
         } else {
@@ -80,7 +80,7 @@ impl Entered {
 const HELD: i32 = 1 << 24;
 
 #[cfg(feature = "trace-id")]
-impl Entered {
+impl EnterCount {
     /// From now on who leaves or closes the span is to wait. Whether a thread is in it, which will see that.
     pub(crate) fn hold(&self) -> bool {
         self.elsewhere.fetch_add(HELD, Ordering::AcqRel) > 0
@@ -99,8 +99,8 @@ impl Entered {
 mod tests {
     use crate::layer::span::enter_count::*;
 
-    fn opened() -> Entered {
-        let entered = Entered::default();
+    fn opened() -> EnterCount {
+        let entered = EnterCount::default();
         entered.reset();
         entered
     }

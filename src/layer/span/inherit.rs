@@ -1,16 +1,16 @@
 //! Profile and run id of a span: its own, or those of the nearest span around it that has them.
 //!
-//! What was found out is kept in the span's slot together with the epoch. A late `Span::record` begins a new epoch;
+//! What was span out is kept in the span's slot together with the epoch. A late `Span::record` begins a new epoch;
 //! a span whose slot is of an older one looks again. So a child of an unchanged parent takes two integers over, and
 //! nobody walks up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::layer::outcome::Facts;
-use crate::layer::span::table::{Found, OpenSpans, Slot, SlotRef};
-use crate::series::interner::{Label, Labels, ValueHashes, Values};
+use crate::layer::outcome::SpanFlags;
+use crate::layer::span::table::{OpenSpans, Slot, SlotRef, SpanRef};
+use crate::series::interner::{Interner, LabelId, SpanLabels, ValueHashes};
 
-const EPOCH_MASK: u64 = (1 << (u64::BITS - 2 * Label::BITS)) - 1;
+const EPOCH_MASK: u64 = (1 << (u64::BITS - 2 * LabelId::BITS)) - 1;
 
 /// Where a label's value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(crate) enum Origin {
     /// The span, or one around it.
     Spans,
     /// The same for the whole process.
-    Fixed(Label),
+    Fixed(LabelId),
 }
 
 /// The time between two late records.
@@ -32,30 +32,32 @@ pub(crate) struct Inheritance {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Resolved {
-    pub(crate) profile: Label,
-    pub(crate) run_id: Label,
+pub(crate) struct ContextLabels {
+    pub(crate) profile: LabelId,
+    pub(crate) run_id: LabelId,
 }
 
-impl Resolved {
+impl ContextLabels {
     /// As one number.
     #[inline]
     pub(crate) fn bits(self) -> u64 {
-        u64::from(self.profile.bits()) << Label::BITS | u64::from(self.run_id.bits())
+        u64::from(self.profile.bits()) << LabelId::BITS | u64::from(self.run_id.bits())
     }
 
     /// What a slot keeps.
     #[inline]
     pub(crate) fn pack(self, epoch: Epoch) -> u64 {
-        epoch.0 << (2 * Label::BITS) | self.bits()
+        epoch.0 << (2 * LabelId::BITS) | self.bits()
     }
 
     /// What a slot holds, if it is of this epoch.
     #[inline]
     fn unpack(packed: u64, epoch: Epoch) -> Option<Self> {
-        let resolved =
-            Self { profile: Label::from_bits((packed >> Label::BITS) as u32), run_id: Label::from_bits(packed as u32) };
-        (packed >> (2 * Label::BITS) == epoch.0 && epoch.0 != 0).then_some(resolved)
+        let resolved = Self {
+            profile: LabelId::from_bits((packed >> LabelId::BITS) as u32),
+            run_id: LabelId::from_bits(packed as u32),
+        };
+        (packed >> (2 * LabelId::BITS) == epoch.0 && epoch.0 != 0).then_some(resolved)
     }
 
     /// These values, or the others where there is none.
@@ -66,7 +68,7 @@ impl Resolved {
 
 impl Origin {
     /// The value where it is fixed, else what the span says.
-    fn or(self, own: Label) -> Label {
+    fn or(self, own: LabelId) -> LabelId {
         match self {
             Self::Fixed(label) => label,
             Self::Spans => own,
@@ -84,12 +86,12 @@ impl Inheritance {
         Self { epoch: AtomicU64::new(1), profile, run_id }
     }
 
-    /// A value was recorded late: whatever was found out before may no longer hold.
+    /// A value was recorded late: whatever was span out before may no longer hold.
     pub(crate) fn begin_epoch(&self) {
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
-    /// Of now. To ask for before values are read: one that is recorded meanwhile makes what was found out of date at
+    /// Of now. To ask for before values are read: one that is recorded meanwhile makes what was span out of date at
     /// once.
     #[inline]
     pub(crate) fn epoch(&self) -> Epoch {
@@ -104,43 +106,43 @@ impl Inheritance {
 
     /// What a span resolves to that gives these values and inherits that.
     #[inline]
-    pub(crate) fn resolved(&self, own: Values, inherited: Resolved) -> Resolved {
-        Resolved {
+    pub(crate) fn resolved(&self, own: SpanLabels, inherited: ContextLabels) -> ContextLabels {
+        ContextLabels {
             profile: self.profile.or(own.profile).or(inherited.profile),
             run_id: self.run_id.or(own.run_id).or(inherited.run_id),
         }
     }
 
-    /// The labels of this span, if they were found out under the values known now.
+    /// The labels of this span, if they were span out under the values known now.
     #[inline]
-    pub(crate) fn known(&self, slot: &Slot) -> Option<Resolved> {
-        Resolved::unpack(slot.resolved.load(Ordering::Acquire), self.epoch())
+    pub(crate) fn known(&self, slot: &Slot) -> Option<ContextLabels> {
+        ContextLabels::unpack(slot.resolved.load(Ordering::Acquire), self.epoch())
     }
 
     /// The labels of this span under the values known now, which are kept in its slot. For whoever has the span's id,
     /// and for the end of the run, after which no slot gets another span; others [`look`](Self::look).
     #[inline]
-    pub(crate) fn resolve(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
+    pub(crate) fn resolve(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
         self.known(slot).unwrap_or_else(|| self.resolve_again(open, slot))
     }
 
     #[cold]
-    fn resolve_again(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
+    fn resolve_again(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
         let epoch = self.epoch();
         let resolved = self.find(open, slot, epoch);
-        // Who sees the labels as current does not see a meaning any more that may be of others.
-        slot.forget_meaning();
+        // Who sees the labels as current does not see a cached any more that may be of others.
+        slot.clear_cached();
         slot.resolved.store(resolved.pack(epoch), Ordering::Release);
         resolved
     }
 
     /// The same, without writing: the slot may be another span's by now, which the caller has to find out.
-    pub(crate) fn look(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
+    pub(crate) fn look(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
         self.find(open, slot, self.epoch())
     }
 
-    fn find(&self, open: &OpenSpans, slot: &Slot, epoch: Epoch) -> Resolved {
-        let own = self.resolved(slot.values(), Resolved::default());
+    fn find(&self, open: &OpenSpans, slot: &Slot, epoch: Epoch) -> ContextLabels {
+        let own = self.resolved(slot.values(), ContextLabels::default());
         if own.profile.is_none() || own.run_id.is_none() {
             return self.resolved(slot.values(), self.around(open, slot.parent(), epoch));
         }
@@ -148,27 +150,27 @@ impl Inheritance {
     }
 
     /// What a span inherits whose nearest span with a slot is this one. A value that is nowhere is the empty string.
-    pub(crate) fn around(&self, open: &OpenSpans, mut nearest: SlotRef, epoch: Epoch) -> Resolved {
-        let mut found = self.resolved(Values::default(), Resolved::default());
+    pub(crate) fn around(&self, open: &OpenSpans, mut nearest: SlotRef, epoch: Epoch) -> ContextLabels {
+        let mut span = self.resolved(SpanLabels::default(), ContextLabels::default());
         while let Some(around) = open.get(nearest) {
-            if let Some(known) = Resolved::unpack(around.resolved.load(Ordering::Relaxed), epoch) {
-                found = found.or(known);
+            if let Some(known) = ContextLabels::unpack(around.resolved.load(Ordering::Relaxed), epoch) {
+                span = span.or(known);
                 break;
             }
             let own = around.values();
-            found = found.or(Resolved { profile: own.profile, run_id: own.run_id });
+            span = span.or(ContextLabels { profile: own.profile, run_id: own.run_id });
             nearest = around.parent();
         }
-        found.or(Resolved { profile: Label::EMPTY, run_id: Label::EMPTY })
+        span.or(ContextLabels { profile: LabelId::EMPTY, run_id: LabelId::EMPTY })
     }
 }
 
 /// The nearest stage, this one or around it.
 #[inline]
-pub(crate) fn nearest_stage(open: &OpenSpans, from: SlotRef) -> Option<Found<'_>> {
+pub(crate) fn nearest_stage(open: &OpenSpans, from: SlotRef) -> Option<SpanRef<'_>> {
     let mut next = open.get(from);
     while let Some(around) = next {
-        if around.facts().is_stage() {
+        if around.flags().is_stage() {
             return Some(around);
         }
         next = open.get(around.parent());
@@ -179,17 +181,17 @@ pub(crate) fn nearest_stage(open: &OpenSpans, from: SlotRef) -> Option<Found<'_>
 impl Inheritance {
     /// The stage that a span with these values, within `parent`, only repeats: the same id, and no profile or run id of
     /// its own that differs. `hashes`: of the values, where one of them is beyond a limit.
-    pub(crate) fn repeated<'a>(
+    pub(crate) fn enclosing_same_stage<'a>(
         &self,
         open: &'a OpenSpans,
-        labels: &Labels,
+        labels: &Interner,
         parent: SlotRef,
-        own: Values,
+        own: SpanLabels,
         hashes: Option<&ValueHashes>,
-    ) -> Option<Found<'a>> {
+    ) -> Option<SpanRef<'a>> {
         nearest_stage(open, parent).filter(|around| {
             let stage = around.stage();
-            let may_be_same = own.stage == stage || own.stage == Label::OVERFLOW || stage == Label::OVERFLOW;
+            let may_be_same = own.stage == stage || own.stage == LabelId::OVERFLOW || stage == LabelId::OVERFLOW;
             may_be_same && self.is_repeated(open, labels, *around, own, hashes.copied().unwrap_or_default())
         })
     }
@@ -200,16 +202,16 @@ impl Inheritance {
     fn is_repeated(
         &self,
         open: &OpenSpans,
-        labels: &Labels,
-        around: Found<'_>,
-        own: Values,
+        labels: &Interner,
+        around: SpanRef<'_>,
+        own: SpanLabels,
         hashes: ValueHashes,
     ) -> bool {
-        let hash_of = |label: Label, beyond: u64| {
-            if label == Label::OVERFLOW { beyond } else { labels.hash(labels.text(label)) }
+        let hash_of = |label: LabelId, beyond: u64| {
+            if label == LabelId::OVERFLOW { beyond } else { labels.hash(labels.text(label)) }
         };
-        let is_same = |own: Label, hash: u64, around: Label, hash_around: &dyn Fn() -> u64| {
-            if own == Label::OVERFLOW || around == Label::OVERFLOW {
+        let is_same = |own: LabelId, hash: u64, around: LabelId, hash_around: &dyn Fn() -> u64| {
+            if own == LabelId::OVERFLOW || around == LabelId::OVERFLOW {
                 return hash_of(own, hash) == hash_of(around, hash_around());
             }
             own == around
@@ -224,25 +226,23 @@ impl Inheritance {
     }
 
     /// Decides the same for a span whose stage id became known after it opened.
-    pub(crate) fn decide_part(&self, open: &OpenSpans, labels: &Labels, slot: &Slot) {
-        let part_of = self.repeated(open, labels, slot.parent(), slot.values(), Some(&slot.hashes()));
+    pub(crate) fn update_nested(&self, open: &OpenSpans, labels: &Interner, slot: &Slot) {
+        let part_of = self.enclosing_same_stage(open, labels, slot.parent(), slot.values(), Some(&slot.hashes()));
         if let Some(stage) = part_of
-            && slot.facts().has(Facts::ERROR_EVENT.with(Facts::ERROR_WITHIN))
+            && slot.flags().has(SpanFlags::ERROR_EVENT.with(SpanFlags::ERROR_WITHIN))
         {
             // From before its id was known. They happened in an ordinary span of that stage, as it turns out.
-            stage.add_fact(Facts::ERROR_WITHIN);
+            stage.set_flag(SpanFlags::ERROR_WITHIN);
         }
         let part = part_of.is_some();
-        slot.update_facts(
-            |facts| {
-                if part { facts.with(Facts::PART_OF_STAGE) } else { facts.without(Facts::PART_OF_STAGE) }
-            },
-        );
+        slot.update_flags(|flags| {
+            if part { flags.with(SpanFlags::NESTED_SAME_STAGE) } else { flags.without(SpanFlags::NESTED_SAME_STAGE) }
+        });
     }
 }
 
 /// The hash of the value that this span has, or inherits.
-fn inherited_hash(open: &OpenSpans, span: Found<'_>, own: impl Fn(&Slot) -> (Label, u64)) -> u64 {
+fn inherited_hash(open: &OpenSpans, span: SpanRef<'_>, own: impl Fn(&Slot) -> (LabelId, u64)) -> u64 {
     let mut next = Some(span);
     while let Some(span) = next {
         let (label, hash) = own(span.slot);

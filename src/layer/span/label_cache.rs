@@ -7,49 +7,49 @@ use std::hash::{BuildHasher, Hasher};
 
 use rapidhash::fast::RandomState;
 
-use crate::layer::fields::Shape;
-use crate::layer::span::inherit::Resolved;
-use crate::series::append_only_map::{InsertOnly, Number};
-use crate::series::interner::Values;
-use crate::series::stage_series::KeptSeries;
+use crate::layer::fields::FieldOffsets;
+use crate::layer::span::inherit::ContextLabels;
+use crate::series::append_only_map::{AppendOnlyMap, EntryId};
+use crate::series::interner::SpanLabels;
+use crate::series::stage_series::CachedSeries;
 
 /// The values of a span as they were given, and what it inherits where it lacks one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Given<'a> {
+pub(crate) struct CacheKey<'a> {
     pub(crate) text: &'a str,
-    pub(crate) shape: Shape,
-    pub(crate) inherited: Resolved,
+    pub(crate) offsets: FieldOffsets,
+    pub(crate) inherited: ContextLabels,
 }
 
 /// What that is.
 pub(crate) struct Meaning {
     text: Box<str>,
-    shape: Shape,
-    inherited: Resolved,
-    pub(crate) values: Values,
-    pub(crate) resolved: Resolved,
+    offsets: FieldOffsets,
+    inherited: ContextLabels,
+    pub(crate) values: SpanLabels,
+    pub(crate) resolved: ContextLabels,
     /// The series that its stages are counted in.
-    pub(crate) series: KeptSeries,
+    pub(crate) series: CachedSeries,
 }
 
 impl Meaning {
-    fn is_of(&self, given: &Given<'_>) -> bool {
-        self.shape == given.shape && self.inherited == given.inherited && *self.text == *given.text
+    fn is_of(&self, given: &CacheKey<'_>) -> bool {
+        self.offsets == given.offsets && self.inherited == given.inherited && *self.text == *given.text
     }
 }
 
-/// Kept for good, up to a limit: what comes later is found out each time.
-pub(crate) struct Memory {
-    meanings: InsertOnly<Meaning>,
+/// Kept for good, up to a limit: what comes later is span out each time.
+pub(crate) struct LabelCache {
+    meanings: AppendOnlyMap<Meaning>,
     hasher: RandomState,
     limit: usize,
 }
 
-impl Memory {
+impl LabelCache {
     /// `max_series`: the limit on label sets. As many spans that are no stages may bring values, and more is not needed
     /// where the values are those of the series.
     pub(crate) fn new(max_series: usize) -> Self {
-        Self { meanings: InsertOnly::new(), hasher: RandomState::default(), limit: 2 * max_series }
+        Self { meanings: AppendOnlyMap::new(), hasher: RandomState::default(), limit: 2 * max_series }
     }
 
     #[cfg(all(test, feature = "pushgateway"))]
@@ -58,38 +58,38 @@ impl Memory {
     }
 
     #[inline]
-    fn hash(&self, given: &Given<'_>) -> u64 {
+    fn hash(&self, given: &CacheKey<'_>) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(given.text.as_bytes());
-        hasher.write_u64(given.shape.bits());
+        hasher.write_u64(given.offsets.bits());
         hasher.write_u64(given.inherited.bits());
         hasher.finish()
     }
 
-    /// Its meaning, if it is known.
+    /// Its cached, if it is known.
     #[inline]
-    pub(crate) fn find(&self, given: &Given<'_>) -> Option<(Number, &Meaning)> {
-        self.meanings.find(self.hash(given), |meaning| meaning.is_of(given))
+    pub(crate) fn find(&self, given: &CacheKey<'_>) -> Option<(EntryId, &Meaning)> {
+        self.meanings.find(self.hash(given), |cached| cached.is_of(given))
     }
 
-    pub(crate) fn get(&self, number: Number) -> Option<&Meaning> {
+    pub(crate) fn get(&self, number: EntryId) -> Option<&Meaning> {
         self.meanings.get(number)
     }
 
-    /// Keeps a meaning, while there is room.
+    /// Keeps a cached, while there is room.
     #[cold]
-    pub(crate) fn add(&self, given: &Given<'_>, values: Values, resolved: Resolved) -> Option<Number> {
+    pub(crate) fn add(&self, given: &CacheKey<'_>, values: SpanLabels, resolved: ContextLabels) -> Option<EntryId> {
         if self.meanings.len() >= self.limit {
             return None;
         }
-        let meaning = || Meaning {
+        let cached = || Meaning {
             text: given.text.into(),
-            shape: given.shape,
+            offsets: given.offsets,
             inherited: given.inherited,
             values,
             resolved,
-            series: KeptSeries::new(),
+            series: CachedSeries::new(),
         };
-        Some(self.meanings.find_or_insert(self.hash(given), |meaning| meaning.is_of(given), meaning).0)
+        Some(self.meanings.find_or_insert(self.hash(given), |cached| cached.is_of(given), cached).0)
     }
 }

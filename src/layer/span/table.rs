@@ -9,7 +9,7 @@
 //! **A reused or foreign id.** Ids are unique among open spans and are used again after they close. A slot's key goes
 //! when its span closes, before the id can come back, since the registry frees the id after the last layer was told.
 //! If that call never came (a layer taken out of its registry and put back), the layer releases what is left when a
-//! new span has the id. A reference from one slot to another also carries the slot's turn, which changes with every span.
+//! new span has the id. A reference from one slot to another also carries the slot's generation, which changes with every span.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -18,10 +18,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tracing::span::Id;
 
 use super::sync::{AtomicU8, AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
-use crate::layer::outcome::Facts;
-use crate::layer::span::enter_count::Entered;
-use crate::series::append_only_map::{Number, place_of};
-use crate::series::interner::{Label, ValueHashes, Values};
+use crate::layer::outcome::SpanFlags;
+use crate::layer::span::enter_count::EnterCount;
+use crate::series::append_only_map::{EntryId, fibonacci_hash};
+use crate::series::interner::{LabelId, SpanLabels, ValueHashes};
 #[cfg(feature = "trace-id")]
 use crate::series::trace_id::TraceId;
 
@@ -31,20 +31,20 @@ const BUCKETS: usize = 32;
 const GROWTH: u32 = 3;
 const LEVELS: usize = 5;
 
-/// One open span. All fields but `life` belong to whoever holds the span's id, and to the end of the run.
+/// One open span. All fields but `state` belong to whoever holds the span's id, and to the end of the run.
 #[derive(Debug, Default)]
 #[repr(align(128))] // Threads with spans in neighbouring slots do not wait for each other.
 pub(crate) struct Slot {
-    /// The slot's turn and its phase.
-    life: AtomicU64,
+    /// The slot's generation and its phase.
+    state: AtomicU64,
     pub(crate) callsite: AtomicU32,
     /// The nearest span around it that has a slot.
     parent: AtomicU64,
     pub(crate) started: AtomicU64,
     /// Zero: never.
     pub(crate) last_exit: AtomicU64,
-    pub(crate) entered: Entered,
-    facts: AtomicU32,
+    pub(crate) entered: EnterCount,
+    flags: AtomicU32,
     /// Its own values, as labels.
     stage: AtomicU32,
     profile: AtomicU32,
@@ -52,15 +52,15 @@ pub(crate) struct Slot {
     /// The hashes of its values, where their labels are `_overflow`.
     hashes: [AtomicU64; 3],
     /// The number plus one of what its values and what it inherits come to, where that is remembered and holds.
-    meaning: AtomicU32,
-    /// Profile and run id with what it inherits, and when that was found out.
+    cached: AtomicU32,
+    /// Profile and run id with what it inherits, and when that was span out.
     pub(crate) resolved: AtomicU64,
     /// The halves of its trace's id, once it was asked for; zero: none is known.
     #[cfg(feature = "trace-id")]
     trace: [AtomicU64; 2],
     /// The active gauge that counts it now, where gauges are written at once: a number plus one. Zero when the slot is
     /// free, but for the moment in which someone who goes over the open spans finds that out.
-    pub(crate) shown: AtomicU32,
+    pub(crate) active_series: AtomicU32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +69,10 @@ enum Phase {
     Free = 0,
     Open = 1,
     /// Counted; its span may still be open.
-    Settled = 2,
+    Finished = 2,
 }
 
-/// A slot together with its turn: refers to one span, never to the next one in the same slot. Zero is none.
+/// A slot together with its generation: refers to one span, never to the next one in the same slot. Zero is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SlotRef(u64);
 
@@ -80,27 +80,27 @@ impl SlotRef {
     pub(crate) const NONE: Self = Self(0);
     const INDEX_BITS: u32 = 28;
 
-    fn new(index: usize, turn: u64) -> Self {
-        Self(turn << Self::INDEX_BITS | (index as u64 + 1))
+    fn new(index: usize, generation: u64) -> Self {
+        Self(generation << Self::INDEX_BITS | (index as u64 + 1))
     }
 
     fn index(self) -> Option<usize> {
         ((self.0 & ((1 << Self::INDEX_BITS) - 1)) as usize).checked_sub(1)
     }
 
-    fn is_turn(self, turn: u64) -> bool {
-        self.0 >> Self::INDEX_BITS == turn & (u64::MAX >> Self::INDEX_BITS)
+    fn is_generation(self, generation: u64) -> bool {
+        self.0 >> Self::INDEX_BITS == generation & (u64::MAX >> Self::INDEX_BITS)
     }
 }
 
-/// A slot that was found, and where. Two words, so that it is handed over in registers.
+/// A slot that was span, and where. Two words, so that it is handed over in registers.
 #[derive(Clone, Copy)]
-pub(crate) struct Found<'a> {
+pub(crate) struct SpanRef<'a> {
     pub(crate) slot: &'a Slot,
     index: usize,
 }
 
-impl std::ops::Deref for Found<'_> {
+impl std::ops::Deref for SpanRef<'_> {
     type Target = Slot;
 
     fn deref(&self) -> &Slot {
@@ -108,31 +108,31 @@ impl std::ops::Deref for Found<'_> {
     }
 }
 
-impl Found<'_> {
+impl SpanRef<'_> {
     pub(crate) fn reference(&self) -> SlotRef {
-        SlotRef::new(self.index, self.slot.turn())
+        SlotRef::new(self.index, self.slot.generation())
     }
 }
 
 impl Slot {
-    fn turn(&self) -> u64 {
-        self.life.load(Ordering::Acquire) >> 2
+    fn generation(&self) -> u64 {
+        self.state.load(Ordering::Acquire) >> 2
     }
 
     fn phase(&self) -> Phase {
-        match self.life.load(Ordering::Acquire) & 3 {
+        match self.state.load(Ordering::Acquire) & 3 {
             1 => Phase::Open,
-            2 => Phase::Settled,
+            2 => Phase::Finished,
             _ => Phase::Free,
         }
     }
 
     /// Whether it is open, and the span referred to: what was read since the reference was made is that span's.
-    pub(crate) fn is_still(&self, reference: SlotRef) -> bool {
+    pub(crate) fn is_current(&self, reference: SlotRef) -> bool {
         // What was read before stays before.
         fence(Ordering::Acquire);
-        let life = self.life.load(Ordering::Relaxed);
-        reference.is_turn(life >> 2) && life & 3 == Phase::Open as u64
+        let state = self.state.load(Ordering::Relaxed);
+        reference.is_generation(state >> 2) && state & 3 == Phase::Open as u64
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -140,13 +140,13 @@ impl Slot {
     }
 
     /// Takes the right to count this span. True for one caller only, and only while it is the span referred to.
-    pub(crate) fn settle(&self, reference: SlotRef) -> bool {
-        let life = self.life.load(Ordering::Acquire);
-        reference.is_turn(life >> 2)
-            && life & 3 == Phase::Open as u64
+    pub(crate) fn try_finish(&self, reference: SlotRef) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        reference.is_generation(state >> 2)
+            && state & 3 == Phase::Open as u64
             && self
-                .life
-                .compare_exchange(life, life & !3 | Phase::Settled as u64, Ordering::AcqRel, Ordering::Relaxed)
+                .state
+                .compare_exchange(state, state & !3 | Phase::Finished as u64, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
     }
 
@@ -154,16 +154,16 @@ impl Slot {
         SlotRef(self.parent.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn facts(&self) -> Facts {
-        Facts(self.facts.load(Ordering::Relaxed))
+    pub(crate) fn flags(&self) -> SpanFlags {
+        SpanFlags(self.flags.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn add_fact(&self, fact: Facts) {
-        self.facts.fetch_or(fact.0, Ordering::Relaxed);
+    pub(crate) fn set_flag(&self, flag: SpanFlags) {
+        self.flags.fetch_or(flag.0, Ordering::Relaxed);
     }
 
-    pub(crate) fn update_facts(&self, update: impl Fn(Facts) -> Facts) {
-        let _ = self.facts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |facts| Some(update(Facts(facts)).0));
+    pub(crate) fn update_flags(&self, update: impl Fn(SpanFlags) -> SpanFlags) {
+        let _ = self.flags.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flags| Some(update(SpanFlags(flags)).0));
     }
 
     /// Whether it is entered, or was.
@@ -171,23 +171,23 @@ impl Slot {
         self.entered.is_entered() || self.last_exit.load(Ordering::Relaxed) != 0
     }
 
-    pub(crate) fn stage(&self) -> Label {
-        Label::from_bits(self.stage.load(Ordering::Relaxed))
+    pub(crate) fn stage(&self) -> LabelId {
+        LabelId::from_bits(self.stage.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn profile(&self) -> Label {
-        Label::from_bits(self.profile.load(Ordering::Relaxed))
+    pub(crate) fn profile(&self) -> LabelId {
+        LabelId::from_bits(self.profile.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn run_id(&self) -> Label {
-        Label::from_bits(self.run_id.load(Ordering::Relaxed))
+    pub(crate) fn run_id(&self) -> LabelId {
+        LabelId::from_bits(self.run_id.load(Ordering::Relaxed))
     }
 
     /// Its trace, once it was asked for.
     #[cfg(feature = "trace-id")]
     pub(crate) fn trace(&self) -> Option<TraceId> {
-        // What an earlier span left is not read: the fact is of this one.
-        let asked = Facts(self.facts.load(Ordering::Acquire)).has(Facts::ASKED_FOR_TRACE);
+        // What an earlier span left is not read: the flag is of this one.
+        let asked = SpanFlags(self.flags.load(Ordering::Acquire)).has(SpanFlags::ASKED_FOR_TRACE);
         let [high, low] = self.trace.each_ref().map(|half| u128::from(half.load(Ordering::Relaxed)));
         TraceId::new(high << u64::BITS | low).filter(|_| asked)
     }
@@ -197,20 +197,20 @@ impl Slot {
         let trace = trace.map_or(0, TraceId::get);
         self.trace[0].store((trace >> u64::BITS) as u64, Ordering::Relaxed);
         self.trace[1].store(trace as u64, Ordering::Relaxed);
-        self.facts.fetch_or(Facts::ASKED_FOR_TRACE.0, Ordering::Release);
+        self.flags.fetch_or(SpanFlags::ASKED_FOR_TRACE.0, Ordering::Release);
     }
 
-    pub(crate) fn values(&self) -> Values {
-        Values { stage: self.stage(), profile: self.profile(), run_id: self.run_id() }
+    pub(crate) fn values(&self) -> SpanLabels {
+        SpanLabels { stage: self.stage(), profile: self.profile(), run_id: self.run_id() }
     }
 
-    pub(crate) fn meaning(&self) -> Option<Number> {
-        self.meaning.load(Ordering::Relaxed).checked_sub(1)
+    pub(crate) fn cached(&self) -> Option<EntryId> {
+        self.cached.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Its values, or those it inherits, are others now.
-    pub(crate) fn forget_meaning(&self) {
-        self.meaning.store(0, Ordering::Relaxed);
+    pub(crate) fn clear_cached(&self) {
+        self.cached.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn hashes(&self) -> ValueHashes {
@@ -220,18 +220,19 @@ impl Slot {
 
     /// Keeps the hashes of those of the values that have the label `_overflow`.
     #[cold]
-    pub(crate) fn set_hashes(&self, values: Values, hashes: ValueHashes) {
+    pub(crate) fn set_hashes(&self, values: SpanLabels, hashes: ValueHashes) {
         let of_values =
             [(values.stage, hashes.stage), (values.profile, hashes.profile), (values.run_id, hashes.run_id)];
-        for (field, (_, hash)) in self.hashes.iter().zip(of_values).filter(|(_, (label, _))| *label == Label::OVERFLOW)
+        for (field, (_, hash)) in
+            self.hashes.iter().zip(of_values).filter(|(_, (label, _))| *label == LabelId::OVERFLOW)
         {
             field.store(hash, Ordering::Relaxed);
         }
     }
 
     /// Takes over the values that are given.
-    pub(crate) fn set_values(&self, given: Values) {
-        self.forget_meaning();
+    pub(crate) fn set_values(&self, given: SpanLabels) {
+        self.clear_cached();
         for (field, value) in [(&self.stage, given.stage), (&self.profile, given.profile), (&self.run_id, given.run_id)]
         {
             if !value.is_none() {
@@ -248,11 +249,11 @@ impl Slot {
         self.started.store(span.started, Ordering::Relaxed);
         self.last_exit.store(0, Ordering::Relaxed);
         self.entered.reset();
-        self.facts.store(span.facts.0, Ordering::Relaxed);
+        self.flags.store(span.flags.0, Ordering::Relaxed);
         self.stage.store(span.values.stage.bits(), Ordering::Relaxed);
         self.profile.store(span.values.profile.bits(), Ordering::Relaxed);
         self.run_id.store(span.values.run_id.bits(), Ordering::Relaxed);
-        self.meaning.store(span.meaning.map_or(0, |meaning| meaning + 1), Ordering::Relaxed);
+        self.cached.store(span.cached.map_or(0, |cached| cached + 1), Ordering::Relaxed);
         self.resolved.store(span.resolved, Ordering::Relaxed);
     }
 }
@@ -260,13 +261,13 @@ impl Slot {
 /// What a slot is told of its span when that opens.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct NewSpan {
-    pub(crate) callsite: Number,
+    pub(crate) callsite: EntryId,
     /// The nearest span around it that has a slot.
     pub(crate) parent: SlotRef,
     pub(crate) started: u64,
-    pub(crate) facts: Facts,
-    pub(crate) values: Values,
-    pub(crate) meaning: Option<Number>,
+    pub(crate) flags: SpanFlags,
+    pub(crate) values: SpanLabels,
+    pub(crate) cached: Option<EntryId>,
     /// As [`Slot::resolved`] has it.
     pub(crate) resolved: u64,
 }
@@ -295,15 +296,15 @@ impl Level {
 
     /// Looks at so many places of a bucket.
     #[inline]
-    fn find(&self, id: u64, bucket: usize, places: usize) -> Option<Found<'_>> {
+    fn find(&self, id: u64, bucket: usize, places: usize) -> Option<SpanRef<'_>> {
         let keys = self.buckets.get(bucket)?.0.iter().take(places);
         let place = keys.enumerate().find(|(_, key)| key.load(Ordering::Acquire) == id)?.0;
-        self.found(bucket, place)
+        self.span(bucket, place)
     }
 
     /// Takes a place of a bucket; `announce` is told which before anyone can see it.
     #[inline]
-    fn claim(&self, id: u64, bucket: usize, announce: impl Fn(usize)) -> Option<Found<'_>> {
+    fn claim(&self, id: u64, bucket: usize, announce: impl Fn(usize)) -> Option<SpanRef<'_>> {
         for (place, key) in self.buckets.get(bucket)?.0.iter().enumerate() {
             if key.load(Ordering::Relaxed) != 0 {
                 continue;
@@ -312,16 +313,16 @@ impl Level {
             // Sequentially consistent: the end of the run is announced and the keys are read in that order, here
             // the key is written and the announcement read, so that one of the two sees the other.
             if key.compare_exchange(0, id, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-                return self.found(bucket, place);
+                return self.span(bucket, place);
             }
         }
         None
     }
 
     #[inline]
-    fn found(&self, bucket: usize, place: usize) -> Option<Found<'_>> {
+    fn span(&self, bucket: usize, place: usize) -> Option<SpanRef<'_>> {
         let at = bucket * BUCKET + place;
-        Some(Found { slot: self.slots.get(at)?, index: self.before + at })
+        Some(SpanRef { slot: self.slots.get(at)?, index: self.before + at })
     }
 
     #[inline]
@@ -330,7 +331,7 @@ impl Level {
     }
 
     fn bucket_of(&self, id: u64) -> usize {
-        place_of(id, self.buckets.len())
+        fibonacci_hash(id, self.buckets.len())
     }
 }
 
@@ -423,7 +424,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         }
     }
 
-    /// From now on no span gets a slot, and those that have one are found by [`taken`](Self::taken). Whether this is the
+    /// From now on no span gets a slot, and those that have one are span by [`taken`](Self::taken). Whether this is the
     /// first call.
     pub(crate) fn end(&self) -> bool {
         self.ended.raise()
@@ -442,14 +443,14 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     /// Whether this span may have a slot: false, most often, for one that has none.
     #[inline(always)]
     pub(crate) fn may_have(&self, id: &Id) -> bool {
-        self.used[place_of(id.into_u64(), FIRST)].load(Ordering::Acquire) != 0
+        self.used[fibonacci_hash(id.into_u64(), FIRST)].load(Ordering::Acquire) != 0
     }
 
     /// The slot of this span, if it has one. That it has none is told on the spot, most often.
     #[inline(always)]
-    pub(crate) fn find(&self, id: &Id) -> Option<Found<'_>> {
+    pub(crate) fn find(&self, id: &Id) -> Option<SpanRef<'_>> {
         let id = id.into_u64();
-        let bucket = place_of(id, FIRST);
+        let bucket = fibonacci_hash(id, FIRST);
         match self.used[bucket].load(Ordering::Acquire) {
             0 => None,
             used => self.find_in(id, bucket, usize::from(used)),
@@ -458,26 +459,26 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     /// The same for a span that another thread may be giving its slot at this moment: `None` until all of it is there.
     #[inline]
-    pub(crate) fn find_whole(&self, id: &Id) -> Option<Found<'_>> {
-        self.find(id).filter(|found| found.slot.phase() != Phase::Free)
+    pub(crate) fn get_initialized(&self, id: &Id) -> Option<SpanRef<'_>> {
+        self.find(id).filter(|span| span.slot.phase() != Phase::Free)
     }
 
-    fn find_in(&self, id: u64, bucket: usize, used: usize) -> Option<Found<'_>> {
+    fn find_in(&self, id: u64, bucket: usize, used: usize) -> Option<SpanRef<'_>> {
         match self.first.find(id, bucket, used) {
-            None if used == BUCKET => self.find_further(id),
-            found => found,
+            None if used == BUCKET => self.find_slow(id),
+            span => span,
         }
     }
 
     #[cold]
-    fn find_further(&self, id: u64) -> Option<Found<'_>> {
+    fn find_slow(&self, id: u64) -> Option<SpanRef<'_>> {
         let in_levels =
             self.more.iter().map_while(OnceLock::get).find_map(|level| level.find(id, level.bucket_of(id), BUCKET));
         in_levels.or_else(|| self.in_crowd(self.crowd.find(id)?))
     }
 
-    fn in_crowd(&self, place: usize) -> Option<Found<'_>> {
-        Some(Found { slot: self.crowd.slots.get(place)?, index: Self::IN_LEVELS + place })
+    fn in_crowd(&self, place: usize) -> Option<SpanRef<'_>> {
+        Some(SpanRef { slot: self.crowd.slots.get(place)?, index: Self::IN_LEVELS + place })
     }
 
     fn levels(&self) -> impl Iterator<Item = &Level> {
@@ -487,24 +488,24 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     /// Gives a new span a slot. What an earlier span with this id may have left must be released before.
     /// `None`: the run is over.
     #[inline(always)]
-    pub(crate) fn claim(&self, id: &Id, span: NewSpan) -> Option<Found<'_>> {
-        let found = self.take_place(id.into_u64())?;
+    pub(crate) fn claim(&self, id: &Id, new: NewSpan) -> Option<SpanRef<'_>> {
+        let span = self.claim_key(id.into_u64())?;
         if self.has_ended() {
-            self.free_key(found);
+            self.free_key(span);
             return None;
         }
         // Who reads a field of the new span and then asks whether the slot is still an earlier one's sees that it is
-        // not, see `Slot::is_still`.
+        // not, see `Slot::is_current`.
         fence(Ordering::Release);
-        found.slot.reset(span);
-        let turn = found.slot.turn() + 1;
-        found.slot.life.store(turn << 2 | Phase::Open as u64, Ordering::Release);
-        Some(found)
+        span.slot.reset(new);
+        let generation = span.slot.generation() + 1;
+        span.slot.state.store(generation << 2 | Phase::Open as u64, Ordering::Release);
+        Some(span)
     }
 
     #[inline]
-    fn take_place(&self, id: u64) -> Option<Found<'_>> {
-        let bucket = place_of(id, FIRST);
+    fn claim_key(&self, id: u64) -> Option<SpanRef<'_>> {
+        let bucket = fibonacci_hash(id, FIRST);
         let used = &self.used[bucket];
         let announce = |place| {
             if usize::from(used.load(Ordering::Relaxed)) <= place {
@@ -513,12 +514,12 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         };
         self.first.claim(id, bucket, announce).or_else(|| {
             announce(BUCKET - 1);
-            self.take_place_further(id)
+            self.claim_key_slow(id)
         })
     }
 
     #[cold]
-    fn take_place_further(&self, id: u64) -> Option<Found<'_>> {
+    fn claim_key_slow(&self, id: u64) -> Option<SpanRef<'_>> {
         let in_levels = self.more.iter().zip(1..).find_map(|(level, n)| {
             let level = level.get_or_init(|| Level::new(FIRST, n));
             level.claim(id, level.bucket_of(id), |_| ())
@@ -527,26 +528,26 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     }
 
     /// The span closed: its slot is free for another.
-    pub(crate) fn release(&self, found: Found<'_>) {
-        let turn = found.slot.turn();
-        found.slot.life.store(turn << 2 | Phase::Free as u64, Ordering::Release);
-        self.free_key(found);
+    pub(crate) fn release(&self, span: SpanRef<'_>) {
+        let generation = span.slot.generation();
+        span.slot.state.store(generation << 2 | Phase::Free as u64, Ordering::Release);
+        self.free_key(span);
     }
 
     #[inline]
-    fn free_key(&self, found: Found<'_>) {
-        if let Some(place) = found.index.checked_sub(Self::IN_LEVELS) {
+    fn free_key(&self, span: SpanRef<'_>) {
+        if let Some(place) = span.index.checked_sub(Self::IN_LEVELS) {
             self.crowd.release(place);
-        } else if let Some(key) = self.key(found) {
+        } else if let Some(key) = self.key(span) {
             key.store(0, Ordering::Release);
         }
     }
 
     #[inline(always)]
-    fn key(&self, found: Found<'_>) -> Option<&AtomicU64> {
-        match self.level_of(found.index) {
-            Some(level) => level.key(found.index - level.before),
-            None => self.crowd.keys.get(found.index.checked_sub(Self::IN_LEVELS)?),
+    fn key(&self, span: SpanRef<'_>) -> Option<&AtomicU64> {
+        match self.level_of(span.index) {
+            Some(level) => level.key(span.index - level.before),
+            None => self.crowd.keys.get(span.index.checked_sub(Self::IN_LEVELS)?),
         }
     }
 
@@ -560,47 +561,47 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     }
 
     /// The span's id, as long as it has the slot.
-    pub(crate) fn id_of(&self, found: Found<'_>) -> Option<Id> {
-        std::num::NonZeroU64::new(self.key(found)?.load(Ordering::Acquire)).map(Id::from_non_zero_u64)
+    pub(crate) fn id_of(&self, span: SpanRef<'_>) -> Option<Id> {
+        std::num::NonZeroU64::new(self.key(span)?.load(Ordering::Acquire)).map(Id::from_non_zero_u64)
     }
 
     /// The slot referred to, if it is still that span's.
     #[inline]
-    pub(crate) fn get(&self, reference: SlotRef) -> Option<Found<'_>> {
+    pub(crate) fn get(&self, reference: SlotRef) -> Option<SpanRef<'_>> {
         let index = reference.index()?;
-        let found = match self.level_of(index) {
-            Some(level) => Found { slot: level.slots.get(index - level.before)?, index },
+        let span = match self.level_of(index) {
+            Some(level) => SpanRef { slot: level.slots.get(index - level.before)?, index },
             None => self.in_crowd(index.checked_sub(Self::IN_LEVELS)?)?,
         };
-        (reference.is_turn(found.slot.turn()) && found.slot.phase() != Phase::Free).then_some(found)
+        (reference.is_generation(span.slot.generation()) && span.slot.phase() != Phase::Free).then_some(span)
     }
 
     /// The spans open now.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Found<'_>> {
-        self.places().filter(|found| self.phase_now(*found) == Phase::Open)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = SpanRef<'_>> {
+        self.places().filter(|span| self.phase_now(*span) == Phase::Open)
     }
 
     /// The spans whose slots are not free: open, or settled by a thread that is about to count them.
-    pub(crate) fn taken(&self) -> impl Iterator<Item = Found<'_>> {
-        self.places().filter(|found| self.phase_now(*found) != Phase::Free)
+    pub(crate) fn taken(&self) -> impl Iterator<Item = SpanRef<'_>> {
+        self.places().filter(|span| self.phase_now(*span) != Phase::Free)
     }
 
-    fn places(&self) -> impl Iterator<Item = Found<'_>> {
+    fn places(&self) -> impl Iterator<Item = SpanRef<'_>> {
         let in_levels = self.levels().flat_map(|level| {
             let places = (0..level.buckets.len()).flat_map(|bucket| (0..BUCKET).map(move |place| (bucket, place)));
-            places.filter_map(|(bucket, place)| level.found(bucket, place))
+            places.filter_map(|(bucket, place)| level.span(bucket, place))
         });
         in_levels.chain((0..self.crowd.used()).filter_map(|place| self.in_crowd(place)))
     }
 
     /// The phase of the span in this place. One that is being written at this moment is waited for, within reason: that
     /// takes its thread a few nanoseconds, or a time slice where it was interrupted just there.
-    fn phase_now(&self, found: Found<'_>) -> Phase {
+    fn phase_now(&self, span: SpanRef<'_>) -> Phase {
         for spin in 0..1_000 {
-            if self.key(found).is_none_or(|key| key.load(Ordering::SeqCst) == 0) {
+            if self.key(span).is_none_or(|key| key.load(Ordering::SeqCst) == 0) {
                 return Phase::Free;
             }
-            match found.slot.phase() {
+            match span.slot.phase() {
                 Phase::Free if spin < 100 => spin_loop(),
                 Phase::Free => yield_now(),
                 phase => return phase,
@@ -617,9 +618,9 @@ mod tests {
     use crate::layer::span::table::*;
     use proptest::prelude::*;
 
-    fn claim(open: &OpenSpans, id: u64, mark: u64) -> Found<'_> {
+    fn claim(open: &OpenSpans, id: u64, mark: u64) -> SpanRef<'_> {
         evict(open, id);
-        let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
+        let span = NewSpan { started: mark, flags: SpanFlags::STAGE, ..NewSpan::default() };
         open.claim(&Id::from_u64(id), span).unwrap()
     }
 
@@ -630,7 +631,7 @@ mod tests {
     }
 
     fn mark(open: &OpenSpans, id: u64) -> Option<u64> {
-        open.find(&Id::from_u64(id)).map(|found| found.started.load(Ordering::Relaxed))
+        open.find(&Id::from_u64(id)).map(|span| span.started.load(Ordering::Relaxed))
     }
 
     #[derive(Clone, Debug)]
@@ -659,15 +660,15 @@ mod tests {
                         model.insert(id, n);
                     }
                     Step::Close(id) => {
-                        if let Some(found) = open.find(&Id::from_u64(id)) {
-                            open.release(found);
+                        if let Some(span) = open.find(&Id::from_u64(id)) {
+                            open.release(span);
                         }
                         model.remove(&id);
                     }
                     Step::Look(id) => prop_assert_eq!(mark(&open, id), model.get(&id).copied()),
                 }
             }
-            let mut left: Vec<_> = open.iter().map(|found| found.started.load(Ordering::Relaxed)).collect();
+            let mut left: Vec<_> = open.iter().map(|span| span.started.load(Ordering::Relaxed)).collect();
             let mut expected: Vec<_> = model.into_values().collect();
             left.sort_unstable();
             expected.sort_unstable();
@@ -694,14 +695,14 @@ mod tests {
         const SPANS: u64 = 100_000;
         let open = OpenSpans::<2>::new();
         let claim = |id, mark| {
-            let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
+            let span = NewSpan { started: mark, flags: SpanFlags::STAGE, ..NewSpan::default() };
             open.claim(&Id::from_u64(id), span).unwrap().reference()
         };
         let references: Vec<_> = (1..=SPANS).map(|id| claim(id, id)).collect();
         assert!(open.crowd.used() > 20_000, "{}", open.crowd.used());
         for (id, reference) in (1..).zip(&references) {
-            let found = open.find(&Id::from_u64(id)).unwrap();
-            assert_eq!((found.reference(), found.started.load(Ordering::Relaxed)), (*reference, id));
+            let span = open.find(&Id::from_u64(id)).unwrap();
+            assert_eq!((span.reference(), span.started.load(Ordering::Relaxed)), (*reference, id));
             assert_eq!(open.get(*reference).unwrap().started.load(Ordering::Relaxed), id);
         }
         assert_eq!(open.iter().count(), SPANS as usize);
@@ -729,9 +730,9 @@ mod tests {
         assert!(open.get(reference).is_none());
         let second = claim(&open, 7, 2);
         assert!(open.get(reference).is_none());
-        assert!(!second.settle(reference));
-        assert!(second.settle(second.reference()));
-        assert!(!second.settle(second.reference()), "a span is counted once");
+        assert!(!second.try_finish(reference));
+        assert!(second.try_finish(second.reference()));
+        assert!(!second.try_finish(second.reference()), "a span is counted once");
     }
 
     #[test]
@@ -759,9 +760,9 @@ mod tests {
                         }
                         for id in ids {
                             assert_eq!(mark(open, id), Some(id << 32 | round));
-                            let found = open.find(&Id::from_u64(id)).unwrap();
-                            assert!(found.settle(found.reference()));
-                            open.release(found);
+                            let span = open.find(&Id::from_u64(id)).unwrap();
+                            assert!(span.try_finish(span.reference()));
+                            open.release(span);
                         }
                     }
                 });

@@ -37,11 +37,11 @@ pub(crate) fn exited(span: impl FnOnce() -> SlotRef) -> bool {
 
 #[cold]
 fn was_entered_unwinding(span: SlotRef) -> bool {
-    let found = ENTERED.try_with(|entered| {
+    let span = ENTERED.try_with(|entered| {
         let mut entered = entered.try_borrow_mut().ok()?;
         let at = entered.iter().rposition(|known| *known == span)?;
         entered.remove(at);
         Some(())
     });
-    matches!(found, Ok(Some(())))
+    matches!(span, Ok(Some(())))
 }
