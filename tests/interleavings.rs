@@ -256,7 +256,7 @@ fn main() {
         at_the_end_of_the_run_each_span_counts_once,
         &[(vec![], [Some(1), None]), (vec![], [Some(1), Some(2)]), (vec![1], [None, None]), (vec![2], [Some(1), None])],
     );
-    model("what is span is whole", what_is_found_is_whole, &[None, Some(2)]);
+    model("a span that is found is complete", what_is_found_is_whole, &[None, Some(2)]);
     model("a full bucket overflows into the next level", a_full_bucket_overflows_into_the_next_level, &[()]);
     model(
         "a span that opens at the end is counted or refused",

@@ -16,7 +16,7 @@ use crate::recorder::suppress_instrumentation;
 use crate::schema::Metric;
 use crate::series::interner::LabelId;
 use crate::series::outcome::{Outcome, Reason};
-use crate::series::stage_series::{DurationSeries, StageTotals};
+use crate::series::{DurationSeries, StageTotals};
 
 /// Ample for a stage that closes to be counted.
 const CLOSING_TIME: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ impl StageTracker {
     pub(crate) fn publish(&self) -> impl Iterator<Item = (Key, Snapshot)> {
         self.count_detached();
         let histograms = if self.series.recorder.updates_eagerly() { Vec::new() } else { self.publish_all() };
-        histograms.into_iter().map(|(set, histogram)| (self.series.key_of(set, &self.labels), histogram))
+        histograms.into_iter().map(|(set, histogram)| (self.series.key_of(set), histogram))
     }
 
     fn publish_all(&self) -> Vec<(&DurationSeries, Snapshot)> {
@@ -56,11 +56,11 @@ impl StageTracker {
         stages.sort_by_key(|(started, ..)| *started);
         let mut active = HashMap::new();
         for (_, stage, profile) in stages {
-            self.series.stage(&self.labels, stage);
-            let (pair, _) = self.series.pair(&self.labels, stage, profile);
+            self.series.stage(stage);
+            let (pair, _) = self.series.pair(stage, profile);
             *active.entry(pair).or_insert(0_u64) += 1;
         }
-        self.series.publish(|pair| active.get(&pair).copied().unwrap_or(0), &self.labels)
+        self.series.publish(|pair| active.get(&pair).copied().unwrap_or(0))
     }
 
     /// The run is over: counts the stages that are still open, once, and measures nothing from now on.
@@ -138,7 +138,7 @@ impl StageTracker {
     fn have_succeeded(&self, stages: &[LabelId]) -> bool {
         let succeeded = self.series.totals().filter(|(_, totals)| totals.succeeded > 0);
         let succeeded: HashSet<_> = succeeded.map(|(stage, _)| stage).collect();
-        stages.iter().all(|stage| succeeded.contains(&self.series.stage(&self.labels, *stage).1.stage))
+        stages.iter().all(|stage| succeeded.contains(&self.series.stage(*stage).1.stage))
     }
 
     /// The stages in the order in which they first finished; those that have not, last.
@@ -149,7 +149,7 @@ impl StageTracker {
             let (reference, stage) = (span.reference(), span.stage());
             // One whose id is not known yet has no name either: that is its id only if none is recorded until the end.
             if span.flags().is_stage() && !stage.is_none() && span.is_current(reference) {
-                let stage = self.series.stage(&self.labels, stage).1.stage;
+                let stage = self.series.stage(stage).1.stage;
                 *open.entry(stage).or_insert(0_u64) += 1;
             }
         }

@@ -22,8 +22,8 @@ use crate::layer::outcome::SpanFlags;
 use crate::layer::span::table::{Slot, SpanRef};
 use crate::layer::tracker::StageTracker;
 use crate::recorder::suppress_instrumentation;
+use crate::series::FinishedStage;
 use crate::series::outcome::Outcome;
-use crate::series::stage_series::Finished;
 use crate::series::trace_id::TraceId;
 
 /// When the trace of a stage is looked for.
@@ -116,7 +116,7 @@ impl StageTracker {
 
     /// What there is to count of a stage that closes, with its trace if it failed.
     #[inline]
-    pub(crate) fn with_trace(&self, mut ended: Finished, span: SpanRef<'_>, id: &Id) -> Finished {
+    pub(crate) fn with_trace(&self, mut ended: FinishedStage, span: SpanRef<'_>, id: &Id) -> FinishedStage {
         if self.traces.way() == UNKNOWN {
             self.find_way_at_close(id);
         }
@@ -133,7 +133,12 @@ impl StageTracker {
     }
 
     /// The same of a stage that is open at the end of the run.
-    pub(crate) fn with_trace_of_open(&self, mut ended: Finished, span: SpanRef<'_>, held: Held<'_>) -> Finished {
+    pub(crate) fn with_trace_of_open(
+        &self,
+        mut ended: FinishedStage,
+        span: SpanRef<'_>,
+        held: Held<'_>,
+    ) -> FinishedStage {
         if ended.outcome != Outcome::Success {
             ended.trace = if span.flags().has(SpanFlags::ASKED_FOR_TRACE) {
                 span.trace()

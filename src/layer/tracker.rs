@@ -22,7 +22,7 @@ use crate::recorder::{RecorderHandle, RecorderTarget, is_suppressed};
 use crate::series::append_only_map::EntryId;
 use crate::series::interner::{Interner, LabelId, Role, SpanLabels, ValueHashes};
 use crate::series::outcome::{Outcome, Reason};
-use crate::series::stage_series::{Finished, Series};
+use crate::series::{FinishedStage, SeriesTable};
 
 /// How the layer is set up.
 pub(crate) struct TrackerSettings {
@@ -45,11 +45,11 @@ pub(crate) struct TrackerSettings {
 /// The stages of this process: shared by the layer, which tells what happens, and the guard, which asks.
 pub(crate) struct StageTracker {
     pub(crate) callsites: Callsites,
-    pub(crate) labels: Interner,
+    pub(crate) labels: Arc<Interner>,
     pub(crate) open: OpenSpans,
     pub(crate) inheritance: Inheritance,
     label_cache: LabelCache,
-    pub(crate) series: Series,
+    pub(crate) series: SeriesTable,
     pub(crate) policy: FailurePolicy,
     pub(crate) clock: quanta::Clock,
     pub(crate) diagnostics: Arc<Diagnostics>,
@@ -77,7 +77,7 @@ struct Known {
 
 impl StageTracker {
     pub(crate) fn new(settings: TrackerSettings) -> Self {
-        let labels = Interner::new(settings.max_series);
+        let labels = Arc::new(Interner::new(settings.max_series));
         let fixed = |role, value: &Option<String>| {
             value.as_deref().map_or(Origin::Spans, |value| Origin::Fixed(labels.intern(role, value)))
         };
@@ -90,7 +90,13 @@ impl StageTracker {
             open: OpenSpans::new(),
             inheritance: Inheritance::new(profile, run_id),
             label_cache: LabelCache::new(settings.max_series),
-            series: Series::new(recorder, settings.max_series, settings.buckets.as_deref(), settings.clock.clone()),
+            series: SeriesTable::new(
+                recorder,
+                Arc::clone(&labels),
+                settings.max_series,
+                settings.buckets.as_deref(),
+                settings.clock.clone(),
+            ),
             policy: settings.policy,
             clock: settings.clock,
             diagnostics: settings.diagnostics,
@@ -106,7 +112,7 @@ impl StageTracker {
             traces: Traces::default(),
         };
         for stage in &stages.expected {
-            stages.series.stage(&stages.labels, *stage);
+            stages.series.stage(*stage);
         }
         stages
     }
@@ -515,14 +521,14 @@ impl StageTracker {
 
     /// What there is to count of a stage that ends.
     #[inline(always)]
-    pub(crate) fn ended_stage(&self, span: SpanRef<'_>, outcome: Outcome, ended: u64) -> Finished {
+    pub(crate) fn ended_stage(&self, span: SpanRef<'_>, outcome: Outcome, ended: u64) -> FinishedStage {
         // What the values come to holds as long as nothing was recorded late.
         let (ContextLabels { profile, run_id }, cached) = match self.inheritance.known(span.slot) {
             Some(known) => (known, span.cached()),
             None => (self.inheritance.resolve(&self.open, span.slot), None),
         };
         let nanos = self.clock.delta_as_nanos(span.started.load(Ordering::Relaxed), ended);
-        Finished {
+        FinishedStage {
             stage: span.stage(),
             profile,
             run_id,
@@ -538,12 +544,12 @@ impl StageTracker {
 
     /// Records a stage that ended. The caller has settled it.
     #[inline]
-    pub(crate) fn count(&self, ended: Finished) {
+    pub(crate) fn count(&self, ended: FinishedStage) {
         if ended.is_outermost {
             self.outermost(ended.outcome).store(true, Ordering::Relaxed);
         }
         let cached = ended.cached.and_then(|cached| self.label_cache.get(cached));
-        if let Some(overflow) = self.series.finish(&self.labels, ended, cached.map(|cached| &cached.series)) {
+        if let Some(overflow) = self.series.finish(ended, cached.map(|cached| &cached.series)) {
             self.warn_overflow(overflow);
         }
     }
@@ -571,8 +577,8 @@ impl StageTracker {
         if !span.is_current(reference) {
             return;
         }
-        self.series.stage(&self.labels, stage);
-        let (pair, _) = self.series.pair(&self.labels, stage, profile);
+        self.series.stage(stage);
+        let (pair, _) = self.series.pair(stage, profile);
         let before = span.active_series.swap(pair + 1, Ordering::SeqCst);
         if before != pair + 1 {
             self.series.move_active(pair, 1.0);

@@ -5,11 +5,11 @@ use tracing::warn;
 use crate::layer::span::table::SpanRef;
 use crate::layer::tracker::StageTracker;
 use crate::schema::OWN_TARGET;
+use crate::series::FinishedStage;
 use crate::series::cardinality::Overflow;
 #[cfg(feature = "trace-id")]
 use crate::series::outcome::Outcome;
 use crate::series::outcome::Reason;
-use crate::series::stage_series::Finished;
 #[cfg(feature = "trace-id")]
 use crate::series::trace_id::TraceId;
 
@@ -62,7 +62,7 @@ impl StageTracker {
     /// The first failure of each stage whose trace is known.
     #[cfg(feature = "trace-id")]
     #[inline]
-    pub(super) fn warn_first_failure(&self, ended: Finished) {
+    pub(super) fn warn_first_failure(&self, ended: FinishedStage) {
         if let Some(trace) = ended.trace
             && let Outcome::Failure(reason) = ended.outcome
         {
@@ -72,8 +72,8 @@ impl StageTracker {
 
     #[cfg(feature = "trace-id")]
     #[cold]
-    fn warn_failed(&self, ended: Finished, reason: Reason, trace: TraceId) {
-        if !self.series.stage(&self.labels, ended.stage).1.tell_trace_once() {
+    fn warn_failed(&self, ended: FinishedStage, reason: Reason, trace: TraceId) {
+        if !self.series.stage(ended.stage).1.report_trace_once() {
             return;
         }
         let [stage_id, profile, run_id] =
@@ -89,7 +89,7 @@ impl StageTracker {
         });
     }
 
-    pub(super) fn warn_open(&self, ended: Finished, reason: Reason) {
+    pub(super) fn warn_open(&self, ended: FinishedStage, reason: Reason) {
         let [stage_id, profile, run_id] =
             [ended.stage, ended.profile, ended.run_id].map(|label| self.labels.text(label).to_owned());
         let reason = reason.as_str();

@@ -1,7 +1,7 @@
-//! What the runs of one label set add up to: how long they took, by bucket and outcome.
+//! The durations of the runs of one label set, by bucket and outcome.
 //!
-//! The histogram, the totals and the failures by reason all follow from one row of bucket counters per outcome, so that
-//! they agree when they are read together. Durations are integers here, in nanoseconds.
+//! The histogram, the totals and the failures by reason are computed from one row of bucket counters per outcome, so that
+//! they agree in every reading. Durations are integers here, in nanoseconds.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -9,16 +9,16 @@ use std::sync::{Arc, OnceLock};
 use crate::histogram::{BucketCounts, Snapshot};
 use crate::series::outcome::{Outcome, Reason};
 
-/// Upper bounds of buckets.
+/// The upper bounds of the buckets, in nanoseconds.
 #[derive(Debug, Default)]
 pub(crate) struct DurationBounds {
-    /// The longest duration within each bound that is not below zero.
+    /// The longest duration within each bound that is not negative.
     longest: Box<[u64]>,
     below_zero: usize,
 }
 
 impl DurationBounds {
-    /// `seconds`: ascending.
+    /// Converts ascending bounds in seconds.
     pub(crate) fn new(seconds: &[f64]) -> Self {
         let below_zero = seconds.partition_point(|bound| *bound < 0.0);
         Self { longest: seconds.iter().skip(below_zero).map(|bound| bound_to_nanos(*bound)).collect(), below_zero }
@@ -34,8 +34,8 @@ impl DurationBounds {
     }
 }
 
-/// The largest number of nanoseconds that is, in seconds, not above the bound: counting by it is the same as comparing
-/// seconds.
+/// Returns the largest number of nanoseconds that is not above the bound in seconds, so that a comparison of nanoseconds
+/// gives the result of a comparison of seconds.
 fn bound_to_nanos(bound: f64) -> u64 {
     let is_within = |nanos: u64| nanos as f64 / 1e9 <= bound;
     let mut nanos = (bound * 1e9) as u64;
@@ -49,19 +49,20 @@ fn bound_to_nanos(bound: f64) -> u64 {
 }
 
 #[derive(Debug)]
-#[repr(align(128))] // Threads at different label sets do not wait for each other.
+#[repr(align(128))] // Threads at different label sets share no cache line.
 pub(crate) struct Durations {
     bounds: Arc<DurationBounds>,
     succeeded: BucketCounts,
-    /// By reason. Most label sets never fail: a row is allocated with its first failure.
+    /// By reason. A row is allocated at its first failure, since most label sets never fail.
     failed: [OnceLock<BucketCounts>; Reason::COUNT],
     total_nanos: AtomicU64,
     slowest_nanos: AtomicU64,
-    /// Its place in the order in which label sets first finished; zero: none did.
+    /// The position of this label set in the order in which label sets first finished, from 1; zero if none of its runs
+    /// finished.
     first_finished: AtomicU64,
 }
 
-/// The same at one moment, without the buckets.
+/// The totals of a histogram at one moment, without its buckets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HistogramTotals {
     pub(crate) succeeded: u64,
@@ -90,11 +91,11 @@ impl Durations {
         }
     }
 
-    /// `finished`: counts the label sets that did.
+    /// Counts a run. `finished` is the number of label sets of which a run has finished.
     #[inline]
     pub(crate) fn add(&self, nanos: u64, outcome: Outcome, finished: &AtomicU64) {
         if self.first_finished.load(Ordering::Relaxed) == 0 {
-            self.note_first(finished);
+            self.set_first_finished(finished);
         }
         let row = match outcome {
             Outcome::Success => &self.succeeded,
@@ -110,26 +111,26 @@ impl Durations {
     }
 
     #[cold]
-    fn note_first(&self, finished: &AtomicU64) {
+    fn set_first_finished(&self, finished: &AtomicU64) {
         let order = finished.fetch_add(1, Ordering::Relaxed) + 1;
         let _ = self.first_finished.compare_exchange(0, order, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    pub(crate) fn sums(&self) -> HistogramTotals {
+    pub(crate) fn totals(&self) -> HistogramTotals {
         self.sum_rows(|row| row.iter().sum())
     }
 
-    /// The histogram and the sums at one moment: they agree in how many runs there were.
+    /// Returns the totals and the histogram of one moment: both have the same number of runs.
     pub(crate) fn read(&self) -> (HistogramTotals, Snapshot) {
         let mut counts = vec![0; self.bounds.buckets()];
-        let sums = self.sum_rows(|row| {
-            // Each counter is read once, for the histogram and for the sums.
+        let totals = self.sum_rows(|row| {
+            // Each counter is read once, for the histogram and for the totals.
             counts.iter_mut().zip(row.iter()).fold(0, |sum, (bucket, count)| {
                 *bucket += count;
                 sum + count
             })
         });
-        (sums, Snapshot { counts, sum: sums.total_nanos as f64 / 1e9 })
+        (totals, Snapshot { counts, sum: totals.total_nanos as f64 / 1e9 })
     }
 
     fn sum_rows(&self, mut sum: impl FnMut(&BucketCounts) -> u64) -> HistogramTotals {
@@ -149,7 +150,7 @@ impl std::ops::AddAssign for HistogramTotals {
         self.failed.iter_mut().zip(other.failed).for_each(|(sum, more)| *sum += more);
         self.total_nanos = self.total_nanos.saturating_add(other.total_nanos);
         self.slowest_nanos = self.slowest_nanos.max(other.slowest_nanos);
-        // Zero, which is none, becomes the largest.
+        // Zero, which means none, wraps to the largest value.
         let earlier = self.first_finished.wrapping_sub(1).min(other.first_finished.wrapping_sub(1));
         self.first_finished = earlier.wrapping_add(1);
     }
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_counted_up_to_and_with_their_bound() {
+    fn upper_bounds_are_inclusive() {
         let (durations, finished) = (durations(&[-1.0, 0.0, 0.001, 1.0]), AtomicU64::new(4));
         let [error, panic] = [Reason::Error, Reason::Panic].map(Outcome::Failure);
         let success = Outcome::Success;
@@ -178,14 +179,14 @@ mod tests {
         assert_eq!(durations.read().1.counts, [0, 1, 2, 2, 1]);
         let total_nanos = 3_000_004 + longest;
         let failed = [2, 1, 0, 0, 0];
-        let sums = HistogramTotals { succeeded: 3, failed, total_nanos, slowest_nanos: longest, first_finished: 5 };
-        assert_eq!(sums.failures(), 3);
-        assert_eq!((durations.sums(), durations.read().0), (sums, sums));
+        let totals = HistogramTotals { succeeded: 3, failed, total_nanos, slowest_nanos: longest, first_finished: 5 };
+        assert_eq!(totals.failures(), 3);
+        assert_eq!((durations.totals(), durations.read().0), (totals, totals));
         assert_eq!(durations.read().1.sum, total_nanos as f64 / 1e9);
     }
 
     #[test]
-    fn more_buckets_than_a_line_holds() {
+    fn buckets_may_exceed_a_cache_line() {
         let bounds: Vec<_> = (1..=40).map(f64::from).collect();
         let (durations, finished) = (durations(&bounds), AtomicU64::new(0));
         for second in 0..=40 {
@@ -193,11 +194,11 @@ mod tests {
             durations.add(second * 1_000_000_000 + 1, outcome, &finished);
         }
         assert_eq!(durations.read().1.counts, [1; 41]);
-        assert_eq!((durations.sums().succeeded, durations.sums().failures()), (20, 21));
+        assert_eq!((durations.totals().succeeded, durations.totals().failures()), (20, 21));
     }
 
     #[test]
-    fn the_first_of_two_label_sets_counts() {
+    fn sum_keeps_the_earlier_first_finish() {
         let order = |first_finished| HistogramTotals { first_finished, ..HistogramTotals::default() };
         for (a, b, first) in [(0, 0, 0), (0, 3, 3), (3, 0, 3), (7, 3, 3)] {
             let mut sum = order(a);
@@ -208,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nanoseconds_fall_where_their_seconds_would(
+        fn nanoseconds_are_in_the_bucket_of_their_seconds(
             mut seconds in prop::collection::vec(prop_oneof![-1e3..1e3_f64, 0.0..1e-6_f64, 0.0..1e12_f64], 1..20),
             nanos in prop_oneof![any::<u64>(), 0..10_000_000_000_u64, 0..2_000_u64],
             near in any::<prop::sample::Index>(),

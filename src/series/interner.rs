@@ -1,7 +1,7 @@
-//! LabelId values, each stored once and known by a small number from then on.
+//! Label values, each stored once and named by a small integer.
 //!
-//! A span carries the numbers of its values, a child takes its ancestor's over as integers, and a series is found by
-//! three of them. Strings are compared once, when a span opens.
+//! A span has the ids of its values, a child inherits them as integers, and a series is found by three of them. Strings are
+//! compared once, when a span opens.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -13,15 +13,15 @@ use crate::series::append_only_map::AppendOnlyMap;
 pub(crate) const MAX_VALUE_BYTES: usize = 256;
 /// The mark at the end of a value that was cut.
 const CUT: &str = "…";
-/// What stands for values beyond a limit.
+/// The value in place of values beyond a limit.
 pub(crate) const OVERFLOW: &str = "_overflow";
-/// Different values kept. Beyond, a new one is taken as [`OVERFLOW`], so that memory stays bounded where a field
-/// takes new values for ever; see [`Role`].
+/// Maximum number of different values. A further one becomes [`OVERFLOW`], so that memory stays bounded if a field has new
+/// values for ever; see [`Role`].
 pub(crate) const MAX_LABELS: u32 = (1 << LabelId::BITS) - 2 - MARGIN;
-/// Threads that may add a value at the same moment, each having found that there is room for one.
+/// Number of threads that may add a value at the same moment, each after it has seen room for one.
 const MARGIN: u32 = 1_024;
 
-/// What a value stands for: decides how much of the room it may use.
+/// The label of a value. It determines how much of the room the value may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Stage,
@@ -29,12 +29,12 @@ pub(crate) enum Role {
     RunId,
 }
 
-/// The number of a label value; zero is "no value".
+/// The id of a label value; zero is "no value".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct LabelId(u32);
 
 impl LabelId {
-    /// How many bits of the number are used.
+    /// The number of bits of an id.
     pub(crate) const BITS: u32 = 17;
     pub(crate) const NONE: Self = Self(0);
     pub(crate) const EMPTY: Self = Self(1);
@@ -52,13 +52,13 @@ impl LabelId {
         self == Self::NONE
     }
 
-    /// This value, or the other where this is none.
+    /// Returns this value, or `other` if this one is none.
     pub(crate) fn or(self, other: Self) -> Self {
         if self.is_none() { other } else { self }
     }
 }
 
-/// The labels a span has, or none.
+/// The labels of a span; a label that it lacks is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SpanLabels {
     pub(crate) stage: LabelId,
@@ -72,7 +72,7 @@ impl SpanLabels {
     }
 }
 
-/// The hashes of a span's values, where their labels are [`LabelId::OVERFLOW`]; of no cached otherwise.
+/// The hashes of those values of a span whose labels are [`LabelId::OVERFLOW`]; the other hashes have no meaning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ValueHashes {
     pub(crate) stage: u64,
@@ -80,16 +80,17 @@ pub(crate) struct ValueHashes {
     pub(crate) run_id: u64,
 }
 
+/// Stores label values and assigns their ids.
 pub(crate) struct Interner {
     values: AppendOnlyMap<Box<str>>,
     hasher: RandomState,
-    /// How many values there may be before a new one of this role is beyond the limit.
+    /// By role: the number of values at which a new one is beyond the limit.
     limits: [u32; 3],
 }
 
 impl Interner {
-    /// `max_series`: the limit on label sets. There is room for so many different run ids, and where that leaves room,
-    /// so much is kept for profiles and for stage ids alone: neither run ids nor profiles can use it up.
+    /// Creates an interner with room for `max_series` run ids. Up to as much again is reserved for profiles and for stage ids
+    /// each, which run ids cannot use up.
     pub(crate) fn new(max_series: usize) -> Self {
         Self::with_limit(MAX_LABELS, u32::try_from(max_series).unwrap_or(MAX_LABELS))
     }
@@ -98,9 +99,9 @@ impl Interner {
         let reserved = max_series.min(limit.saturating_sub(max_series) / 2);
         let limits = [limit, limit - reserved, limit - 2 * reserved];
         let labels = Self { values: AppendOnlyMap::new(), hasher: RandomState::default(), limits };
-        for (value, number) in [("", LabelId::EMPTY), (OVERFLOW, LabelId::OVERFLOW)] {
+        for (value, id) in [("", LabelId::EMPTY), (OVERFLOW, LabelId::OVERFLOW)] {
             let label = labels.intern(Role::Stage, value);
-            debug_assert_eq!(label, number);
+            debug_assert_eq!(label, id);
         }
         labels
     }
@@ -110,7 +111,7 @@ impl Interner {
         self.values.lock()
     }
 
-    /// The number of this value, cut where it is too long.
+    /// Returns the id of a value. A value that is too long is cut.
     #[inline]
     pub(crate) fn intern(&self, role: Role, value: &str) -> LabelId {
         if value.len() > MAX_VALUE_BYTES {
@@ -119,7 +120,7 @@ impl Interner {
         self.intern_exact(role, value)
     }
 
-    /// The number of this value, if it has one.
+    /// Returns the id of a value that is stored.
     pub(crate) fn find(&self, value: &str) -> Option<LabelId> {
         if value.len() > MAX_VALUE_BYTES {
             return self.find_exact(&cut(value)).ok();
@@ -132,25 +133,25 @@ impl Interner {
         self.find_exact(value).unwrap_or_else(|hash| self.add(role, hash, value))
     }
 
-    /// The hash of this value, which tells it from others where both are beyond a limit.
+    /// Returns the hash of a value, which distinguishes values beyond a limit.
     pub(crate) fn hash(&self, value: &str) -> u64 {
         if value.len() > MAX_VALUE_BYTES { self.hash_exact(&cut(value)) } else { self.hash_exact(value) }
     }
 
     #[inline]
     fn hash_exact(&self, value: &str) -> u64 {
-        // The bytes alone: `hash_one` adds a mark for the end, which a value that stands alone does not need.
+        // `hash_one` would add an end mark, which a single value does not need.
         let mut hasher = self.hasher.build_hasher();
         hasher.write(value.as_bytes());
         hasher.finish()
     }
 
-    /// The number, or the hash to add it with.
+    /// Returns the id, or the hash to insert the value with.
     #[inline]
     fn find_exact(&self, value: &str) -> Result<LabelId, u64> {
         let hash = self.hash_exact(value);
-        match self.values.find(hash, |known| **known == *value) {
-            Some((number, _)) => Ok(LabelId(number + 1)),
+        match self.values.find(hash, |stored| **stored == *value) {
+            Some((id, _)) => Ok(LabelId(id + 1)),
             None => Err(hash),
         }
     }
@@ -160,21 +161,21 @@ impl Interner {
         if self.values.get(self.limits[role as usize] - 1).is_some() {
             return LabelId::OVERFLOW;
         }
-        LabelId(self.values.find_or_insert(hash, |known| **known == *value, || value.into()).0 + 1)
+        LabelId(self.values.find_or_insert(hash, |stored| **stored == *value, || value.into()).0 + 1)
     }
 
-    /// The text of a value; "no value" is the empty string.
+    /// Returns the text of a value; "no value" is the empty string.
     pub(crate) fn text(&self, label: LabelId) -> &str {
-        label.0.checked_sub(1).and_then(|number| self.values.get(number)).map_or("", |value| value)
+        label.0.checked_sub(1).and_then(|id| self.values.get(id)).map_or("", |value| value)
     }
 }
 
-/// Cuts at a character boundary; the mark is within the limit.
+/// Cuts a value at a character boundary. The mark is within the limit.
 fn cut(value: &str) -> String {
     format!("{}{CUT}", prefix(value, MAX_VALUE_BYTES - CUT.len()))
 }
 
-/// At most so many bytes, in whole characters.
+/// Returns at most this many bytes of a text, in whole characters.
 #[cold]
 pub(crate) fn prefix(value: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(value.len())).rev().find(|end| value.is_char_boundary(*end));
@@ -187,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_value_has_one_number_and_none_is_empty() {
+    fn value_has_one_id_and_none_is_empty() {
         let labels = Interner::new(2_000);
         let a = labels.intern(Role::Stage, "foundation.ingest");
         assert_eq!(labels.intern(Role::RunId, "foundation.ingest"), a, "whatever it stands for");
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_limit_new_values_overflow_and_known_ones_stay() {
+    fn new_values_beyond_the_limit_overflow() {
         let labels = Interner::with_limit(10, 0);
         let known: Vec<_> = (0..8).map(|n| labels.intern(Role::RunId, &n.to_string())).collect();
         assert!(!known.contains(&LabelId::OVERFLOW));
@@ -211,7 +212,7 @@ mod tests {
 
     #[test]
     fn run_ids_and_profiles_leave_room_for_stage_ids() {
-        // Two are there from the beginning.
+        // Two values are stored from the beginning.
         let labels = Interner::with_limit(12, 3);
         let interned = |role, prefix: &str| {
             let values = (0..20).map(|n| labels.intern(role, &format!("{prefix}{n}")));
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_as_many_run_ids_as_label_sets() {
+    fn every_label_set_may_have_its_run_id() {
         for max_series in [1, 2_000, 100_000] {
             let [stages, profiles, run_ids] = Interner::new(max_series).limits;
             assert_eq!(stages, MAX_LABELS);
@@ -232,14 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn the_numbers_fit_their_bits() {
+    fn ids_fit_their_bits() {
         let last = LabelId(MAX_LABELS + MARGIN + 1);
         assert_eq!(LabelId::from_bits(last.bits()), last);
     }
 
     proptest! {
         #[test]
-        fn a_long_value_is_cut_at_a_character_and_marked(value in "\\PC{0,400}") {
+        fn long_values_are_cut_at_a_character_and_marked(value in "\\PC{0,400}") {
             let labels = Interner::new(2_000);
             let text = labels.text(labels.intern(Role::Stage, &value)).to_owned();
             if value.len() <= MAX_VALUE_BYTES {

@@ -1,14 +1,18 @@
-//! LabelId sets, and what the stages of each add up to. Knows no span. Uses `recorder` and `histogram`.
+//! Label sets and their totals. Knows no span. Uses `recorder` and `histogram`.
 
 pub(crate) mod append_only_map;
 pub(crate) mod cardinality;
 mod durations;
 pub(crate) mod interner;
 pub(crate) mod outcome;
-pub(crate) mod stage_series;
+mod stage_profile_series;
+mod stage_series;
+mod table;
 #[cfg(feature = "trace-id")]
 pub(crate) mod trace_id;
 
 pub use cardinality::DEFAULT_MAX_SERIES;
 #[cfg(feature = "pushgateway")]
 pub(crate) use cardinality::MAX_MAX_SERIES;
+pub(crate) use stage_series::StageTotals;
+pub(crate) use table::{CachedSeries, DurationSeries, FinishedStage, SeriesTable};

@@ -9,9 +9,9 @@ use rapidhash::fast::RandomState;
 
 use crate::layer::fields::FieldOffsets;
 use crate::layer::span::inherit::ContextLabels;
+use crate::series::CachedSeries;
 use crate::series::append_only_map::{AppendOnlyMap, EntryId};
 use crate::series::interner::SpanLabels;
-use crate::series::stage_series::CachedSeries;
 
 /// The values of a span as they were given, and what it inherits where it lacks one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
