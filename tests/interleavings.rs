@@ -44,7 +44,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
-use layer::outcome::SpanFlags;
+use layer::span::flags::SpanFlags;
 use layer::span::table::{NewSpan, SlotRef, SpanRef};
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};

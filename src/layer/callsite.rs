@@ -1,4 +1,4 @@
-//! What a callsite is to the layer: decided once, when `tracing` registers it, and looked up by its address after.
+//! The kind of each callsite, determined once when `tracing` registers it and found by its address later.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +11,13 @@ use crate::schema::OWN_TARGET;
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 use crate::series::append_only_map::{AppendOnlyMap, EntryId, fibonacci_hash, splitmix64};
 
-/// A callsite and what was decided about it.
+/// A callsite with its kind and fields.
 #[derive(Debug)]
 pub(crate) struct Callsite {
     pub(crate) meta: &'static Metadata<'static>,
     pub(crate) kind: CallsiteKind,
     pub(crate) positions: Positions,
-    /// Whether the one warning about its spans was given.
+    /// Whether the warning about its spans was emitted.
     pub(crate) warned: AtomicBool,
 }
 
@@ -25,9 +25,9 @@ pub(crate) struct Callsite {
 pub(crate) enum CallsiteKind {
     /// A span that declares `stage_id`.
     Stage,
-    /// A span that declares `profile` or `run_id`: what stages below inherit from.
+    /// A span that declares `profile` or `run_id`, which stages below it inherit.
     Context,
-    /// An event that marks its span as failed, if its fields are set as the name says.
+    /// An event that marks its span as failed, under the condition of its kind.
     Error(ErrorEvent),
     /// The event of `#[instrument(ret)]`, if it comes from the line of its span.
     Returned,
@@ -37,9 +37,9 @@ pub(crate) enum CallsiteKind {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorEvent {
-    /// Level ERROR: always.
+    /// An event of level ERROR, unconditionally.
     Level,
-    /// Another level, and a field `error` without a message before it: if `error` has a value.
+    /// An event of another level with a field `error` and no message before it, if `error` has a value.
     Field,
 }
 
@@ -53,7 +53,7 @@ impl Callsite {
         }
     }
 
-    /// Whether this is the first call.
+    /// Returns whether this is the first call.
     pub(crate) fn warn_once(&self) -> bool {
         !self.warned.swap(true, Ordering::Relaxed)
     }
@@ -91,7 +91,7 @@ fn is_exactly(fields: &FieldSet, name: &str) -> bool {
     fields.len() == 1 && fields.field(name).is_some()
 }
 
-/// What `#[instrument]` says a function returned.
+/// The event of `#[instrument]` about the result of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InstrumentEvent {
     /// `err`.
@@ -100,11 +100,12 @@ pub(crate) enum InstrumentEvent {
     Value,
 }
 
-/// Whether this event is the `err` or `ret` event that `#[instrument]` put into the function of this span: its only field
-/// is `error` or `return`, and it has the span's target, file and line, since the attribute expands to both. A bare
-/// `error!(error = %e)` in the body has the same field and another line. Several functions made by one line of a macro
-/// cannot be told apart.
-pub(crate) fn returned(event: &Metadata<'_>, span: &Metadata<'_>) -> Option<InstrumentEvent> {
+/// Returns whether this event is the `err` or `ret` event of the `#[instrument]` that made this span.
+///
+/// Such an event has the single field `error` or `return`, and the span's target, file and line, since the attribute expands
+/// to both. A bare `error!(error = %e)` in the body has the same field on another line. Functions that one line of a macro
+/// makes cannot be distinguished.
+pub(crate) fn instrument_event(event: &Metadata<'_>, span: &Metadata<'_>) -> Option<InstrumentEvent> {
     let same_place = event.line().is_some()
         && event.line() == span.line()
         && event.file() == span.file()
@@ -120,103 +121,103 @@ pub(crate) fn returned(event: &Metadata<'_>, span: &Metadata<'_>) -> Option<Inst
     }
 }
 
-/// Which labels come from spans. One that does not is fixed for the process or left out.
+/// The labels that come from spans. Other labels are fixed for the process or left out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inherited {
     pub(crate) profile: bool,
     pub(crate) run_id: bool,
 }
 
-/// The callsites seen so far.
+/// All callsites of the process.
 pub(crate) struct Callsites {
-    known: AppendOnlyMap<Callsite>,
-    /// Those of spans once more, a place each by a hash of the address: most spans are told by one comparison. Of two
-    /// with the same place the first has it.
-    nearby: Box<[OnceLock<Nearby>; NEARBY]>,
+    callsites: AppendOnlyMap<Callsite>,
+    /// Cache of the callsites of spans by a hash of their address: one comparison finds most of them. The first of two
+    /// callsites with the same place has it.
+    span_cache: Box<[OnceLock<CachedSpan>; SPAN_CACHE]>,
     inherited: Inherited,
-    /// Whether there is an event below ERROR that can decide a stage's outcome. Most programs have none, and then an
-    /// ordinary event costs one load.
+    /// Whether an event below ERROR can affect the outcome of a stage. Most programs have no such event; an ordinary event
+    /// then costs one load.
     has_outcome_events_below_error: AtomicBool,
 }
 
-/// A callsite of a span, and its number if its spans are stages or bring something that stages inherit.
+/// A callsite of a span, with its id if its spans are stages or have labels that stages inherit.
 #[derive(Clone, Copy, Debug)]
-struct Nearby {
+struct CachedSpan {
     address: u64,
     tracked: Option<EntryId>,
 }
 
-const NEARBY: usize = 256;
+const SPAN_CACHE: usize = 256;
 
 impl Callsites {
     pub(crate) fn new(inherited: Inherited) -> Self {
         Self {
-            known: AppendOnlyMap::new(),
-            nearby: Box::new([const { OnceLock::new() }; NEARBY]),
+            callsites: AppendOnlyMap::new(),
+            span_cache: Box::new([const { OnceLock::new() }; SPAN_CACHE]),
             inherited,
             has_outcome_events_below_error: AtomicBool::new(false),
         }
     }
 
-    /// The callsite of a span, if its spans matter.
+    /// Returns the callsite of a span if its spans are tracked.
     #[inline]
     pub(crate) fn of_span(&self, meta: &'static Metadata<'static>) -> Option<EntryId> {
         let address = address(meta);
-        let at = fibonacci_hash(address, NEARBY);
-        match self.nearby[at].get() {
-            Some(nearby) if nearby.address == address => nearby.tracked,
-            _ => self.of_span_further(meta, at),
+        let at = fibonacci_hash(address, SPAN_CACHE);
+        match self.span_cache[at].get() {
+            Some(span_cache) if span_cache.address == address => span_cache.tracked,
+            _ => self.of_span_slow(meta, at),
         }
     }
 
     #[cold]
-    fn of_span_further(&self, meta: &'static Metadata<'static>, at: usize) -> Option<EntryId> {
-        let (number, callsite) = self.find(meta);
-        let tracked = matches!(callsite.kind, CallsiteKind::Stage | CallsiteKind::Context).then_some(number);
-        let _ = self.nearby[at].set(Nearby { address: address(meta), tracked });
+    fn of_span_slow(&self, meta: &'static Metadata<'static>, at: usize) -> Option<EntryId> {
+        let (id, callsite) = self.find(meta);
+        let tracked = matches!(callsite.kind, CallsiteKind::Stage | CallsiteKind::Context).then_some(id);
+        let _ = self.span_cache[at].set(CachedSpan { address: address(meta), tracked });
         tracked
     }
 
-    /// Decides about a callsite. Called for each when `tracing` registers it.
+    /// Determines the kind of a callsite, when `tracing` registers it.
     pub(crate) fn register(&self, meta: &'static Metadata<'static>) -> (EntryId, &Callsite) {
         let address = address(meta);
-        let span = self.known.find_or_insert(
+        let callsite = self.callsites.find_or_insert(
             splitmix64(address),
             |callsite| self::address(callsite.meta) == address,
             || Callsite::new(meta, &self.inherited),
         );
-        if matches!(span.1.kind, CallsiteKind::Returned | CallsiteKind::Error(ErrorEvent::Field)) {
+        if matches!(callsite.1.kind, CallsiteKind::Returned | CallsiteKind::Error(ErrorEvent::Field)) {
             self.has_outcome_events_below_error.store(true, Ordering::Relaxed);
         }
-        span
+        callsite
     }
 
     #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> impl Sized {
-        self.known.lock()
+        self.callsites.lock()
     }
 
-    /// Whether something was decided about it.
+    /// Returns whether the callsite is registered.
     pub(crate) fn has(&self, meta: &'static Metadata<'static>) -> bool {
         let address = address(meta);
-        self.known.find(splitmix64(address), |callsite| self::address(callsite.meta) == address).is_some()
+        self.callsites.find(splitmix64(address), |callsite| self::address(callsite.meta) == address).is_some()
     }
 
-    /// What was decided about it; decides now where nobody registered it.
+    /// Finds a callsite, and registers it if that did not happen.
     #[inline]
     pub(crate) fn find(&self, meta: &'static Metadata<'static>) -> (EntryId, &Callsite) {
         let address = address(meta);
-        match self.known.find(splitmix64(address), |callsite| self::address(callsite.meta) == address) {
-            Some(span) => span,
+        match self.callsites.find(splitmix64(address), |callsite| self::address(callsite.meta) == address) {
+            Some(callsite) => callsite,
             None => self.register(meta),
         }
     }
 
-    pub(crate) fn get(&self, number: EntryId) -> Option<&Callsite> {
-        self.known.get(number)
+    pub(crate) fn get(&self, id: EntryId) -> Option<&Callsite> {
+        self.callsites.get(id)
     }
 
-    /// Whether an event can decide a stage's outcome. False for nearly all, at the cost of a comparison and a load.
+    /// Returns whether an event may affect the outcome of a stage, at the cost of a comparison and a load.
     #[inline]
     pub(crate) fn may_affect_outcome(&self, event: &Metadata<'_>) -> bool {
         *event.level() == Level::ERROR || self.has_outcome_events_below_error.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! Reads the fields of a span: label values, and what the span says of its own outcome.
+//! The field visitor: reads the label values of a span and the status that it declares.
 
 use std::cell::Cell;
 use std::fmt::{self, Write};
@@ -6,27 +6,19 @@ use std::fmt::{self, Write};
 use tracing::field::{Field, FieldSet, Visit};
 
 use super::callsite::Inherited;
+use super::span::flags::StatusCode;
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 use crate::series::interner::{MAX_VALUE_BYTES, prefix};
 
 thread_local! {
-    /// Where values are written. Taken out while in use: printing may run the user's code, and that may come back here.
+    /// The buffer for values. It is taken while in use, since formatting may run the application's code, which may open a span.
     static SCRATCH: Cell<String> = const { Cell::new(String::new()) };
 }
 
-/// `otel.status_code` and `otel.status_description`, as `tracing-opentelemetry` reads them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StatusCode {
-    Ok,
-    Error,
-    /// A code that is neither: as if nothing was said.
-    Unset,
-}
-
-/// Which field of a callsite is which: span by name once, told by position after.
+/// The positions of the fields of a callsite that the layer reads, found by name once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Positions {
-    /// One more than the position; zero: it has no such field.
+    /// The position plus one; zero if the callsite lacks the field.
     of: [usize; Role::ALL.len()],
 }
 
@@ -50,7 +42,7 @@ impl Role {
 }
 
 impl Positions {
-    /// A label that does not come from spans is not read.
+    /// Finds the positions. A label that does not come from spans is not read.
     pub(crate) fn of(fields: &FieldSet, inherited: &Inherited) -> Self {
         let read = |role| match role {
             Role::Profile => inherited.profile,
@@ -68,30 +60,30 @@ impl Positions {
     }
 }
 
-/// The fields that matter, of those one call brought: the text of each value, one after the other.
+/// The values of one callback: the text of each value, one after the other.
 pub(crate) struct SpanFields<'a> {
     positions: &'a Positions,
     text: String,
-    /// Where the values of stage, profile and run id are in the text.
+    /// The ranges of stage, profile and run id in the text.
     values: [Option<(usize, usize)>; VALUES],
     is_repeated: bool,
-    pub(crate) declared: Option<StatusCode>,
+    pub(crate) status: Option<StatusCode>,
 }
 
-/// The roles that are labels come first.
+/// The number of roles that are labels, which come first.
 const VALUES: usize = 3;
-/// What is kept of a value that is too long for a label: enough to see that it is.
+/// How many bytes are kept of a value that is too long for a label: enough to see that it is too long.
 const MAX_KEPT: usize = MAX_VALUE_BYTES + 4;
-/// All values of one call fit what is compared. None ends where [`FieldOffsets::NO_VALUE`] does.
+/// The offsets of all values fit, and no value ends at the offset of [`FieldOffsets::NO_VALUE`].
 const _: () = assert!(VALUES * MAX_KEPT < (1 << FieldOffsets::BITS) - 1);
 
-/// Which values a text has, and where. Texts that are equal in this and byte by byte have the same values.
+/// The offsets of the values in a text. Texts with equal bytes and equal offsets have the same values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FieldOffsets(u64);
 
 impl FieldOffsets {
     const BITS: u32 = 10;
-    /// Of a value that begins and ends behind all that is compared.
+    /// The offsets of an absent value, behind all others.
     const NO_VALUE: u64 = u64::MAX >> (u64::BITS - 2 * Self::BITS);
 
     pub(crate) fn bits(self) -> u64 {
@@ -104,7 +96,7 @@ impl<'a> SpanFields<'a> {
     pub(crate) fn new(positions: &'a Positions) -> Self {
         let mut text = SCRATCH.try_with(Cell::take).unwrap_or_default();
         text.clear();
-        Self { positions, text, values: [None; VALUES], is_repeated: false, declared: None }
+        Self { positions, text, values: [None; VALUES], is_repeated: false, status: None }
     }
 
     pub(crate) fn stage(&self) -> Option<&str> {
@@ -125,7 +117,7 @@ impl<'a> SpanFields<'a> {
         self.text.get(begin..end)
     }
 
-    /// All values as one text, where they can be compared so.
+    /// Returns all values as one text with their offsets. `None` if a field was recorded twice.
     #[inline]
     pub(crate) fn compared(&self) -> Option<(&str, FieldOffsets)> {
         if self.is_repeated {
@@ -138,7 +130,7 @@ impl<'a> SpanFields<'a> {
         Some((&self.text, FieldOffsets(offsets)))
     }
 
-    /// What was written to the text since it was `begin` long is the value of this role.
+    /// Assigns the text from `begin` on to this role.
     #[inline]
     fn take(&mut self, role: Role, begin: usize) {
         if let Some(value) = self.values.get_mut(role as usize) {
@@ -146,7 +138,7 @@ impl<'a> SpanFields<'a> {
             *value = Some((begin, self.text.len()));
             return;
         }
-        self.declared = Some(match role {
+        self.status = Some(match role {
             Role::StatusCode => StatusCode::from_code(self.text.get(begin..).unwrap_or_default()),
             _ => StatusCode::Error,
         });
@@ -162,18 +154,6 @@ impl Drop for SpanFields<'_> {
     }
 }
 
-impl StatusCode {
-    fn from_code(code: &str) -> Self {
-        if code.eq_ignore_ascii_case("ok") {
-            Self::Ok
-        } else if code.eq_ignore_ascii_case("error") {
-            Self::Error
-        } else {
-            Self::Unset
-        }
-    }
-}
-
 impl Visit for SpanFields<'_> {
     #[inline]
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -184,20 +164,19 @@ impl Visit for SpanFields<'_> {
         }
     }
 
-    /// `%display`, `?debug`, and numbers and bools by the trait's defaults: the label is what they print.
+    /// Formats a `%display` or `?debug` value, and numbers and bools by the trait's defaults.
     #[inline]
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let Some(role) = self.positions.role(field) else { return };
         let begin = self.text.len();
         let mut text = Truncating { text: &mut self.text, room: MAX_KEPT };
-        // A `Debug` that fails prints what it printed until then.
+        // The text before an error of `Debug` is kept.
         let _ = write!(text, "{value:?}");
         self.take(role, begin);
     }
 }
 
-/// Writes as much as there is room for, and drops the rest. That is no error: a `Debug` of the application might take one
-/// for impossible and panic.
+/// Writes up to `room` bytes and drops the rest without an error: a `Debug` of the application might unwrap the result.
 struct Truncating<'a> {
     text: &'a mut String,
     room: usize,
@@ -213,7 +192,7 @@ impl Write for Truncating<'_> {
     }
 }
 
-/// Whether an event sets its field `error`.
+/// Visits an event: whether its field `error` has a value.
 #[derive(Default)]
 pub(crate) struct HasError(pub(crate) bool);
 

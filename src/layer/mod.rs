@@ -32,18 +32,18 @@ use crate::recorder::RecorderTarget;
 use crate::schema::DEFAULT_NAMESPACE;
 use crate::series::DEFAULT_MAX_SERIES;
 
-/// A [`Layer`] that records the duration and the outcome of every stage span.
+/// A [`Layer`] that records the duration and the outcome of every stage.
 ///
-/// A stage span is one whose callsite declares a field `stage_id`. It takes `profile` and `run_id` from its own
-/// fields or, where it lacks one, from the nearest span around it that has it. Other spans are not measured.
+/// A stage is a span whose callsite declares a field `stage_id`. Its `profile` and `run_id` are its own fields or, for a
+/// missing one, those of the nearest ancestor that has it. Other spans are not measured.
 ///
-/// [`MetricsLayer::builder`] makes the layer together with the recorder and the delivery;
-/// [`new`](MetricsLayer::new) makes the layer alone.
+/// [`MetricsLayer::builder`] builds the layer together with the recorder and the delivery;
+/// [`new`](MetricsLayer::new) builds the layer alone.
 pub struct MetricsLayer {
     stages: Attached,
 }
 
-/// The stages, as long as their layer is there.
+/// The tracker, which is detached when the layer is dropped.
 struct Attached(Arc<StageTracker>);
 
 impl Deref for Attached {
@@ -55,23 +55,24 @@ impl Deref for Attached {
 }
 
 impl Drop for Attached {
-    /// A layer that another one replaces hears no more of the spans that are open. A subscriber goes after its last span.
+    /// A layer that `reload` replaces gets no callback for the spans that are open. A subscriber is dropped after its last
+    /// span.
     fn drop(&mut self) {
         self.0.detach();
     }
 }
 
 impl MetricsLayer {
-    /// The layer alone, with the default schema: it records through the [`metrics`] facade into whatever recorder the
+    /// Creates the layer alone, with the default schema. It records through the [`metrics`] facade into the recorder that the
     /// application has installed.
     ///
-    /// It binds to that recorder at the first stage, which must be installed by then: a handle made before is silent
-    /// for ever. A local recorder (`metrics::with_local_recorder`) is used only where no global one is installed by then: a
-    /// handle outlives the code that the local one surrounds. Buckets are that recorder's affair. Delivery, the gauges of the
-    /// run and its resource usage come with [`MetricsLayer::builder`].
+    /// The layer binds to the recorder at the first stage, so the recorder must be installed by then: a handle that is made
+    /// before records nothing, for ever. A local recorder (`metrics::with_local_recorder`) is used only if no global one is
+    /// installed by then, since a handle outlives the scope of a local recorder. The recorder determines the buckets.
+    /// [`MetricsLayer::builder`] adds delivery, the gauges of the run and its resource usage.
     ///
-    /// Without a guard there is no thread for the events of this crate: a warning waits for the next callback in which it is
-    /// safe to emit it, and at most 1 024 wait.
+    /// Without a guard there is no thread for the events of this crate: a warning waits for the next callback in which it can
+    /// be emitted safely, and at most 1 024 wait.
     ///
     /// ```
     /// use tracing_stage_metrics::MetricsLayer;

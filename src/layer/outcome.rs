@@ -1,13 +1,13 @@
-//! What counts as a failure: the flags a span gathered while it was open, and the rule that decides over them.
+//! The failure policy: the rule that derives the outcome of a stage from the facts about its span.
 
-use super::fields::StatusCode;
+use super::span::flags::SpanFlags;
 use crate::series::outcome::{Outcome, Reason};
 
-/// When a stage counts as failed.
+/// The rule by which a stage fails.
 ///
-/// A panic unwound through the span and an `otel.status_code` on it always decide, in this order; the policy says
-/// what else does. Of several status codes the last one counts that was given before the span was first entered; from
-/// then on `ok` is final, as in a trace. A failed child stage never fails its parent.
+/// A panic that unwinds through the span decides first, then an `otel.status_code` on the span, then the policy. Before the
+/// span is first entered, the last of several status codes counts; from then on `ok` is final, as in a trace. A failed child
+/// stage never fails its parent.
 ///
 /// ```
 /// # #[cfg(feature = "pushgateway")]
@@ -28,20 +28,22 @@ use crate::series::outcome::{Outcome, Reason};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FailurePolicy {
-    /// An event of level ERROR directly in the span, or one of any level that has an `error` field and no message
-    /// before it, which is what `#[instrument(err)]` emits. The rule of `tracing-opentelemetry`: a stage that is red
-    /// in the trace is red in the metric.
+    /// A stage fails by an event of level ERROR directly in the span, or by one of any level that has an `error` field and no
+    /// message before it, such as `#[instrument(err)]` emits. This is the rule of `tracing-opentelemetry`: a stage fails in
+    /// the metrics if it fails in the trace.
     #[default]
     ErrorEvents,
-    /// Only the event of the span's own `#[instrument(err)]`. An error that was logged and survived is no failure.
+    /// A stage fails only by the event of the span's own `#[instrument(err)]`. An error that is logged and handled is not a
+    /// failure.
     ReturnedError,
-    /// As [`ErrorEvents`](Self::ErrorEvents), and also events in spans below that are not stages themselves.
+    /// A stage fails as by [`ErrorEvents`](Self::ErrorEvents), and by such events in descendants that are not stages.
     ErrorsWithin,
-    /// Success only with the event of the span's own `#[instrument(ret)]`, which is emitted for `Ok` alone where
-    /// `err` is there too; its own `err` event is the reason `error`, neither is `cancelled`.
+    /// A stage succeeds only by the event of the span's own `#[instrument(ret)]`, which is emitted for `Ok` alone if `err` is
+    /// present. Its own `err` event is a failure with the reason `error`; a stage without either event has the reason
+    /// `cancelled`.
     ///
-    /// For code in which every stage has `#[instrument(err, ret)]`. The only policy that tells a dropped future (a
-    /// timeout, a lost `select!`, an aborted task) from a finished one: **under the others it counts as a success.**
+    /// For code in which every stage has `#[instrument(err, ret)]`. This is the only policy that distinguishes a dropped future
+    /// (a timeout, a lost `select!`, an aborted task) from a finished one: **the other policies count it as a success.**
     ///
     /// ```
     /// # #[cfg(feature = "pushgateway")]
@@ -65,75 +67,8 @@ pub enum FailurePolicy {
     ProvenSuccess,
 }
 
-/// What is known of an open span: a set of bits, so that a slot keeps it in one atomic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct SpanFlags(pub(crate) u32);
-
-impl SpanFlags {
-    /// The callsite declares `stage_id`.
-    pub(crate) const STAGE: Self = Self(1);
-    /// It repeats the stage around it and is counted with that one.
-    pub(crate) const NESTED_SAME_STAGE: Self = Self(1 << 1);
-    /// A panic unwound through it.
-    pub(crate) const PANICKED: Self = Self(1 << 2);
-    /// An event directly in it says error.
-    pub(crate) const ERROR_EVENT: Self = Self(1 << 3);
-    /// An event in a span below, which is no stage, says error.
-    pub(crate) const ERROR_WITHIN: Self = Self(1 << 4);
-    /// Its own `err` event.
-    pub(crate) const RETURNED_ERROR: Self = Self(1 << 5);
-    /// Its own `ret` event.
-    pub(crate) const RETURNED_VALUE: Self = Self(1 << 6);
-    /// Either of the two: its function is known to have returned.
-    pub(crate) const RETURNED: Self = Self(Self::RETURNED_ERROR.0 | Self::RETURNED_VALUE.0);
-    /// `otel.status_code`.
-    pub(crate) const DECLARED_OK: Self = Self(1 << 7);
-    pub(crate) const DECLARED_ERROR: Self = Self(1 << 8);
-
-    /// `tracing-opentelemetry` was asked for its trace.
-    #[cfg(feature = "trace-id")]
-    pub(crate) const ASKED_FOR_TRACE: Self = Self(1 << 9);
-
-    /// What may make it fail under some policy.
-    #[cfg(feature = "trace-id")]
-    pub(crate) const TROUBLE: Self = Self(
-        Self::PANICKED.0 | Self::ERROR_EVENT.0 | Self::ERROR_WITHIN.0 | Self::RETURNED_ERROR.0 | Self::DECLARED_ERROR.0,
-    );
-    pub(crate) const DECLARED: Self = Self(Self::DECLARED_OK.0 | Self::DECLARED_ERROR.0);
-
-    pub(crate) fn has(self, flag: Self) -> bool {
-        self.0 & flag.0 != 0
-    }
-
-    /// A stage that is measured for itself.
-    pub(crate) fn is_stage(self) -> bool {
-        self.0 & (Self::STAGE.0 | Self::NESTED_SAME_STAGE.0) == Self::STAGE.0
-    }
-
-    pub(crate) fn with(self, flag: Self) -> Self {
-        Self(self.0 | flag.0)
-    }
-
-    pub(crate) fn without(self, flag: Self) -> Self {
-        Self(self.0 & !flag.0)
-    }
-
-    /// With what the span says of itself. As in a trace: until it is `begun`, which is when it is first entered, its
-    /// last word counts; from then on `ok` is final and an error is taken back by `ok` alone.
-    pub(crate) fn declared(self, declared: StatusCode, begun: bool) -> Self {
-        let rest = self.without(Self::DECLARED);
-        match declared {
-            StatusCode::Ok => rest.with(Self::DECLARED_OK),
-            StatusCode::Error if begun && self.has(Self::DECLARED_OK) => self,
-            StatusCode::Error => rest.with(Self::DECLARED_ERROR),
-            StatusCode::Unset if begun => self,
-            StatusCode::Unset => rest,
-        }
-    }
-}
-
 impl FailurePolicy {
-    /// The outcome of a stage that closed.
+    /// Returns the outcome of a stage that closed.
     pub(crate) fn outcome(self, flags: SpanFlags) -> Outcome {
         if flags.has(SpanFlags::PANICKED) {
             return Outcome::Failure(Reason::Panic);
@@ -155,13 +90,13 @@ impl FailurePolicy {
         if failed { Outcome::Failure(Reason::Error) } else { Outcome::Success }
     }
 
-    /// The outcome of a stage that is still open at the end of the run. `is_aborted`: the process ends by a signal, a panic
+    /// Returns the outcome of a stage that is open at the end of the run. `is_aborted`: the process ends by a signal, a panic
     /// or a non-zero exit.
     pub(crate) fn outcome_at_end(self, flags: SpanFlags, entered: bool, is_aborted: bool) -> Outcome {
         if flags.has(SpanFlags::PANICKED) {
             Outcome::Failure(Reason::Panic)
         } else if flags.has(SpanFlags::RETURNED) && !entered {
-            // It returned; only a child or a kept handle holds its span open.
+            // The function returned; a child or a handle keeps the span open.
             self.outcome(flags)
         } else if entered || is_aborted {
             Outcome::Failure(Reason::Interrupted)
@@ -180,7 +115,7 @@ mod tests {
     const POLICIES: [FailurePolicy; 4] = [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess];
 
     #[test]
-    fn each_policy_reads_its_own_facts() {
+    fn each_policy_uses_its_own_flags() {
         let error = Failure(Reason::Error);
         let cancelled = Failure(Reason::Cancelled);
         for (flags, expected) in [
@@ -196,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_wins_over_a_declared_status_and_that_over_the_policy() {
+    fn panic_precedes_status_and_status_precedes_policy() {
         for policy in POLICIES {
             let all = SpanFlags::ERROR_EVENT.with(SpanFlags::RETURNED_ERROR);
             assert_eq!(policy.outcome(all.with(SpanFlags::DECLARED_OK)), Success);
@@ -205,23 +140,6 @@ mod tests {
                 Failure(Reason::Error)
             );
             assert_eq!(policy.outcome(SpanFlags::PANICKED.with(SpanFlags::DECLARED_OK)), Failure(Reason::Panic));
-        }
-    }
-
-    #[test]
-    fn the_last_declared_status_counts_until_the_span_is_entered() {
-        let [none, is_ok, is_error] = [SpanFlags::STAGE, SpanFlags::DECLARED_OK, SpanFlags::DECLARED_ERROR];
-        let [is_ok, is_error] = [is_ok, is_error].map(|flag| none.with(flag));
-        let said = |words: [StatusCode; 2], begun| none.declared(words[0], begun).declared(words[1], begun);
-        let [ok, error, unset] = [StatusCode::Ok, StatusCode::Error, StatusCode::Unset];
-        for (words, before, after) in [
-            ([error, ok], is_ok, is_ok),
-            ([ok, error], is_error, is_ok),
-            ([ok, unset], none, is_ok),
-            ([error, unset], none, is_error),
-            ([unset, error], is_error, is_error),
-        ] {
-            assert_eq!([said(words, false), said(words, true)], [before, after], "{words:?}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use metrics::Key;
 
 use crate::histogram::Snapshot;
-use crate::layer::outcome::SpanFlags;
+use crate::layer::span::flags::SpanFlags;
 use crate::layer::span::table::SlotRef;
 #[cfg(feature = "trace-id")]
 use crate::layer::trace_context::Held;

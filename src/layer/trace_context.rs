@@ -18,7 +18,7 @@ use tracing_subscriber::Registry;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::MetricsLayer;
-use crate::layer::outcome::SpanFlags;
+use crate::layer::span::flags::SpanFlags;
 use crate::layer::span::table::{Slot, SpanRef};
 use crate::layer::tracker::StageTracker;
 use crate::recorder::suppress_instrumentation;

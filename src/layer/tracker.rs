@@ -8,10 +8,11 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::callsite::{Callsite, CallsiteKind, Callsites, ErrorEvent, Inherited, InstrumentEvent, returned};
+use super::callsite::{Callsite, CallsiteKind, Callsites, ErrorEvent, Inherited, InstrumentEvent, instrument_event};
 use super::fields::{HasError, SpanFields};
 use crate::diagnostics::Diagnostics;
-use crate::layer::outcome::{FailurePolicy, SpanFlags};
+use crate::layer::outcome::FailurePolicy;
+use crate::layer::span::flags::SpanFlags;
 use crate::layer::span::inherit::{ContextLabels, Epoch, Inheritance, Origin, nearest_stage};
 use crate::layer::span::label_cache::{CacheKey, LabelCache};
 use crate::layer::span::table::{NewSpan, OpenSpans, SlotRef, SpanRef};
@@ -162,7 +163,7 @@ impl StageTracker {
         // SpanLabels are printed before the slot is taken: that runs the user's code.
         let mut fields = SpanFields::new(&callsite.positions);
         attrs.record(&mut fields);
-        let flags = fields.declared.map_or(flags, |declared| flags.declared(declared, false));
+        let flags = fields.status.map_or(flags, |status| flags.with_status(status, false));
         let parent = self.parent(attrs, id, &ctx);
         // Before values are read.
         let epoch = self.inheritance.epoch();
@@ -303,9 +304,9 @@ impl StageTracker {
         let Some(callsite) = self.callsite(span) else { return };
         let mut fields = SpanFields::new(&callsite.positions);
         values.record(&mut fields);
-        if let Some(declared) = fields.declared {
-            let begun = span.was_entered();
-            span.update_flags(|flags| flags.declared(declared, begun));
+        if let Some(status) = fields.status {
+            let has_started = span.was_entered();
+            span.update_flags(|flags| flags.with_status(status, has_started));
         }
         let given = self.values(&fields);
         let hashes = self.hashes(&fields, given);
@@ -449,7 +450,7 @@ impl StageTracker {
             if is_error {
                 span.set_flag(SpanFlags::ERROR_EVENT);
             }
-            match self.callsite(span).and_then(|callsite| returned(event.metadata(), callsite.meta)) {
+            match self.callsite(span).and_then(|callsite| instrument_event(event.metadata(), callsite.meta)) {
                 Some(InstrumentEvent::Error) => span.set_flag(SpanFlags::RETURNED_ERROR),
                 Some(InstrumentEvent::Value) => span.set_flag(SpanFlags::RETURNED_VALUE),
                 None => {}

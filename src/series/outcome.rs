@@ -7,7 +7,7 @@ pub(crate) enum Outcome {
     Failure(Reason),
 }
 
-/// Why a stage failed: the label `reason`.
+/// The reason of a failure: the label `reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     Error,
@@ -18,7 +18,7 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    /// In the order of their numbers.
+    /// All reasons, in the order of their discriminants.
     pub(crate) const ALL: [Self; 5] = [Self::Error, Self::Panic, Self::Cancelled, Self::Interrupted, Self::Unfinished];
     pub(crate) const COUNT: usize = Self::ALL.len();
 

@@ -2,6 +2,8 @@
 
 #[path = "../../src/layer/span/enter_count.rs"]
 mod enter_count;
+#[path = "../../src/layer/span/flags.rs"]
+pub(crate) mod flags;
 #[path = "../../src/layer/span/table.rs"]
 pub(crate) mod table;
 

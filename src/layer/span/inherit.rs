@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::layer::outcome::SpanFlags;
+use crate::layer::span::flags::SpanFlags;
 use crate::layer::span::table::{OpenSpans, Slot, SlotRef, SpanRef};
 use crate::series::interner::{Interner, LabelId, SpanLabels, ValueHashes};
 

@@ -18,8 +18,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tracing::span::Id;
 
 use super::sync::{AtomicU8, AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
-use crate::layer::outcome::SpanFlags;
 use crate::layer::span::enter_count::EnterCount;
+use crate::layer::span::flags::SpanFlags;
 use crate::series::append_only_map::{EntryId, fibonacci_hash};
 use crate::series::interner::{LabelId, SpanLabels, ValueHashes};
 #[cfg(feature = "trace-id")]
