@@ -1,4 +1,4 @@
-//! The files that the table of open spans consists of and what they need, as they are.
+//! The source files of the table of open spans, and those that they need.
 
 #[path = "../../src/layer/callsite.rs"]
 mod callsite;
