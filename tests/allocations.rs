@@ -1,6 +1,6 @@
-//! What a stage span costs in memory once its stage is known: nothing of the layer's own.
+//! A stage span allocates nothing in the layer once its label values are cached.
 //!
-//! Counted on the thread that runs the spans.
+//! Allocations are counted on the thread that runs the spans.
 #![cfg(feature = "pushgateway")]
 // Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
@@ -22,25 +22,25 @@ use tracing_subscriber::{Layer, Registry};
 const WARM_UP: u64 = 1_000;
 const SPANS: u64 = 6_400;
 
-/// Takes everything and keeps nothing.
-struct Nothing;
+/// A recorder that discards every value.
+struct NullRecorder;
 
-impl CounterFn for Nothing {
+impl CounterFn for NullRecorder {
     fn increment(&self, _: u64) {}
     fn absolute(&self, _: u64) {}
 }
 
-impl GaugeFn for Nothing {
+impl GaugeFn for NullRecorder {
     fn increment(&self, _: f64) {}
     fn decrement(&self, _: f64) {}
     fn set(&self, _: f64) {}
 }
 
-impl HistogramFn for Nothing {
+impl HistogramFn for NullRecorder {
     fn record(&self, _: f64) {}
 }
 
-impl Recorder for Nothing {
+impl Recorder for NullRecorder {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
@@ -55,7 +55,7 @@ impl Recorder for Nothing {
     }
 }
 
-/// Every kind of span the layer has to do something for.
+/// Opens spans of every kind that the layer measures or reads.
 fn spans() {
     info_span!("pipeline", profile = "crypto_production", run_id = "20260105-191332").in_scope(|| {
         info_span!("x", stage_id = "foundation.ingest").in_scope(|| ());
@@ -74,7 +74,7 @@ fn spans() {
     });
 }
 
-/// Allocations of so many runs, after a warm-up, under this subscriber.
+/// Counts the allocations of this many rounds of [`spans`] under the subscriber, after a warm-up.
 fn allocations(dispatch: &Dispatch, runs: u64) -> u64 {
     tracing::dispatcher::with_default(dispatch, || {
         (0..WARM_UP).for_each(|_| spans());
@@ -82,10 +82,10 @@ fn allocations(dispatch: &Dispatch, runs: u64) -> u64 {
     })
 }
 
-/// A layer that allocates once for each span, so that it is known what the counting finds.
-struct Allocates;
+/// A layer that allocates once for each span: the known value that checks the count.
+struct AllocatingLayer;
 
-impl<S: tracing::Subscriber> Layer<S> for Allocates {
+impl<S: tracing::Subscriber> Layer<S> for AllocatingLayer {
     fn on_new_span(
         &self,
         _: &tracing::span::Attributes<'_>,
@@ -97,19 +97,19 @@ impl<S: tracing::Subscriber> Layer<S> for Allocates {
 }
 
 #[test]
-fn the_counting_finds_what_a_layer_allocates() {
-    let dispatch = Dispatch::new(Registry::default().with(Allocates));
+fn allocation_of_a_layer_is_counted() {
+    let dispatch = Dispatch::new(Registry::default().with(AllocatingLayer));
     assert_eq!(allocations(&dispatch, SPANS), 6 * SPANS);
 }
 
 #[test]
-fn the_layer_alone_allocates_nothing() {
+fn stages_allocate_nothing_in_the_layer() {
     let dispatch = Dispatch::new(Registry::default().with(MetricsLayer::new()));
-    metrics::with_local_recorder(&Nothing, || assert_eq!(allocations(&dispatch, SPANS), 0));
+    metrics::with_local_recorder(&NullRecorder, || assert_eq!(allocations(&dispatch, SPANS), 0));
 }
 
 #[test]
-fn with_the_own_recorder_nothing_is_allocated_either() {
+fn stages_allocate_nothing_in_the_crates_recorder() {
     let pipeline = Pipeline::start();
     assert_eq!(allocations(&pipeline.dispatch(), SPANS), 0);
     assert_eq!(pipeline.now().runs().len(), 3);
@@ -127,10 +127,10 @@ fn ordinary_spans_and_events_allocate_nothing() {
 }
 
 #[test]
-fn values_of_any_type_allocate_nothing_once_they_are_known() {
+fn cached_values_of_any_type_allocate_nothing() {
     let dispatch = Dispatch::new(Registry::default().with(MetricsLayer::new()));
     let typed = |n: u64| drop(info_span!("x", stage_id = n % 3, profile = ?Some(n % 2), run_id = (n % 2) as f64));
-    metrics::with_local_recorder(&Nothing, || {
+    metrics::with_local_recorder(&NullRecorder, || {
         tracing::dispatcher::with_default(&dispatch, || {
             (0..WARM_UP).for_each(typed);
             assert_eq!(measure(|| (0..SPANS).for_each(typed)).count_total, 0);
@@ -138,34 +138,34 @@ fn values_of_any_type_allocate_nothing_once_they_are_known() {
     });
 }
 
-/// The traces allocate; this layer adds nothing to that, for stages that go well and for those that fail.
+/// The OpenTelemetry layer allocates; the metrics layer adds nothing to that, for successful and failed stages alike.
 #[cfg(feature = "trace-id")]
 #[test]
-fn beside_traces_nothing_more_is_allocated() {
+fn stages_allocate_nothing_more_beside_opentelemetry() {
     use opentelemetry::trace::TracerProvider;
     use tracing_opentelemetry::OpenTelemetryLayer;
 
     let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
     let traces = || OpenTelemetryLayer::new(provider.tracer("test")).boxed();
     let alone = allocations(&Dispatch::new(Registry::default().with(traces())), SPANS / 10);
-    assert!(alone > SPANS / 10, "{alone}");
+    assert!(alone > SPANS / 10, "the OpenTelemetry layer allocates for each span: {alone}");
     for traces_first in [true, false] {
         let pipeline = Pipeline::stacked(
             |builder| builder,
             |layer, _| {
-                let [one, other] = if traces_first { [traces(), layer.boxed()] } else { [layer.boxed(), traces()] };
-                Registry::default().with(one.and_then(other)).into()
+                let [inner, outer] = if traces_first { [traces(), layer.boxed()] } else { [layer.boxed(), traces()] };
+                Registry::default().with(inner.and_then(outer)).into()
             },
         );
-        assert_eq!(allocations(&pipeline.dispatch(), SPANS / 10), alone, "{traces_first}");
+        assert_eq!(allocations(&pipeline.dispatch(), SPANS / 10), alone, "traces first: {traces_first}");
         let report = pipeline.guard().report();
         assert!(report.stages().any(|stage| stage.trace_id().is_some()), "{report}");
     }
 }
 
-/// A value is written as far as a label can be long, and what that takes is not kept for the largest value there ever was.
+/// The layer formats a value up to the maximum length of a label, and keeps no buffer of the size of the largest value.
 #[test]
-fn a_large_value_takes_no_more_memory_than_a_label() {
+fn large_value_takes_no_more_memory_than_a_label() {
     struct Large;
     impl std::fmt::Debug for Large {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -1,4 +1,4 @@
-//! Stages that are asynchronous: tasks, threads they move between, and what happens side by side.
+//! Asynchronous stages: concurrent tasks, tasks that move between threads, cancelled futures.
 #![cfg(feature = "pushgateway")]
 // Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
@@ -16,7 +16,7 @@ use tokio::task::{JoinSet, yield_now};
 use tracing::{Instrument, Span, dispatcher, error, info_span, instrument};
 use tracing_stage_metrics::FailurePolicy;
 
-/// A runtime of each kind, whose threads all have the pipeline's subscriber.
+/// A current-thread and a multi-thread runtime. The pipeline's subscriber is the default of all their threads.
 fn runtimes(pipeline: &Pipeline) -> [Runtime; 2] {
     [Builder::new_current_thread(), Builder::new_multi_thread()].map(|mut builder| {
         let dispatch = pipeline.dispatch();
@@ -25,12 +25,12 @@ fn runtimes(pipeline: &Pipeline) -> [Runtime; 2] {
     })
 }
 
-/// Runs it in a pipeline of its own on a runtime of each kind.
+/// Runs the scenario twice: on a current-thread and on a multi-thread runtime, each with a pipeline of its own.
 fn on_both(run: impl AsyncFn(&Pipeline)) {
-    for at in 0..2 {
+    for kind in 0..2 {
         let pipeline = Pipeline::start();
         let [current, multi] = runtimes(&pipeline);
-        [&current, &multi][at].block_on(run(&pipeline));
+        [&current, &multi][kind].block_on(run(&pipeline));
     }
 }
 
@@ -63,7 +63,7 @@ fn parallel_stages_of_one_root_inherit_from_it() {
 }
 
 #[test]
-fn a_task_that_is_not_instrumented_inherits_nothing() {
+fn task_without_a_span_inherits_nothing() {
     on_both(async |pipeline| {
         let task = async { tokio::spawn(async { stage("a", Ok(1)).await.unwrap() }).await.unwrap() };
         task.instrument(info_span!("pipeline", profile = "p")).await;
@@ -72,9 +72,9 @@ fn a_task_that_is_not_instrumented_inherits_nothing() {
 }
 
 #[test]
-fn stages_in_turns_on_one_thread_keep_to_themselves() {
+fn interleaved_stages_on_one_thread_do_not_mix() {
     on_both(async |pipeline| {
-        let family = async |profile: &str| {
+        let run_family = async |profile: &str| {
             async {
                 for n in 0..10 {
                     let child = async {
@@ -90,7 +90,7 @@ fn stages_in_turns_on_one_thread_keep_to_themselves() {
             .instrument(info_span!("x", stage_id = "parent", profile))
             .await;
         };
-        tokio::join!(family("p"), family("q"), family("r"));
+        tokio::join!(run_family("p"), run_family("q"), run_family("r"));
         let now = pipeline.now();
         assert_eq!(
             now.runs(),
@@ -101,7 +101,7 @@ fn stages_in_turns_on_one_thread_keep_to_themselves() {
 }
 
 #[test]
-fn stages_that_are_open_at_once_are_all_active() {
+fn concurrently_open_stages_are_all_active() {
     on_both(async |pipeline| {
         let barrier = std::sync::Arc::new(Barrier::new(21));
         let mut tasks = JoinSet::new();
@@ -123,7 +123,7 @@ fn stages_that_are_open_at_once_are_all_active() {
 }
 
 #[test]
-fn blocking_work_belongs_to_the_stage_that_takes_its_span_along() {
+fn blocking_task_inherits_from_the_span_it_enters() {
     on_both(async |pipeline| {
         async {
             let span = Span::current();
@@ -144,38 +144,38 @@ fn blocking_work_belongs_to_the_stage_that_takes_its_span_along() {
 
 #[test]
 #[allow(clippy::async_yields_async)] // The task is to be awaited outside the stage.
-fn a_detached_task_holds_its_parent_open_and_does_not_stretch_it() {
+fn detached_task_keeps_its_parent_open_without_extending_its_duration() {
     on_both(async |pipeline| {
         let (release, released) = oneshot::channel::<()>();
-        let begun = Instant::now();
+        let start = Instant::now();
         let mut task = None;
         let stage = async {
             let detached = async move { released.await.unwrap() }.instrument(info_span!("detached"));
             task = Some(tokio::spawn(detached));
         };
         stage.instrument(info_span!("x", stage_id = "a")).await;
-        let most = begun.elapsed().as_secs_f64();
+        let upper_bound = start.elapsed().as_secs_f64();
         assert_eq!(pipeline.now().active(), ["a, 1"]);
-        pass();
+        spin();
         release.send(()).unwrap();
         task.unwrap().await.unwrap();
         let now = pipeline.now();
         assert_eq!(now.totals(), ["a 1 0"]);
-        assert!(now.seconds("a") <= most, "{} {most}", now.seconds("a"));
+        assert!(now.seconds("a") <= upper_bound, "{} {upper_bound}", now.seconds("a"));
     });
 }
 
 const PAUSE: Duration = Duration::from_millis(20);
 
-fn pass() {
-    let begun = Instant::now();
-    while begun.elapsed() < PAUSE {
+fn spin() {
+    let start = Instant::now();
+    while start.elapsed() < PAUSE {
         std::hint::spin_loop();
     }
 }
 
-/// Is pending once.
-async fn once() {
+/// Returns `Pending` at the first poll and `Ready` at the second.
+async fn pending_once() {
     let mut first = true;
     std::future::poll_fn(|_| if std::mem::take(&mut first) { Poll::Pending } else { Poll::Ready(()) }).await;
 }
@@ -185,15 +185,15 @@ fn poll<T>(future: &mut Pin<Box<dyn Future<Output = T> + Send>>) -> Poll<T> {
 }
 
 #[test]
-fn a_task_that_moves_from_thread_to_thread_is_one_stage() {
+fn task_polled_on_several_threads_is_one_stage() {
     let pipeline = Pipeline::start();
     let work = async {
-        once().await;
-        async { once().await }.instrument(info_span!("x", stage_id = "inner")).await;
+        pending_once().await;
+        async { pending_once().await }.instrument(info_span!("x", stage_id = "inner")).await;
         error!("it broke");
-        once().await;
+        pending_once().await;
     };
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut task: Pin<Box<dyn Future<Output = ()> + Send>> =
         Box::pin(work.instrument(info_span!("x", stage_id = "outer", profile = "p")));
     let mut turns = 0;
@@ -203,7 +203,7 @@ fn a_task_that_moves_from_thread_to_thread_is_one_stage() {
         let dispatch = pipeline.dispatch();
         let turn = move || {
             dispatcher::with_default(&dispatch, || {
-                pass();
+                spin();
                 let done = poll(&mut task).is_ready();
                 (task, done)
             })
@@ -211,31 +211,35 @@ fn a_task_that_moves_from_thread_to_thread_is_one_stage() {
         (task, done) = std::thread::spawn(turn).join().unwrap();
     }
     drop(task);
-    let most = begun.elapsed().as_secs_f64();
+    let upper_bound = start.elapsed().as_secs_f64();
     assert_eq!(turns, 4);
     let now = pipeline.now();
     assert_eq!(now.runs(), ["inner,p, 1", "outer,p, 1"]);
     assert_eq!(now.failures(), ["outer,p,error 1"]);
-    // The time in which it waits for its turn is part of it.
-    assert!((4.0 * PAUSE.as_secs_f64()..=most).contains(&now.seconds("outer")), "{} {most}", now.seconds("outer"));
+    // The duration includes the time between two polls.
+    assert!(
+        (4.0 * PAUSE.as_secs_f64()..=upper_bound).contains(&now.seconds("outer")),
+        "{} {upper_bound}",
+        now.seconds("outer")
+    );
 }
 
 #[test]
-fn a_future_that_lost_ends_when_it_is_dropped() {
+fn dropped_future_ends_its_stage() {
     on_both(async |pipeline| {
         tokio::select! {
             biased;
-            () = std::future::pending().instrument(info_span!("x", stage_id = "lost")) => unreachable!(),
+            () = std::future::pending().instrument(info_span!("x", stage_id = "dropped")) => unreachable!(),
             answer = stage("won", Ok(1)) => assert_eq!(answer, Ok(1)),
         }
         let now = pipeline.now();
-        assert_eq!(now.totals(), ["lost 1 0", "won 1 0"]);
+        assert_eq!(now.totals(), ["dropped 1 0", "won 1 0"]);
         assert!(now.active().is_empty());
     });
 }
 
 #[tokio::test]
-async fn a_stage_that_timed_out() {
+async fn timed_out_stage_fails_only_under_proven_success() {
     #[instrument(skip(work), fields(stage_id = "slow"), err, ret)]
     async fn slow(work: impl Future<Output = ()>) -> Result<u32, u32> {
         work.await;
@@ -252,11 +256,11 @@ async fn a_stage_that_timed_out() {
 }
 
 #[test]
-fn the_guard_works_inside_a_runtime() {
-    for at in 0..2 {
+fn guard_works_inside_a_runtime() {
+    for kind in 0..2 {
         let pipeline = Pipeline::start();
         let [current, multi] = runtimes(&pipeline);
-        let runtime = [&current, &multi][at];
+        let runtime = [&current, &multi][kind];
         runtime.block_on(stage("a", Ok(1))).unwrap();
         runtime.block_on(pipeline.guard().flush_async()).unwrap();
         let ended = pipeline.end_by(|guard| runtime.block_on(guard.shutdown_async()));

@@ -1,4 +1,4 @@
-//! Beside `tracing-opentelemetry`, in both orders: what the metric and the trace say of the same stage span.
+//! Metrics and traces of the same stage spans: the layer comparison `tracing-opentelemetry`, in both layer orders.
 #![cfg(feature = "pushgateway")]
 // Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
@@ -18,67 +18,69 @@ mod statuses;
 
 use std::time::{Duration, Instant};
 
-use traces::{Beside, ORDERS, Setup};
+use traces::{Comparison, ORDERS, Setup};
 
-/// Far above what the clocks of the two may drift apart.
+/// Far above the drift between the clocks of the two layers.
 const PAUSE: Duration = Duration::from_millis(3);
 
-fn pass() {
-    let begun = Instant::now();
-    while begun.elapsed() < PAUSE {
+fn spin() {
+    let start = Instant::now();
+    while start.elapsed() < PAUSE {
         std::hint::spin_loop();
     }
 }
 
-/// Runs it in both orders; the two must agree on every stage. What they say: `"a error Error"`, by stage.
+/// Runs the scenario in both layer orders and returns the outcomes by stage, such as `"a error Error"`. Panics unless
+/// metric and trace agree on every stage.
 #[track_caller]
 fn agreed<T>(scenario: impl Fn() -> T) -> Vec<String> {
     in_both_orders(|setup| {
-        let beside = setup.start();
+        let comparison = setup.start();
         drop(scenario());
-        beside.told().agreed()
+        comparison.outcomes().agreed()
     })
 }
 
-/// The same where they do not agree on each.
+/// Runs the scenario in both layer orders and returns the outcomes by stage. Metric and trace may disagree.
 #[track_caller]
-fn told<T>(scenario: impl Fn() -> T) -> Vec<String> {
-    told_by(|setup| setup, scenario)
+fn outcomes<T>(scenario: impl Fn() -> T) -> Vec<String> {
+    outcomes_with(|setup| setup, scenario)
 }
 
+/// Returns the [`outcomes`] under layers that `configure` sets up.
 #[track_caller]
-fn told_by<T>(configure: impl Fn(Setup) -> Setup, scenario: impl Fn() -> T) -> Vec<String> {
+fn outcomes_with<T>(configure: impl Fn(Setup) -> Setup, scenario: impl Fn() -> T) -> Vec<String> {
     in_both_orders(|setup| {
-        let beside = configure(setup).start();
+        let comparison = configure(setup).start();
         drop(scenario());
-        beside.told().lines()
+        comparison.outcomes().lines()
     })
 }
 
-/// The lines, which are the same in both orders.
+/// Runs it in both layer orders and returns the lines. Panics unless they are the same in both.
 #[track_caller]
 fn in_both_orders(run: impl Fn(Setup) -> Vec<String>) -> Vec<String> {
-    let [one, other] = ORDERS.map(|first| run(Setup::new(first)));
-    assert_eq!(one, other);
-    one
+    let [traces_first, metrics_first] = ORDERS.map(|first| run(Setup::new(first)));
+    assert_eq!(traces_first, metrics_first, "both layer orders have the same outcomes");
+    traces_first
 }
 
 #[test]
 #[should_panic(expected = "is not in")]
-fn a_wrong_duration_is_found() {
-    let beside = Beside::start(ORDERS[0]);
+fn comparison_fails_on_a_wrong_duration() {
+    let comparison = Comparison::start(ORDERS[0]);
     let span = tracing::info_span!("x", stage_id = "a");
     span.in_scope(|| ());
-    pass();
+    spin();
     drop(span);
-    // As if the trace had the stage open until its span closed.
-    beside.told_with(|span| span.end_time += PAUSE);
+    // The trace keeps the stage open until its span closes.
+    comparison.outcomes_with(|span| span.end_time += PAUSE);
 }
 
 #[test]
 #[should_panic(expected = "a success Error")]
-fn a_wrong_status_is_found() {
-    let beside = Beside::start(ORDERS[0]);
+fn comparison_fails_on_a_wrong_status() {
+    let comparison = Comparison::start(ORDERS[0]);
     tracing::info_span!("x", stage_id = "a").in_scope(|| ());
-    beside.told_with(|span| span.status = opentelemetry::trace::Status::error("no")).agreed();
+    comparison.outcomes_with(|span| span.status = opentelemetry::trace::Status::error("no")).agreed();
 }

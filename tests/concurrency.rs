@@ -1,4 +1,4 @@
-//! Many threads at once: every count is exact.
+//! Stages on many threads at once: every count is exact.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
@@ -13,12 +13,12 @@ use tracing::{Span, error, info_span};
 const THREADS: usize = 8;
 const SPANS: usize = 50_000;
 
-/// Runs it on all threads at once, each with its number.
+/// Calls `run` with the number of the thread on all threads at once.
 fn on_threads(pipeline: &Pipeline, run: impl Fn(usize) + Sync) {
     on_threads_while(pipeline, run, || ());
 }
 
-/// The same, and something on this thread meanwhile.
+/// Calls `run` on all threads at once, and `meanwhile` on this thread.
 fn on_threads_while(pipeline: &Pipeline, run: impl Fn(usize) + Sync, meanwhile: impl FnOnce()) {
     let start = Barrier::new(THREADS);
     std::thread::scope(|scope| {
@@ -36,7 +36,7 @@ fn on_threads_while(pipeline: &Pipeline, run: impl Fn(usize) + Sync, meanwhile: 
 }
 
 #[test]
-fn the_same_stage_on_all_threads() {
+fn concurrent_runs_of_one_stage_are_all_counted() {
     let pipeline = Pipeline::start();
     on_threads(&pipeline, |_| {
         for _ in 0..SPANS {
@@ -52,7 +52,7 @@ fn the_same_stage_on_all_threads() {
 }
 
 #[test]
-fn different_stages_below_a_shared_root() {
+fn concurrent_stages_inherit_from_a_shared_root() {
     let pipeline = Pipeline::start();
     let root = info_span!("pipeline", profile = "p", run_id = "r");
     on_threads(&pipeline, |thread| {
@@ -79,9 +79,9 @@ fn different_stages_below_a_shared_root() {
     assert!(now.active().is_empty());
 }
 
-/// The root's values change all the time: each stage is counted once, under one of them.
+/// The values of the root change while stages close: each stage is counted once, under one of the values.
 #[test]
-fn values_recorded_while_stages_close() {
+fn concurrent_record_counts_each_stage_once() {
     let pipeline = Pipeline::start();
     let root = info_span!("pipeline", profile = 0);
     on_threads(&pipeline, |thread| {
@@ -101,9 +101,9 @@ fn values_recorded_while_stages_close() {
     assert!(pipeline.now().runs().contains(&"b,last, 1".to_owned()));
 }
 
-/// What is read meanwhile never goes back, and never tells of more than there was.
+/// Totals rendered meanwhile never decrease, and never exceed the number of stages.
 #[test]
-fn read_while_stages_run() {
+fn concurrent_render_never_goes_back() {
     let pipeline = Pipeline::with(|builder| builder.with_expected_stages(["a"]));
     let run = |thread| {
         for _ in 0..5_000 {
@@ -124,9 +124,9 @@ fn read_while_stages_run() {
     assert_eq!(pipeline.now().totals(), ["a 40000 0"]);
 }
 
-/// Stages that open, run and close while the run ends are counted once or not at all, and nothing is after.
+/// Stages that open, run and close during the final flush are counted once or not at all; later stages are not counted.
 #[test]
-fn ended_while_stages_run() {
+fn concurrent_shutdown_counts_each_stage_once_at_most() {
     (0..20).for_each(|_| end_while_stages_run());
 }
 
@@ -140,14 +140,14 @@ impl Drop for SetWhenDropped<'_> {
 
 fn end_while_stages_run() {
     let pipeline = Pipeline::start();
-    let (started, over) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
+    let (started, stop) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
     let (closed_before, opened_after) = (AtomicU64::new(0), AtomicU64::new(0));
     let (is_ending, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
     let dispatch = pipeline.dispatch();
     let (ended, run) = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
-                let (dispatch, started, over) = (dispatch.clone(), &started, &over);
+                let (dispatch, started, stop) = (dispatch.clone(), &started, &stop);
                 let (closed_before, opened_after) = (&closed_before, &opened_after);
                 let (is_ending, has_ended) = (&is_ending, &has_ended);
                 scope.spawn(move || {
@@ -162,7 +162,7 @@ fn end_while_stages_run() {
                     tracing::dispatcher::with_default(&dispatch, || {
                         stage();
                         started.wait();
-                        while !over.load(Ordering::Relaxed) {
+                        while !stop.load(Ordering::Relaxed) {
                             stage();
                         }
                         stage();
@@ -171,36 +171,36 @@ fn end_while_stages_run() {
                 })
             })
             .collect();
-        // The threads must come to their end where a check here fails, too.
-        let over = SetWhenDropped(&over);
+        // The threads end even if an assertion here fails.
+        let stop = SetWhenDropped(&stop);
         started.wait();
         is_ending.store(true, Ordering::SeqCst);
         let ended = pipeline.end();
         has_ended.store(true, Ordering::SeqCst);
-        drop(over);
+        drop(stop);
         (ended, threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u64>())
     });
-    // That durations, totals and reasons agree was checked when it was read.
+    // Reading the exposition has checked that durations, totals and reasons agree.
     let counts = |status| ended.last.exposition.expect("quant_stage_total", &[("stage_id", "a"), ("status", status)]);
     let counted = (counts("success") + counts("failure")) as u64;
     let (closed_before, opened_after) = (closed_before.into_inner(), opened_after.into_inner());
-    // Each that closed before the end, none that opened after it, and of those in between each at most once.
+    // Every stage that closed before the end is counted, no stage that opened after it, and the others at most once.
     assert!(closed_before >= THREADS as u64 && opened_after >= THREADS as u64, "{closed_before} {opened_after}");
     assert!((closed_before..=run - opened_after).contains(&counted), "{closed_before} {counted} {run} {opened_after}");
-    assert!(counts("failure") <= THREADS as f64, "one that is open for each thread");
+    assert!(counts("failure") <= THREADS as f64, "each thread has one open stage at most");
     assert!(ended.last.active().is_empty());
 }
 
-/// Two threads that meet as closely as they can.
+/// A barrier for two threads that spins, so that both leave it at almost the same time.
 #[derive(Default)]
-struct Meeting(AtomicU64);
+struct SpinBarrier(AtomicU64);
 
-impl Meeting {
-    fn meet(&self) {
+impl SpinBarrier {
+    fn wait(&self) {
         let arrived = self.0.fetch_add(1, Ordering::SeqCst);
-        let both = (arrived / 2 + 1) * 2;
+        let both_arrived = (arrived / 2 + 1) * 2;
         for spin in 0.. {
-            match self.0.load(Ordering::SeqCst) >= both {
+            match self.0.load(Ordering::SeqCst) >= both_arrived {
                 true => break,
                 false if spin < 20_000 => std::hint::spin_loop(),
                 false => std::thread::yield_now(),
@@ -210,25 +210,25 @@ impl Meeting {
 }
 
 #[test]
-fn the_first_stages_of_a_plain_span_on_two_threads() {
+fn first_stages_below_a_plain_span_inherit_on_two_threads() {
     const ROUNDS: u64 = 20_000;
     let pipeline = Pipeline::start();
-    let (meeting, plain) = (Meeting::default(), Mutex::new(Span::none()));
+    let (barrier, plain) = (SpinBarrier::default(), Mutex::new(Span::none()));
     std::thread::scope(|scope| {
         for thread in 0..2 {
-            let (dispatch, meeting, plain) = (pipeline.dispatch(), &meeting, &plain);
+            let (dispatch, barrier, plain) = (pipeline.dispatch(), &barrier, &plain);
             let work = move || {
                 for _ in 0..ROUNDS {
                     if thread == 0 {
                         let root = info_span!("pipeline", profile = "p", run_id = "r");
                         *plain.lock().unwrap() = info_span!(parent: &root, "plain");
                     }
-                    meeting.meet();
+                    barrier.wait();
                     let parent = plain.lock().unwrap().clone();
-                    meeting.meet();
+                    barrier.wait();
                     drop(info_span!(parent: &parent, "x", stage_id = "a"));
                     drop(parent);
-                    meeting.meet();
+                    barrier.wait();
                 }
             };
             scope.spawn(move || tracing::dispatcher::with_default(&dispatch, work));
@@ -238,11 +238,11 @@ fn the_first_stages_of_a_plain_span_on_two_threads() {
     assert_eq!(pipeline.now().runs(), [format!("a,p,r {}", 2 * ROUNDS)]);
 }
 
-/// What is rendered while stages of all kinds end, within the limit on label sets and beyond each part of it.
+/// Renders while stages end, within each of the limits on label sets and beyond it.
 #[test]
-fn one_exposition_is_of_one_moment() {
-    const WITHIN: usize = 4;
-    let pipeline = Pipeline::with(|builder| builder.with_max_series(WITHIN));
+fn exposition_is_consistent_while_stages_close() {
+    const LIMIT: usize = 4;
+    let pipeline = Pipeline::with(|builder| builder.with_max_series(LIMIT));
     let run = |n: usize| {
         info_span!("x", stage_id = n % 7, profile = n % 3, run_id = n % 11).in_scope(|| {
             if n.is_multiple_of(2) {
@@ -250,8 +250,8 @@ fn one_exposition_is_of_one_moment() {
             }
         });
     };
-    // One after the other, so that each of the label sets is of a stage and a pair within their own limits.
-    (0..WITHIN).for_each(run);
+    // Sequential, so that the stage and the profile of each label set are within their own limits.
+    (0..LIMIT).for_each(run);
     let done = AtomicBool::new(false);
     let texts = std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -273,9 +273,9 @@ fn one_exposition_is_of_one_moment() {
     });
     let mut before = 0.0;
     for text in texts {
-        let found = support::exposition::parse(&text);
+        let exposition = support::exposition::parse(&text);
         let sum = |metric, labels: &[(&str, &str)]| {
-            found.matching(metric, labels).iter().map(|sample| sample.value).sum::<f64>()
+            exposition.matching(metric, labels).iter().map(|sample| sample.value).sum::<f64>()
         };
         let runs = sum("quant_stage_duration_seconds_count", &[]);
         assert!(runs >= before, "{before} {text}");
@@ -283,7 +283,7 @@ fn one_exposition_is_of_one_moment() {
         let failures = sum("quant_stage_total", &[("status", "failure")]);
         assert_eq!(failures, sum("quant_stage_failures_total", &[]), "{text}");
         let within: f64 = {
-            let samples = found.matching("quant_stage_duration_seconds_count", &[]);
+            let samples = exposition.matching("quant_stage_duration_seconds_count", &[]);
             samples.iter().filter(|s| s.labels["run_id"] != "_overflow").map(|s| s.value).sum()
         };
         assert_eq!(sum("quant_telemetry_overflow_total", &[]), runs - within, "{text}");

@@ -1,5 +1,5 @@
-//! The dashboard and the rules on a real Prometheus, after real runs of the example: one that is good, one that fails,
-//! one that panics, one that is interrupted.
+//! The dashboard and the alert rules on a real Prometheus, after real runs of the example: a successful one, a failed
+//! one, one that panics and one that is interrupted.
 #![cfg(feature = "pushgateway")]
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
@@ -25,14 +25,14 @@ use tracing_stage_metrics::MetricsLayer;
 
 const PROFILE: &str = "multi_asset_daily";
 
-/// The servers, and a place for the files of the runs.
-struct Setting {
+/// The servers, and a directory for the files of the runs.
+struct Fixture {
     gateway: Pushgateway,
     prometheus: Prometheus,
     directory: tempfile::TempDir,
 }
 
-fn setting() -> Option<Setting> {
+fn fixture() -> Option<Fixture> {
     let gateway = support::pushgateway()?;
     if !support::servers::installed(support::servers::PROMETHEUS) {
         return None;
@@ -40,11 +40,11 @@ fn setting() -> Option<Setting> {
     let rules = files::ending_in(".rules.yml").iter().map(|name| files::path(name)).collect::<Vec<_>>();
     let rules: Vec<&Path> = rules.iter().map(|path| path.as_path()).collect();
     let prometheus = Prometheus::start_with_rules(&[("pushgateway", gateway.addr(), true)], &rules);
-    Some(Setting { gateway, prometheus, directory: tempfile::tempdir().unwrap() })
+    Some(Fixture { gateway, prometheus, directory: tempfile::tempdir().unwrap() })
 }
 
-impl Setting {
-    /// Starts a run whose id is as given.
+impl Fixture {
+    /// Starts a run with this id.
     #[track_caller]
     fn start(&self, run_id: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
         let mut command = support::example::command("pipeline");
@@ -59,17 +59,17 @@ impl Setting {
         child::start(command)
     }
 
-    /// Starts a run that stays in its first stage, and pushes this often.
+    /// Starts a run that stays in its first stage and pushes on this interval.
     #[track_caller]
     fn start_stuck(&self, run_id: &str, interval: &str) -> Running {
-        // Its prices never come: nobody writes into the pipe.
+        // The run waits for its prices: no process writes into the pipe.
         let prices = self.directory.path().join(run_id);
         assert!(Command::new("mkfifo").arg(&prices).status().unwrap().success());
         self.start(run_id, &["--data", prices.to_str().unwrap()], &[("TV_PROMETHEUS_PUSH_INTERVAL", interval)])
     }
 
-    /// Runs it to its end, and waits until Prometheus has seen that and the rules have been looked at since: the outcome
-    /// is as the dashboard shows it.
+    /// Makes a run and waits until Prometheus has scraped its end and evaluated the rules since. `outcome` is the value
+    /// that the dashboard shows.
     #[track_caller]
     fn run(&self, run_id: &str, arguments: &[&str], outcome: f64) {
         self.start(run_id, arguments, &[]).wait();
@@ -80,21 +80,21 @@ impl Setting {
     fn await_run(&self, run_id: &str, outcome: f64) {
         let last = format!("quant_stage_duration_seconds_count{{run_id={run_id:?}}}");
         self.prometheus.await_query(&last, |series| !series.is_empty());
-        self.prometheus.await_query(&filled(&query("Outcomes over time"), &everything(run_id)), |series| {
+        self.prometheus.await_query(&interpolate(&query("Outcomes over time"), &all_selected(run_id)), |series| {
             series.iter().any(|(labels, value)| labels["job"] == "quant_pipeline" && *value == outcome)
         });
     }
 
-    /// Waits until these alerts fire and no other of them does: name, job, profile, stage and reason.
+    /// Waits until exactly these alerts fire: name, job, profile, stage and reason.
     #[track_caller]
     fn await_alerts(&self, wanted: &[&str]) {
         const LABELS: [&str; 5] = ["alertname", "job", "profile", "stage_id", "reason"];
         let wanted: BTreeSet<_> = wanted.iter().map(|alert| (*alert).to_owned()).collect();
-        // Four runs in as many seconds are what two writers look like.
+        // Four runs in as many seconds look like two writers.
         self.prometheus.await_query(
             r#"ALERTS{alertname!="BatchTwoWriters", alertstate="firing"} or vector(0)"#,
-            |found| {
-                let alerts = found.iter().filter(|(labels, _)| labels.contains_key("alertname"));
+            |series| {
+                let alerts = series.iter().filter(|(labels, _)| labels.contains_key("alertname"));
                 let text = alerts
                     .map(|(labels, _)| LABELS.map(|label| labels.get(label).map_or("-", String::as_str)).join(" "));
                 text.collect::<BTreeSet<_>>() == wanted
@@ -102,14 +102,15 @@ impl Setting {
         );
     }
 
-    /// The queries, of the panels and of the variables, that return nothing.
+    /// The queries of panels and variables that return no data.
     #[track_caller]
     fn without_data(&self, variables: &[(&str, &str)]) -> Vec<String> {
         let dashboard = files::dashboard();
-        let panels = dashboard::queries(&dashboard).into_iter().map(|(title, query)| (title, filled(query, variables)));
+        let panels =
+            dashboard::queries(&dashboard).into_iter().map(|(title, query)| (title, interpolate(query, variables)));
         let of_variables = dashboard::variable_queries(&dashboard).into_iter().map(|(name, selector, label)| {
-            // `unless`: a series without the label is no value of it.
-            (name, filled(&format!("group by ({label}) ({selector}) unless group by () ({selector})"), variables))
+            // `unless`: a series without the label has no value of it.
+            (name, interpolate(&format!("group by ({label}) ({selector}) unless group by () ({selector})"), variables))
         });
         let all: Vec<_> = panels.chain(of_variables).collect();
         assert!(all.len() > 30, "{all:?}");
@@ -118,66 +119,69 @@ impl Setting {
     }
 }
 
-/// The query of a panel that has one.
+/// The query of a panel. Panics unless the panel has one query.
 fn query(title: &str) -> String {
     let dashboard = files::dashboard();
-    let found: Vec<_> = dashboard::queries(&dashboard).into_iter().filter(|(of, _)| *of == title).collect();
-    assert_eq!(found.len(), 1, "{title}");
-    found[0].1.to_owned()
+    let queries: Vec<_> = dashboard::queries(&dashboard).into_iter().filter(|(panel, _)| *panel == title).collect();
+    assert_eq!(queries.len(), 1, "the panel {title} has one query");
+    queries[0].1.to_owned()
 }
 
-/// The query with the variables of the dashboard replaced, as Grafana does it.
-fn filled(query: &str, variables: &[(&str, &str)]) -> String {
-    let mut filled = query.replace("$__range", "1h");
+/// Replaces the variables of the dashboard in a query, as Grafana does.
+fn interpolate(query: &str, variables: &[(&str, &str)]) -> String {
+    let mut interpolated = query.replace("$__range", "1h");
     for (name, value) in variables {
-        filled = filled.replace(&format!("${name}"), value);
+        interpolated = interpolated.replace(&format!("${name}"), value);
     }
-    assert!(!filled.contains('$'), "a variable is left: {filled}");
-    filled
+    assert!(!interpolated.contains('$'), "every variable has a value: {interpolated}");
+    interpolated
 }
 
-/// What the variables are where everything is chosen.
-fn everything(run_id: &str) -> [(&str, &str); 4] {
+/// The values of the variables where "All" is selected.
+fn all_selected(run_id: &str) -> [(&str, &str); 4] {
     [("job", "other|quant_pipeline"), ("profile", ".*"), ("stage", ".*"), ("run_id", run_id)]
 }
 
 #[test]
-fn each_query_of_the_dashboard_has_data_after_real_runs() {
-    let Some(setting) = setting() else { return };
-    setting.run("good", &[], 0.0);
-    setting.await_alerts(&[]);
+fn dashboard_queries_have_data_after_real_runs() {
+    let Some(fixture) = fixture() else { return };
+    fixture.run("good", &[], 0.0);
+    fixture.await_alerts(&[]);
 
-    setting.run("failed", &["--fail", "alpha.policy"], 2.0);
+    fixture.run("failed", &["--fail", "alpha.policy"], 2.0);
     let of_the_run = "BatchRunFailed quant_pipeline - - -";
-    setting.await_alerts(&[of_the_run, "BatchStageFailed quant_pipeline multi_asset_daily alpha.policy error"]);
+    fixture.await_alerts(&[of_the_run, "BatchStageFailed quant_pipeline multi_asset_daily alpha.policy error"]);
 
-    setting.run("panicked", &["--panic", "risk.optimize"], 2.0);
-    setting.await_alerts(&[of_the_run, "BatchStageFailed quant_pipeline multi_asset_daily risk.optimize panic"]);
+    fixture.run("panicked", &["--panic", "risk.optimize"], 2.0);
+    fixture.await_alerts(&[of_the_run, "BatchStageFailed quant_pipeline multi_asset_daily risk.optimize panic"]);
 
-    setting.run("mended", &[], 0.0);
-    setting.await_alerts(&[]);
+    fixture.run("mended", &[], 0.0);
+    fixture.await_alerts(&[]);
 
-    let run = setting.start_stuck("interrupted", "100ms");
-    setting.prometheus.await_query("quant_stage_active{stage_id=\"foundation.ingest\"} == 1", |found| found.len() == 1);
-    let outcome = setting.prometheus.await_query(&filled(&query("Outcomes over time"), &everything("")), |_| true);
-    assert_eq!(outcome[0].1, 1.0, "it is under way: {outcome:?}");
+    let run = fixture.start_stuck("interrupted", "100ms");
+    fixture
+        .prometheus
+        .await_query("quant_stage_active{stage_id=\"foundation.ingest\"} == 1", |series| series.len() == 1);
+    let outcome =
+        fixture.prometheus.await_query(&interpolate(&query("Outcomes over time"), &all_selected("")), |_| true);
+    assert_eq!(outcome[0].1, 1.0, "the run is in progress: {outcome:?}");
     run.signal(Signal::TERM);
     let ended = run.wait();
     assert_eq!(ended.status.signal(), Some(Signal::TERM.as_raw()), "{ended:?}");
-    setting.await_run("interrupted", 2.0);
-    setting
+    fixture.await_run("interrupted", 2.0);
+    fixture
         .await_alerts(&[of_the_run, "BatchStageFailed quant_pipeline multi_asset_daily foundation.ingest interrupted"]);
 
-    assert_eq!(setting.without_data(&everything("good")), Vec::<String>::new());
+    assert_eq!(fixture.without_data(&all_selected("good")), Vec::<String>::new());
     let chosen =
         [("job", "quant_pipeline"), ("profile", PROFILE), ("stage", "foundation\\\\.ingest"), ("run_id", "failed")];
-    assert_eq!(setting.without_data(&chosen), Vec::<String>::new());
+    assert_eq!(fixture.without_data(&chosen), Vec::<String>::new());
     let nobody = [("job", "nobody"), ("profile", ".*"), ("stage", ".*"), ("run_id", "good")];
-    // The list of all jobs is of no job.
-    assert_eq!(setting.without_data(&nobody).len(), dashboard::queries(&files::dashboard()).len() + 3);
+    // The list of all jobs is not restricted to a job.
+    assert_eq!(fixture.without_data(&nobody).len(), dashboard::queries(&files::dashboard()).len() + 3);
 
-    // None of the rules stumbles over what real runs leave.
-    let rules: Value = serde_json::from_str(&setting.prometheus.get_ok("/api/v1/rules")).unwrap();
+    // No rule fails to evaluate on the series of real runs.
+    let rules: Value = serde_json::from_str(&fixture.prometheus.get_ok("/api/v1/rules")).unwrap();
     let rules: Vec<_> =
         dashboard::list(&rules["data"]["groups"]).iter().flat_map(|group| dashboard::list(&group["rules"])).collect();
     assert!(rules.len() > 15, "{rules:?}");
@@ -187,45 +191,45 @@ fn each_query_of_the_dashboard_has_data_after_real_runs() {
 }
 
 #[test]
-fn a_profile_that_groups_is_on_the_dashboard_and_in_the_alerts() {
-    let Some(setting) = setting() else { return };
+fn profile_of_the_grouping_is_on_the_dashboard_and_in_the_alerts() {
+    let Some(fixture) = fixture() else { return };
     let group = [("TV_PROMETHEUS_JOB", "grouped"), ("TV_PROMETHEUS_GROUPING", "profile=crypto")];
-    setting.start("one", &["--fail", "alpha.policy"], &group).wait();
-    setting.await_alerts(&["BatchRunFailed grouped crypto - -", "BatchStageFailed grouped crypto alpha.policy error"]);
-    let of = |profile: &str| {
+    fixture.start("one", &["--fail", "alpha.policy"], &group).wait();
+    fixture.await_alerts(&["BatchRunFailed grouped crypto - -", "BatchStageFailed grouped crypto alpha.policy error"]);
+    let outcome = |profile: &str| {
         let variables = [("job", "grouped"), ("profile", profile), ("stage", ".*"), ("run_id", "one")];
-        setting.prometheus.query(&filled(&query("Outcomes over time"), &variables))
+        fixture.prometheus.query(&interpolate(&query("Outcomes over time"), &variables))
     };
-    let found = of("crypto");
-    assert_eq!((found.len(), found[0].1, found[0].0["profile"].as_str()), (1, 2.0, "crypto"));
-    assert_eq!(of("equities"), []);
+    let series = outcome("crypto");
+    assert_eq!((series.len(), series[0].1, series[0].0["profile"].as_str()), (1, 2.0, "crypto"));
+    assert_eq!(outcome("equities"), []);
 }
 
 #[test]
-fn two_processes_in_one_group_are_noticed() {
-    let Some(setting) = setting() else { return };
-    // At intervals that drift against each other and the scrapes, so that now one and now the other is seen.
-    let _writers = [setting.start_stuck("one", "110ms"), setting.start_stuck("other", "130ms")];
+fn two_writers_in_one_group_raise_an_alert() {
+    let Some(fixture) = fixture() else { return };
+    // The intervals drift against each other and the scrapes, so that the scrapes alternate between the two processes.
+    let _writers = [fixture.start_stuck("first", "110ms"), fixture.start_stuck("second", "130ms")];
     let alert = "ALERTS{alertname=\"BatchTwoWriters\", alertstate=\"firing\", job=\"quant_pipeline\"}";
-    setting.prometheus.await_query(alert, |found| found.len() == 1);
+    fixture.prometheus.await_query(alert, |series| series.len() == 1);
 }
 
-/// Though the stages are pushed once more alone, and taken then.
+/// The gateway accepts the second push, which has the stages alone.
 #[test]
-fn a_push_that_the_gateway_refuses_in_part_is_noticed() {
-    let Some(setting) = setting() else { return };
+fn partly_refused_push_raises_an_alert() {
+    let Some(fixture) = fixture() else { return };
     let other = b"# TYPE rows gauge\nrows 1\n";
-    let pushed = http::request(setting.gateway.addr(), "POST", "/metrics/job/other", &[], other).unwrap();
+    let pushed = http::request(fixture.gateway.addr(), "POST", "/metrics/job/other", &[], other).unwrap();
     assert_eq!(pushed.status, 200);
     let rows = "# TYPE rows counter\nrows 7\n# TYPE quant_run_duration_seconds gauge\nquant_run_duration_seconds 5\n";
-    let group = tracing_stage_metrics::Pushgateway::new(setting.gateway.url(), "refused").unwrap();
+    let group = tracing_stage_metrics::Pushgateway::new(fixture.gateway.url(), "refused").unwrap();
     let builder = MetricsLayer::builder().with_pushgateway(group).with_exposition(move || rows.to_owned());
     let measured = measured::measured(builder);
     assert_eq!(measured.guard.flush().unwrap_err().status(), Some(400));
     let alert = "ALERTS{alertname=\"BatchPushRefused\", alertstate=\"firing\"}";
-    let found = setting.prometheus.await_query(alert, |found| !found.is_empty());
-    let jobs: Vec<_> = found.iter().map(|(labels, _)| labels["job"].as_str()).collect();
+    let alerts = fixture.prometheus.await_query(alert, |series| !series.is_empty());
+    let jobs: Vec<_> = alerts.iter().map(|(labels, _)| labels["job"].as_str()).collect();
     assert_eq!(jobs, ["refused"]);
-    let taken = setting.prometheus.query("push_time_seconds > push_failure_time_seconds");
-    assert!(taken.iter().any(|(labels, _)| labels["job"] == "refused"), "the stages were taken: {taken:?}");
+    let accepted = fixture.prometheus.query("push_time_seconds > push_failure_time_seconds");
+    assert!(accepted.iter().any(|(labels, _)| labels["job"] == "refused"), "the stages were accepted: {accepted:?}");
 }

@@ -1,4 +1,4 @@
-//! The pages of `docs/`, the README and its like: all of their code is compiled, and their links lead somewhere.
+//! The pages of `docs/`, the README and the other Markdown files: rustdoc compiles their code, and their links resolve.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -9,39 +9,39 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files below a directory of the repository that end so, in order.
+/// The files below a directory of the repository with this ending, in order.
 #[track_caller]
 fn files(below: &str, ending: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut open = vec![root().join(below)];
-    while let Some(directory) = open.pop() {
+    let mut files = Vec::new();
+    let mut directories = vec![root().join(below)];
+    while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                open.push(path);
+                directories.push(path);
             } else if path.to_str().unwrap().ends_with(ending) {
-                found.push(path);
+                files.push(path);
             }
         }
     }
-    found.sort();
-    assert!(!found.is_empty(), "nothing in {below} ends in {ending}");
-    found
+    files.sort();
+    assert!(!files.is_empty(), "{below} has a file that ends in {ending}");
+    files
 }
 
 fn name(path: &Path) -> &str {
     path.strip_prefix(root()).unwrap().to_str().unwrap()
 }
 
-/// What people read: the pages and the files beside the manifest.
+/// All Markdown files for readers: those beside the manifest, in `docs/` and in `examples/`.
 fn pages() -> Vec<PathBuf> {
-    let of_root = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root().join(name));
-    of_root.into_iter().chain(files("docs", ".md")).chain(files("examples", ".md")).collect()
+    let root_pages = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root().join(name));
+    root_pages.into_iter().chain(files("docs", ".md")).chain(files("examples", ".md")).collect()
 }
 
-/// Rustdoc compiles what is in a module of the guide, or in the README.
+/// Rustdoc compiles the README and the pages that are modules of the guide.
 #[test]
-fn every_page_is_one_of_the_guide() {
+fn pages_are_modules_of_the_guide() {
     let guide = fs::read_to_string(root().join("src/guide.rs")).unwrap();
     let front = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     assert!(front.contains("include_str!(\"../README.md\")"));
@@ -53,7 +53,7 @@ fn every_page_is_one_of_the_guide() {
     }
 }
 
-/// The languages of the blocks of code in a text, comments of Rust included.
+/// The languages of the code blocks in a text, those in Rust comments included.
 fn languages(text: &str) -> Vec<&str> {
     let lines =
         text.lines().map(|line| line.trim_start().trim_start_matches("//!").trim_start_matches("///").trim_start());
@@ -61,26 +61,26 @@ fn languages(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn no_code_is_left_uncompiled() {
+fn code_blocks_are_compiled() {
     for path in pages().into_iter().chain(files("src", ".rs")) {
         let text = fs::read_to_string(&path).unwrap();
         for language in languages(&text) {
-            // Without a language it is Rust in a comment, and nothing in particular on a page.
-            let known = ["", "no_run", "rust,no_run", "toml", "yaml", "sh", "text"];
-            assert!(known.contains(&language), "{}: ```{language}", name(&path));
+            // A block without a language is Rust in a comment, and plain text on a page.
+            let allowed = ["", "no_run", "rust,no_run", "toml", "yaml", "sh", "text"];
+            assert!(allowed.contains(&language), "{}: ```{language}", name(&path));
         }
     }
     assert_eq!(languages("```ignore\n```\n/// ```no_run\n/// ```\n//! ```text\n"), ["ignore", "no_run", "text"]);
 }
 
-/// The targets of the links in a text that are no addresses of the web.
+/// The targets of the links in a text, without web addresses.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     targets.filter(|target| !target.contains("://"))
 }
 
 #[test]
-fn links_to_files_and_headings_lead_somewhere() {
+fn links_to_files_and_headings_resolve() {
     let mut followed = 0;
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
@@ -100,13 +100,13 @@ fn links_to_files_and_headings_lead_somewhere() {
             followed += 1;
         }
     }
-    assert!(followed > 10, "{followed}");
+    assert!(followed > 10, "the pages have more than 10 links: {followed}");
     assert_eq!(links("[a](b.md#c), [d](https://e/f), [g](#h)").collect::<Vec<_>>(), ["b.md#c", "#h"]);
 }
 
-/// On docs.rs a page is not where it is in the repository, so a link to a file leads nowhere there.
+/// docs.rs has no file of the repository beside a page, so a link to a file would be dead there.
 #[test]
-fn pages_of_the_guide_have_no_links_to_files() {
+fn guide_pages_link_to_no_files() {
     for page in files("docs", ".md") {
         let text = fs::read_to_string(&page).unwrap();
         assert_eq!(links(&text).collect::<Vec<_>>(), [""; 0], "{}", name(&page));
@@ -118,58 +118,59 @@ fn rust_files(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2).filter(|name| name.ends_with(".rs") && !name.contains(char::is_whitespace))
 }
 
-/// The tests that the pages name as shown are there.
+/// The pages name tests as proof of their claims.
 #[test]
-fn files_that_pages_name_exist() {
-    let mut found = 0;
+fn rust_files_named_on_pages_exist() {
+    let mut checked = 0;
     for page in pages() {
         for file in rust_files(&fs::read_to_string(&page).unwrap()) {
             let paths = [root().join(file), root().join("tests").join(file)];
             assert!(paths.iter().any(|path| path.is_file()), "{}: {file}", name(&page));
-            found += 1;
+            checked += 1;
         }
     }
-    assert!(found > 30, "{found}");
+    assert!(checked > 30, "the pages name more than 30 files: {checked}");
     assert_eq!(rust_files("`a.rs`, b.rs, `c d.rs`, `src/e.rs`").collect::<Vec<_>>(), ["a.rs", "src/e.rs"]);
 }
 
-/// The crates whose types are in a list of public items.
+/// The foreign crates whose types a list of public items names.
 fn crates(items: &str) -> BTreeSet<&str> {
     let paths = items.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
     let roots = paths.filter_map(|path| Some(path.split_once("::")?.0));
     roots.filter(|root| root.starts_with(|c: char| c.is_lowercase()) && *root != "tracing_stage_metrics").collect()
 }
 
-/// What the README says of versions is about these.
+/// The README says how the versions of these crates affect semantic versioning.
 #[test]
-fn foreign_types_are_those_that_the_readme_names() {
+fn foreign_types_in_the_api_are_those_of_the_readme() {
     let items = fs::read_to_string(root().join("tests/public_api.txt")).unwrap();
     let is_of_opentelemetry = |item: &&str| crates(item).iter().any(|name| name.starts_with("opentelemetry"));
-    let (those, others): (Vec<_>, Vec<_>) = items.lines().partition(is_of_opentelemetry);
+    let (opentelemetry, others): (Vec<_>, Vec<_>) = items.lines().partition(is_of_opentelemetry);
     let others: BTreeSet<_> = others.into_iter().flat_map(crates).collect();
     assert_eq!(Vec::from_iter(others), ["alloc", "core", "std", "tracing_core", "tracing_subscriber"]);
-    let methods: Vec<_> = those.iter().map(|item| item.split('(').next().unwrap()).collect();
+    let methods: Vec<_> = opentelemetry.iter().map(|item| item.split('(').next().unwrap()).collect();
     let method = |name| format!("pub fn tracing_stage_metrics::MetricsLayerBuilder::{name}");
     assert_eq!(methods, ["with_meter", "with_meter_provider"].map(method));
 }
 
 #[test]
-fn the_version_has_its_section_in_the_changelog() {
+fn version_has_a_section_in_the_changelog() {
     let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     assert!(changelog.contains(concat!("\n## [", env!("CARGO_PKG_VERSION"), "]")));
 }
 
-/// The tables of variables are compared with `env.rs` and `settings.rs`; the others ask for the proxies only.
+/// Other tests compare the tables of variables with `env.rs` and `settings.rs`. The other two files read the proxy
+/// variables alone.
 #[test]
-fn the_environment_is_read_in_four_places() {
+fn environment_is_read_in_four_files() {
     let reads = |path: &&PathBuf| {
         let source = fs::read_to_string(path).unwrap();
         ["env::var", "Matcher::from_system"].iter().any(|call| source.contains(call))
     };
     let sources = files("src", ".rs");
-    let found: Vec<_> = sources.iter().filter(reads).map(|path| name(path)).collect();
+    let readers: Vec<_> = sources.iter().filter(reads).map(|path| name(path)).collect();
     assert_eq!(
-        found,
+        readers,
         [
             "src/config/env.rs",
             "src/delivery/http/client.rs",

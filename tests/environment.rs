@@ -1,4 +1,4 @@
-//! The environment variables, in processes of their own: what they set, what wins, and what a wrong one says.
+//! Environment variables, in child processes: the settings they make, their precedence, and the errors of wrong values.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -11,35 +11,35 @@ use support::{MockGateway, exposition};
 use tracing_stage_metrics::{Error, MetricsLayer, MetricsLayerBuilder, Pushgateway};
 use tracing_subscriber::prelude::*;
 
-/// Not a test: what the children of the tests below do.
+/// Not a test: the scenarios of the child processes.
 #[test]
 fn scenarios() {
     let Some(scenario) = child::scenario() else { return };
     let builder = MetricsLayer::builder();
-    let other = || Pushgateway::new(std::env::var("OTHER_GATEWAY").unwrap(), "of the code").unwrap();
-    let set_up = match scenario.as_str() {
+    let gateway_of_code = || Pushgateway::new(std::env::var("GATEWAY_OF_CODE").unwrap(), "of the code").unwrap();
+    let configured = match scenario.as_str() {
         "the environment alone" => builder.with_env(),
         "a prefix" => builder.with_env_prefix("ACME_"),
         "no prefix" => builder.with_env_prefix(""),
         "the code after" => builder.with_env().map(|builder| {
             builder
-                .with_pushgateway(other())
+                .with_pushgateway(gateway_of_code())
                 .with_push_interval(Duration::from_secs(7))
                 .with_flush_timeout(Duration::from_secs(8))
                 .with_textfile("by_code.prom")
                 .with_node("of the code")
         }),
         "the code before" => builder
-            .with_pushgateway(other())
+            .with_pushgateway(gateway_of_code())
             .with_push_interval(Duration::from_secs(7))
             .with_flush_timeout(Duration::from_secs(8))
             .with_textfile("by_code.prom")
             .with_node("of the code")
             .with_env(),
-        unknown => panic!("no scenario {unknown}"),
+        unknown => panic!("unknown scenario: {unknown}"),
     };
     println!();
-    match set_up.and_then(run) {
+    match configured.and_then(run) {
         Ok(()) => println!("it ran"),
         Err(error) => println!("display: {error}\ndebug: {error:?}\nis_config: {}", error.is_config()),
     }
@@ -53,7 +53,7 @@ fn run(builder: MetricsLayerBuilder) -> Result<(), Error> {
     support::measured::stage("a");
     let ended = guard.shutdown();
     for text in log.own() {
-        println!("said: {text}");
+        println!("event: {text}");
     }
     ended
 }
@@ -67,9 +67,9 @@ fn run_with(scenario: &str, variables: &[(&str, &str)]) -> Ended {
     ended
 }
 
-/// The lines of the child that begin so, without it.
-fn lines<'a>(ended: &'a Ended, begin: &str) -> Vec<&'a str> {
-    ended.stdout.lines().filter_map(|line| line.strip_prefix(begin)).collect()
+/// The lines of the child with this prefix, without the prefix.
+fn lines<'a>(ended: &'a Ended, prefix: &str) -> Vec<&'a str> {
+    ended.stdout.lines().filter_map(|line| line.strip_prefix(prefix)).collect()
 }
 
 #[track_caller]
@@ -77,28 +77,28 @@ fn assert_ran(ended: &Ended) {
     assert!(ended.stdout.contains("it ran\n"), "{ended:?}");
 }
 
-/// The text of the error the child must end in, which is one of the configuration.
+/// Returns the text of the child's configuration error. Panics if there is none.
 #[track_caller]
-fn fault(variables: &[(&str, &str)]) -> String {
+fn config_error(variables: &[(&str, &str)]) -> String {
     let ended = run_with("the environment alone", variables);
     assert_eq!(lines(&ended, "is_config: "), ["true"], "{ended:?}");
-    let [text] = lines(&ended, "display: ")[..] else { panic!("no error on one line: {ended:?}") };
+    let [text] = lines(&ended, "display: ")[..] else { panic!("one line has the error: {ended:?}") };
     text.to_owned()
 }
 
 #[test]
-fn without_any_nothing_is_pushed_and_all_is_well() {
+fn no_variable_means_the_defaults_and_no_push() {
     for variables in [&[][..], &[("TV_PROMETHEUS_PUSHGATEWAY", ""), ("TV_PROMETHEUS_PUSH_INTERVAL", "")]] {
         let ended = run_with("the environment alone", variables);
         assert_ran(&ended);
-        let said = lines(&ended, "builder: ").concat();
-        assert!(said.contains("gateway: None") && said.contains("textfile: None"), "{said}");
-        assert!(said.contains("push_interval: 15s") && said.contains("flush_timeout: 5s"), "{said}");
+        let builder = lines(&ended, "builder: ").concat();
+        assert!(builder.contains("gateway: None") && builder.contains("textfile: None"), "{builder}");
+        assert!(builder.contains("push_interval: 15s") && builder.contains("flush_timeout: 5s"), "{builder}");
     }
 }
 
 #[test]
-fn every_variable_is_heeded() {
+fn variables_set_the_builder() {
     let server = MockGateway::ok();
     let directory = tempfile::tempdir().unwrap();
     let textfile = directory.path().join("job.prom");
@@ -135,16 +135,16 @@ fn every_variable_is_heeded() {
     assert!(last.text().contains("quant_stage_active{stage_id=\"a\",profile=\"a,b\"} 0\n"), "{}", last.text());
     let file = exposition::parse(&std::fs::read_to_string(textfile).unwrap());
     let group = [("job", "quant pipeline"), ("team", "x/y")];
-    // The gateway puts the label over that of the stages.
+    // The grouping label overwrites the label of the stages on the gateway.
     let mut pushed = exposition::parse(last.text());
     let samples = pushed.families.iter_mut().flat_map(|family| &mut family.samples);
     samples.for_each(|sample| drop(sample.labels.insert("profile".to_owned(), "a,b".to_owned())));
-    assert_eq!(file.without(&group), pushed, "the file is what was pushed, and its group");
-    assert_eq!(lines(&ended, "said: "), [""; 0], "with a job there is nothing to warn of");
+    assert_eq!(file.without(&group), pushed, "the file has the pushed series and the labels of the group");
+    assert_eq!(lines(&ended, "event: "), [""; 0], "a configured job gives no warning");
 }
 
 #[test]
-fn host_and_port_mean_http() {
+fn address_without_a_scheme_is_http() {
     let server = MockGateway::ok();
     let url = server.addr().to_string();
     let variables = [("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()), ("TV_PROMETHEUS_JOB", "j")];
@@ -153,15 +153,15 @@ fn host_and_port_mean_http() {
 }
 
 #[test]
-fn another_prefix_reads_other_names() {
-    let (server, other) = (MockGateway::ok(), MockGateway::ok());
+fn prefix_selects_the_variables() {
+    let (server, ignored) = (MockGateway::ok(), MockGateway::ok());
     for (scenario, prefix) in [("a prefix", "ACME_"), ("no prefix", "")] {
         let name = |rest: &str| format!("{prefix}PROMETHEUS_{rest}");
         let (gateway, job) = (name("PUSHGATEWAY"), name("JOB"));
         let variables = [
             (gateway.as_str(), server.url()),
             (job.as_str(), scenario.to_owned()),
-            ("TV_PROMETHEUS_PUSHGATEWAY", other.url()),
+            ("TV_PROMETHEUS_PUSHGATEWAY", ignored.url()),
             ("TV_PROMETHEUS_PUSH_INTERVAL", "wrong".to_owned()),
         ];
         let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
@@ -169,11 +169,11 @@ fn another_prefix_reads_other_names() {
         let path = format!("/metrics/job/{}", scenario.replace(' ', "%20"));
         assert_eq!(server.requests().pop().unwrap().path, path);
     }
-    assert_eq!(other.requests(), []);
+    assert_eq!(ignored.requests(), []);
 }
 
 #[test]
-fn the_job_is_the_programs_name_with_a_warning_where_nothing_tells_jobs_apart() {
+fn job_defaults_to_the_program_name_with_a_warning() {
     let server = MockGateway::ok();
     let url = server.url();
     let ended = run_with("the environment alone", &[("TV_PROMETHEUS_PUSHGATEWAY", &url)]);
@@ -181,7 +181,7 @@ fn the_job_is_the_programs_name_with_a_warning_where_nothing_tells_jobs_apart() 
     let program = program.file_stem().unwrap().to_str().unwrap();
     assert_eq!(server.requests().pop().unwrap().path, format!("/metrics/job/{program}"));
     assert_eq!(
-        lines(&ended, "said: "),
+        lines(&ended, "event: "),
         [format!(
             "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {program:?}: \
              give it a job (TV_PROMETHEUS_JOB), since jobs that share a group overwrite each other job={program}"
@@ -190,10 +190,10 @@ fn the_job_is_the_programs_name_with_a_warning_where_nothing_tells_jobs_apart() 
     let variables = [("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()), ("TV_PROMETHEUS_GROUPING", "team=x")];
     let ended = run_with("the environment alone", &variables);
     assert_eq!(server.requests().pop().unwrap().path, format!("/metrics/job/{program}/team/x"));
-    assert_eq!(lines(&ended, "said: "), [""; 0], "a grouping tells them apart");
+    assert_eq!(lines(&ended, "event: "), [""; 0], "a configured grouping gives no warning");
 }
 
-const OF_THE_ENVIRONMENT: [(&str, &str); 6] = [
+const VARIABLES: [(&str, &str); 6] = [
     ("TV_PROMETHEUS_JOB", "of the environment"),
     ("TV_PROMETHEUS_GROUPING", "team=of the environment"),
     ("TV_PROMETHEUS_PUSH_INTERVAL", "17s"),
@@ -203,43 +203,44 @@ const OF_THE_ENVIRONMENT: [(&str, &str); 6] = [
 ];
 
 #[test]
-fn what_the_code_calls_later_wins_and_a_gateway_replaces_the_other_as_a_whole() {
+fn later_setters_override_the_environment() {
     let (by_environment, by_code) = (MockGateway::ok(), MockGateway::ok());
-    let (url, other) = (by_environment.url(), by_code.url());
-    let mut variables = OF_THE_ENVIRONMENT.to_vec();
-    variables.extend([("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()), ("OTHER_GATEWAY", other.as_str())]);
+    let (url, url_of_code) = (by_environment.url(), by_code.url());
+    let mut variables = VARIABLES.to_vec();
+    variables.extend([("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()), ("GATEWAY_OF_CODE", url_of_code.as_str())]);
     let ended = run_with("the code after", &variables);
     assert_ran(&ended);
-    let said = lines(&ended, "builder: ").concat();
-    assert!(said.contains("push_interval: 7s, flush_timeout: 8s, textfile: Some(\"by_code.prom\")"), "{said}");
+    let builder = lines(&ended, "builder: ").concat();
+    assert!(builder.contains("push_interval: 7s, flush_timeout: 8s, textfile: Some(\"by_code.prom\")"), "{builder}");
     assert_eq!(by_environment.requests(), []);
     let last = by_code.requests().pop().unwrap();
-    assert_eq!(last.path, "/metrics/job/of%20the%20code", "no grouping of the other");
+    assert_eq!(last.path, "/metrics/job/of%20the%20code", "the grouping of the environment is replaced too");
     assert!(last.text().contains("node=\"of the code\""), "{}", last.text());
 }
 
 #[test]
-fn the_environment_wins_over_what_the_code_called_before() {
+fn environment_overrides_earlier_setters() {
     let (by_environment, by_code) = (MockGateway::ok(), MockGateway::ok());
-    let (url, other) = (by_environment.url(), by_code.url());
-    let mut variables = OF_THE_ENVIRONMENT.to_vec();
-    variables.extend([("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()), ("OTHER_GATEWAY", other.as_str())]);
+    let (url, url_of_code) = (by_environment.url(), by_code.url());
+    let mut variables = VARIABLES.to_vec();
+    variables.extend([("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()), ("GATEWAY_OF_CODE", url_of_code.as_str())]);
     let ended = run_with("the code before", &variables);
     assert_ran(&ended);
-    let said = lines(&ended, "builder: ").concat();
-    assert!(said.contains("push_interval: 17s, flush_timeout: 18s, textfile: Some(\"by_environment.prom\")"), "{said}");
+    let builder = lines(&ended, "builder: ").concat();
+    let expected = "push_interval: 17s, flush_timeout: 18s, textfile: Some(\"by_environment.prom\")";
+    assert!(builder.contains(expected), "{builder}");
     assert_eq!(by_code.requests(), []);
     let path = "/metrics/job/of%20the%20environment/team/of%20the%20environment";
     assert_eq!(by_environment.requests().pop().unwrap().path, path);
 
-    // Job and grouping belong to the address of the environment, and say nothing without it.
+    // Job and grouping of the environment have no effect without its gateway address.
     variables.retain(|(name, _)| *name != "TV_PROMETHEUS_PUSHGATEWAY");
     assert_ran(&run_with("the code before", &variables));
     assert_eq!(by_code.requests().pop().unwrap().path, "/metrics/job/of%20the%20code");
 }
 
 #[test]
-fn a_wrong_value_names_its_variable_and_is_quoted() {
+fn wrong_value_is_quoted_with_its_variable() {
     let gateway = ("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091");
     let duration = "give a number and ms, s, m or h, such as 500ms or 15s";
     for (name, value, wrong) in [
@@ -272,22 +273,22 @@ fn a_wrong_value_names_its_variable_and_is_quoted() {
                 .to_owned(),
         ),
     ] {
-        assert_eq!(fault(&[gateway, (name, value)]), format!("{name}: {wrong}"));
+        assert_eq!(config_error(&[gateway, (name, value)]), format!("{name}: {wrong}"));
     }
 }
 
-/// A value that can be read and makes no sense is as bad as one that cannot be read.
+/// The builder refuses a value that parses and is out of range. The error names the variable as well.
 #[test]
-fn a_zero_duration_names_its_variable_too() {
+fn zero_duration_is_quoted_with_its_variable() {
     for name in ["TV_PROMETHEUS_PUSH_INTERVAL", "TV_PROMETHEUS_FLUSH_TIMEOUT"] {
-        let text = fault(&[(name, "0s")]);
+        let text = config_error(&[(name, "0s")]);
         assert!(text.contains(name) && text.contains("\"0s\""), "{text}");
     }
 }
 
 #[test]
-fn a_text_file_that_cannot_be_written_is_named() {
-    let text = fault(&[("TV_PROMETHEUS_TEXTFILE", "/no/such/directory/job.prom")]);
+fn unwritable_text_file_is_named() {
+    let text = config_error(&[("TV_PROMETHEUS_TEXTFILE", "/no/such/directory/job.prom")]);
     let wanted =
         "cannot write text file \"/no/such/directory/job.prom\": check that its directory exists, and its permissions";
     assert_eq!(text, wanted);
@@ -295,7 +296,7 @@ fn a_text_file_that_cannot_be_written_is_named() {
 
 #[test]
 #[cfg(unix)]
-fn a_value_that_is_no_text_names_its_variable() {
+fn value_that_is_not_utf8_names_its_variable() {
     use std::os::unix::ffi::OsStrExt as _;
     let mut command = child::command("scenarios", "the environment alone");
     command.env("TV_PROMETHEUS_NODE", std::ffi::OsStr::from_bytes(b"w\xff"));
@@ -304,7 +305,7 @@ fn a_value_that_is_no_text_names_its_variable() {
 }
 
 #[test]
-fn credentials_of_the_environment_are_in_no_text() {
+fn credentials_of_the_environment_are_redacted_everywhere() {
     let server = MockGateway::start([support::Reply::status(403)]);
     let refused = format!("http://me-hush:pass-hush@{}", server.addr());
     for url in [
@@ -314,16 +315,16 @@ fn credentials_of_the_environment_are_in_no_text() {
         "me-hush:pass-hush@",
     ] {
         let ended = run_with("the environment alone", &[("TV_PROMETHEUS_PUSHGATEWAY", url)]);
-        assert!(ended.stdout.contains("display: "), "{url}: every one of them ends in an error: {ended:?}");
-        let all = format!("{}{}", ended.stdout, ended.stderr);
-        assert!(!all.contains("hush"), "{url}: {all}");
+        assert!(ended.stdout.contains("display: "), "{url}: the child ends in an error: {ended:?}");
+        let output = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(!output.contains("hush"), "{url}: {output}");
     }
     assert!(server.requests().iter().all(|request| request.header("authorization").is_some()));
 }
 
-/// As `$(cat file)` without a shell, secrets of Kubernetes and here-documents have it.
+/// Kubernetes secrets, here-documents and files read without a shell end in a line feed.
 #[test]
-fn white_space_around_a_value_is_dropped() {
+fn white_space_around_a_value_is_trimmed() {
     let server = MockGateway::ok();
     let directory = tempfile::tempdir().unwrap();
     let textfile = directory.path().join("job.prom");

@@ -1,4 +1,4 @@
-//! The example `progress` as its users run it: in a terminal, where it draws bars, and without one.
+//! The example `progress` as a program: in a terminal, where it draws progress bars, and without one.
 #![cfg(all(feature = "pushgateway", unix))]
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,7 @@ const ROWS: u16 = 24;
 /// Wide enough for the line of the log.
 const COLUMNS: u16 = 250;
 
-/// The fields of the span of each bar, and how far it goes.
+/// The span fields and the length of each bar.
 const BARS: [(&str, u32); 4] = [
     ("stage_id=\"allocation.simulate\"", 30),
     ("stage_id=\"foundation.features\" asset=\"BTC\"", 20),
@@ -31,7 +31,7 @@ fn example(textfile: &std::path::Path) -> Command {
     command
 }
 
-/// Runs it to a good end with its stderr in a terminal: all that it wrote there.
+/// Runs the program with its stderr in a terminal and returns all that it wrote there. Panics unless it succeeds.
 #[track_caller]
 fn in_a_terminal(mut command: Command) -> Vec<u8> {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -42,10 +42,10 @@ fn in_a_terminal(mut command: Command) -> Vec<u8> {
     tcsetwinsize(&end, Winsize { ws_row: ROWS, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
 
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(end).spawn().unwrap();
-    drop(command); // and with it this process's side of that end: the child's is the last one
+    drop(command); // also drops this process's handle of that end: the child has the last one
     let reader = std::thread::spawn(move || {
         let (mut written, mut terminal) = (Vec::new(), File::from(terminal));
-        // When the last end is closed Linux has an error for it.
+        // Linux returns an error once the last handle of the other end is closed.
         let _ = terminal.read_to_end(&mut written);
         written
     });
@@ -58,17 +58,17 @@ fn in_a_terminal(mut command: Command) -> Vec<u8> {
     written
 }
 
-/// The rows of the terminal at each moment between two drawings, the last one at the end.
+/// The rows of the terminal after each drawing.
 fn screens(written: &[u8]) -> Vec<Vec<String>> {
     let mut terminal = vt100::Parser::new(ROWS, COLUMNS, 0);
-    let moments = written.split_inclusive(|byte| *byte == b'\r').map(|piece| {
+    let screens = written.split_inclusive(|byte| *byte == b'\r').map(|piece| {
         terminal.process(piece);
         terminal.screen().rows(0, COLUMNS).map(|row| row.trim_end().to_owned()).collect()
     });
-    moments.collect()
+    screens.collect()
 }
 
-/// Where a row is a bar: the fields of its span, how far it is, and how far it goes.
+/// The span fields, the position and the length of the bar in a row; `None` if the row has no bar.
 fn bar(row: &str) -> Option<(&str, u32, u32)> {
     let (_, rest) = row.strip_prefix('[')?.split_once("] ")?;
     let (progress, fields) = rest.split_once(' ')?;
@@ -78,16 +78,16 @@ fn bar(row: &str) -> Option<(&str, u32, u32)> {
 
 #[track_caller]
 fn assert_all_stages_succeeded(textfile: &std::path::Path) {
-    let found = exposition::parse(&std::fs::read_to_string(textfile).unwrap());
+    let metrics = exposition::parse(&std::fs::read_to_string(textfile).unwrap());
     for (stage, runs) in [("foundation.ingest", 1.0), ("foundation.features", 2.0), ("allocation.simulate", 1.0)] {
-        assert_eq!(found.expect("quant_stage_total", &[("stage_id", stage), ("status", "success")]), runs, "{stage}");
-        assert_eq!(found.expect("quant_stage_total", &[("stage_id", stage), ("status", "failure")]), 0.0, "{stage}");
+        assert_eq!(metrics.expect("quant_stage_total", &[("stage_id", stage), ("status", "success")]), runs, "{stage}");
+        assert_eq!(metrics.expect("quant_stage_total", &[("stage_id", stage), ("status", "failure")]), 0.0, "{stage}");
         let labels = [("stage_id", stage), ("profile", "crypto_production"), ("run_id", "20260105-191332")];
-        assert_eq!(found.expect("quant_stage_duration_seconds_count", &labels), runs, "{stage}");
+        assert_eq!(metrics.expect("quant_stage_duration_seconds_count", &labels), runs, "{stage}");
     }
 }
 
-/// What is there when the program has ended: no bar, and the log and the report whole.
+/// Checks the rows after the end of the program: the complete log and report, and no bar.
 #[track_caller]
 fn assert_log_and_report(rows: &[String]) {
     let starts: Vec<_> = rows.iter().map(|row| row.split(['.', ' ']).next().unwrap()).collect();
@@ -97,31 +97,31 @@ fn assert_log_and_report(rows: &[String]) {
 }
 
 #[test]
-fn every_stage_has_its_bar_and_its_metrics() {
+fn stages_have_bars_and_metrics_in_a_terminal() {
     let directory = tempfile::tempdir().unwrap();
     let textfile = directory.path().join("progress.prom");
     let screens = screens(&in_a_terminal(example(&textfile)));
 
-    let mut seen = BTreeMap::<_, Vec<_>>::new();
+    let mut bars = BTreeMap::<_, Vec<_>>::new();
     for (fields, position, length) in screens.iter().flatten().filter_map(|row| bar(row)) {
-        seen.entry(fields).or_default().push((position, length));
+        bars.entry(fields).or_default().push((position, length));
     }
-    // A bar may be drawn before it is told its length.
-    let lengths: Vec<_> = seen.iter().map(|(fields, drawn)| (*fields, drawn[drawn.len() - 1].1)).collect();
-    assert_eq!(lengths, BARS, "no span but those of the stages has one");
-    for (fields, drawn) in &seen {
+    // A bar may be drawn before its length is set.
+    let lengths: Vec<_> = bars.iter().map(|(fields, drawn)| (*fields, drawn[drawn.len() - 1].1)).collect();
+    assert_eq!(lengths, BARS, "every stage span has a bar, and no other span");
+    for (fields, drawn) in &bars {
         let positions: BTreeSet<_> = drawn.iter().map(|(position, _)| position).collect();
-        assert!(positions.len() > 1, "it moves: {fields} {drawn:?}");
+        assert!(positions.len() > 1, "the bar moves: {fields} {drawn:?}");
     }
     let at_once = |rows: &Vec<String>| rows.iter().filter_map(|row| bar(row)).count();
-    assert_eq!(screens.iter().map(at_once).max(), Some(2), "those of the two assets");
+    assert_eq!(screens.iter().map(at_once).max(), Some(2), "the two assets have bars at the same time");
 
     assert_log_and_report(screens.last().unwrap());
     assert_all_stages_succeeded(&textfile);
 }
 
 #[test]
-fn without_a_terminal_there_are_no_bars_and_the_same_metrics() {
+fn stages_have_metrics_and_no_bars_without_a_terminal() {
     let directory = tempfile::tempdir().unwrap();
     let textfile = directory.path().join("progress.prom");
     let ended = child::start(example(&textfile)).wait();
@@ -132,9 +132,9 @@ fn without_a_terminal_there_are_no_bars_and_the_same_metrics() {
 }
 
 #[test]
-fn a_bar_is_told_from_other_rows() {
+fn bar_is_parsed_and_other_rows_are_not() {
     assert_eq!(bar("[==>   ] 3/30 stage_id=\"a\" asset=\"b\""), Some(("stage_id=\"a\" asset=\"b\"", 3, 30)));
-    for other in ["", "stage  runs", "[===] 3 of 30 stage_id=\"a\"", "[===] ingest"] {
-        assert_eq!(bar(other), None, "{other:?}");
+    for row in ["", "stage  runs", "[===] 3 of 30 stage_id=\"a\"", "[===] ingest"] {
+        assert_eq!(bar(row), None, "{row:?}");
     }
 }

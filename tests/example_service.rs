@@ -1,4 +1,4 @@
-//! The example `service` as its users run it: scraped by a real Prometheus, stopped by a signal.
+//! The example `service` as a program: scraped by a real Prometheus, stopped by a signal.
 #![cfg(feature = "http")]
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use support::child::{Running, Signal, start};
 use support::{exposition, http};
 
-/// Runs it with a short pause on a free port.
+/// Starts the service with a short pause between two runs, on a free port.
 fn service(variables: &[(&str, &str)]) -> (Running, SocketAddr) {
     let mut command = support::example::command("service");
     command.arg("0.05").env("TV_PROMETHEUS_LISTEN", "127.0.0.1:0").envs(variables.iter().copied());
@@ -20,25 +20,25 @@ fn service(variables: &[(&str, &str)]) -> (Running, SocketAddr) {
 }
 
 #[test]
-fn a_prometheus_sees_every_run_of_it() {
+fn prometheus_scrapes_the_runs_of_the_service() {
     let (child, address) = service(&[]);
     let Some(prometheus) = support::prometheus(&[("service", address, false)]) else { return };
     let all = "quant_stage_total{job=\"service\", status=\"success\"} > 3";
     prometheus.await_query(all, |stages| stages.len() == 6);
     let rate = "rate(quant_stage_duration_seconds_count{stage_id=\"risk.optimize\"}[1m]) > 0";
-    let found = prometheus.await_query(rate, |series| series.len() == 1);
-    assert_eq!(found[0].0["profile"], "multi_asset_daily");
-    assert_eq!(found[0].0.get("run_id"), None, "a service has no end of them");
+    let series = prometheus.await_query(rate, |series| series.len() == 1);
+    assert_eq!(series[0].0["profile"], "multi_asset_daily");
+    assert_eq!(series[0].0.get("run_id"), None, "a service has no label `run_id`, since its runs are unbounded");
 
     child.signal(Signal::TERM);
     let ended = child.wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     assert!(ended.stderr.contains("stopping"), "{ended:?}");
-    prometheus.await_query("up{job=\"service\"} == 0", |found| found.len() == 1);
+    prometheus.await_query("up{job=\"service\"} == 0", |series| series.len() == 1);
 }
 
 #[test]
-fn its_last_state_is_pushed_when_it_is_asked_to_stop() {
+fn last_state_is_pushed_on_a_signal() {
     let gateway = support::MockGateway::ok();
     let url = gateway.url();
     let (child, address) = service(&[("TV_PROMETHEUS_PUSHGATEWAY", &url), ("TV_PROMETHEUS_JOB", "service")]);
@@ -51,7 +51,7 @@ fn its_last_state_is_pushed_when_it_is_asked_to_stop() {
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     let last = exposition::parse(gateway.requests().last().unwrap().text());
     let after = last.expect("quant_stage_total", &simulations);
-    assert!(after >= before && after % 2.0 == 0.0, "two in each run, and the run in hand was let finish: {after}");
+    assert!(after >= before && after % 2.0 == 0.0, "the run in progress completes its two simulations: {after}");
     assert_eq!(last.value("quant_stage_failures_total", &[("reason", "interrupted")]), None);
     assert!(last.family("quant_run_last_success_timestamp_seconds").is_some());
 }

@@ -1,4 +1,4 @@
-//! What makes a stage fail, under each of the policies.
+//! The failure rules, under each failure policy.
 #![cfg(feature = "pushgateway")]
 // Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
@@ -23,24 +23,24 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::Pipeline;
 use tracing_stage_metrics::FailurePolicy::{self, ErrorEvents, ErrorsWithin, ProvenSuccess, ReturnedError};
 
-/// In the order in which the tests list what they expect.
+/// The policies, in the order of the expected outcomes in the tests.
 const POLICIES: [FailurePolicy; 4] = [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess];
 
 const OK: &str = "success";
 
-/// Runs the scenario under each policy and returns how its stage `a` ended there: `success`, or the reason. It must
-/// be counted exactly once.
+/// Runs the scenario under each policy and returns the outcomes of its stage `a`: `success` or the failure reason.
+/// Panics unless each policy counts the stage exactly once.
 #[track_caller]
-fn ends<T>(scenario: impl Fn() -> T) -> [String; 4] {
+fn outcomes<T>(scenario: impl Fn() -> T) -> [String; 4] {
     POLICIES.map(|policy| {
         let pipeline = Pipeline::under(policy);
         drop(scenario());
-        end_of(&pipeline, "a")
+        outcome_of(&pipeline, "a")
     })
 }
 
 #[track_caller]
-fn end_of(pipeline: &Pipeline, stage: &str) -> String {
+fn outcome_of(pipeline: &Pipeline, stage: &str) -> String {
     let now = pipeline.now();
     let count = |status| now.exposition.expect("quant_stage_total", &[("stage_id", stage), ("status", status)]);
     let failures: Vec<String> =
@@ -51,12 +51,12 @@ fn end_of(pipeline: &Pipeline, stage: &str) -> String {
             assert_eq!(failures.len(), 1, "{failures:?}");
             failures[0].rsplit_once(',').unwrap().1.strip_suffix(" 1").unwrap().to_owned()
         }
-        counts => panic!("{stage} ended otherwise than once: {counts:?}"),
+        counts => panic!("{stage} is counted exactly once: {counts:?}"),
     }
 }
 
-/// Runs what must panic, and catches that.
+/// Runs a closure that panics, and catches the panic.
 #[track_caller]
 fn panicking<T>(run: impl FnOnce() -> T) {
-    assert!(catch_unwind(AssertUnwindSafe(run)).is_err(), "it did not panic");
+    assert!(catch_unwind(AssertUnwindSafe(run)).is_err(), "the closure panics");
 }

@@ -1,4 +1,4 @@
-//! Many processes of one job, side by side on one gateway.
+//! Many processes of one job on one gateway.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use tracing_subscriber::prelude::*;
 
 const WORKERS: usize = 50;
 
-/// Not a test: one worker. It does as many stages as its number says, and counts its rows.
+/// Not a test: the scenario of a worker process, which runs as many stages as its number.
 #[test]
 fn scenarios() {
     let Some(number) = child::scenario() else { return };
@@ -36,7 +36,7 @@ fn scenarios() {
 }
 
 #[test]
-fn fifty_workers_push_at_once_and_none_overwrites_another() {
+fn concurrent_workers_do_not_overwrite_each_other() {
     let Some(gateway) = support::pushgateway() else { return };
     let url = gateway.url();
     let workers: Vec<Running> = (1..=WORKERS)
@@ -56,9 +56,9 @@ fn fifty_workers_push_at_once_and_none_overwrites_another() {
         let ended = worker.wait();
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     }
-    let found = exposition::parse(&gateway.metrics());
+    let metrics = exposition::parse(&gateway.metrics());
     let by_instance = |name: &str, labels: &[(&str, &str)]| -> BTreeMap<String, f64> {
-        let samples = found.matching(name, labels);
+        let samples = metrics.matching(name, labels);
         samples.iter().map(|sample| (sample.labels["instance"].clone(), sample.value)).collect()
     };
     assert_eq!(by_instance("quant_stage_total", &[("job", "fleet"), ("status", "success")]), expected);
@@ -69,7 +69,7 @@ fn fifty_workers_push_at_once_and_none_overwrites_another() {
 }
 
 #[test]
-fn the_instance_is_beside_the_other_grouping_labels() {
+fn instance_follows_the_other_grouping_labels() {
     let server = MockGateway::ok();
     let gateway = Pushgateway::new(server.url(), "j").unwrap().with_grouping_label("profile", "p").unwrap();
     let builder = MetricsLayer::builder().with_instance_grouping().with_pushgateway(gateway);
@@ -80,16 +80,16 @@ fn the_instance_is_beside_the_other_grouping_labels() {
 }
 
 #[test]
-fn an_instance_that_is_grouped_by_already_is_a_configuration_error() {
+fn instance_grouping_with_an_instance_label_is_an_error() {
     let gateway = Pushgateway::new("gateway:9091", "j").unwrap().with_grouping_label("instance", "7").unwrap();
     let error = MetricsLayer::builder().with_pushgateway(gateway).with_instance_grouping().build().unwrap_err();
     assert!(error.is_config());
     assert!(error.to_string().starts_with("grouping label \"instance\" is given twice, as \"7\" and as "), "{error}");
 }
 
-/// Stale groups are removed from outside: by the same grouping, when they have been scraped.
+/// Another process deletes a stale group with the grouping of the worker.
 #[tokio::test]
-async fn a_group_that_is_done_with_is_deleted_by_its_grouping() {
+async fn stale_group_is_deleted_by_its_grouping() {
     let Some(gateway) = support::pushgateway() else { return };
     let worker = |instance| {
         let group = Pushgateway::new(gateway.url(), "fleet").unwrap();
@@ -100,15 +100,15 @@ async fn a_group_that_is_done_with_is_deleted_by_its_grouping() {
     }
     worker("worker-7:1").delete().await.unwrap();
     let deadline = std::time::Instant::now() + support::PATIENCE;
-    // It answers before it is done.
+    // The gateway answers before it has deleted the group.
     while gateway.metrics().contains("worker-7:1") {
-        assert!(std::time::Instant::now() < deadline, "the group is still there");
+        assert!(std::time::Instant::now() < deadline, "the gateway deletes the group in {:?}", support::PATIENCE);
         tokio::task::yield_now().await;
     }
     assert!(gateway.metrics().contains("worker-8:1"));
 }
 
-/// The shell commands of the page, as they are but for the address and, where given, the age.
+/// Runs the shell commands of the page with the address replaced and, if given, the age.
 #[track_caller]
 fn clean_up(url: &str, age: Option<&str>) {
     let page = include_str!("../docs/fleets.md");
@@ -130,9 +130,9 @@ fn labels(gateway: &support::Pushgateway) -> BTreeSet<BTreeMap<String, String>> 
     groups.map(|group| serde_json::from_value(group["labels"].clone()).unwrap()).collect()
 }
 
-/// Values hold everything that means something in a URL, to a shell, to jq, or in base64.
+/// The label values have the special characters of URLs, shells, jq and base64.
 #[tokio::test]
-async fn script_of_the_page_removes_stale_groups_of_instances_and_no_others() {
+async fn script_of_the_page_deletes_stale_instance_groups_alone() {
     let Some(gateway) = support::pushgateway() else { return };
     if !["curl", "jq"].into_iter().all(support::servers::installed) {
         return;
@@ -152,30 +152,30 @@ async fn script_of_the_page_removes_stale_groups_of_instances_and_no_others() {
     for value in unusual {
         push(value, &[("instance", value)]).await;
         push("fleet", &[("instance", value), ("_x9", value), ("team", "")]).await;
-        // One group that every run of the job overwrites: without an instance it is not stale.
+        // A group without an instance is not stale: every run of the job overwrites it.
         kept.insert(push(value, &[("team", value)]).await);
     }
     kept.insert(push("fleet", &[("instance", "")]).await);
     push("fleet", &[("instance", "worker-7:4711")]).await;
-    let old = gateway.api_metrics();
-    let old = old.as_array().unwrap().iter().map(|group| {
+    let groups = gateway.api_metrics();
+    let push_times = groups.as_array().unwrap().iter().map(|group| {
         let time = &group["push_time_seconds"]["metrics"][0]["value"];
         time.as_str().unwrap().parse::<f64>().unwrap()
     });
-    let (count, cutoff) = (old.len(), old.fold(0.0, f64::max));
+    let (count, cutoff) = (push_times.len(), push_times.fold(0.0, f64::max));
     assert_eq!(count, 3 * unusual.len() + 2);
     for value in unusual {
-        kept.insert(push("young", &[("instance", value)]).await);
+        kept.insert(push("recent", &[("instance", value)]).await);
     }
     let before = labels(&gateway);
     assert_eq!(before.len(), count + unusual.len());
 
-    // Less than a day old, all of them.
+    // Deletes nothing: every group is less than a day old.
     clean_up(&gateway.url(), None);
     clean_up(&gateway.url(), Some(&format!("{:?}", cutoff + 1e-6)));
     let deadline = std::time::Instant::now() + support::PATIENCE;
     while labels(&gateway) != kept {
-        assert!(std::time::Instant::now() < deadline, "left: {:?}, not {kept:?}", labels(&gateway));
+        assert!(std::time::Instant::now() < deadline, "the groups are {:?}, not {kept:?}", labels(&gateway));
         tokio::task::yield_now().await;
     }
 }

@@ -1,24 +1,24 @@
-//! The layer over a recorder that is not the crate's own, through the `metrics` facade.
+//! The layer with a foreign recorder, through the `metrics` facade.
 
 // Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
 
-#[path = "foreign_recorder/book.rs"]
-mod book;
+#[path = "foreign_recorder/concurrent_gauges.rs"]
+mod concurrent_gauges;
 #[cfg(feature = "pushgateway")]
 #[path = "foreign_recorder/exposition.rs"]
 mod exposition;
-#[path = "foreign_recorder/loud.rs"]
-mod loud;
-#[path = "foreign_recorder/meeting.rs"]
-mod meeting;
+#[path = "foreign_recorder/memory_recorder.rs"]
+mod memory_recorder;
 #[cfg(feature = "pushgateway")]
 mod support;
+#[path = "foreign_recorder/tracing_recorder.rs"]
+mod tracing_recorder;
 
 use std::fmt::Debug;
 use std::sync::{Arc, Barrier, Mutex};
 
-use book::Book;
+use memory_recorder::MemoryRecorder;
 use metrics::Recorder;
 use tracing::field::{Empty, Field};
 use tracing::subscriber::with_default;
@@ -27,26 +27,22 @@ use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{Layer, Registry};
 
-/// Runs it under the layer alone, which records into this book.
-fn under(book: &Book, run: impl FnOnce()) {
-    under_recorder(book, run);
-}
-
-fn under_recorder(recorder: &dyn Recorder, run: impl FnOnce()) {
+/// Runs the closure under the layer alone, which records into `recorder`.
+fn under(recorder: &dyn Recorder, run: impl FnOnce()) {
     metrics::with_local_recorder(recorder, || with_default(Registry::default().with(MetricsLayer::new()), run));
 }
 
 #[test]
-fn names_labels_and_values() {
-    let book = Book::default();
-    under(&book, || {
+fn stages_have_names_labels_and_values_of_the_schema() {
+    let recorder = MemoryRecorder::default();
+    under(&recorder, || {
         info_span!("pipeline", profile = "p", run_id = "r").in_scope(|| {
             info_span!("x", stage_id = "a").in_scope(|| ());
             info_span!("x", stage_id = "a").in_scope(|| error!("it broke"));
         });
     });
     assert_eq!(
-        book.counters(),
+        recorder.counters(),
         [
             "quant_stage_failures_total{stage_id=a,profile=p,reason=error} 1",
             "quant_stage_total{stage_id=a,status=failure} 1",
@@ -54,31 +50,31 @@ fn names_labels_and_values() {
             "quant_telemetry_overflow_total{} 0",
         ]
     );
-    let durations = book.durations("quant_stage_duration_seconds{stage_id=a,profile=p,run_id=r}");
+    let durations = recorder.durations("quant_stage_duration_seconds{stage_id=a,profile=p,run_id=r}");
     assert_eq!(durations.len(), 2);
     assert!(durations.iter().all(|seconds| (0.0..60.0).contains(seconds)), "{durations:?}");
-    assert_eq!(book.gauge("quant_stage_active{stage_id=a,profile=p}"), Some(0.0));
-    assert_eq!(book.gauge("quant_stage_last_duration_seconds{stage_id=a,profile=p}"), Some(durations[1]));
-    let success = book.gauge("quant_stage_last_success_timestamp_seconds{stage_id=a,profile=p}").unwrap();
+    assert_eq!(recorder.gauge("quant_stage_active{stage_id=a,profile=p}"), Some(0.0));
+    assert_eq!(recorder.gauge("quant_stage_last_duration_seconds{stage_id=a,profile=p}"), Some(durations[1]));
+    let success = recorder.gauge("quant_stage_last_success_timestamp_seconds{stage_id=a,profile=p}").unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!((now - 60.0..=now + 0.01).contains(&success), "{success} {now}");
 }
 
 #[test]
-fn there_is_a_last_success_only_after_a_success() {
-    let book = Book::default();
-    under(&book, || info_span!("x", stage_id = "a").in_scope(|| error!("it broke")));
-    assert_eq!(book.gauge("quant_stage_last_success_timestamp_seconds{stage_id=a,profile=}"), None);
-    assert!(book.gauge("quant_stage_last_duration_seconds{stage_id=a,profile=}").is_some());
+fn last_success_appears_after_a_success() {
+    let recorder = MemoryRecorder::default();
+    under(&recorder, || info_span!("x", stage_id = "a").in_scope(|| error!("it broke")));
+    assert_eq!(recorder.gauge("quant_stage_last_success_timestamp_seconds{stage_id=a,profile=}"), None);
+    assert!(recorder.gauge("quant_stage_last_duration_seconds{stage_id=a,profile=}").is_some());
 }
 
 #[test]
-fn both_statuses_exist_as_soon_as_the_stage_is_known() {
-    let book = Book::default();
-    under(&book, || {
+fn both_statuses_exist_from_the_first_span_of_a_stage() {
+    let recorder = MemoryRecorder::default();
+    under(&recorder, || {
         let open = info_span!("x", stage_id = "a");
         assert_eq!(
-            book.counters(),
+            recorder.counters(),
             [
                 "quant_stage_failures_total{stage_id=a,profile=,reason=error} 0",
                 "quant_stage_total{stage_id=a,status=failure} 0",
@@ -91,14 +87,14 @@ fn both_statuses_exist_as_soon_as_the_stage_is_known() {
 }
 
 #[test]
-fn each_metric_is_described_once() {
-    let book = Book::default();
-    under(&book, || {
+fn metrics_are_described_once() {
+    let recorder = MemoryRecorder::default();
+    under(&recorder, || {
         for stage in 0..10 {
             info_span!("x", stage_id = stage).in_scope(|| ());
         }
     });
-    let described = book.described();
+    let described = recorder.described();
     for (name, kind, unit) in [
         ("quant_stage_duration_seconds", "histogram", "seconds"),
         ("quant_stage_total", "counter", "count"),
@@ -108,58 +104,58 @@ fn each_metric_is_described_once() {
         ("quant_stage_last_success_timestamp_seconds", "gauge", "seconds"),
         ("quant_telemetry_overflow_total", "counter", "count"),
     ] {
-        let found: Vec<_> = described.iter().filter(|(of, ..)| of == name).collect();
-        assert_eq!(found.len(), 1, "{name}: {found:?}");
-        assert_eq!((found[0].1, found[0].2.as_str()), (kind, unit), "{name}");
-        assert!(found[0].3.ends_with('.'), "{name} has a help text: {}", found[0].3);
+        let descriptions: Vec<_> = described.iter().filter(|(metric, ..)| metric == name).collect();
+        assert_eq!(descriptions.len(), 1, "{name}: {descriptions:?}");
+        assert_eq!((descriptions[0].1, descriptions[0].2.as_str()), (kind, unit), "{name}");
+        assert!(descriptions[0].3.ends_with('.'), "{name} has a help text: {}", descriptions[0].3);
     }
 }
 
 #[test]
-fn the_active_gauge_goes_up_and_down_and_moves() {
-    let active = |book: &Book| book.nonzero_gauges("quant_stage_active");
-    let book = Book::default();
-    under(&book, || {
+fn active_gauge_follows_late_records() {
+    let active = |recorder: &MemoryRecorder| recorder.nonzero_gauges("quant_stage_active");
+    let recorder = MemoryRecorder::default();
+    under(&recorder, || {
         let root = info_span!("pipeline", profile = Empty).entered();
-        let (one, two) = (info_span!("x", stage_id = "a"), info_span!("x", stage_id = Empty, profile = "own"));
-        assert_eq!(active(&book), ["quant_stage_active{stage_id=a,profile=} 1"]);
-        two.record("stage_id", "a");
+        let (a, b) = (info_span!("x", stage_id = "a"), info_span!("x", stage_id = Empty, profile = "own"));
+        assert_eq!(active(&recorder), ["quant_stage_active{stage_id=a,profile=} 1"]);
+        b.record("stage_id", "a");
         assert_eq!(
-            active(&book),
+            active(&recorder),
             ["quant_stage_active{stage_id=a,profile=own} 1", "quant_stage_active{stage_id=a,profile=} 1"]
         );
         root.record("profile", "own");
-        assert_eq!(active(&book), ["quant_stage_active{stage_id=a,profile=own} 2"]);
-        one.record("profile", "not declared");
-        two.record("stage_id", "b");
+        assert_eq!(active(&recorder), ["quant_stage_active{stage_id=a,profile=own} 2"]);
+        a.record("profile", "not declared");
+        b.record("stage_id", "b");
         assert_eq!(
-            active(&book),
+            active(&recorder),
             ["quant_stage_active{stage_id=a,profile=own} 1", "quant_stage_active{stage_id=b,profile=own} 1"]
         );
-        drop(one);
-        assert_eq!(active(&book), ["quant_stage_active{stage_id=b,profile=own} 1"]);
-        let helper = info_span!(parent: &two, "helper", stage_id = Empty);
+        drop(a);
+        assert_eq!(active(&recorder), ["quant_stage_active{stage_id=b,profile=own} 1"]);
+        let helper = info_span!(parent: &b, "helper", stage_id = Empty);
         helper.record("stage_id", "c");
         helper.record("stage_id", "b");
-        assert_eq!(active(&book), ["quant_stage_active{stage_id=b,profile=own} 1"]);
-        drop((helper, two));
-        assert!(active(&book).is_empty());
+        assert_eq!(active(&recorder), ["quant_stage_active{stage_id=b,profile=own} 1"]);
+        drop((helper, b));
+        assert!(active(&recorder).is_empty());
         drop(root);
     });
 }
 
-/// A late value is looked up for all open stages, while they close on other threads.
+/// A late record updates the gauge of all open stages while they close on other threads.
 #[test]
-fn the_active_gauge_is_exact_under_threads() {
+fn active_gauge_is_exact_under_threads() {
     const THREADS: usize = 4;
-    let book = Book::default();
+    let recorder = MemoryRecorder::default();
     let dispatch = Dispatch::new(Registry::default().with(MetricsLayer::new()));
     let bind = || dispatcher::with_default(&dispatch, || drop(info_span!("x", stage_id = "first")));
-    metrics::with_local_recorder(&book, bind);
+    metrics::with_local_recorder(&recorder, bind);
     let start = Barrier::new(THREADS);
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
-            let (dispatch, start, book) = (&dispatch, &start, &book);
+            let (dispatch, start, recorder) = (&dispatch, &start, &recorder);
             let run = move || {
                 for n in 0..5_000 {
                     let span = info_span!("x", stage_id = n % 3, profile = Empty);
@@ -171,13 +167,13 @@ fn the_active_gauge_is_exact_under_threads() {
             };
             scope.spawn(move || {
                 start.wait();
-                metrics::with_local_recorder(book, || dispatcher::with_default(dispatch, run));
+                metrics::with_local_recorder(recorder, || dispatcher::with_default(dispatch, run));
             });
         }
     });
-    assert_eq!(book.nonzero_gauges("quant_stage_active"), Vec::<String>::new());
+    assert_eq!(recorder.nonzero_gauges("quant_stage_active"), Vec::<String>::new());
     let counted: u64 =
-        book.counters().iter().filter(|line| line.contains("status=success")).map(|line| count(line)).sum();
+        recorder.counters().iter().filter(|line| line.contains("status=success")).map(|line| count(line)).sum();
     assert_eq!(counted, 1 + 4 * 5_000);
 }
 
@@ -185,7 +181,7 @@ fn count(line: &str) -> u64 {
     line.rsplit_once(' ').unwrap().1.parse().unwrap()
 }
 
-/// A layer that keeps the target and the message of every event.
+/// A layer that stores the target and the message of every event.
 #[derive(Clone, Default)]
 struct Events(Arc<Mutex<Vec<(String, String)>>>);
 
@@ -197,9 +193,9 @@ impl<S: Subscriber> Layer<S> for Events {
     }
 }
 
-/// The application's log has what it always had, and nothing of the crate.
+/// The application's log has its own events and none of the crate.
 #[test]
-fn without_any_recorder_stages_go_by_in_silence() {
+fn stages_without_a_recorder_emit_no_events() {
     let events = Events::default();
     metrics::with_local_recorder(&metrics::NoopRecorder, || {
         with_default(Registry::default().with(MetricsLayer::new()).with(events.clone()), || {
@@ -212,6 +208,6 @@ fn without_any_recorder_stages_go_by_in_silence() {
             drop(open);
         });
     });
-    let own = (module_path!().to_owned(), "it broke".to_owned());
-    assert_eq!(*events.0.lock().unwrap(), vec![own; 100]);
+    let event = (module_path!().to_owned(), "it broke".to_owned());
+    assert_eq!(*events.0.lock().unwrap(), vec![event; 100]);
 }

@@ -1,4 +1,4 @@
-//! Metrics for a Prometheus that scrapes: what is served, where, and until when.
+//! The HTTP listener for a Prometheus that scrapes: its paths, its answers and its shutdown.
 #![cfg(feature = "http")]
 #![allow(clippy::unwrap_used)]
 
@@ -23,7 +23,7 @@ fn served() -> MetricsLayerBuilder {
     MetricsLayer::builder().with_http_listener(LOOPBACK)
 }
 
-/// With an exposition of this size, which no socket takes in one piece where it is large.
+/// A listener with an exposition of this size. A large one does not fit into a socket buffer.
 fn serving_bytes(size: usize) -> MetricsLayerBuilder {
     served().with_exposition(move || format!("{} 1\n", "x".repeat(size - 3)))
 }
@@ -32,9 +32,9 @@ fn address(measured: &Measured) -> SocketAddr {
     measured.guard.listen_addr().unwrap()
 }
 
-/// The answer to a request as given.
-fn answer(to: SocketAddr, request: &str) -> Vec<u8> {
-    let mut stream = TcpStream::connect(to).unwrap();
+/// The answer to a raw request.
+fn answer(address: SocketAddr, request: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
@@ -42,24 +42,24 @@ fn answer(to: SocketAddr, request: &str) -> Vec<u8> {
 }
 
 #[test]
-fn metrics_are_served_as_they_are_rendered() {
+fn metrics_are_served_as_rendered() {
     let measured = measured(served());
     stage("a");
     let Response { status, headers, body } = http::get(address(&measured), "/metrics").unwrap();
     assert_eq!((status, http::header(&headers, "content-type")), (200, Some(EXPOSITION)));
-    let found = exposition::parse(&body);
-    assert_eq!(found.value("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), Some(1.0));
+    let metrics = exposition::parse(&body);
+    assert_eq!(metrics.value("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), Some(1.0));
     let labels = [("stage_id", "a"), ("profile", ""), ("run_id", "")];
-    assert_eq!(found.value("quant_stage_duration_seconds_count", &labels), Some(1.0));
+    assert_eq!(metrics.value("quant_stage_duration_seconds_count", &labels), Some(1.0));
 
     stage("a");
-    let found = exposition::parse(&http::get(address(&measured), "/metrics?of=now").unwrap().body);
-    assert_eq!(found.value("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), Some(2.0));
+    let metrics = exposition::parse(&http::get(address(&measured), "/metrics?of=now").unwrap().body);
+    assert_eq!(metrics.value("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), Some(2.0));
     assert_eq!(measured.log.own(), [""; 0]);
 }
 
 #[test]
-fn everything_else_is_not_found_but_for_the_health_path() {
+fn other_paths_are_not_found() {
     let measured = measured(served());
     let status = |path| http::get(address(&measured), path).unwrap().status;
     assert_eq!(http::get(address(&measured), "/health").unwrap().body, "OK\n");
@@ -83,7 +83,7 @@ fn metrics_are_read_only() {
 }
 
 #[test]
-fn a_large_exposition_is_compressed_for_those_who_take_it() {
+fn large_exposition_is_compressed_on_request() {
     let measured = measured(serving_bytes(COMPRESSION_THRESHOLD));
     let get = |headers: &str| {
         let answer = answer(address(&measured), &format!("GET /metrics HTTP/1.0\r\n{headers}\r\n"));
@@ -93,30 +93,30 @@ fn a_large_exposition_is_compressed_for_those_who_take_it() {
     let (head, plain) = get("");
     assert!(!head.contains("content-encoding"), "{head}");
     assert_eq!(plain.len(), COMPRESSION_THRESHOLD);
-    let (head, packed) = get("Accept-Encoding: gzip\r\n");
+    let (head, compressed) = get("Accept-Encoding: gzip\r\n");
     assert!(head.contains("content-encoding: gzip"), "{head}");
-    let mut unpacked = Vec::new();
-    flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).unwrap();
-    assert_eq!(unpacked, plain);
+    let mut decompressed = Vec::new();
+    flate2::read::GzDecoder::new(&compressed[..]).read_to_end(&mut decompressed).unwrap();
+    assert_eq!(decompressed, plain);
 }
 
 #[test]
-fn a_recorder_that_cannot_be_rendered_is_a_server_error() {
+fn panicking_exposition_is_a_server_error() {
     let measured = measured(served().with_exposition(|| panic!("of the application")));
     let answer = http::get(address(&measured), "/metrics").unwrap();
     assert_eq!((answer.status, answer.body.as_str()), (500, "the function given to `with_exposition` panicked\n"));
-    assert_eq!(http::get(address(&measured), "/health").unwrap().status, 200, "it goes on");
+    assert_eq!(http::get(address(&measured), "/health").unwrap().status, 200, "the listener keeps answering");
 }
 
 #[test]
-fn without_a_listener_there_is_no_address() {
+fn listen_addr_without_a_listener_is_none() {
     assert_eq!(measured(MetricsLayer::builder()).guard.listen_addr(), None);
 }
 
 #[test]
-fn a_port_that_is_taken_is_found_at_the_start() {
-    let other = TcpListener::bind(LOOPBACK).unwrap();
-    let taken = other.local_addr().unwrap();
+fn taken_port_is_a_configuration_error() {
+    let listener = TcpListener::bind(LOOPBACK).unwrap();
+    let taken = listener.local_addr().unwrap();
     let error = MetricsLayer::builder().with_http_listener(taken).build().unwrap_err();
     assert!(error.is_config());
     assert_eq!(
@@ -129,20 +129,20 @@ fn a_port_that_is_taken_is_found_at_the_start() {
 }
 
 #[test]
-fn it_is_beside_pushing() {
+fn scrapes_and_pushes_have_the_same_metrics() {
     let gateway = MockGateway::ok();
     let measured = measured(served().with_pushgateway(Pushgateway::new(gateway.url(), "j").unwrap()));
     stage("a");
     measured.guard.flush().unwrap();
     let scraped = http::get(address(&measured), "/metrics").unwrap().body;
     for text in [scraped.as_str(), gateway.requests().last().unwrap().text()] {
-        let found = exposition::parse(text);
-        assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+        let metrics = exposition::parse(text);
+        assert_eq!(metrics.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
     }
 }
 
 #[test]
-fn a_gateway_that_hangs_does_not_keep_a_scrape_waiting() {
+fn silent_gateway_does_not_delay_a_scrape() {
     let gateway = MockGateway::start([Reply::Silent]);
     let builder = served()
         .with_pushgateway(Pushgateway::new(gateway.url(), "j").unwrap())
@@ -151,17 +151,17 @@ fn a_gateway_that_hangs_does_not_keep_a_scrape_waiting() {
     let address = guard.listen_addr().unwrap();
     gateway.await_requests(1);
     assert_eq!(http::get(address, "/metrics").unwrap().status, 200);
-    // Nor during the final flush, which shows the last state.
+    // A scrape during the final flush shows the last state.
     let ending = std::thread::spawn(move || guard.shutdown());
     gateway.await_requests(2);
-    let found = exposition::parse(&http::get(address, "/metrics").unwrap().body);
-    assert!(found.family("quant_run_last_completion_timestamp_seconds").is_some());
+    let metrics = exposition::parse(&http::get(address, "/metrics").unwrap().body);
+    assert!(metrics.family("quant_run_last_completion_timestamp_seconds").is_some());
     assert!(ending.join().unwrap().unwrap_err().is_timeout());
 }
 
-/// Rendering takes a small part of the thread's time, however many ask and however long it takes.
+/// Renders for scrapes use a limited share of the delivery thread's time.
 #[test]
-fn clients_that_ask_again_and_again_do_not_hold_up_a_flush() {
+fn frequent_scrapes_do_not_delay_a_flush() {
     const RENDER: Duration = Duration::from_millis(50);
     let gateway = MockGateway::ok();
     let exposition = || {
@@ -183,41 +183,41 @@ fn clients_that_ask_again_and_again_do_not_hold_up_a_flush() {
                 }
             });
         }
-        // Until they are at it.
+        // Waits until the clients have started.
         http::get(address, "/metrics").unwrap();
-        let begun = Instant::now();
+        let start = Instant::now();
         let flushed = (0..3).map(|_| measured.guard.flush()).collect::<Result<Vec<_>, _>>();
-        let took = begun.elapsed();
+        let elapsed = start.elapsed();
         done.store(true, Ordering::Relaxed);
-        assert!(flushed.is_ok() && took < 3 * 6 * RENDER, "{flushed:?} in {took:?}");
+        assert!(flushed.is_ok() && elapsed < 3 * 6 * RENDER, "{flushed:?} in {elapsed:?}");
     });
 }
 
 #[test]
-fn what_is_shown_is_not_of_before_the_request() {
+fn scrape_shows_stages_closed_before_the_request() {
     let measured = measured(served());
     for round in 1..=50 {
         stage("a");
-        let found = exposition::parse(&http::get(address(&measured), "/metrics").unwrap().body);
-        let stages = found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
+        let metrics = exposition::parse(&http::get(address(&measured), "/metrics").unwrap().body);
+        let stages = metrics.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
         assert_eq!(stages, f64::from(round));
     }
 }
 
 #[test]
-fn the_port_is_free_when_the_guard_is_gone() {
+fn shutdown_closes_the_connections_and_frees_the_port() {
     let measured = measured(served());
     let address = address(&measured);
     let mut silent = TcpStream::connect(address).unwrap();
-    let mut half = TcpStream::connect(address).unwrap();
-    half.write_all(b"GET /metrics HTT").unwrap();
-    assert_eq!(http::get(address, "/health").unwrap().status, 200, "both are accepted by now");
+    let mut incomplete = TcpStream::connect(address).unwrap();
+    incomplete.write_all(b"GET /metrics HTT").unwrap();
+    assert_eq!(http::get(address, "/health").unwrap().status, 200, "both connections are accepted");
 
-    let begun = Instant::now();
+    let start = Instant::now();
     measured.guard.shutdown().unwrap();
-    assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
     assert_eq!(TcpStream::connect(address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    for connection in [&mut silent, &mut half] {
+    for connection in [&mut silent, &mut incomplete] {
         let read = connection.read(&mut [0; 16]);
         assert!(matches!(&read, Ok(0)) || read.is_err(), "{read:?}");
     }
@@ -225,7 +225,7 @@ fn the_port_is_free_when_the_guard_is_gone() {
 }
 
 #[test]
-fn an_answer_on_its_way_is_finished_before_the_end() {
+fn shutdown_completes_an_answer_in_progress() {
     const SIZE: usize = 64 * 1024 * 1024;
     let measured = measured(serving_bytes(SIZE));
     let mut client = TcpStream::connect(address(&measured)).unwrap();
@@ -237,36 +237,36 @@ fn an_answer_on_its_way_is_finished_before_the_end() {
         client.read_to_end(&mut rest).map(|read| read > SIZE)
     });
     measured.guard.shutdown().unwrap();
-    assert!(reading.join().unwrap().unwrap(), "all of it arrived");
+    assert!(reading.join().unwrap().unwrap(), "the whole answer arrives");
 }
 
 #[test]
-fn a_client_that_takes_nothing_does_not_hold_up_the_end() {
+fn client_that_reads_nothing_does_not_delay_the_shutdown() {
     let measured = measured(serving_bytes(64 * 1024 * 1024));
     let mut client = TcpStream::connect(address(&measured)).unwrap();
     client.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
     let mut first = [0; 1];
     client.read_exact(&mut first).unwrap();
-    let begun = Instant::now();
+    let start = Instant::now();
     measured.guard.shutdown().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[test]
-fn a_prometheus_scrapes_it() {
+fn prometheus_scrapes_the_listener() {
     let measured = measured(served());
     stage("a");
     let Some(prometheus) = support::prometheus(&[("service", address(&measured), false)]) else { return };
-    let one = |promql: &str| prometheus.await_query(promql, |found| found.len() == 1)[0].1;
-    assert_eq!(one("up{job=\"service\"} == 1"), 1.0);
-    assert_eq!(one("quant_stage_total{job=\"service\", stage_id=\"a\", status=\"success\"} == 1"), 1.0);
-    // In real time, and with a rate: the counters of a service go on.
+    let value = |promql: &str| prometheus.await_query(promql, |series| series.len() == 1)[0].1;
+    assert_eq!(value("up{job=\"service\"} == 1"), 1.0);
+    assert_eq!(value("quant_stage_total{job=\"service\", stage_id=\"a\", status=\"success\"} == 1"), 1.0);
+    // The counters keep increasing, so that `increase()` is above zero.
     for _ in 0..3 {
         stage("a");
     }
-    one("quant_stage_total{stage_id=\"a\", status=\"success\"} == 4");
-    assert!(one("increase(quant_stage_total{stage_id=\"a\", status=\"success\"}[1m]) > 0") >= 3.0);
-    assert_eq!(one("quant_stage_duration_seconds_count{stage_id=\"a\"} == 4"), 4.0);
+    value("quant_stage_total{stage_id=\"a\", status=\"success\"} == 4");
+    assert!(value("increase(quant_stage_total{stage_id=\"a\", status=\"success\"}[1m]) > 0") >= 3.0);
+    assert_eq!(value("quant_stage_duration_seconds_count{stage_id=\"a\"} == 4"), 4.0);
     measured.guard.shutdown().unwrap();
-    prometheus.await_query("up{job=\"service\"} == 0", |found| found.len() == 1);
+    prometheus.await_query("up{job=\"service\"} == 0", |series| series.len() == 1);
 }

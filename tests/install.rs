@@ -1,5 +1,5 @@
-//! `install()` and the recorder of the process: the application's own metrics are in the same exposition, a second
-//! `install()` is an error that leaves nothing behind, and `build()` touches nothing.
+//! `install()` and the global recorder: the application's metrics are in the same exposition, a second `install()` is
+//! an error without side effects, and `build()` leaves the global recorder alone.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
@@ -16,33 +16,33 @@ use support::measured::{Measured, measured, stage};
 use tracing_stage_metrics::{DEFAULT_HISTOGRAM_BUCKETS, FlushGuard, MetricsLayer, MetricsLayerBuilder, Pushgateway};
 use tracing_subscriber::prelude::*;
 
-const TAKEN: &str = "a global `metrics` recorder is installed already: call `install()` once in a process; for a recorder \
+const ALREADY_INSTALLED: &str = "a global `metrics` recorder is installed already: call `install()` once in a process; for a recorder \
                      of your own use `with_exposition`, for a second pipeline `build()`";
 
-/// Not a test: what the children do, each with a recorder of its own process.
+/// Not a test: the scenarios of the child processes, each with a global recorder of its own.
 #[test]
 fn scenarios() {
     let Some(scenario) = child::scenario() else { return };
     match scenario.as_str() {
-        "the application's metrics" => the_applications_metrics(),
-        "a second install" => a_second_install(),
-        "another recorder" => another_recorder(),
-        "a refused install" => a_refused_install(),
+        "the application's metrics" => applications_metrics(),
+        "a second install" => second_install(),
+        "another recorder" => existing_recorder(),
+        "a refused install" => refused_install(),
         "build" => build(),
         "clashing metrics" => clashing_metrics(),
-        "exposition" => exposition_of_another(),
+        "exposition" => exposition_of_the_application(),
         "exposition without a recorder" => exposition_without_a_recorder(),
-        "the layer alone" => the_layer_alone(),
-        unknown => panic!("no scenario {unknown}"),
+        "the layer alone" => layer_alone(),
+        unknown => panic!("unknown scenario: {unknown}"),
     }
-    println!("\nto the end");
+    println!("\ncompleted");
 }
 
 #[track_caller]
 fn run(scenario: &str) {
     let ended = child::start(child::command("scenarios", scenario)).wait();
     assert_eq!(ended.status.code(), Some(0), "{scenario}: {}\n{}", ended.stdout, ended.stderr);
-    assert!(ended.stdout.contains("\nto the end\n"), "{scenario}: {}", ended.stdout);
+    assert!(ended.stdout.contains("\ncompleted\n"), "{scenario}: {}", ended.stdout);
 }
 
 fn rendered(guard: &FlushGuard) -> Exposition {
@@ -54,11 +54,11 @@ fn builder() -> MetricsLayerBuilder {
 }
 
 #[test]
-fn the_applications_metrics_are_in_the_same_exposition_and_never_summaries() {
+fn applications_metrics_are_rendered_without_summaries() {
     run("the application's metrics");
 }
 
-fn the_applications_metrics() {
+fn applications_metrics() {
     let (layer, guard) = builder().with_histogram_buckets("rows.per-batch", &[10.0, 1e3, 1e5]).install().unwrap();
     let _default = tracing_subscriber::registry().with(layer).set_default();
     metrics::describe_counter!("rows_total", metrics::Unit::Count, "Rows, with a \\ and a\nline break.");
@@ -68,97 +68,97 @@ fn the_applications_metrics() {
     metrics::histogram!("latency").record(0.02);
     stage("a");
 
-    let found = rendered(&guard);
-    assert_eq!(found.expect("rows_total", &[("source", r#"a "b" \c"#)]), 3.0);
-    let help = found.family("rows_total").unwrap().help.clone();
+    let metrics = rendered(&guard);
+    assert_eq!(metrics.expect("rows_total", &[("source", r#"a "b" \c"#)]), 3.0);
+    let help = metrics.family("rows_total").unwrap().help.clone();
     assert_eq!(help.as_deref(), Some("Rows, with a \\ and a\nline break."));
-    assert_eq!(found.expect("queue_length", &[]), -1.5);
-    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+    assert_eq!(metrics.expect("queue_length", &[]), -1.5);
+    assert_eq!(metrics.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
 
     let bounds = |name: &str| {
-        let buckets = found.matching(&format!("{name}_bucket"), &[]);
+        let buckets = metrics.matching(&format!("{name}_bucket"), &[]);
         buckets.iter().map(|bucket| bucket.labels["le"].clone()).collect::<Vec<_>>()
     };
     let text = |bounds: &[f64]| bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]).collect::<Vec<_>>();
     assert_eq!(bounds("rows_per_batch"), text(&[10.0, 1e3, 1e5]));
-    assert_eq!(bounds("latency"), text(&DEFAULT_HISTOGRAM_BUCKETS), "not those of the stage duration");
-    assert!(found.families.iter().all(|family| family.kind != "summary"), "{found:?}");
+    assert_eq!(bounds("latency"), text(&DEFAULT_HISTOGRAM_BUCKETS), "the buckets are not those of the stage duration");
+    assert!(metrics.families.iter().all(|family| family.kind != "summary"), "{metrics:?}");
     let series = || guard.render().lines().map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect::<Vec<_>>();
-    assert_eq!(series(), series(), "in a stable order");
+    assert_eq!(series(), series(), "the order of the series is stable");
 }
 
 #[test]
-fn a_second_install_is_an_error_and_leaves_nothing_behind() {
+fn second_install_is_an_error_without_side_effects() {
     run("a second install");
 }
 
-/// How many delivery threads this process has, once there are so many: a thread ends when it likes.
-fn await_delivery_threads(wanted: usize) -> usize {
+/// Waits until the process has this number of delivery threads, and returns the number that it has.
+fn await_delivery_threads(expected: usize) -> usize {
     let deadline = Instant::now() + support::PATIENCE;
     loop {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();
         let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        let found = names.filter(|name| name.starts_with("stage-metrics")).count();
-        if found == wanted || Instant::now() > deadline {
-            return found;
+        let count = names.filter(|name| name.starts_with("stage-metrics")).count();
+        if count == expected || Instant::now() > deadline {
+            return count;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn a_second_install() {
+fn second_install() {
     let (first, second) = (MockGateway::ok(), MockGateway::ok());
     let gateway = |server: &MockGateway| Pushgateway::new(server.url(), "j").unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let told = std::sync::Arc::new(());
+    let captured = std::sync::Arc::new(());
     let (layer, guard) = builder().with_pushgateway(gateway(&first)).install().unwrap();
     let _default = tracing_subscriber::registry().with(layer).set_default();
 
-    let tells = std::sync::Arc::clone(&told);
-    let again = builder()
+    let capture = std::sync::Arc::clone(&captured);
+    let second_builder = builder()
         .with_pushgateway(gateway(&second))
         .with_textfile(directory.path().join("second.prom"))
-        .with_run_report(move |_| drop(tells));
-    let Err(error) = again.install() else { panic!("installed twice") };
+        .with_run_report(move |_| drop(capture));
+    let Err(error) = second_builder.install() else { panic!("the second `install()` succeeded") };
     assert!(error.is_config());
-    assert_eq!((error.to_string().as_str(), format!("{error:?}").as_str()), (TAKEN, TAKEN));
+    assert_eq!((error.to_string().as_str(), format!("{error:?}").as_str()), (ALREADY_INSTALLED, ALREADY_INSTALLED));
 
-    assert_eq!(await_delivery_threads(1), 1, "the thread of the second is gone");
-    assert_eq!(std::sync::Arc::strong_count(&told), 1, "so is its callback");
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "no file was written");
+    assert_eq!(await_delivery_threads(1), 1, "the second `install()` leaves no thread");
+    assert_eq!(std::sync::Arc::strong_count(&captured), 1, "the second `install()` drops its report closure");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "the second `install()` writes no file");
     stage("a");
     metrics::counter!("rows_total").increment(1);
     guard.shutdown().unwrap();
-    assert_eq!(second.requests(), [], "nothing was pushed");
+    assert_eq!(second.requests(), [], "the second `install()` pushes nothing");
     let last = exposition::parse(first.requests().last().unwrap().text());
-    assert_eq!(last.expect("rows_total", &[]), 1.0, "the first goes on");
+    assert_eq!(last.expect("rows_total", &[]), 1.0, "the first delivery continues");
     assert_eq!(last.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
-    assert_eq!(await_delivery_threads(0), 0, "the shutdown ended its thread");
+    assert_eq!(await_delivery_threads(0), 0, "the shutdown ends the delivery thread");
 }
 
 #[test]
-fn a_recorder_of_the_application_is_not_replaced() {
+fn existing_global_recorder_is_not_replaced() {
     run("another recorder");
 }
 
-fn another_recorder() {
-    let other = PrometheusBuilder::new().install_recorder().unwrap();
-    let Err(error) = builder().install() else { panic!("installed over another") };
-    assert_eq!(error.to_string(), TAKEN);
+fn existing_recorder() {
+    let existing = PrometheusBuilder::new().install_recorder().unwrap();
+    let Err(error) = builder().install() else { panic!("`install()` replaced the recorder") };
+    assert_eq!(error.to_string(), ALREADY_INSTALLED);
     metrics::counter!("rows_total").increment(1);
-    assert_eq!(exposition::parse(&other.render()).expect("rows_total", &[]), 1.0);
+    assert_eq!(exposition::parse(&existing.render()).expect("rows_total", &[]), 1.0);
     let Measured { guard, log: _, default: _default } = measured(builder());
     stage("a");
     assert_eq!(rendered(&guard).value("rows_total", &[]), None);
-    assert!(!other.render().contains("quant_"), "{}", other.render());
+    assert!(!existing.render().contains("quant_"), "{}", existing.render());
 }
 
 #[test]
-fn a_refused_configuration_leaves_the_recorder_free() {
+fn refused_configuration_leaves_the_global_recorder_free() {
     run("a refused install");
 }
 
-fn a_refused_install() {
+fn refused_install() {
     assert!(builder().with_buckets(&[]).install().is_err());
     assert!(builder().with_textfile("/no/such/directory/x.prom").install().is_err());
     let headers = Pushgateway::new("gateway", "j").unwrap().with_header("", "");
@@ -170,29 +170,29 @@ fn a_refused_install() {
 }
 
 #[test]
-fn build_touches_nothing_and_two_of_them_do_not_mix() {
+fn builds_share_nothing_and_leave_the_global_recorder_free() {
     run("build");
 }
 
 fn build() {
-    let (one, first) = builder().build().unwrap();
-    let (other, second) = builder().with_namespace("other").build().unwrap();
+    let (first_layer, first_guard) = builder().build().unwrap();
+    let (second_layer, second_guard) = builder().with_namespace("other").build().unwrap();
     metrics::counter!("rows_total").increment(1);
-    tracing::subscriber::with_default(tracing_subscriber::registry().with(one), || stage("a"));
-    tracing::subscriber::with_default(tracing_subscriber::registry().with(other), || stage("b"));
-    let (found, others) = (rendered(&first), rendered(&second));
-    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
-    assert_eq!(found.matching("quant_stage_total", &[("stage_id", "b")]), Vec::<&exposition::Sample>::new());
-    assert_eq!(others.expect("other_stage_total", &[("stage_id", "b"), ("status", "success")]), 1.0);
-    assert!(others.families.iter().all(|family| family.name.starts_with("other_")), "{others:?}");
-    assert_eq!((found.value("rows_total", &[]), others.value("rows_total", &[])), (None, None));
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(first_layer), || stage("a"));
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(second_layer), || stage("b"));
+    let (first, second) = (rendered(&first_guard), rendered(&second_guard));
+    assert_eq!(first.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+    assert_eq!(first.matching("quant_stage_total", &[("stage_id", "b")]), Vec::<&exposition::Sample>::new());
+    assert_eq!(second.expect("other_stage_total", &[("stage_id", "b"), ("status", "success")]), 1.0);
+    assert!(second.families.iter().all(|family| family.name.starts_with("other_")), "{second:?}");
+    assert_eq!((first.value("rows_total", &[]), second.value("rows_total", &[])), (None, None));
     let (_layer, installed) = builder().install().unwrap();
     metrics::counter!("rows_total").increment(1);
-    assert_eq!(rendered(&installed).expect("rows_total", &[]), 1.0, "it was free");
+    assert_eq!(rendered(&installed).expect("rows_total", &[]), 1.0, "the global recorder was free");
 }
 
 #[test]
-fn clashing_metrics_leave_a_text_that_every_reader_takes() {
+fn clashing_metrics_render_a_valid_exposition() {
     run("clashing metrics");
 }
 
@@ -241,17 +241,17 @@ fn clashing_metrics() {
     }
     assert_eq!(text.family("quant_stage_total").unwrap().kind, "counter");
     assert!(text.family("x").is_none() && text.family("both").unwrap().kind == "counter");
-    assert_promtool_reads(&guard.render());
+    assert_promtool_parses(&guard.render());
     #[cfg(feature = "http")]
     {
         let Some(prometheus) = support::prometheus(&[("job", guard.listen_addr().unwrap(), false)]) else { return };
-        let found = prometheus.await_query("http_requests", |found| found.len() == 1);
-        assert_eq!(found[0].1, 7.0);
-        assert_eq!(prometheus.query("scrape_samples_scraped > 0").len(), 1, "the whole scrape");
+        let series = prometheus.await_query("http_requests", |series| series.len() == 1);
+        assert_eq!(series[0].1, 7.0);
+        assert_eq!(prometheus.query("scrape_samples_scraped > 0").len(), 1, "Prometheus accepts the whole scrape");
     }
 
-    let said = log.own();
-    let warned = [
+    let events = log.own();
+    let warnings = [
         "gauge `quant_stage_total` is left out, because `quant_stage_total` is a counter of this crate",
         "gauge `quant_stage_duration_seconds_count` is left out, because `quant_stage_duration_seconds` is a histogram of this",
         "several labels of `keys` become `a_b`",
@@ -259,16 +259,16 @@ fn clashing_metrics() {
         "gauge `both` is left out, because `both` is a counter: give the gauge another name",
         "histogram `x` is left out, because `x_count` is a counter",
     ];
-    for text in warned {
-        assert_eq!(said.iter().filter(|said| said.starts_with(text)).count(), 1, "{text}: {said:#?}");
+    for warning in warnings {
+        assert_eq!(events.iter().filter(|event| event.starts_with(warning)).count(), 1, "{warning}: {events:#?}");
     }
-    assert_eq!(said.len(), warned.len(), "{said:#?}");
+    assert_eq!(events.len(), warnings.len(), "{events:#?}");
     guard.shutdown().unwrap();
-    assert_eq!(log.own().len(), warned.len(), "each once");
+    assert_eq!(log.own().len(), warnings.len(), "each warning is emitted once");
 }
 
-/// Whether it likes the names is another matter.
-fn assert_promtool_reads(text: &str) {
+/// Checks that promtool parses the text. Its complaints about names are ignored.
+fn assert_promtool_parses(text: &str) {
     if !support::servers::installed("promtool") {
         return;
     }
@@ -281,7 +281,7 @@ fn assert_promtool_reads(text: &str) {
 }
 
 #[test]
-fn an_exposition_without_a_recorder_is_a_configuration_error() {
+fn exposition_without_a_recorder_is_a_configuration_error() {
     run("exposition without a recorder");
 }
 
@@ -291,27 +291,27 @@ fn exposition_without_a_recorder() {
     let text = "no global `metrics` recorder is installed, so the stages would not be in what `with_exposition` renders: \
                 install the recorder of the application before `install()` (inside a `Box` if its type has no size)";
     assert_eq!(error.to_string(), text);
-    // One of this thread alone gets nothing of the delivery thread's.
+    // A local recorder of this thread does not receive the values of the delivery thread.
     let local = PrometheusBuilder::new().build_recorder();
     let installed = metrics::with_local_recorder(&local, || builder().with_exposition(String::new).install());
     assert_eq!(installed.unwrap_err().to_string(), text);
-    // Nothing was installed in its place.
-    let other = PrometheusBuilder::new().install_recorder().unwrap();
-    let (_layer, guard) = builder().with_exposition(move || other.render()).install().unwrap();
+    // The refused `install()` has installed no recorder.
+    let recorder = PrometheusBuilder::new().install_recorder().unwrap();
+    let (_layer, guard) = builder().with_exposition(move || recorder.render()).install().unwrap();
     assert!(rendered(&guard).expect("quant_run_start_timestamp_seconds", &[]) > 1.7e9);
     assert_eq!(rendered(&guard).family("quant_run_start_timestamp_seconds").unwrap().kind, "gauge");
 }
 
 #[test]
-fn a_recorder_of_the_application_is_delivered() {
+fn exposition_of_the_application_is_delivered() {
     run("exposition");
 }
 
-fn exposition_of_another() {
-    let other = PrometheusBuilder::new().set_buckets(&[60.0]).unwrap().install_recorder().unwrap();
+fn exposition_of_the_application() {
+    let recorder = PrometheusBuilder::new().set_buckets(&[60.0]).unwrap().install_recorder().unwrap();
     let server = MockGateway::ok();
     let gateway = Pushgateway::new(server.url(), "j").unwrap();
-    let render = move || other.render();
+    let render = move || recorder.render();
     let (layer, guard) = builder().with_exposition(render).with_pushgateway(gateway).install().unwrap();
     let _default = tracing_subscriber::registry().with(layer).set_default();
     metrics::counter!("rows_total").increment(1);
@@ -332,19 +332,19 @@ fn exposition_of_another() {
 }
 
 #[test]
-fn the_layer_alone_records_into_the_recorder_of_the_application() {
+fn layer_alone_records_into_the_global_recorder() {
     run("the layer alone");
 }
 
-fn the_layer_alone() {
-    // Made before the recorder is installed, and bound at its first stage.
+fn layer_alone() {
+    // The layer is made before the recorder is installed and binds to it at the first stage.
     let layer = MetricsLayer::new();
-    let other = PrometheusBuilder::new().set_buckets(&[60.0]).unwrap().install_recorder().unwrap();
+    let recorder = PrometheusBuilder::new().set_buckets(&[60.0]).unwrap().install_recorder().unwrap();
     let _default = tracing_subscriber::registry().with(layer).set_default();
     stage("a");
-    let found = exposition::parse(&other.render());
-    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
-    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "failure")]), 0.0);
-    assert_eq!(found.family("quant_stage_duration_seconds").unwrap().kind, "histogram");
-    assert!(found.family("quant_run_duration_seconds").is_none());
+    let metrics = exposition::parse(&recorder.render());
+    assert_eq!(metrics.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+    assert_eq!(metrics.expect("quant_stage_total", &[("stage_id", "a"), ("status", "failure")]), 0.0);
+    assert_eq!(metrics.family("quant_stage_duration_seconds").unwrap().kind, "histogram");
+    assert!(metrics.family("quant_run_duration_seconds").is_none());
 }

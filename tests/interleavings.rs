@@ -1,8 +1,8 @@
-//! The table of open spans under all interleavings of its operations on up to three threads, tried by `loom`, which
-//! also lets a thread see every value that the memory orderings allow.
+//! The table of open spans under all interleavings of its operations on up to three threads. `loom` explores them, and
+//! every value that the memory orderings allow a thread to read.
 //!
-//! The table is the crate's own source, with `loom`'s atomics in place of those of the standard library, and a first
-//! level of two buckets: few slots, so that threads meet in them.
+//! The models compile the crate's own source with `loom`'s atomics in place of those of the standard library. The first
+//! level of the table has two buckets, so that threads contend for few slots.
 #![allow(clippy::print_stdout, clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
 
 #[path = "interleavings/layer.rs"]
@@ -12,15 +12,15 @@ mod schema;
 #[path = "interleavings/series.rs"]
 mod series;
 
-/// As `src/layer/span/sync.rs`.
+/// Replaces `src/layer/span/sync.rs`.
 mod sync {
     use loom::sync::atomic::{AtomicUsize, Ordering};
 
     pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, fence};
     pub(crate) use loom::thread::yield_now;
 
-    /// `loom` does not know the order of sequentially consistent accesses to different variables. What it gives follows
-    /// from exchanges of the flag alone, which are in one order with each other.
+    /// `loom` does not model the total order of sequentially consistent accesses to different variables.
+    /// Read-modify-write operations on the flag alone give the same guarantee, since they have one modification order.
     #[derive(Debug, Default)]
     pub(crate) struct Flag(AtomicUsize);
 
@@ -34,7 +34,7 @@ mod sync {
         }
     }
 
-    /// A thread that spins waits for another.
+    /// A spinning thread waits for another thread, so that `loom` switches to it.
     pub(crate) fn spin_loop() {
         yield_now();
     }
@@ -51,7 +51,7 @@ use loom::thread::{self, JoinHandle};
 use series::append_only_map::fibonacci_hash;
 use tracing::span::Id;
 
-/// Buckets of the first level.
+/// The number of buckets of the first level.
 const FIRST: usize = 2;
 
 type OpenSpans = layer::span::table::OpenSpans<FIRST>;
@@ -60,7 +60,7 @@ fn id(id: u64) -> Id {
     Id::from_u64(id)
 }
 
-/// A span that is told from others by `mark`.
+/// A span that `mark` identifies.
 fn span(mark: u64) -> NewSpan {
     NewSpan { started: mark, flags: SpanFlags::STAGE, ..NewSpan::default() }
 }
@@ -73,7 +73,8 @@ fn open(spans: &OpenSpans, at: u64, mark: u64) -> SlotRef {
     spans.claim(&id(at), span(mark)).unwrap().reference()
 }
 
-/// Closes it as the layer does: counts it if nobody did, and frees the slot. Returns what was counted.
+/// Closes a span as the layer does: counts it unless it is counted already, and frees the slot. Returns the counted
+/// mark.
 fn close(spans: &OpenSpans, at: u64) -> Option<u64> {
     let span = spans.find(&id(at)).unwrap();
     let counted = mark(span);
@@ -82,10 +83,10 @@ fn close(spans: &OpenSpans, at: u64) -> Option<u64> {
     is_finisher.then_some(counted)
 }
 
-/// Ends the run and goes over the open spans, as the layer does. Returns what was counted.
+/// Ends the run and visits the open spans, as the layer does. Returns the counted marks.
 fn end(spans: &OpenSpans) -> Vec<u64> {
     let mut counted = Vec::new();
-    assert!(spans.end(), "it ends once");
+    assert!(spans.end(), "the run ends once");
     for span in spans.taken() {
         let reference = span.reference();
         let mark = mark(span);
@@ -96,36 +97,35 @@ fn end(spans: &OpenSpans) -> Vec<u64> {
     counted
 }
 
-/// Opens a span with the id 1 and closes it, unless the run is over; what was counted.
+/// Opens and closes a span with the id 1, unless the run is over. Returns the counted mark.
 fn open_and_close(spans: &OpenSpans, mark: u64) -> Option<u64> {
     spans.claim(&id(1), span(mark))?;
     close(spans, 1)
 }
 
-/// Runs it on a thread of its own.
-fn beside<T: 'static>(spans: &Arc<OpenSpans>, work: impl FnOnce(&OpenSpans) -> T + 'static) -> JoinHandle<T> {
+/// Runs `work` on a thread of its own.
+fn spawn<T: 'static>(spans: &Arc<OpenSpans>, work: impl FnOnce(&OpenSpans) -> T + 'static) -> JoinHandle<T> {
     let spans = Arc::clone(spans);
     thread::spawn(move || work(&spans))
 }
 
-/// Ids of the same bucket.
-fn neighbours(count: usize) -> Vec<u64> {
+/// Ids in the same bucket.
+fn ids_of_a_bucket(count: usize) -> Vec<u64> {
     let bucket = |id| fibonacci_hash(id, FIRST);
     (1..).filter(|id| bucket(*id) == bucket(1)).take(count).collect()
 }
 
-/// Tries a model. What is seen in its executions must be all that is listed and nothing else: what never happens proves
-/// nothing.
+/// Explores a model. Its executions must have exactly the listed results: a result that never occurs proves nothing.
 fn model<T: Ord + std::fmt::Debug + Send + 'static>(
     name: &str,
     run: impl Fn() -> T + Sync + Send + 'static,
-    seen: &[T],
+    expected: &[T],
 ) {
     let executions = std::sync::Arc::new(Mutex::new(BTreeMap::new()));
     let mut builder = loom::model::Builder::new();
-    // The most interruptions of one execution. Bugs in such structures show with two or three.
+    // The maximum number of preemptions in an execution. Two or three reveal the bugs of such structures.
     builder.preemption_bound = Some(3);
-    // For those who go over all slots.
+    // High enough for a visit of all slots.
     builder.max_branches = 100_000;
     let tally = std::sync::Arc::clone(&executions);
     builder.check(move || {
@@ -134,12 +134,12 @@ fn model<T: Ord + std::fmt::Debug + Send + 'static>(
     });
     let executions = executions.lock().unwrap();
     println!("{name}: {executions:?}");
-    assert_eq!(executions.keys().collect::<Vec<_>>(), seen.iter().collect::<Vec<_>>(), "{name}");
-    assert!(executions.values().sum::<usize>() > 50, "{name}: the threads hardly meet");
+    assert_eq!(executions.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>(), "{name}");
+    assert!(executions.values().sum::<usize>() > 50, "{name}: the threads interleave in more than 50 ways");
 }
 
-/// Two threads open and close spans of the same bucket.
-fn neighbours_do_not_meet() {
+/// Two threads open and close spans in the same bucket.
+fn spans_in_one_bucket_are_independent() {
     let spans = Arc::new(OpenSpans::new());
     let work = |at| {
         move |spans: &OpenSpans| {
@@ -149,21 +149,21 @@ fn neighbours_do_not_meet() {
             assert!(spans.find(&id(at)).is_none());
         }
     };
-    let threads: Vec<_> = neighbours(2).into_iter().map(|at| beside(&spans, work(at))).collect();
+    let threads: Vec<_> = ids_of_a_bucket(2).into_iter().map(|at| spawn(&spans, work(at))).collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(spans.iter().count(), 0);
 }
 
-/// An id is used again while another thread holds a reference to the span that had it before, as a child that reads what it
-/// inherits, and counts what it refers to. It reads the first span's values, or finds that it is gone.
-fn a_reference_does_not_reach_the_next_span_with_the_id() -> [Option<u64>; 2] {
+/// The registry reuses an id while another thread holds a reference to the first span with that id, reads its values as
+/// a child does, and counts it. The thread reads the values of the first span, or finds that the span is gone.
+fn reference_does_not_reach_the_next_span_with_its_id() -> [Option<u64>; 2] {
     let spans = Arc::new(OpenSpans::new());
     let reference = open(&spans, 1, 1);
-    let closing = beside(&spans, |spans| {
+    let closing = spawn(&spans, |spans| {
         let first = close(spans, 1);
         [first, open_and_close(spans, 2)]
     });
-    let looking = beside(&spans, move |spans| {
+    let looking = spawn(&spans, move |spans| {
         let Some(span) = spans.get(reference) else { return [None, None] };
         let seen = mark(span);
         let is_current = span.is_current(reference);
@@ -172,22 +172,22 @@ fn a_reference_does_not_reach_the_next_span_with_the_id() -> [Option<u64>; 2] {
     let [seen, counted] = looking.join().unwrap();
     let [first, second] = closing.join().unwrap();
     assert_eq!(counted.into_iter().chain(first).collect::<Vec<_>>(), [1], "the first span counts once");
-    assert_eq!(second, Some(2), "the second span is its own");
+    assert_eq!(second, Some(2), "the second span counts once");
     assert_eq!(spans.get(reference).map(mark), None);
     [seen, counted]
 }
 
-/// The run ends while one span closes and another, with the same id and in the same slot, opens and closes: who counted
-/// which. The second is counted unless it is refused.
-fn at_the_end_of_the_run_each_span_counts_once() -> (Vec<u64>, [Option<u64>; 2]) {
+/// The run ends while one span closes and another, with the same id and in the same slot, opens and closes. Returns the
+/// marks that each thread counted. The second span is counted unless it is refused.
+fn ending_run_counts_each_span_once() -> (Vec<u64>, [Option<u64>; 2]) {
     let spans = Arc::new(OpenSpans::new());
     open(&spans, 1, 1);
-    let working = beside(&spans, |spans| {
+    let working = spawn(&spans, |spans| {
         let first = close(spans, 1);
         let is_open = spans.claim(&id(1), span(2)).is_some();
         (first, is_open, is_open.then(|| close(spans, 1)).flatten())
     });
-    let ending = beside(&spans, end);
+    let ending = spawn(&spans, end);
     let by_end = ending.join().unwrap();
     let (first, is_open, second) = working.join().unwrap();
     let mut counted: Vec<_> = by_end.iter().copied().chain(first).chain(second).collect();
@@ -196,15 +196,15 @@ fn at_the_end_of_the_run_each_span_counts_once() -> (Vec<u64>, [Option<u64>; 2])
     (by_end, [first, second])
 }
 
-/// One thread looks for a span that another is giving its slot: as a stage looks for its parent. It finds all of it or
-/// nothing.
-fn what_is_found_is_whole() -> Option<u64> {
+/// One thread looks up a span while another thread initializes its slot, as a stage looks up its parent. The lookup
+/// returns the initialized span or none.
+fn lookup_returns_an_initialized_span_or_none() -> Option<u64> {
     let spans = Arc::new(OpenSpans::new());
-    // What the slot had before.
+    // An earlier span of the slot.
     open(&spans, 1, 1);
     close(&spans, 1);
-    let opening = beside(&spans, |spans| open(spans, 1, 2));
-    let looking = beside(&spans, |spans| {
+    let opening = spawn(&spans, |spans| open(spans, 1, 2));
+    let looking = spawn(&spans, |spans| {
         let reference = spans.get_initialized(&id(1))?.reference();
         spans.get(reference).map(mark)
     });
@@ -214,10 +214,10 @@ fn what_is_found_is_whole() -> Option<u64> {
     seen
 }
 
-/// Two threads open spans in a bucket that has one place left: one of them goes to the next level.
-fn a_full_bucket_overflows_into_the_next_level() {
+/// Two threads open spans in a bucket with one free slot: one of the spans goes to the next level.
+fn full_bucket_overflows_into_the_next_level() {
     let spans = Arc::new(OpenSpans::new());
-    let ids = neighbours(9);
+    let ids = ids_of_a_bucket(9);
     ids[..7].iter().for_each(|at| {
         open(&spans, *at, *at);
     });
@@ -227,40 +227,40 @@ fn a_full_bucket_overflows_into_the_next_level() {
             assert_eq!(mark(spans.find(&id(at)).unwrap()), at);
         }
     };
-    let threads = [ids[7], ids[8]].map(|at| beside(&spans, work(at)));
+    let threads = [ids[7], ids[8]].map(|at| spawn(&spans, work(at)));
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(spans.iter().count(), 9);
     ids.iter().for_each(|at| assert_eq!(close(&spans, *at), Some(*at)));
     assert_eq!(spans.iter().count(), 0);
 }
 
-/// A span that is opened while the run ends is either not opened or seen by who goes over the open spans.
-fn a_span_that_opens_at_the_end_is_counted_or_refused() -> bool {
+/// A span opens while the run ends: the table refuses it, or the end of the run counts it.
+fn span_opened_while_the_run_ends_is_counted_or_refused() -> bool {
     let spans = Arc::new(OpenSpans::new());
-    let opening = beside(&spans, |spans| spans.claim(&id(1), span(1)).is_some());
-    let ending = beside(&spans, end);
+    let opening = spawn(&spans, |spans| spans.claim(&id(1), span(1)).is_some());
+    let ending = spawn(&spans, end);
     let is_open = opening.join().unwrap();
     assert_eq!(ending.join().unwrap(), if is_open { vec![1] } else { vec![] });
     is_open
 }
 
 fn main() {
-    model("neighbours do not meet", neighbours_do_not_meet, &[()]);
+    model("spans in one bucket are independent", spans_in_one_bucket_are_independent, &[()]);
     model(
-        "a reference does not reach the next span with the id",
-        a_reference_does_not_reach_the_next_span_with_the_id,
+        "reference does not reach the next span with its id",
+        reference_does_not_reach_the_next_span_with_its_id,
         &[[None, None], [Some(1), None], [Some(1), Some(1)]],
     );
     model(
-        "at the end of the run each span counts once",
-        at_the_end_of_the_run_each_span_counts_once,
+        "ending run counts each span once",
+        ending_run_counts_each_span_once,
         &[(vec![], [Some(1), None]), (vec![], [Some(1), Some(2)]), (vec![1], [None, None]), (vec![2], [Some(1), None])],
     );
-    model("a span that is found is complete", what_is_found_is_whole, &[None, Some(2)]);
-    model("a full bucket overflows into the next level", a_full_bucket_overflows_into_the_next_level, &[()]);
+    model("lookup returns an initialized span or none", lookup_returns_an_initialized_span_or_none, &[None, Some(2)]);
+    model("full bucket overflows into the next level", full_bucket_overflows_into_the_next_level, &[()]);
     model(
-        "a span that opens at the end is counted or refused",
-        a_span_that_opens_at_the_end_is_counted_or_refused,
+        "span opened while the run ends is counted or refused",
+        span_opened_while_the_run_ends_is_counted_or_refused,
         &[false, true],
     );
 }

@@ -1,5 +1,5 @@
-//! Code of the application that blocks: a log, a report closure, a recorder. The last state arrives all the same, within the
-//! flush timeout, and the process ends as it would have.
+//! Application code that blocks: a log, a report closure, a recorder. The last state arrives within the flush timeout
+//! all the same, and the process ends as it would without the crate.
 #![cfg(all(feature = "http", unix))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -18,16 +18,16 @@ use support::{MockGateway, Reply};
 
 /// The flush timeout of the children.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// What a busy machine may add to a time that is kept.
+/// Allowance for a busy machine.
 const SLACK: Duration = Duration::from_millis(1_500);
 
 fn start(scenario: &str, server: &MockGateway) -> child::Running {
     start_with(scenario, server, &[])
 }
 
-/// `environment`: further variables of the child.
+/// Starts a child with further environment variables.
 fn start_with(scenario: &str, server: &MockGateway, environment: &[(&str, &str)]) -> child::Running {
-    let mut command = child::command("scenarios::block", scenario);
+    let mut command = child::command("scenarios::run_scenario", scenario);
     command.envs(environment.iter().copied());
     command.env("TV_PROMETHEUS_PUSHGATEWAY", server.url());
     command.env("TV_PROMETHEUS_JOB", "j").env("TV_PROMETHEUS_FLUSH_TIMEOUT", "1s");
@@ -45,17 +45,18 @@ fn assert_final(last: &Exposition, reason: &str) {
     assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0);
 }
 
-/// A child that waits in an open stage, while the main thread holds what the crate is about to use.
+/// Sends SIGTERM to a child with an open stage whose main thread holds a lock that the crate needs. Checks that the
+/// child delivers its last state and dies of the signal within the timeout.
 #[track_caller]
-fn dies_of_sigterm_in_time(scenario: &str) {
-    dies_of_sigterm_in_time_with(scenario, &[]);
+fn assert_sigterm_flushes(scenario: &str) {
+    assert_sigterm_flushes_with(scenario, &[]);
 }
 
 #[track_caller]
-fn dies_of_sigterm_in_time_with(scenario: &str, environment: &[(&str, &str)]) {
+fn assert_sigterm_flushes_with(scenario: &str, environment: &[(&str, &str)]) {
     let server = MockGateway::ok();
     let mut running = start_with(scenario, &server, environment);
-    running.await_line("it blocks");
+    running.await_line("blocked");
     let start = Instant::now();
     running.signal(Signal::TERM);
     let ended = running.wait();
@@ -65,30 +66,30 @@ fn dies_of_sigterm_in_time_with(scenario: &str, environment: &[(&str, &str)]) {
 }
 
 #[test]
-fn sigterm_flushes_while_main_holds_the_lock_of_standard_output() {
-    dies_of_sigterm_in_time("stdout locked");
+fn sigterm_flushes_while_main_holds_the_stdout_lock() {
+    assert_sigterm_flushes("stdout locked");
 }
 
 #[test]
-fn sigterm_flushes_while_the_report_waits_for_a_lock_of_main() {
-    dies_of_sigterm_in_time("report waits");
+fn sigterm_flushes_while_the_report_closure_waits_for_a_lock() {
+    assert_sigterm_flushes("report waits");
 }
 
-/// The loss of the collector is being reported meanwhile.
+/// The event about the failing collector is the one that blocks.
 #[cfg(feature = "otlp")]
 #[test]
-fn sigterm_flushes_while_the_log_blocks_and_the_collector_is_lost() {
+fn sigterm_flushes_while_the_log_blocks_and_the_collector_is_down() {
     let collector = format!("http://{}", support::free_addr());
     let environment = [
         ("OTEL_METRICS_EXPORTER", "otlp"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector),
         ("TV_PROMETHEUS_PUSH_INTERVAL", "100ms"),
     ];
-    dies_of_sigterm_in_time_with("log blocks", &environment);
+    assert_sigterm_flushes_with("log blocks", &environment);
 }
 
 #[test]
-fn shutdown_returns_while_the_log_is_a_pipe_that_nobody_reads() {
+fn shutdown_returns_while_the_log_is_a_full_pipe() {
     let server = MockGateway::ok();
     let ended = start("pipe full", &server).wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
@@ -97,21 +98,25 @@ fn shutdown_returns_while_the_log_is_a_pipe_that_nobody_reads() {
 }
 
 #[test]
-fn the_last_rendering_is_delivered_while_the_recorder_does_not_return() {
+fn last_rendering_is_delivered_while_the_recorder_blocks() {
     let server = MockGateway::ok();
     let mut running = start("recorder locked", &server);
-    running.await_line("it blocks");
+    running.await_line("blocked");
     let ended = running.wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     assert!(ended.stdout.contains("shutdown: Ok(())"), "{ended:?}");
     let last = last_push(&server);
     assert_eq!(last.expect("rows_total", &[]), 7.0);
-    assert_eq!(last.value("quant_run_duration_seconds", &[]), None, "the recorder takes nothing any more");
+    assert_eq!(
+        last.value("quant_run_duration_seconds", &[]),
+        None,
+        "the final values do not reach the blocked recorder"
+    );
     assert!(ended.stderr.contains("its last rendering is delivered"), "{ended:?}");
 }
 
 #[test]
-fn install_without_a_file_handle_left_is_an_error() {
+fn install_without_free_file_handles_is_an_error() {
     let server = MockGateway::start([Reply::ok()]);
     let ended = start("no file handles", &server).wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
@@ -120,7 +125,7 @@ fn install_without_a_file_handle_left_is_an_error() {
 }
 
 #[test]
-fn a_fork_is_told_at_once_that_it_has_no_threads() {
+fn flush_in_a_forked_child_is_an_error() {
     let server = MockGateway::ok();
     let ended = start("fork", &server).wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");

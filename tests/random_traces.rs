@@ -21,13 +21,13 @@ use opentelemetry::trace::Status;
 use program::{Node, Said, Step, Target, node};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
-use traces::{First, Setup, Told};
+use traces::{First, Outcomes, Setup};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
 use world::Ran;
 
 /// Runs the programs under both layers; `filtered`: both are shown nothing below INFO.
-fn really(programs: &[Node], first: First, filtered: bool) -> (Ran, Told) {
+fn really(programs: &[Node], first: First, filtered: bool) -> (Ran, Outcomes) {
     let mut setup = Setup::new(first);
     if filtered {
         setup = setup.with_traces(|traces| traces.with_filter(LevelFilter::INFO).boxed());
@@ -35,11 +35,11 @@ fn really(programs: &[Node], first: First, filtered: bool) -> (Ran, Told) {
     }
     let beside = setup.start();
     let ran = world::run(programs, filtered);
-    (ran, beside.told())
+    (ran, beside.outcomes())
 }
 
 /// What of it is wrong.
-fn disagreement(ran: &Ran, told: &Told) -> Option<String> {
+fn disagreement(ran: &Ran, told: &Outcomes) -> Option<String> {
     if told.stages.keys().ne(ran.stages.iter()) {
         return Some(format!("these stages ran: {:?}, these were told: {:?}", ran.stages, told.lines()));
     }

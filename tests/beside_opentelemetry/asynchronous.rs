@@ -1,4 +1,4 @@
-//! Stages that are asynchronous: tasks, waiting, and being dropped.
+//! Asynchronous stages: concurrent_tasks_agree, waiting, cancelled futures.
 
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use tokio::task::{JoinSet, yield_now};
 use tracing::{Instrument, dispatcher, error, info_span, instrument};
 use tracing_stage_metrics::FailurePolicy;
 
-use super::{agreed, in_both_orders, pass};
+use super::{agreed, in_both_orders, spin};
 
-/// A runtime of each kind, whose threads have the subscriber of this one. (`with_subscriber` is not enough: the
-/// registry closes a span's parent in whatever subscriber is the default then.)
+/// A current-thread and a multi-thread runtime whose threads have this thread's subscriber as their default.
+/// (`with_subscriber` is not enough: the registry closes a span's parent in the subscriber that is the default then.)
 fn runtimes() -> [Runtime; 2] {
     [Builder::new_current_thread(), Builder::new_multi_thread()].map(|mut builder| {
         let dispatch = dispatcher::get_default(Clone::clone);
@@ -21,24 +21,25 @@ fn runtimes() -> [Runtime; 2] {
     })
 }
 
-/// Runs it on each; the two layers must agree. What they say is the same.
+/// Runs the scenario on both runtimes and returns the outcomes. Panics unless metric and trace agree, and both runtimes
+/// have the same outcomes.
 #[track_caller]
 fn on_both(scenario: impl AsyncFn()) -> Vec<String> {
-    let [one, other] = [0, 1].map(|kind| agreed(|| runtimes()[kind].block_on(scenario())));
-    assert_eq!(one, other);
-    one
+    let [current_thread, multi_thread] = [0, 1].map(|kind| agreed(|| runtimes()[kind].block_on(scenario())));
+    assert_eq!(current_thread, multi_thread, "both runtimes have the same outcomes");
+    current_thread
 }
 
 #[instrument(err, ret)]
 async fn stage(stage_id: &'static str, answer: Result<u32, u32>) -> Result<u32, u32> {
     yield_now().await;
-    pass();
+    spin();
     yield_now().await;
     answer
 }
 
 #[test]
-fn tasks() {
+fn concurrent_tasks_agree() {
     let lines = on_both(async || {
         let mut tasks = JoinSet::new();
         for (stage_id, answer) in [("a", Ok(1)), ("b", Err(1)), ("c", Ok(1))] {
@@ -50,13 +51,13 @@ fn tasks() {
 }
 
 #[test]
-fn one_that_waits() {
+fn waiting_stage_agrees() {
     let lines = on_both(async || {
         let (done, waits) = oneshot::channel();
         let waiting = async { waits.await.unwrap() }.instrument(info_span!("x", stage_id = "a"));
         tokio::join!(waiting, async {
             yield_now().await;
-            pass();
+            spin();
             done.send(()).unwrap();
         });
     });
@@ -65,7 +66,7 @@ fn one_that_waits() {
 
 #[test]
 #[allow(clippy::async_yields_async)] // The task is to be awaited outside the stage.
-fn one_that_leaves_a_task_behind() {
+fn stage_with_a_detached_task_agrees() {
     let lines = on_both(async || {
         let (release, released) = oneshot::channel::<()>();
         let outer = async {
@@ -73,14 +74,14 @@ fn one_that_leaves_a_task_behind() {
             tokio::spawn(detached)
         };
         let task = outer.instrument(info_span!("x", stage_id = "a")).await;
-        pass();
+        spin();
         release.send(()).unwrap();
         task.await.unwrap();
     });
     assert_eq!(lines, ["a success Unset"]);
 }
 
-/// Dropped in four ways; each ends when it is dropped, which is after a pause.
+/// Drops futures in five ways. Each stage ends when its future is dropped, which is after a pause.
 async fn cancelled() {
     let pending = |stage_id| stage_of(stage_id, std::future::pending());
     tokio::time::timeout(Duration::from_millis(3), pending("timeout")).await.unwrap_err();
@@ -90,7 +91,7 @@ async fn cancelled() {
         _ = pending("lost") => unreachable!(),
         () = async {
             yield_now().await;
-            pass();
+            spin();
         } => {}
     }
 
@@ -100,12 +101,12 @@ async fn cancelled() {
         std::future::pending().await
     }));
     is_started.await.unwrap();
-    pass();
+    spin();
     task.abort();
     assert!(task.await.unwrap_err().is_cancelled());
 
     let never_polled = std::future::pending::<()>().instrument(info_span!("x", stage_id = "never.polled"));
-    pass();
+    spin();
     drop(never_polled);
 
     let mut failed = Box::pin(stage_of("failed.before", async {
@@ -113,7 +114,7 @@ async fn cancelled() {
         std::future::pending().await
     }));
     assert!(failed.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    pass();
+    spin();
     drop(failed);
 }
 
@@ -124,7 +125,7 @@ async fn stage_of(stage_id: &'static str, work: impl Future<Output = ()> + Send)
 }
 
 #[test]
-fn dropped_ones_are_no_failure_unless_they_said_so() {
+fn dropped_future_is_a_success_without_an_error() {
     assert_eq!(
         on_both(async || cancelled().await),
         [
@@ -137,13 +138,13 @@ fn dropped_ones_are_no_failure_unless_they_said_so() {
     );
 }
 
-/// A difference that is asked for: the trace does not know a dropped future.
+/// An intended difference: the trace has no status for a dropped future.
 #[test]
-fn with_proven_success_dropped_ones_are_cancelled_here_alone() {
+fn dropped_future_is_cancelled_in_the_metric_alone_under_proven_success() {
     let lines = in_both_orders(|setup| {
-        let beside = setup.with_policy(FailurePolicy::ProvenSuccess).start();
+        let comparison = setup.with_policy(FailurePolicy::ProvenSuccess).start();
         runtimes()[0].block_on(cancelled());
-        beside.told().lines()
+        comparison.outcomes().lines()
     });
     assert_eq!(
         lines,
@@ -158,9 +159,9 @@ fn with_proven_success_dropped_ones_are_cancelled_here_alone() {
 }
 
 #[test]
-fn stages_in_turns_on_one_thread() {
+fn interleaved_stages_on_one_thread_agree() {
     let lines = on_both(async || {
-        let family = async |outer: &'static str, inner: &'static str| {
+        let run_family = async |outer: &'static str, inner: &'static str| {
             async {
                 let work = async {
                     yield_now().await;
@@ -174,13 +175,13 @@ fn stages_in_turns_on_one_thread() {
             .instrument(info_span!("x", stage_id = outer))
             .await;
         };
-        tokio::join!(family("a", "b"), family("c", "d"));
+        tokio::join!(run_family("a", "b"), run_family("c", "d"));
     });
     assert_eq!(lines, ["a success Unset", "b success Unset", "c success Unset", "d error Error"]);
 }
 
 #[test]
-fn a_future_that_moves_from_thread_to_thread() {
+fn future_polled_on_two_threads_agrees() {
     let lines = agreed(|| {
         let work = async {
             yield_now().await;
@@ -194,7 +195,7 @@ fn a_future_that_moves_from_thread_to_thread() {
             work
         };
         let mut work = std::thread::spawn(turn).join().unwrap();
-        pass();
+        spin();
         assert!(work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
     });
     assert_eq!(lines, ["a error Error"]);

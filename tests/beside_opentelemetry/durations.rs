@@ -1,82 +1,82 @@
-//! The duration. Each scenario has a pause, far longer than the clocks may drift apart, that another rule would count
-//! or leave out; that both durations are within their bounds is checked by [`agreed`].
+//! The duration of a stage. Each scenario has a pause, far longer than the drift of the clocks, that another rule would
+//! count or leave out. [`agreed`] checks that both durations are within their bounds.
 
 use tracing::{Span, info_span};
 
-use super::{agreed, pass};
+use super::{agreed, spin};
 
-/// Runs it; both durations of the stage `a` must end, and begin, where the probes say.
+/// Runs the scenario. Panics unless both durations of the stage `a` are within the bounds of the probes.
 #[track_caller]
 fn within_bounds<T>(scenario: impl Fn() -> T) {
     assert_eq!(agreed(scenario), ["a success Unset"]);
 }
 
-fn x() -> Span {
+fn stage() -> Span {
     info_span!("x", stage_id = "a")
 }
 
 #[test]
-fn from_the_creation_and_not_from_the_first_enter() {
+fn duration_starts_at_the_creation() {
     let late = || {
-        let span = x();
-        pass();
+        let span = stage();
+        spin();
         span.in_scope(|| ());
     };
     within_bounds(late);
 }
 
 #[test]
-fn to_the_last_exit_and_not_to_the_close() {
+fn duration_ends_at_the_last_exit() {
     let kept = || {
-        let span = x();
-        span.in_scope(pass);
-        pass();
+        let span = stage();
+        span.in_scope(spin);
+        spin();
         drop(span);
     };
     within_bounds(kept);
 }
 
 #[test]
-fn with_what_lies_between_two_enters() {
+fn duration_includes_the_time_between_two_enters() {
     let twice = || {
-        let span = x();
+        let span = stage();
         span.in_scope(|| ());
-        pass();
+        spin();
         span.in_scope(|| ());
-        pass();
+        spin();
         drop(span);
     };
     within_bounds(twice);
 }
 
 #[test]
-fn to_the_close_where_it_was_never_entered() {
+fn duration_of_a_span_never_entered_ends_at_the_close() {
     let never = || {
-        let _span = x();
-        pass();
+        let _span = stage();
+        spin();
     };
     within_bounds(never);
 }
 
 #[test]
-fn a_child_holds_its_parent_open_and_does_not_stretch_it() {
+fn open_child_does_not_extend_the_duration_of_its_parent() {
     let held = || {
-        let span = x();
-        span.in_scope(pass);
+        let span = stage();
+        span.in_scope(spin);
         let child = info_span!(parent: &span, "child");
         drop(span);
-        pass();
-        child.in_scope(pass);
+        spin();
+        child.in_scope(spin);
     };
     within_bounds(held);
 }
 
 #[test]
-fn what_is_recorded_and_told_late_does_not_stretch_it() {
+fn late_record_and_late_event_do_not_extend_the_duration() {
     let late = || {
         let span = info_span!("x", stage_id = tracing::field::Empty);
-        span.in_scope(pass);
-        pass();
+        span.in_scope(spin);
+        spin();
         span.record("stage_id", "a");
         tracing::info!(parent: &span, "late");
         drop(span);
@@ -85,26 +85,26 @@ fn what_is_recorded_and_told_late_does_not_stretch_it() {
 }
 
 #[test]
-fn entered_again_inside_and_on_another_thread() {
+fn duration_ends_at_the_last_exit_on_any_thread() {
     let again = || {
-        let span = x();
-        span.in_scope(|| span.in_scope(pass));
+        let span = stage();
+        span.in_scope(|| span.in_scope(spin));
         std::thread::scope(|scope| {
             let (span, dispatch) = (span.clone(), tracing::dispatcher::get_default(Clone::clone));
-            scope.spawn(move || tracing::dispatcher::with_default(&dispatch, || span.in_scope(pass)));
+            scope.spawn(move || tracing::dispatcher::with_default(&dispatch, || span.in_scope(spin)));
         });
-        pass();
+        spin();
         drop(span);
     };
     within_bounds(again);
 }
 
 #[test]
-fn a_parent_and_its_children_each_have_their_own() {
+fn parent_and_children_have_durations_of_their_own() {
     let family = || {
         let _parent = info_span!("x", stage_id = "a").entered();
-        info_span!("x", stage_id = "b").in_scope(pass);
-        info_span!("x", stage_id = "c").in_scope(pass);
+        info_span!("x", stage_id = "b").in_scope(spin);
+        info_span!("x", stage_id = "c").in_scope(spin);
     };
     assert_eq!(agreed(family).len(), 3);
 }

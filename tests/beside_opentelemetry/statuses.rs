@@ -1,11 +1,11 @@
-//! The status, where the two agree.
+//! The status of a stage where metric and trace agree.
 
 use tracing::field::{Empty, display};
 use tracing::{Level, Span, debug, debug_span, error, event, info, info_span, instrument, trace, warn};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{agreed, in_both_orders, told_by};
+use super::{agreed, in_both_orders, outcomes_with};
 
 const FINE: &str = "a success Unset";
 const FAILED: &str = "a error Error";
@@ -16,14 +16,14 @@ fn inside(events: impl Fn()) -> Vec<String> {
 }
 
 #[test]
-fn nothing_happens() {
+fn stage_without_events_is_a_success() {
     assert_eq!(inside(|| ()), [FINE]);
     assert_eq!(agreed(|| info_span!("x", stage_id = "a")), [FINE]);
     assert_eq!(agreed(|| info_span!("a", stage_id = "a", profile = "p", run_id = "r")), [FINE]);
 }
 
 #[test]
-fn a_returned_error() {
+fn returned_error_is_a_failure() {
     #[instrument(fields(stage_id = "a"), err)]
     fn displayed(answer: Result<u32, u32>) -> Result<u32, u32> {
         answer
@@ -48,7 +48,7 @@ fn a_returned_error() {
 }
 
 #[test]
-fn an_error_event() {
+fn error_event_is_a_failure() {
     assert_eq!(inside(|| error!("it broke")), [FAILED]);
     assert_eq!(inside(|| error!(rows = 3)), [FAILED]);
     assert_eq!(inside(|| error!(error = "x", "it broke")), [FAILED]);
@@ -59,13 +59,13 @@ fn an_error_event() {
 }
 
 #[test]
-fn an_error_before_a_message_that_is_a_field_itself() {
+fn error_field_before_a_message_field_is_a_failure() {
     assert_eq!(inside(|| info!(error = "x", message = "tried again")), [FAILED]);
     assert_eq!(inside(|| info!(message = "tried again", error = "x")), [FINE]);
 }
 
 #[test]
-fn events_that_say_no_error() {
+fn other_events_are_no_failure() {
     assert_eq!(inside(|| warn!("it is odd")), [FINE]);
     assert_eq!(inside(|| info!(error = "x", "tried again")), [FINE]);
     assert_eq!(inside(|| info!(error = Empty)), [FINE]);
@@ -75,21 +75,21 @@ fn events_that_say_no_error() {
 }
 
 #[test]
-fn an_error_event_of_another_span() {
+fn error_event_of_another_span_is_no_failure() {
     assert_eq!(inside(|| info_span!("y").in_scope(|| error!("it broke"))), [FINE]);
     let below = || info_span!("y", stage_id = "b").in_scope(|| error!("it broke"));
     assert_eq!(inside(below), [FINE, "b error Error"]);
-    let around = || {
+    let enclosing = || {
         let _root = info_span!("root").entered();
         error!("before");
         info_span!("x", stage_id = "a").in_scope(|| ());
         error!("after");
     };
-    assert_eq!(agreed(around), [FINE]);
+    assert_eq!(agreed(enclosing), [FINE]);
 }
 
 #[test]
-fn an_error_event_with_an_explicit_parent() {
+fn error_event_with_an_explicit_parent_fails_that_stage() {
     assert_eq!(agreed(|| error!(parent: &info_span!("x", stage_id = "a"), "from outside")), [FAILED]);
     let late = || {
         let stage = info_span!("x", stage_id = "a");
@@ -107,7 +107,7 @@ fn an_error_event_with_an_explicit_parent() {
 }
 
 #[test]
-fn a_declared_status() {
+fn status_declared_at_creation_decides() {
     for code in ["ok", "OK", "oK"] {
         let scenario = || info_span!("x", stage_id = "a", otel.status_code = code).in_scope(|| error!("it broke"));
         assert_eq!(agreed(scenario), [DECLARED_OK], "{code}");
@@ -129,7 +129,7 @@ fn a_declared_status() {
 }
 
 #[test]
-fn code_and_description_together() {
+fn later_field_decides_between_code_and_description() {
     let both = || info_span!("x", stage_id = "a", otel.status_description = "it broke", otel.status_code = "ok");
     assert_eq!(agreed(both), [DECLARED_OK]);
     let both = || info_span!("x", stage_id = "a", otel.status_code = "ok", otel.status_description = "it broke");
@@ -141,7 +141,7 @@ fn open() -> Span {
 }
 
 #[test]
-fn a_status_declared_late() {
+fn status_recorded_late_decides() {
     let late = |record: fn(&Span) -> &Span| {
         let while_entered = agreed(|| {
             let span = open();
@@ -162,15 +162,15 @@ fn a_status_declared_late() {
     assert_eq!(late(|span| span.record("otel.status_description", "it broke")), [FAILED]);
 }
 
-/// From the first enter on a status can only rise: unset, error, ok.
+/// From the first enter on, the status of a span only rises: unset, error, ok.
 #[test]
-fn a_status_declared_twice() {
-    let twice = |one: &'static str, two: &'static str| {
+fn status_declared_twice_only_rises_after_the_first_enter() {
+    let twice = |first: &'static str, second: &'static str| {
         agreed(move || {
             let span = open();
             let _entered = span.enter();
-            span.record("otel.status_code", one);
-            span.record("otel.status_code", two);
+            span.record("otel.status_code", first);
+            span.record("otel.status_code", second);
         })
     };
     assert_eq!(twice("ok", "error"), [DECLARED_OK]);
@@ -180,14 +180,14 @@ fn a_status_declared_twice() {
     assert_eq!(twice("unset", "error"), [FAILED]);
 }
 
-/// Before it, what is said last counts.
+/// Before the first enter, the status recorded last counts.
 #[test]
-fn a_status_declared_twice_before_the_first_enter() {
+fn last_status_counts_before_the_first_enter() {
     for enter in [false, true] {
-        let twice = |one: &'static str, two: &'static str| {
+        let twice = |first: &'static str, second: &'static str| {
             agreed(move || {
-                let span = info_span!("x", stage_id = "a", otel.status_code = one);
-                span.record("otel.status_code", two);
+                let span = info_span!("x", stage_id = "a", otel.status_code = first);
+                span.record("otel.status_code", second);
                 enter.then(|| span.in_scope(|| ()));
             })
         };
@@ -198,7 +198,7 @@ fn a_status_declared_twice_before_the_first_enter() {
 }
 
 #[test]
-fn a_status_and_events() {
+fn ok_status_overrides_error_events() {
     let after = |event: fn()| {
         agreed(move || {
             let span = open();
@@ -221,7 +221,7 @@ fn a_status_and_events() {
 }
 
 #[test]
-fn values_recorded_late() {
+fn stage_id_recorded_late_names_the_outcome() {
     let late = || {
         let span = info_span!("x", stage_id = Empty, profile = Empty, run_id = Empty);
         let _entered = span.enter();
@@ -238,7 +238,7 @@ fn values_recorded_late() {
 }
 
 #[test]
-fn stages_within_stages() {
+fn nested_stages_have_outcomes_of_their_own() {
     let nested = || {
         info_span!("x", stage_id = "a").in_scope(|| {
             info_span!("x", stage_id = "b", otel.status_code = "error").in_scope(|| {
@@ -251,7 +251,7 @@ fn stages_within_stages() {
 }
 
 #[test]
-fn threads() {
+fn stages_on_other_threads_agree() {
     let parallel = || {
         let outer = info_span!("x", stage_id = "a");
         let dispatch = tracing::dispatcher::get_default(Clone::clone);
@@ -273,17 +273,17 @@ fn threads() {
 }
 
 #[test]
-fn what_a_filter_hides_from_both() {
+fn span_filtered_from_both_layers_is_in_neither() {
     let hidden = || {
         info_span!("x", stage_id = "a").in_scope(|| {
             debug_span!("x", stage_id = "hidden").in_scope(|| {
-                // Lands on the stage around.
+                // The event belongs to the enclosing stage, since the filter hides its span.
                 error!("it broke");
                 info_span!("x", stage_id = "b").in_scope(|| debug!(error = "hidden too"));
             });
         });
     };
-    let filtered = told_by(
+    let filtered = outcomes_with(
         |setup| {
             let setup = setup.with_traces(|traces| traces.with_filter(LevelFilter::INFO).boxed());
             setup.with_metrics(|metrics| metrics.with_filter(LevelFilter::INFO).boxed())
@@ -294,14 +294,14 @@ fn what_a_filter_hides_from_both() {
 }
 
 #[test]
-fn without_context_activation() {
+fn outcomes_without_context_activation_agree() {
     let lines = in_both_orders(|setup| {
-        let beside = setup.with_traces(|traces| traces.with_context_activation(false).boxed()).start();
+        let comparison = setup.with_traces(|traces| traces.with_context_activation(false).boxed()).start();
         info_span!("x", stage_id = "a").in_scope(|| {
             info_span!("x", stage_id = "b").in_scope(|| error!("it broke"));
             info_span!("x", stage_id = "c", otel.status_code = "ok").in_scope(|| error!("it broke"));
         });
-        beside.told().agreed()
+        comparison.outcomes().agreed()
     });
     assert_eq!(lines, [FINE, "b error Error", "c success Ok"]);
 }

@@ -1,7 +1,7 @@
-//! What happened to the runs of one group, and what the gateway must show of it.
+//! The runs of one group, and the state that the gateway must show after them.
 //!
-//! A killed process may or may not have delivered or spooled its last state: the parent cannot know. Such facts are
-//! [`Certainty::Perhaps`], and the gateway may show either.
+//! A killed process may have delivered or spooled its last state, or may not: the parent cannot know. Such facts are
+//! [`Certainty::Perhaps`], and the gateway may show either state.
 
 use std::fmt;
 
@@ -15,26 +15,26 @@ pub(crate) enum Certainty {
     Yes,
 }
 
-/// One run that is over. Times are Unix times in seconds.
+/// A run that has ended. Times are Unix times in seconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) number: u32,
     pub(crate) start: f64,
-    /// Its final flush was made: the gateway or the spool has its last state.
+    /// The final flush has ended: the gateway or the spool has the last state.
     pub(crate) flushed: Certainty,
-    /// Its last state says that it succeeded.
+    /// The last state reports a success.
     pub(crate) succeeded: Certainty,
-    /// The gateway answered 200 to a `flush()` of it, or to its final one.
+    /// The gateway answered 200 to a `flush()` or to the final flush.
     pub(crate) is_acknowledged: bool,
     /// The final flush returned `Ok`.
     pub(crate) is_delivered: bool,
     /// The gauge `OVER` was 1 in the last state.
     pub(crate) is_over: bool,
-    /// When it began to end, and when the process was gone: the time of its completion is between them.
+    /// The start of the final flush, and the end of the process. The completion time of the run is between them.
     pub(crate) end: (f64, f64),
 }
 
-/// What the gateway shows of a group.
+/// The state that the gateway shows of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct State {
     pub(crate) start: Option<f64>,
@@ -57,16 +57,16 @@ impl State {
     }
 }
 
-/// The rules. Each is a promise of the crate.
+/// The promises of the crate that a history can break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rule {
-    /// What `Ok` of the final flush means.
+    /// A final flush that returns `Ok` is visible at once.
     OkMeansVisible,
-    /// Every final flush is visible or superseded by a later run.
+    /// Every final flush becomes visible or is superseded by a later run.
     FinalStateArrives,
-    /// No older run stands in the place of one whose push was answered.
+    /// No older run replaces a run whose push was acknowledged.
     NoOlderRun,
-    /// What is shown of a run that came to its end is its last state.
+    /// A run with a final flush shows its last state.
     LastStateIsWhole,
     LastSuccessIsTrue,
     SpoolEmpties,
@@ -80,7 +80,7 @@ impl fmt::Display for Rule {
             Self::FinalStateArrives => "a final state arrives or is superseded",
             Self::NoOlderRun => "no older run replaces an acknowledged one",
             Self::LastStateIsWhole => "the last state is whole",
-            Self::LastSuccessIsTrue => "the last success is the true one",
+            Self::LastSuccessIsTrue => "the last success is that of the last successful run",
             Self::SpoolEmpties => "the spool empties",
             Self::NothingIsLeftOver => "no file is left over",
         })
@@ -103,21 +103,21 @@ impl Run {
     }
 }
 
-/// What the gateway must show right after this final flush, before a later run of the group starts.
+/// Checks the state right after the final flush, before a later run of the group starts.
 pub(crate) fn check_after_flush(run: &Run, state: &State) -> Option<Violation> {
     let is_wrong = run.is_delivered && !run.is_whole_in(state);
     is_wrong.then(|| (Rule::OkMeansVisible, format!("run {} was delivered, the gateway shows {state:?}", run.number)))
 }
 
-/// What the gateway must show at the end, with every payload delivered. `history`: in the order of the starts.
+/// Checks the state after the delivery of every payload. `history` is in the order of the starts.
 pub(crate) fn check_at_the_end(history: &[Run], state: &State) -> Vec<Violation> {
     let mut violations = Vec::new();
     let last_where = |condition: fn(&Run) -> bool| history.iter().rposition(condition);
     let visible = history.iter().position(|run| state.start == Some(run.start));
     let shown = visible.map_or("none of its runs".to_owned(), |run| format!("run {}", history[run].number));
-    let mut at_least = |least: Option<usize>, rule| {
-        if let Some(least) = least.filter(|least| visible < Some(*least)) {
-            let number = history[least].number;
+    let mut at_least = |oldest: Option<usize>, rule| {
+        if let Some(oldest) = oldest.filter(|oldest| visible < Some(*oldest)) {
+            let number = history[oldest].number;
             violations.push((rule, format!("run {number} must be visible, the gateway shows {shown}: {state:?}")));
         }
     };
@@ -180,7 +180,7 @@ mod tests {
     use Certainty::{No, Perhaps, Yes};
 
     #[test]
-    fn an_older_run_is_seen() {
+    fn older_run_is_a_violation() {
         let history = [run(1, Yes, No), run(2, Yes, No), run(3, No, No)];
         assert_eq!(rules(&history, shows(2, None)), []);
         assert_eq!(rules(&history, shows(3, None)), []);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_run_in_the_place_of_an_acknowledged_one_is_seen() {
+    fn older_run_in_place_of_an_acknowledged_one_is_a_violation() {
         let mut history = [run(1, Yes, No), run(2, No, No), run(3, No, No)];
         assert_eq!(rules(&history, shows(1, None)), []);
         history[1].is_acknowledged = true;
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_state_of_the_same_run_is_seen() {
+    fn older_state_of_the_last_run_is_a_violation() {
         let history = [run(1, Yes, Yes)];
         let whole = shows(1, Some(15.5));
         assert_eq!(rules(&history, whole), []);
@@ -216,14 +216,14 @@ mod tests {
             let (rule, _) = check_after_flush(&history[0], &state).unwrap();
             assert_eq!(rule, Rule::OkMeansVisible);
         }
-        // Of a killed run any state may be the last.
+        // Any state of a killed run may be its last.
         assert_eq!(rules(&[run(1, Perhaps, No)], State { over: Some(0.0), ..shows(1, None) }), []);
         let undelivered = Run { is_delivered: false, ..run(1, Yes, Yes) };
         assert_eq!(check_after_flush(&undelivered, &State::default()), None);
     }
 
     #[test]
-    fn a_wrong_last_success_is_seen() {
+    fn wrong_last_success_is_a_violation() {
         let history = [run(1, Yes, Yes), run(2, Yes, Yes), run(3, Yes, No)];
         assert_eq!(rules(&history, shows(3, Some(25.5))), []);
         for wrong in [None, Some(15.5), Some(35.5), Some(22.0)] {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_success_of_a_killed_run_may_be_shown_or_not() {
+    fn success_of_a_killed_run_may_be_missing() {
         let history = [run(1, Perhaps, Perhaps), run(2, Yes, Yes), run(3, Perhaps, Perhaps)];
         for right in [Some(25.5), Some(35.5)] {
             assert_eq!(rules(&history, shows(3, right)), [], "{right:?}");

@@ -1,5 +1,5 @@
-//! One run: a child process that measures stages, pushes often, and ends as it is told to. It says on its stdout how far
-//! it is; a line in the pipe outlives the process, however that ends.
+//! One run: a child process that measures stages, pushes often, and ends as planned. It reports its progress on stdout:
+//! a line in the pipe outlives the process.
 
 use std::fmt;
 use std::path::Path;
@@ -16,13 +16,13 @@ use super::support::{child, exposition, log};
 pub(crate) const PUSH_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Begins each line of a child that is meant for its parent.
-const MARK: &str = "chaos: ";
-/// Gauges of the application: the number of the run, and 1 from just before the final flush on.
+/// Prefix of the lines that a child prints for its parent.
+const PREFIX: &str = "chaos: ";
+/// Gauges of the application: the number of the run, and a flag that is 1 from just before the final flush on.
 pub(crate) const NUMBER: &str = "chaos_run";
 pub(crate) const OVER: &str = "chaos_over";
 
-/// How a run ends by itself.
+/// How a run ends without a signal.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Ending {
     FinishOk,
@@ -30,7 +30,7 @@ pub(crate) enum Ending {
     ShutdownOk,
     /// `shutdown()` after a stage that failed.
     ShutdownFailed,
-    /// It works until a signal comes.
+    /// The run works until a signal ends it.
     Never,
 }
 
@@ -51,9 +51,9 @@ impl Ending {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Job {
     pub(crate) number: u32,
-    /// Steps of work, of `STEP` each.
+    /// The number of steps; each takes `STEP`.
     pub(crate) steps: u32,
-    /// The step after which it calls `flush()`.
+    /// The step after which the run calls `flush()`.
     pub(crate) flush_after: Option<u32>,
     pub(crate) ending: Ending,
 }
@@ -72,19 +72,19 @@ impl FromStr for Job {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("no job: {text:?}");
+        let invalid = || format!("not a job: {text:?}");
         let words: Vec<&str> = text.split(' ').collect();
-        let [number, steps, flush_after, ending] = words[..] else { return Err(wrong()) };
+        let [number, steps, flush_after, ending] = words[..] else { return Err(invalid()) };
         Ok(Self {
-            number: number.parse().map_err(|_| wrong())?,
-            steps: steps.parse().map_err(|_| wrong())?,
+            number: number.parse().map_err(|_| invalid())?,
+            steps: steps.parse().map_err(|_| invalid())?,
             flush_after: flush_after.parse().ok(),
-            ending: ENDINGS.iter().find(|(_, name)| *name == ending).ok_or_else(wrong)?.0,
+            ending: ENDINGS.iter().find(|(_, name)| *name == ending).ok_or_else(invalid)?.0,
         })
     }
 }
 
-/// What a child says of itself. Times are Unix times in seconds.
+/// A progress report of a child. Times are Unix times in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Progress {
     /// The value of `quant_run_start_timestamp_seconds`.
@@ -93,7 +93,7 @@ pub(crate) enum Progress {
     Flushed(bool),
     /// The final flush is the next call.
     Ending(f64),
-    /// The final flush has returned, with this result where the call tells it.
+    /// The final flush has returned, with its result if the call returns one.
     Ended(Option<bool>),
 }
 
@@ -110,11 +110,11 @@ impl fmt::Display for Progress {
 }
 
 impl Progress {
-    /// All that a child said, in order.
+    /// All progress reports in the output of a child, in order.
     pub(crate) fn all_of(stdout: &str) -> Vec<Self> {
-        // The harness's own words may come first on a line.
-        let lines = stdout.lines().filter_map(|line| Some(line.split_once(MARK)?.1));
-        lines.map(|line| Self::parse(line).unwrap_or_else(|| panic!("no progress: {line:?}"))).collect()
+        // The test harness may print a prefix on the same line.
+        let lines = stdout.lines().filter_map(|line| Some(line.split_once(PREFIX)?.1));
+        lines.map(|line| Self::parse(line).unwrap_or_else(|| panic!("not a progress report: {line:?}"))).collect()
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -135,7 +135,7 @@ pub(crate) fn unix_time() -> f64 {
 
 #[track_caller]
 pub(crate) fn command(job: Job, url: &str, group: &str, spool: &Path) -> Command {
-    let mut command = child::command("job::run", &job.to_string());
+    let mut command = child::command("job::run_job", &job.to_string());
     command
         .env("TV_PROMETHEUS_PUSHGATEWAY", url)
         .env("TV_PROMETHEUS_JOB", group)
@@ -145,12 +145,12 @@ pub(crate) fn command(job: Job, url: &str, group: &str, spool: &Path) -> Command
     command
 }
 
-/// Not a test: what the children do.
+/// Not a test: the scenario of the child processes.
 #[test]
-fn run() {
+fn run_job() {
     let Some(job) = child::scenario() else { return };
     let job: Job = job.parse().unwrap();
-    let say = |progress: Progress| println!("{MARK}{progress}");
+    let report = |progress: Progress| println!("{PREFIX}{progress}");
     let builder = MetricsLayer::builder().with_env().unwrap().with_flush_on_signals();
     let (layer, guard) = builder.install().unwrap();
     let own = tracing_subscriber::filter::filter_fn(|metadata| metadata.target() == log::OWN_TARGET);
@@ -159,13 +159,13 @@ fn run() {
     metrics::gauge!(NUMBER).set(job.number);
     metrics::gauge!(OVER).set(0);
     let rendered = exposition::parse(&guard.render());
-    say(Progress::Started(rendered.expect("quant_run_start_timestamp_seconds", &[])));
+    report(Progress::Started(rendered.expect("quant_run_start_timestamp_seconds", &[])));
 
     for step in 1..=job.steps {
         stage("work");
         std::thread::sleep(STEP);
         if job.flush_after == Some(step) {
-            say(Progress::Flushed(guard.flush().is_ok()));
+            report(Progress::Flushed(guard.flush().is_ok()));
         }
     }
     if job.ending == Ending::Never {
@@ -177,22 +177,22 @@ fn run() {
         failing_stage("work");
     }
     metrics::gauge!(OVER).set(1);
-    say(Progress::Ending(unix_time()));
-    say(Progress::Ended(end(guard, job.ending)));
+    report(Progress::Ending(unix_time()));
+    report(Progress::Ended(end(guard, job.ending)));
 }
 
-/// Makes the final flush. Its result, where the call tells it.
+/// Makes the final flush and returns its result if the call returns one.
 fn end(guard: FlushGuard, ending: Ending) -> Option<bool> {
     match ending {
         Ending::FinishOk => guard.finish(Ok::<_, String>(())).map(|()| None).unwrap(),
-        Ending::FinishErr => guard.finish(Err::<(), _>("as told")).map_or(None, |()| unreachable!()),
+        Ending::FinishErr => guard.finish(Err::<(), _>("on purpose")).map_or(None, |()| unreachable!()),
         Ending::ShutdownOk | Ending::ShutdownFailed => Some(guard.shutdown().is_ok()),
-        Ending::Never => unreachable!("it ends by a signal"),
+        Ending::Never => unreachable!("a signal ends the run"),
     }
 }
 
 #[test]
-fn jobs_and_their_progress_survive_the_way_through_text() {
+fn jobs_and_progress_reports_round_trip_through_text() {
     for (ending, _) in ENDINGS {
         for flush_after in [None, Some(3)] {
             let job = Job { number: 7, steps: 12, flush_after, ending };
@@ -206,6 +206,6 @@ fn jobs_and_their_progress_survive_the_way_through_text() {
         Progress::Ended(Some(true)),
         Progress::Ended(None),
     ];
-    let stdout: String = all.iter().map(|progress| format!("test x ... {MARK}{progress}\nother\n")).collect();
+    let stdout: String = all.iter().map(|progress| format!("test x ... {PREFIX}{progress}\nother\n")).collect();
     assert_eq!(Progress::all_of(&stdout), all);
 }

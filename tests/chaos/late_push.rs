@@ -1,5 +1,5 @@
-//! A frozen gateway keeps the pushes that its clients gave up, and applies them after the thaw, in any order: the final
-//! state stands all the same.
+//! A frozen gateway keeps the pushes that its clients have aborted, and applies them after the thaw, in any order. The
+//! final state must be the last one applied.
 
 use std::thread;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::support::measured::{Measured, measured, stage};
 use super::support::sockets::{self, Connection};
 use super::support::{self, exposition};
 
-/// A part of it passes before the push in flight is given up.
+/// The client aborts the push in flight after a part of this time.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The rounds after which `shutdown()` is an error, the gateway shows an older state, or the spool has a payload.
+/// The rounds after which `shutdown()` returns an error, the gateway shows an older state, or the spool has a payload.
 #[track_caller]
 fn wrong_rounds(rounds: usize, interval: Duration, timeout: Duration) -> Vec<String> {
     let Some(gateway) = support::pushgateway() else { return Vec::new() };
@@ -36,10 +36,10 @@ fn wrong_rounds(rounds: usize, interval: Duration, timeout: Duration) -> Vec<Str
         stage("last");
         let result = thread::scope(|scope| {
             let ending = scope.spawn(|| guard.shutdown());
-            directory::await_true("the push is given up", || {
-                sockets::connections(addr).iter().any(|connection| connection.given_up)
+            directory::await_true("the client has aborted the push", || {
+                sockets::connections(addr).iter().any(|connection| connection.closed_by_client)
             });
-            // What waits so long after another was given up is the final push.
+            // A request that is still pending this long after the abort is the final push.
             sockets::await_pending(addr, 2 * PUSH_INTERVAL);
             gateway.thaw();
             ending.join().unwrap()
@@ -48,30 +48,30 @@ fn wrong_rounds(rounds: usize, interval: Duration, timeout: Duration) -> Vec<Str
         let shown = exposition::parse(&gateway.metrics());
         let labels = [("instance", ""), ("job", &job), ("stage_id", "last"), ("status", "success")];
         let last = shown.value("quant_stage_total", &labels);
-        let left = directory::payloads(spool.path()).len();
-        if result.is_err() || last != Some(1.0) || left != 0 {
-            wrong.push(format!("round {round}: {result:?}, the last stage {last:?}, {left} payloads in the spool"));
+        let spooled = directory::payloads(spool.path()).len();
+        if result.is_err() || last != Some(1.0) || spooled != 0 {
+            wrong.push(format!("round {round}: {result:?}, the last stage {last:?}, {spooled} payloads in the spool"));
         }
     }
     wrong
 }
 
 #[test]
-fn final_state_stands_after_interval_push_was_given_up() {
+fn final_state_outlasts_an_aborted_interval_push() {
     let wrong = wrong_rounds(20, PUSH_INTERVAL, FLUSH_TIMEOUT);
     assert_eq!(wrong, [""; 0], "{} of 20", wrong.len());
 }
 
-/// With an interval as long as by default: the final flush gives up the first push after a part of its own time.
+/// The push interval is long: the final flush aborts the first push after a part of its own timeout.
 #[test]
-fn final_state_stands_after_first_push_was_given_up() {
+fn final_state_outlasts_an_aborted_first_push() {
     let wrong = wrong_rounds(8, Duration::from_secs(3_600), FLUSH_TIMEOUT);
     assert_eq!(wrong, [""; 0], "{} of 8", wrong.len());
 }
 
-/// A process that is killed while it waits for an earlier push loses nothing.
+/// A process killed while it waits for an earlier push loses nothing.
 #[test]
-fn last_state_is_in_the_spool_while_an_earlier_push_is_in_flight() {
+fn last_state_is_spooled_while_an_earlier_push_is_in_flight() {
     let Some(gateway) = support::pushgateway() else { return };
     gateway.freeze();
     let spool = tempfile::tempdir().unwrap();
@@ -86,8 +86,9 @@ fn last_state_is_in_the_spool_while_an_earlier_push_is_in_flight() {
         let ending = scope.spawn(|| guard.shutdown());
         directory::await_true("the last state is in the spool", || !directory::payloads(spool.path()).is_empty());
         let connections = sockets::connections(gateway.addr());
-        let is_first = |connection: &Connection| connection.client_port == first.client_port && !connection.given_up;
-        assert!(connections.iter().any(is_first), "the earlier push was given up first: {connections:?}");
+        let is_first =
+            |connection: &Connection| connection.client_port == first.client_port && !connection.closed_by_client;
+        assert!(connections.iter().any(is_first), "the earlier push is still in flight: {connections:?}");
         gateway.thaw();
         ending.join().unwrap().unwrap();
     });

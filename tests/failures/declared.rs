@@ -1,26 +1,26 @@
-//! `otel.status_code` and `otel.status_description` decide over the policy.
+//! `otel.status_code` and `otel.status_description` override the failure policy.
 
 use tracing::field::{Empty, debug, display};
 use tracing::{Span, error, info_span, instrument};
 
-use super::{OK, ends, panicking};
+use super::{OK, outcomes, panicking};
 
 #[test]
-fn the_status_code_at_creation() {
+fn status_code_at_creation_overrides_the_policy() {
     for code in ["ok", "OK", "Ok", "oK"] {
         let scenario = || info_span!("x", stage_id = "a", otel.status_code = code).in_scope(|| error!("it broke"));
-        assert_eq!(ends(scenario), [OK, OK, OK, OK], "{code}");
+        assert_eq!(outcomes(scenario), [OK, OK, OK, OK], "{code}");
     }
     for code in ["error", "ERROR", "Error"] {
         let scenario = || drop(info_span!("x", stage_id = "a", otel.status_code = code));
-        assert_eq!(ends(scenario), ["error", "error", "error", "error"], "{code}");
+        assert_eq!(outcomes(scenario), ["error", "error", "error", "error"], "{code}");
     }
 }
 
 #[test]
-fn the_status_code_recorded_late() {
+fn status_recorded_late_overrides_the_policy() {
     let late = |record: fn(&Span) -> &Span, event: fn()| {
-        ends(move || {
+        outcomes(move || {
             let span = info_span!("x", stage_id = "a", otel.status_code = Empty, otel.status_description = Empty);
             span.in_scope(event);
             record(&span);
@@ -38,47 +38,47 @@ fn the_status_code_recorded_late() {
 }
 
 #[test]
-fn what_is_said_last_counts() {
+fn last_status_code_before_the_first_enter_counts() {
     let scenario = || {
         let span = info_span!("x", stage_id = "a", otel.status_code = "error");
         span.record("otel.status_code", "ok");
     };
-    assert_eq!(ends(scenario), [OK, OK, OK, OK]);
+    assert_eq!(outcomes(scenario), [OK, OK, OK, OK]);
     let scenario = || {
         let span = info_span!("x", stage_id = "a", otel.status_code = "ok");
         span.record("otel.status_code", "error");
     };
-    assert_eq!(ends(scenario), ["error", "error", "error", "error"]);
+    assert_eq!(outcomes(scenario), ["error", "error", "error", "error"]);
 }
 
 #[test]
-fn another_code_says_nothing() {
+fn unknown_status_code_is_ignored() {
     for code in ["unset", "", "okay", " ok"] {
         let scenario = || info_span!("x", stage_id = "a", otel.status_code = code).in_scope(|| error!("it broke"));
-        assert_eq!(ends(scenario), ["error", OK, "error", "cancelled"], "{code:?}");
+        assert_eq!(outcomes(scenario), ["error", OK, "error", "cancelled"], "{code:?}");
     }
     let scenario = || drop(info_span!("x", stage_id = "a", otel.status_code = 1));
-    assert_eq!(ends(scenario), [OK, OK, OK, "cancelled"]);
+    assert_eq!(outcomes(scenario), [OK, OK, OK, "cancelled"]);
 }
 
 #[test]
-fn the_status_description_means_error() {
+fn status_description_is_an_error() {
     let scenario = || drop(info_span!("x", stage_id = "a", otel.status_description = "it broke"));
-    assert_eq!(ends(scenario), ["error", "error", "error", "error"]);
+    assert_eq!(outcomes(scenario), ["error", "error", "error", "error"]);
 }
 
 #[test]
-fn the_status_decides_over_what_was_returned() {
+fn status_code_overrides_the_returned_result() {
     #[instrument(fields(stage_id = "a", otel.status_code = code), err, ret)]
     fn stage(code: &str, answer: Result<u32, u32>) -> Result<u32, u32> {
         answer
     }
-    assert_eq!(ends(|| stage("ok", Err(1))), [OK, OK, OK, OK]);
-    assert_eq!(ends(|| stage("error", Ok(1))), ["error", "error", "error", "error"]);
+    assert_eq!(outcomes(|| stage("ok", Err(1))), [OK, OK, OK, OK]);
+    assert_eq!(outcomes(|| stage("error", Ok(1))), ["error", "error", "error", "error"]);
 }
 
 #[test]
-fn the_status_of_a_span_below_or_around_is_not_that_of_the_stage() {
+fn status_of_an_ancestor_or_a_descendant_is_ignored() {
     let scenario = || {
         info_span!("root", otel.status_code = "error").in_scope(|| {
             info_span!("x", stage_id = "a").in_scope(|| {
@@ -87,14 +87,14 @@ fn the_status_of_a_span_below_or_around_is_not_that_of_the_stage() {
             });
         });
     };
-    assert_eq!(ends(scenario), [OK, OK, OK, "cancelled"]);
+    assert_eq!(outcomes(scenario), [OK, OK, OK, "cancelled"]);
 }
 
 #[test]
-fn a_panic_decides_over_the_status() {
+fn panic_overrides_the_status_code() {
     let scenario = || {
         let stage = info_span!("x", stage_id = "a", otel.status_code = "ok");
         panicking(|| stage.in_scope(|| panic!("on purpose")));
     };
-    assert_eq!(ends(scenario), ["panic", "panic", "panic", "panic"]);
+    assert_eq!(outcomes(scenario), ["panic", "panic", "panic", "panic"]);
 }

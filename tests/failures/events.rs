@@ -1,92 +1,92 @@
-//! Events that say error.
+//! Error events.
 
 use tracing::{Level, debug, error, event, info, info_span, warn};
 
-use super::{OK, Pipeline, end_of, ends};
+use super::{OK, Pipeline, outcome_of, outcomes};
 
 fn inside(events: impl Fn()) -> [String; 4] {
-    ends(|| info_span!("x", stage_id = "a").in_scope(&events))
+    outcomes(|| info_span!("x", stage_id = "a").in_scope(&events))
 }
 
-const LOGGED: [&str; 4] = ["error", OK, "error", "cancelled"];
-const NOTHING: [&str; 4] = [OK, OK, OK, "cancelled"];
+const ERROR_EVENT: [&str; 4] = ["error", OK, "error", "cancelled"];
+const NO_ERROR: [&str; 4] = [OK, OK, OK, "cancelled"];
 
 #[test]
-fn an_event_of_level_error() {
-    assert_eq!(inside(|| error!("it broke")), LOGGED);
-    assert_eq!(inside(|| error!(rows = 3)), LOGGED);
-    assert_eq!(inside(|| error!(error = "x")), LOGGED);
-    assert_eq!(inside(|| error!(error = "x", "it broke")), LOGGED);
-    assert_eq!(inside(|| event!(target: "elsewhere", Level::ERROR, "it broke")), LOGGED);
+fn event_of_level_error_is_a_failure() {
+    assert_eq!(inside(|| error!("it broke")), ERROR_EVENT);
+    assert_eq!(inside(|| error!(rows = 3)), ERROR_EVENT);
+    assert_eq!(inside(|| error!(error = "x")), ERROR_EVENT);
+    assert_eq!(inside(|| error!(error = "x", "it broke")), ERROR_EVENT);
+    assert_eq!(inside(|| event!(target: "elsewhere", Level::ERROR, "it broke")), ERROR_EVENT);
 }
 
 #[test]
-fn an_event_of_any_level_with_an_error_and_no_message() {
-    assert_eq!(inside(|| info!(error = "x")), LOGGED);
-    assert_eq!(inside(|| debug!(error = %"x", rows = 3)), LOGGED);
-    assert_eq!(inside(|| tracing::trace!(error = ?"x")), LOGGED);
-    assert_eq!(inside(|| warn!(error = 7)), LOGGED);
+fn event_with_an_error_field_and_no_message_is_a_failure() {
+    assert_eq!(inside(|| info!(error = "x")), ERROR_EVENT);
+    assert_eq!(inside(|| debug!(error = %"x", rows = 3)), ERROR_EVENT);
+    assert_eq!(inside(|| tracing::trace!(error = ?"x")), ERROR_EVENT);
+    assert_eq!(inside(|| warn!(error = 7)), ERROR_EVENT);
     let failure: &(dyn std::error::Error + 'static) = &std::fmt::Error;
-    assert_eq!(inside(|| warn!(error = failure)), LOGGED);
+    assert_eq!(inside(|| warn!(error = failure)), ERROR_EVENT);
 }
 
 #[test]
-fn an_event_with_an_error_and_a_message() {
-    assert_eq!(inside(|| info!(error = "x", "tried again")), NOTHING);
-    assert_eq!(inside(|| warn!(error = "x", "tried {} times", 3)), NOTHING);
+fn event_with_an_error_field_and_a_message_is_no_failure() {
+    assert_eq!(inside(|| info!(error = "x", "tried again")), NO_ERROR);
+    assert_eq!(inside(|| warn!(error = "x", "tried {} times", 3)), NO_ERROR);
 }
 
 #[test]
-fn other_events() {
-    assert_eq!(inside(|| warn!("it is odd")), NOTHING);
-    assert_eq!(inside(|| info!(errors = 3)), NOTHING);
-    assert_eq!(inside(|| info!(error.kind = "x")), NOTHING);
-    assert_eq!(inside(|| info!(error = tracing::field::Empty)), NOTHING);
-    assert_eq!(inside(|| info!(error = None::<&str>, rows = 1)), NOTHING);
+fn other_events_are_no_failure() {
+    assert_eq!(inside(|| warn!("it is odd")), NO_ERROR);
+    assert_eq!(inside(|| info!(errors = 3)), NO_ERROR);
+    assert_eq!(inside(|| info!(error.kind = "x")), NO_ERROR);
+    assert_eq!(inside(|| info!(error = tracing::field::Empty)), NO_ERROR);
+    assert_eq!(inside(|| info!(error = None::<&str>, rows = 1)), NO_ERROR);
 }
 
 #[test]
-fn the_crates_own_events() {
-    assert_eq!(inside(|| error!(target: "tracing_stage_metrics", "own")), NOTHING);
-    assert_eq!(inside(|| info!(target: "tracing_stage_metrics", error = "own")), NOTHING);
+fn events_of_the_crate_are_no_failure() {
+    assert_eq!(inside(|| error!(target: "tracing_stage_metrics", "own")), NO_ERROR);
+    assert_eq!(inside(|| info!(target: "tracing_stage_metrics", error = "own")), NO_ERROR);
 }
 
 #[test]
-fn in_an_ordinary_span_below() {
+fn error_in_a_descendant_fails_the_stage_only_under_errors_within() {
     let below =
         |event: fn()| inside(move || info_span!("y").in_scope(|| info_span!("z", profile = "p").in_scope(event)));
     assert_eq!(below(|| error!("it broke")), [OK, OK, "error", "cancelled"]);
     assert_eq!(below(|| info!(error = "x")), [OK, OK, "error", "cancelled"]);
-    assert_eq!(below(|| info!("fine")), NOTHING);
+    assert_eq!(below(|| info!("fine")), NO_ERROR);
 }
 
 #[test]
-fn in_a_stage_below() {
+fn error_in_a_nested_stage_fails_that_stage_alone() {
     let scenario = || {
         info_span!("x", stage_id = "a").in_scope(|| {
             info_span!("y").in_scope(|| info_span!("z", stage_id = "b").in_scope(|| error!("it broke")));
         });
     };
-    assert_eq!(ends(scenario), NOTHING, "a failed child does not fail its parent");
-    for (policy, end) in super::POLICIES.into_iter().zip(LOGGED) {
+    assert_eq!(outcomes(scenario), NO_ERROR, "a failed child does not fail its parent");
+    for (policy, outcome) in super::POLICIES.into_iter().zip(ERROR_EVENT) {
         let pipeline = Pipeline::under(policy);
         scenario();
-        assert_eq!(end_of(&pipeline, "b"), end);
+        assert_eq!(outcome_of(&pipeline, "b"), outcome);
     }
 }
 
 #[test]
-fn in_an_ordinary_span_below_a_stage_below() {
+fn error_in_a_descendant_of_a_nested_stage_does_not_fail_the_outer_stage() {
     let scenario = || {
         info_span!("x", stage_id = "a").in_scope(|| {
             info_span!("z", stage_id = "b").in_scope(|| info_span!("y").in_scope(|| error!("it broke")));
         });
     };
-    assert_eq!(ends(scenario), NOTHING);
+    assert_eq!(outcomes(scenario), NO_ERROR);
 }
 
 #[test]
-fn around_the_stage() {
+fn error_in_an_ancestor_is_no_failure() {
     let scenario = || {
         info_span!("root").in_scope(|| {
             error!("before");
@@ -95,28 +95,28 @@ fn around_the_stage() {
         });
         error!("outside");
     };
-    assert_eq!(ends(scenario), NOTHING);
+    assert_eq!(outcomes(scenario), NO_ERROR);
 }
 
 #[test]
-fn with_an_explicit_parent() {
+fn error_event_counts_for_its_explicit_parent() {
     assert_eq!(
-        ends(|| {
+        outcomes(|| {
             let stage = info_span!("x", stage_id = "a");
             error!(parent: &stage, "from outside");
         }),
-        LOGGED
+        ERROR_EVENT
     );
-    assert_eq!(inside(|| error!(parent: None, "elsewhere")), NOTHING);
+    assert_eq!(inside(|| error!(parent: None, "elsewhere")), NO_ERROR);
     assert_eq!(
-        ends(|| {
+        outcomes(|| {
             let other = info_span!("other");
             info_span!("x", stage_id = "a").in_scope(|| error!(parent: &other, "elsewhere"));
         }),
-        NOTHING
+        NO_ERROR
     );
     assert_eq!(
-        ends(|| {
+        outcomes(|| {
             let stage = info_span!("x", stage_id = "a");
             let below = info_span!(parent: &stage, "y");
             error!(parent: &below, "from outside");
@@ -126,42 +126,42 @@ fn with_an_explicit_parent() {
 }
 
 #[test]
-fn after_the_stage_was_left_and_before_it_closed() {
+fn error_event_after_the_exit_is_a_failure() {
     assert_eq!(
-        ends(|| {
+        outcomes(|| {
             let stage = info_span!("x", stage_id = "a");
             stage.in_scope(|| ());
             error!(parent: &stage, "late");
         }),
-        LOGGED
+        ERROR_EVENT
     );
 }
 
 #[test]
-fn on_another_thread() {
-    for (policy, end) in super::POLICIES.into_iter().zip(LOGGED) {
+fn error_event_on_another_thread_is_a_failure() {
+    for (policy, outcome) in super::POLICIES.into_iter().zip(ERROR_EVENT) {
         let pipeline = Pipeline::under(policy);
         let (dispatch, stage) = (pipeline.dispatch(), info_span!("x", stage_id = "a"));
         let within = move || tracing::dispatcher::with_default(&dispatch, || stage.in_scope(|| error!("it broke")));
         std::thread::spawn(within).join().unwrap();
-        assert_eq!(end_of(&pipeline, "a"), end);
+        assert_eq!(outcome_of(&pipeline, "a"), outcome);
     }
 }
 
 #[test]
-fn before_its_late_stage_id() {
+fn error_event_before_a_late_stage_id_is_a_failure() {
     assert_eq!(
-        ends(|| {
+        outcomes(|| {
             let stage = info_span!("x", stage_id = tracing::field::Empty);
             stage.in_scope(|| error!("it broke"));
             stage.record("stage_id", "a");
         }),
-        LOGGED
+        ERROR_EVENT
     );
 }
 
 #[test]
-fn the_reason_is_counted_under_the_profile_at_the_close() {
+fn failure_is_counted_under_the_profile_at_the_close() {
     let pipeline = Pipeline::start();
     let stage = info_span!("x", stage_id = "a", profile = "before");
     stage.in_scope(|| error!("it broke"));

@@ -1,34 +1,34 @@
-//! A panic that unwinds through the stage, and what only looks like one.
+//! Panics that unwind through a stage, and panics that do not.
 
 use tracing::instrument::WithSubscriber;
 use tracing::{Instrument, error, info_span, instrument};
 
-use super::{OK, POLICIES, Pipeline, end_of, ends, panicking};
+use super::{OK, POLICIES, Pipeline, outcome_of, outcomes, panicking};
 
 const PANIC: [&str; 4] = ["panic", "panic", "panic", "panic"];
-const NONE: [&str; 4] = [OK, OK, OK, "cancelled"];
+const NO_PANIC: [&str; 4] = [OK, OK, OK, "cancelled"];
 
 #[test]
-fn through_an_instrumented_function() {
+fn panic_in_an_instrumented_function_is_a_failure() {
     #[instrument(fields(stage_id = "a"), err, ret)]
     fn stage() -> Result<u32, u32> {
         panic!("on purpose")
     }
-    assert_eq!(ends(|| panicking(stage)), PANIC);
+    assert_eq!(outcomes(|| panicking(stage)), PANIC);
 }
 
 #[test]
-fn through_in_scope_and_an_entered_guard() {
-    assert_eq!(ends(|| panicking(|| info_span!("x", stage_id = "a").in_scope(|| panic!("on purpose")))), PANIC);
+fn panic_in_a_scope_or_under_an_entered_guard_is_a_failure() {
+    assert_eq!(outcomes(|| panicking(|| info_span!("x", stage_id = "a").in_scope(|| panic!("on purpose")))), PANIC);
     let entered = || {
         let _entered = info_span!("x", stage_id = "a").entered();
         panic!("on purpose")
     };
-    assert_eq!(ends(|| panicking(entered)), PANIC);
+    assert_eq!(outcomes(|| panicking(entered)), PANIC);
 }
 
 #[test]
-fn through_all_the_stages_around() {
+fn panic_fails_all_enclosing_stages() {
     let pipeline = Pipeline::start();
     panicking(|| {
         info_span!("x", stage_id = "a").in_scope(|| {
@@ -39,41 +39,41 @@ fn through_all_the_stages_around() {
 }
 
 #[test]
-fn wins_over_an_error() {
+fn panic_overrides_an_error_event() {
     let scenario = || {
         info_span!("x", stage_id = "a").in_scope(|| {
             error!("it broke");
             panic!("on purpose")
         });
     };
-    assert_eq!(ends(|| panicking(scenario)), PANIC);
+    assert_eq!(outcomes(|| panicking(scenario)), PANIC);
 }
 
 #[test]
-fn caught_inside_is_none() {
+fn panic_caught_inside_the_stage_is_no_failure() {
     let scenario = || info_span!("x", stage_id = "a").in_scope(|| panicking(|| panic!("on purpose")));
-    assert_eq!(ends(scenario), NONE);
+    assert_eq!(outcomes(scenario), NO_PANIC);
 }
 
 #[test]
-fn outside_while_the_stage_is_open_but_not_entered() {
+fn panic_outside_an_open_stage_is_no_failure() {
     let scenario = || {
         let stage = info_span!("x", stage_id = "a");
         stage.in_scope(|| ());
         panicking(|| panic!("on purpose"));
     };
-    assert_eq!(ends(scenario), NONE);
-    // It closes while the thread unwinds, having been left before.
+    assert_eq!(outcomes(scenario), NO_PANIC);
+    // The stage closes while the thread unwinds, after its last exit.
     let closes = || {
         let stage = info_span!("x", stage_id = "a");
         stage.in_scope(|| ());
         let _stage = stage;
         panic!("on purpose")
     };
-    assert_eq!(ends(|| panicking(closes)), NONE);
+    assert_eq!(outcomes(|| panicking(closes)), NO_PANIC);
 }
 
-/// Opens stages in its drop, which runs while the thread unwinds.
+/// Calls its closure on drop, while the thread unwinds.
 struct Cleanup<F: FnMut()>(F);
 
 impl<F: FnMut()> Drop for Cleanup<F> {
@@ -83,17 +83,17 @@ impl<F: FnMut()> Drop for Cleanup<F> {
 }
 
 #[test]
-fn a_stage_opened_in_a_drop_during_unwinding_is_not_panicking() {
-    let unwinding = |clean: fn()| {
-        ends(move || {
+fn stage_opened_during_unwinding_has_no_panic() {
+    let unwinding = |cleanup: fn()| {
+        outcomes(move || {
             panicking(|| {
-                let _cleanup = Cleanup(clean);
+                let _cleanup = Cleanup(cleanup);
                 panic!("on purpose")
             });
         })
     };
-    assert_eq!(unwinding(|| info_span!("x", stage_id = "a").in_scope(|| ())), NONE);
-    assert_eq!(unwinding(|| drop(info_span!("x", stage_id = "a").entered())), NONE);
+    assert_eq!(unwinding(|| info_span!("x", stage_id = "a").in_scope(|| ())), NO_PANIC);
+    assert_eq!(unwinding(|| drop(info_span!("x", stage_id = "a").entered())), NO_PANIC);
     assert_eq!(
         unwinding(|| info_span!("x", stage_id = "a").in_scope(|| error!("it broke"))),
         ["error", OK, "error", "cancelled"]
@@ -106,13 +106,14 @@ fn a_stage_opened_in_a_drop_during_unwinding_is_not_panicking() {
                 }
             });
         }),
-        NONE
+        NO_PANIC
     );
 }
 
-/// The page on stages says why. `Mutex` and `thread::panicking` know no more.
+/// A known limit, which the page on stages explains: `thread::panicking` does not tell the two panics apart, nor does
+/// `Mutex`.
 #[test]
-fn a_stage_opened_in_a_drop_during_unwinding_hides_a_panic_that_is_caught_there() {
+fn panic_caught_inside_a_stage_opened_during_unwinding_is_missed() {
     let scenario = || {
         panicking(|| {
             let _cleanup =
@@ -120,11 +121,11 @@ fn a_stage_opened_in_a_drop_during_unwinding_hides_a_panic_that_is_caught_there(
             panic!("on purpose")
         });
     };
-    assert_eq!(ends(scenario), NONE);
+    assert_eq!(outcomes(scenario), NO_PANIC);
 }
 
 #[test]
-fn a_stage_entered_again_during_unwinding_is_still_panicking() {
+fn stage_reentered_during_unwinding_keeps_its_panic() {
     let scenario = || {
         let stage = info_span!("x", stage_id = "a");
         let again = stage.clone();
@@ -134,11 +135,11 @@ fn a_stage_entered_again_during_unwinding_is_still_panicking() {
             panic!("on purpose")
         });
     };
-    assert_eq!(ends(scenario), PANIC);
+    assert_eq!(outcomes(scenario), PANIC);
 }
 
 #[test]
-fn stages_on_other_threads_are_not_panicking() {
+fn panic_does_not_fail_stages_on_other_threads() {
     let pipeline = Pipeline::start();
     let (dispatch, stage) = (pipeline.dispatch(), info_span!("x", stage_id = "a").entered());
     let other = move || {
@@ -152,7 +153,7 @@ fn stages_on_other_threads_are_not_panicking() {
 }
 
 #[test]
-fn after_a_panic_all_is_as_before() {
+fn stage_after_a_caught_panic_is_a_success() {
     let pipeline = Pipeline::start();
     panicking(|| info_span!("x", stage_id = "a").in_scope(|| panic!("on purpose")));
     info_span!("x", stage_id = "a").in_scope(|| ());
@@ -161,7 +162,7 @@ fn after_a_panic_all_is_as_before() {
 }
 
 #[tokio::test]
-async fn in_a_task_whose_panic_the_runtime_catches() {
+async fn panic_caught_by_the_runtime_is_a_failure() {
     #[instrument(fields(stage_id = "a"), err, ret)]
     async fn stage() -> Result<u32, u32> {
         tokio::task::yield_now().await;
@@ -171,13 +172,13 @@ async fn in_a_task_whose_panic_the_runtime_catches() {
         let pipeline = Pipeline::under(policy);
         let joined = tokio::spawn(stage().with_subscriber(pipeline.dispatch())).await;
         assert!(joined.unwrap_err().is_panic());
-        assert_eq!(end_of(&pipeline, "a"), "panic");
+        assert_eq!(outcome_of(&pipeline, "a"), "panic");
     }
 }
 
 #[tokio::test]
-async fn a_future_dropped_by_the_panic_of_another_is_not_panicking() {
-    for (policy, end) in POLICIES.into_iter().zip(NONE) {
+async fn future_dropped_by_the_panic_of_another_has_no_panic() {
+    for (policy, outcome) in POLICIES.into_iter().zip(NO_PANIC) {
         let pipeline = Pipeline::under(policy);
         let task = async {
             let waiting = std::future::pending::<()>().instrument(info_span!("x", stage_id = "a"));
@@ -190,6 +191,6 @@ async fn a_future_dropped_by_the_panic_of_another_is_not_panicking() {
         };
         let joined = tokio::spawn(task.with_subscriber(pipeline.dispatch())).await;
         assert!(joined.unwrap_err().is_panic());
-        assert_eq!((end_of(&pipeline, "a").as_str(), end_of(&pipeline, "b").as_str()), (end, "panic"));
+        assert_eq!((outcome_of(&pipeline, "a").as_str(), outcome_of(&pipeline, "b").as_str()), (outcome, "panic"));
     }
 }

@@ -1,4 +1,4 @@
-//! `ProvenSuccess` warns of stages that cannot prove it, once for each callsite.
+//! `ProvenSuccess` warns once for each callsite whose stages cannot prove their success.
 
 use tracing::{Span, info_span, instrument};
 use tracing_stage_metrics::FailurePolicy;
@@ -20,7 +20,7 @@ fn silent_span(stage_id: &str) -> Span {
 }
 
 #[test]
-fn one_warning_for_each_callsite() {
+fn unprovable_stages_warn_once_for_each_callsite() {
     let pipeline = Pipeline::under(FailurePolicy::ProvenSuccess);
     for _ in 0..3 {
         proves().unwrap();
@@ -33,17 +33,17 @@ fn one_warning_for_each_callsite() {
         pipeline.now().failures(),
         ["first,,cancelled 3", "second,,cancelled 3", "silent.function,,cancelled 3"]
     );
-    let heard = pipeline.heard();
-    assert_eq!(heard.len(), 2, "{heard:#?}");
-    assert!(heard[0].starts_with("WARN") && heard[0].contains("silent.function"), "{heard:#?}");
-    assert!(heard[1].starts_with("WARN") && heard[1].contains("first"), "{heard:#?}");
-    for warning in heard {
+    let events = pipeline.heard();
+    assert_eq!(events.len(), 2, "{events:#?}");
+    assert!(events[0].starts_with("WARN") && events[0].contains("silent.function"), "{events:#?}");
+    assert!(events[1].starts_with("WARN") && events[1].contains("first"), "{events:#?}");
+    for warning in events {
         assert!(warning.contains("err, ret") && warning.contains("proven.rs"), "{warning}");
     }
 }
 
 #[test]
-fn threads_share_the_one_warning() {
+fn threads_share_the_warning_of_a_callsite() {
     let pipeline = Pipeline::under(FailurePolicy::ProvenSuccess);
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -55,7 +55,7 @@ fn threads_share_the_one_warning() {
 }
 
 #[test]
-fn no_warning_where_success_need_not_be_proven() {
+fn other_policies_do_not_warn() {
     for policy in POLICIES.into_iter().filter(|policy| *policy != FailurePolicy::ProvenSuccess) {
         let pipeline = Pipeline::under(policy);
         drop(silent_span("a"));
@@ -65,7 +65,7 @@ fn no_warning_where_success_need_not_be_proven() {
 }
 
 #[test]
-fn a_failed_stage_that_said_so_is_no_reason_to_warn() {
+fn failed_stages_do_not_warn() {
     #[instrument(fields(stage_id = "a"), err, ret)]
     fn fails() -> Result<u32, u32> {
         Err(1)

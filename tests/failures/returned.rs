@@ -1,8 +1,8 @@
-//! Errors that `#[instrument]` reports when a function returns them.
+//! Results that `#[instrument]` reports when a function returns.
 
 use tracing::{error, info, instrument};
 
-use super::{OK, ends};
+use super::{OK, outcomes};
 
 type Answer = Result<u32, String>;
 
@@ -11,27 +11,27 @@ fn no() -> Answer {
 }
 
 #[test]
-fn an_error_that_is_returned() {
+fn returned_error_is_a_failure() {
     #[instrument(fields(stage_id = "a"), err)]
     fn stage(answer: Answer) -> Answer {
         answer
     }
-    assert_eq!(ends(|| stage(no())), ["error", "error", "error", "error"]);
-    assert_eq!(ends(|| stage(Ok(1))), [OK, OK, OK, "cancelled"]);
+    assert_eq!(outcomes(|| stage(no())), ["error", "error", "error", "error"]);
+    assert_eq!(outcomes(|| stage(Ok(1))), [OK, OK, OK, "cancelled"]);
 }
 
 #[test]
-fn an_error_that_is_returned_in_its_debug_form() {
+fn returned_error_in_debug_form_is_a_failure() {
     #[instrument(fields(stage_id = "a"), err(Debug))]
     fn stage(answer: Answer) -> Answer {
         answer
     }
-    assert_eq!(ends(|| stage(no())), ["error", "error", "error", "error"]);
-    assert_eq!(ends(|| stage(Ok(1))), [OK, OK, OK, "cancelled"]);
+    assert_eq!(outcomes(|| stage(no())), ["error", "error", "error", "error"]);
+    assert_eq!(outcomes(|| stage(Ok(1))), [OK, OK, OK, "cancelled"]);
 }
 
 #[test]
-fn an_error_that_is_returned_at_another_level() {
+fn returned_error_at_any_level_is_a_failure() {
     #[instrument(fields(stage_id = "a"), err(level = "info"))]
     fn info_stage(answer: Answer) -> Answer {
         answer
@@ -41,22 +41,22 @@ fn an_error_that_is_returned_at_another_level() {
         answer
     }
     for stage in [info_stage, trace_stage] {
-        assert_eq!(ends(|| stage(no())), ["error", "error", "error", "error"]);
-        assert_eq!(ends(|| stage(Ok(1))), [OK, OK, OK, "cancelled"]);
+        assert_eq!(outcomes(|| stage(no())), ["error", "error", "error", "error"]);
+        assert_eq!(outcomes(|| stage(Ok(1))), [OK, OK, OK, "cancelled"]);
     }
 }
 
 #[test]
-fn an_error_that_is_returned_and_reported_by_nothing_cannot_be_seen() {
+fn unreported_error_is_no_failure() {
     #[instrument(fields(stage_id = "a"))]
     fn stage() -> Answer {
         no()
     }
-    assert_eq!(ends(stage), [OK, OK, OK, "cancelled"]);
+    assert_eq!(outcomes(stage), [OK, OK, OK, "cancelled"]);
 }
 
 #[test]
-fn a_value_that_is_reported() {
+fn reported_value_proves_success() {
     #[instrument(fields(stage_id = "a"), ret)]
     fn value() -> u32 {
         3
@@ -69,16 +69,15 @@ fn a_value_that_is_reported() {
     fn both(answer: Answer) -> Answer {
         answer
     }
-    assert_eq!(ends(value), [OK, OK, OK, OK]);
-    assert_eq!(ends(shown), [OK, OK, OK, OK]);
-    assert_eq!(ends(|| both(Ok(1))), [OK, OK, OK, OK]);
-    assert_eq!(ends(|| both(no())), ["error", "error", "error", "error"]);
+    assert_eq!(outcomes(value), [OK, OK, OK, OK]);
+    assert_eq!(outcomes(shown), [OK, OK, OK, OK]);
+    assert_eq!(outcomes(|| both(Ok(1))), [OK, OK, OK, OK]);
+    assert_eq!(outcomes(|| both(no())), ["error", "error", "error", "error"]);
 }
 
-/// `ret` takes its level from the span, and an event of level ERROR fails a stage where all of them do; what a stage
-/// returned is still no error it returned.
+/// `ret` takes its level from the span. Its event of level ERROR is an error event, but no returned error.
 #[test]
-fn a_value_that_is_reported_at_the_error_level() {
+fn value_reported_at_the_error_level_is_an_error_event() {
     #[instrument(level = "error", fields(stage_id = "a"), err, ret)]
     fn by_span(answer: Answer) -> Answer {
         answer
@@ -88,41 +87,41 @@ fn a_value_that_is_reported_at_the_error_level() {
         answer
     }
     for stage in [by_span, by_event] {
-        assert_eq!(ends(|| stage(Ok(1))), ["error", OK, "error", OK]);
-        assert_eq!(ends(|| stage(no())), ["error", "error", "error", "error"]);
+        assert_eq!(outcomes(|| stage(Ok(1))), ["error", OK, "error", OK]);
+        assert_eq!(outcomes(|| stage(no())), ["error", "error", "error", "error"]);
     }
 }
 
 #[test]
-fn a_bare_error_event_in_the_body_is_not_the_error_it_returned() {
+fn error_event_in_the_body_is_no_returned_error() {
     #[instrument(fields(stage_id = "a"), err, ret)]
-    fn survived() -> Answer {
+    fn logged_error() -> Answer {
         let e = "no";
         error!(error = %e);
         Ok(1)
     }
-    assert_eq!(ends(survived), ["error", OK, "error", OK]);
+    assert_eq!(outcomes(logged_error), ["error", OK, "error", OK]);
     #[instrument(fields(stage_id = "a"), err, ret)]
-    fn quietly() -> Answer {
+    fn logged_info() -> Answer {
         let e = "no";
         info!(error = ?e);
         Ok(1)
     }
-    assert_eq!(ends(quietly), ["error", OK, "error", OK]);
+    assert_eq!(outcomes(logged_info), ["error", OK, "error", OK]);
 }
 
 #[test]
-fn a_bare_event_like_that_of_ret_is_not_the_value_it_returned() {
+fn return_event_in_the_body_proves_no_success() {
     #[instrument(fields(stage_id = "a"), err)]
     fn stage() -> Answer {
         info!(r#return = 1);
         Ok(1)
     }
-    assert_eq!(ends(stage), [OK, OK, OK, "cancelled"]);
+    assert_eq!(outcomes(stage), [OK, OK, OK, "cancelled"]);
 }
 
 #[test]
-fn what_a_child_returns_is_not_what_the_stage_returned() {
+fn result_of_a_child_does_not_decide() {
     #[instrument(fields(stage_id = "b"), err, ret)]
     fn child_stage(answer: Answer) -> Answer {
         answer
@@ -135,24 +134,24 @@ fn what_a_child_returns_is_not_what_the_stage_returned() {
     fn stage(run: fn(Answer) -> Answer, answer: Answer) {
         drop(run(answer));
     }
-    assert_eq!(ends(|| stage(child_stage, no())), [OK, OK, OK, "cancelled"]);
-    assert_eq!(ends(|| stage(child_stage, Ok(1))), [OK, OK, OK, "cancelled"]);
-    assert_eq!(ends(|| stage(plain, no())), [OK, OK, "error", "cancelled"]);
-    assert_eq!(ends(|| stage(plain, Ok(1))), [OK, OK, OK, "cancelled"]);
+    assert_eq!(outcomes(|| stage(child_stage, no())), [OK, OK, OK, "cancelled"]);
+    assert_eq!(outcomes(|| stage(child_stage, Ok(1))), [OK, OK, OK, "cancelled"]);
+    assert_eq!(outcomes(|| stage(plain, no())), [OK, OK, "error", "cancelled"]);
+    assert_eq!(outcomes(|| stage(plain, Ok(1))), [OK, OK, OK, "cancelled"]);
 }
 
 #[test]
-fn the_target_and_the_name_given_to_the_attribute_make_no_difference() {
+fn target_and_name_of_the_attribute_make_no_difference() {
     #[instrument(target = "elsewhere", name = "renamed", fields(stage_id = "a"), err, ret)]
     fn stage(answer: Answer) -> Answer {
         answer
     }
-    assert_eq!(ends(|| stage(no())), ["error", "error", "error", "error"]);
-    assert_eq!(ends(|| stage(Ok(1))), [OK, OK, OK, OK]);
+    assert_eq!(outcomes(|| stage(no())), ["error", "error", "error", "error"]);
+    assert_eq!(outcomes(|| stage(Ok(1))), [OK, OK, OK, OK]);
 }
 
 #[test]
-fn a_stage_that_calls_itself_in_another_profile_returns_for_itself() {
+fn recursive_stage_in_another_profile_has_its_own_result() {
     #[instrument(fields(stage_id = "a"), err, ret)]
     fn stage(profile: &str) -> Answer {
         match profile {
@@ -170,12 +169,12 @@ fn a_stage_that_calls_itself_in_another_profile_returns_for_itself() {
 }
 
 #[test]
-fn an_error_that_is_returned_is_counted_once_however_often_it_is_logged() {
+fn returned_and_logged_error_is_counted_once() {
     #[instrument(fields(stage_id = "a"), err)]
     fn stage() -> Answer {
         error!("about to fail");
         error!(error = "no", "failing");
         no()
     }
-    assert_eq!(ends(stage), ["error", "error", "error", "error"]);
+    assert_eq!(outcomes(stage), ["error", "error", "error", "error"]);
 }

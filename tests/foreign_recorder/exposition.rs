@@ -1,4 +1,4 @@
-//! `with_exposition`: the delivery for a recorder the application has.
+//! `with_exposition`: the delivery of a recorder of the application.
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tracing::subscriber::with_default;
@@ -7,12 +7,12 @@ use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 use tracing_subscriber::Registry;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::Book;
+use super::MemoryRecorder;
 use super::support::MockGateway;
 use super::support::measured::measured;
 
 #[test]
-fn what_is_delivered_is_what_the_application_renders() {
+fn rendering_of_the_application_is_delivered() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     let file = tempfile::tempdir().unwrap();
@@ -32,7 +32,7 @@ fn what_is_delivered_is_what_the_application_renders() {
                 "acme_stage_total{stage_id=\"b\",status=\"success\"} 0",
                 "acme_stage_active{stage_id=\"b\",profile=\"p\"} 1",
             ] {
-                assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+                assert!(text.lines().any(|rendered| rendered == line), "{line} is not in\n{text}");
             }
             assert!(!text.contains("acme_run_duration_seconds "), "{text}");
             guard.shutdown().unwrap();
@@ -46,22 +46,22 @@ fn what_is_delivered_is_what_the_application_renders() {
         "acme_stage_failures_total{stage_id=\"b\",profile=\"p\",reason=\"unfinished\"} 1",
         "acme_stage_active{stage_id=\"b\",profile=\"p\"} 0",
     ] {
-        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        assert!(text.lines().any(|rendered| rendered == line), "{line} is not in\n{text}");
     }
     assert!(text.contains("acme_run_duration_seconds "), "{text}");
     assert!(!text.contains("acme_run_last_success_timestamp_seconds "), "{text}");
 }
 
 #[test]
-fn nothing_is_recorded_after_the_end() {
-    let book = Book::default();
-    metrics::with_local_recorder(&book, || {
+fn stages_after_the_shutdown_are_not_recorded() {
+    let recorder = MemoryRecorder::default();
+    metrics::with_local_recorder(&recorder, || {
         let (layer, guard) = MetricsLayer::builder().with_exposition(String::new).build().unwrap();
         with_default(Registry::default().with(layer), || {
             let open = info_span!("x", stage_id = "a");
             let entered = info_span!("x", stage_id = "b").entered();
             guard.shutdown().unwrap();
-            let after = (book.counters(), book.nonzero_gauges("quant_stage_active"));
+            let after = (recorder.counters(), recorder.nonzero_gauges("quant_stage_active"));
             assert!(after.0.contains(&"quant_stage_total{stage_id=a,status=failure} 1".to_owned()), "{after:?}");
             assert!(after.0.contains(&"quant_stage_total{stage_id=b,status=failure} 1".to_owned()), "{after:?}");
             assert!(after.1.is_empty(), "{after:?}");
@@ -69,13 +69,13 @@ fn nothing_is_recorded_after_the_end() {
             open.record("profile", "not declared");
             drop((entered, open));
             info_span!("x", stage_id = "c").in_scope(|| error!("late"));
-            assert_eq!((book.counters(), book.nonzero_gauges("quant_stage_active")), after);
-            assert_eq!(book.durations("quant_stage_duration_seconds{stage_id=a,profile=,run_id=}").len(), 1);
+            assert_eq!((recorder.counters(), recorder.nonzero_gauges("quant_stage_active")), after);
+            assert_eq!(recorder.durations("quant_stage_duration_seconds{stage_id=a,profile=,run_id=}").len(), 1);
         });
     });
 }
 
-const ODD: &str = "\
+const INVALID: &str = "\
 # TYPE rows counter
 rows 1
 # TYPE rows gauge
@@ -96,19 +96,19 @@ keys{a.b=\"1\",a_b=\"2\"} 6
 ";
 
 #[test]
-fn what_no_reader_takes_is_left_out_with_a_warning() {
+fn invalid_series_are_left_out_with_a_warning() {
     let server = MockGateway::ok();
     let gateway = Pushgateway::new(server.url(), "j").unwrap();
-    let measured = measured(MetricsLayer::builder().with_exposition(|| ODD.to_owned()).with_pushgateway(gateway));
+    let measured = measured(MetricsLayer::builder().with_exposition(|| INVALID.to_owned()).with_pushgateway(gateway));
     let expected =
         "keys{a_b=\"1;2\"} 6\n# TYPE rows counter\nrows 1\ntwice{a=\"1\"} 1\n# TYPE x_count counter\nx_count 4\n";
     assert_eq!(measured.guard.render(), expected);
     measured.guard.flush().unwrap();
     measured.guard.flush().unwrap();
     assert_eq!(server.requests().last().unwrap().text(), expected);
-    let mut said = measured.log.own();
-    said.sort();
-    let warned = [
+    let mut events = measured.log.own();
+    events.sort();
+    let warnings = [
         "gauge `quant_stage_total` is left out, because `quant_stage_total` is a counter of this crate",
         "gauge `rows` is left out, because `rows` is a counter: give the gauge another name",
         "histogram `x` is left out, because `x_count` is a counter",
@@ -116,14 +116,14 @@ fn what_no_reader_takes_is_left_out_with_a_warning() {
         "the text of `with_exposition` is delivered without the lines that are not of the text format 0.0.4: line 14 has \
          more than a value and a timestamp",
     ];
-    assert_eq!(said.len(), warned.len(), "each once: {said:#?}");
-    for (said, text) in said.iter().zip(warned) {
-        assert!(said.starts_with(text), "{said}");
+    assert_eq!(events.len(), warnings.len(), "one event for each warning: {events:#?}");
+    for (event, warning) in events.iter().zip(warnings) {
+        assert!(event.starts_with(warning), "{event}");
     }
 }
 
 #[test]
-fn text_without_a_line_of_the_format_is_an_error() {
+fn text_without_a_valid_line_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("last.prom");
     let builder = MetricsLayer::builder().with_exposition(|| "<html>\n".to_owned()).with_textfile(&path);
@@ -133,7 +133,7 @@ fn text_without_a_line_of_the_format_is_an_error() {
         error.to_string(),
         "the text of `with_exposition` is not in the Prometheus text format 0.0.4: line 1 has no value"
     );
-    assert_eq!(measured.guard.render(), "<html>\n", "as it is");
+    assert_eq!(measured.guard.render(), "<html>\n", "the render has the text unchanged");
     assert!(!path.exists());
     let _ = measured.guard.shutdown().unwrap_err();
 }

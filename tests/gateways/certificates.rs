@@ -1,4 +1,5 @@
-//! A gateway behind https. What a process trusts is in its environment, so these are child processes.
+//! A gateway with TLS. The trusted certificates are in the environment of a process, so that child processes make the
+//! pushes.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -17,47 +18,48 @@ use super::support::measured::{Measured, measured, stage};
 use super::support::{PATIENCE, exposition};
 
 struct Gateway {
-    /// By the name its certificate has.
+    /// With the host name of the certificate.
     url: String,
     certificate: PathBuf,
     _directory: TempDir,
     /// The bodies of the pushes.
-    pushed: Receiver<String>,
+    bodies: Receiver<String>,
 }
 
-/// Answers with 200 whoever trusts its certificate. Ends with the process.
+/// A gateway that answers 200 to every client that trusts its certificate. Ends with the process.
 fn start() -> Gateway {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let certificate = directory.path().join("certificate.pem");
-    std::fs::write(&certificate, made.cert.pem()).unwrap();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key);
+    std::fs::write(&certificate, generated.cert.pem()).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(generated.signing_key.serialize_der()));
+    let config =
+        ServerConfig::builder().with_no_client_auth().with_single_cert(vec![generated.cert.der().clone()], key);
     let config = Arc::new(config.unwrap());
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
-    let (push, pushed) = channel();
+    let (sender, bodies) = channel();
     std::thread::spawn(move || {
         for connection in listener.incoming().map_while(Result::ok) {
             let session = ServerConnection::new(Arc::clone(&config)).unwrap();
             let mut stream = StreamOwned::new(session, connection);
             if let Some(body) = read_body(&mut stream) {
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
-                let _ = push.send(body);
+                let _ = sender.send(body);
             }
         }
     });
-    Gateway { url, certificate, _directory: directory, pushed }
+    Gateway { url, certificate, _directory: directory, bodies }
 }
 
-/// The body of a request; `None` where there is none, since the other end goes away.
+/// The body of a request; `None` if the client closes the connection.
 fn read_body(stream: &mut impl std::io::Read) -> Option<String> {
     let mut text = String::new();
-    let mut piece = [0; 4096];
+    let mut chunk = [0; 4096];
     loop {
-        let read = stream.read(&mut piece).ok().filter(|read| *read > 0)?;
-        text.push_str(str::from_utf8(&piece[..read]).ok()?);
+        let read = stream.read(&mut chunk).ok().filter(|read| *read > 0)?;
+        text.push_str(str::from_utf8(&chunk[..read]).ok()?);
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
             let length =
                 head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
@@ -68,14 +70,14 @@ fn read_body(stream: &mut impl std::io::Read) -> Option<String> {
     }
 }
 
-/// Not a test: what the children do.
+/// Not a test: the scenario of the child processes.
 #[test]
-fn push_and_say_how_it_went() {
+fn push_and_print_the_result() {
     let Some(_) = child::scenario() else { return };
     let Measured { guard, log, default: _default } = measured(MetricsLayer::builder().with_env().unwrap());
     stage("a");
     match guard.shutdown() {
-        Ok(()) => println!("it went well {:?}", log.own()),
+        Ok(()) => println!("delivered, events: {:?}", log.own()),
         Err(error) => {
             println!("refused {}, timeout {}, config {}", error.is_refused(), error.is_timeout(), error.is_config());
             println!("{error:?}");
@@ -84,7 +86,7 @@ fn push_and_say_how_it_went() {
 }
 
 fn push(gateway: &Gateway, trusted: &Gateway) -> Ended {
-    let mut command = child::command("certificates::push_and_say_how_it_went", "push");
+    let mut command = child::command("certificates::push_and_print_the_result", "push");
     command
         .env("TV_PROMETHEUS_PUSHGATEWAY", &gateway.url)
         .env("TV_PROMETHEUS_JOB", "j")
@@ -97,18 +99,18 @@ fn push(gateway: &Gateway, trusted: &Gateway) -> Ended {
 }
 
 #[test]
-fn a_certificate_that_is_trusted() {
+fn trusted_certificate_is_accepted() {
     let gateway = start();
     let ended = push(&gateway, &gateway);
-    assert!(ended.stdout.contains("it went well []"), "{ended:?}");
-    let last = std::iter::from_fn(|| gateway.pushed.try_recv().ok()).last();
-    let last = exposition::parse(&last.unwrap_or_else(|| panic!("nothing came: {ended:?}")));
+    assert!(ended.stdout.contains("delivered, events: []"), "{ended:?}");
+    let last = std::iter::from_fn(|| gateway.bodies.try_recv().ok()).last();
+    let last = exposition::parse(&last.unwrap_or_else(|| panic!("a push arrives: {ended:?}")));
     assert_eq!(last.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
     assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0);
 }
 
 #[test]
-fn a_certificate_that_nobody_trusts() {
+fn untrusted_certificate_is_an_error() {
     let (gateway, other) = (start(), start());
     let ended = push(&gateway, &other);
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
@@ -116,6 +118,9 @@ fn a_certificate_that_nobody_trusts() {
     assert!(ended.stdout.contains("refused false, timeout false, config false"), "{ended:?}");
     let expected = format!("POST {}/metrics/job/j failed: could not connect", gateway.url);
     assert!(ended.stdout.contains(&expected), "{ended:?}");
-    assert!(ended.stdout.contains("invalid peer certificate"), "with its cause: {ended:?}");
-    assert!(gateway.pushed.recv_timeout(PATIENCE.min(Duration::from_millis(50))).is_err(), "nothing was sent");
+    assert!(ended.stdout.contains("invalid peer certificate"), "the error has its cause: {ended:?}");
+    assert!(
+        gateway.bodies.recv_timeout(PATIENCE.min(Duration::from_millis(50))).is_err(),
+        "the client sends no request"
+    );
 }

@@ -1,5 +1,5 @@
-//! A gateway that refuses series because another group has them: which part of a push is tried once more. What the error
-//! says at a real one is in `real_gateway.rs`.
+//! A gateway that refuses series which another group has: the part of the push that is sent a second time.
+//! `real_gateway.rs` tests the text of the error at a real gateway.
 
 use super::builder;
 use super::support::measured::{Measured, measured};
@@ -9,7 +9,7 @@ use super::support::{MockGateway, Reply};
 const OWN: &str = "# TYPE quant_stage_active gauge\nquant_stage_active 0\n";
 const APPLICATION: &str = "# TYPE rows gauge\nrows 1\n";
 
-/// Refuses every push that has this metric.
+/// A gateway that refuses every push with this metric.
 fn refusing(metric: &'static str) -> MockGateway {
     let body = format!(
         "pushed metrics are invalid or inconsistent with existing metrics: collected metric \"{metric}\" {{ \
@@ -27,7 +27,7 @@ fn refusing(metric: &'static str) -> MockGateway {
     })
 }
 
-/// The error of a final flush to such a gateway, and its requests.
+/// The error of the final flush to this gateway, and the requests of the flush.
 fn shutdown(server: &MockGateway) -> (String, Vec<Request>) {
     shutdown_with(server, [OWN, APPLICATION].concat())
 }
@@ -48,17 +48,17 @@ fn methods(requests: &[Request]) -> Vec<&str> {
 }
 
 #[test]
-fn a_conflict_of_the_own_families_is_not_pushed_again() {
+fn conflict_of_the_crates_families_is_not_retried() {
     let server = refusing("quant_stage_active");
     let (error, requests) = shutdown(&server);
     assert_eq!(methods(&requests), ["POST", "GET"]);
-    // The group of the push is not the other group.
+    // The conflicting group is not the group of the push.
     assert!(error.contains("it is a group that this job pushed to with other grouping labels"), "{error}");
     assert!(!error.contains("curl"), "{error}");
 }
 
 #[test]
-fn a_conflict_of_the_applications_families_has_the_stages_pushed_alone() {
+fn conflict_of_the_applications_families_pushes_the_stages_alone() {
     let server = refusing("rows");
     let (error, requests) = shutdown(&server);
     assert_eq!(methods(&requests), ["POST", "POST", "GET"]);
@@ -72,7 +72,7 @@ fn a_conflict_of_the_applications_families_has_the_stages_pushed_alone() {
 }
 
 #[test]
-fn a_refused_push_without_families_to_leave_out_or_to_keep_is_not_pushed_again() {
+fn refused_push_with_nothing_to_leave_out_is_not_retried() {
     for text in [OWN, APPLICATION] {
         let server = MockGateway::start([Reply::status(400)]);
         let (error, requests) = shutdown_with(&server, text.to_owned());

@@ -1,4 +1,4 @@
-//! A subscriber that blocks in the process of the test.
+//! Subscribers and recorders that block, in the process of the test.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -21,14 +21,14 @@ fn builder(server: &MockGateway) -> MetricsLayerBuilder {
     MetricsLayer::builder().with_pushgateway(gateway).with_push_interval(Duration::from_millis(50))
 }
 
-/// Blocks in the first event of the crate, until it may go on.
-struct Blocks {
+/// A layer that blocks in the first event of the crate until the test releases it.
+struct BlockingLayer {
     entered: SyncSender<()>,
     release: Mutex<Receiver<()>>,
     is_free: AtomicBool,
 }
 
-impl<S: Subscriber> Layer<S> for Blocks {
+impl<S: Subscriber> Layer<S> for BlockingLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if event.metadata().target() == OWN_TARGET && !self.is_free.swap(true, Ordering::SeqCst) {
             self.entered.send(()).unwrap();
@@ -37,20 +37,20 @@ impl<S: Subscriber> Layer<S> for Blocks {
     }
 }
 
-fn blocks() -> (Blocks, Receiver<()>, SyncSender<()>) {
+fn blocking_layer() -> (BlockingLayer, Receiver<()>, SyncSender<()>) {
     let ((entered, is_entered), (release, is_released)) = (sync_channel(1), sync_channel(1));
-    let layer = Blocks { entered, release: Mutex::new(is_released), is_free: AtomicBool::new(false) };
+    let layer = BlockingLayer { entered, release: Mutex::new(is_released), is_free: AtomicBool::new(false) };
     (layer, is_entered, release)
 }
 
 #[test]
-fn a_log_that_blocks_stops_neither_pushes_nor_scrapes() {
+fn blocked_log_delays_neither_pushes_nor_scrapes() {
     let server = MockGateway::start([Reply::status(401)]);
     let address = "127.0.0.1:0".parse().unwrap();
     let (layer, guard) = builder(&server).with_http_listener(address).build().unwrap();
-    let (blocks, is_entered, release) = blocks();
+    let (blocking, is_entered, release) = blocking_layer();
     let log = Log::default();
-    let _default = tracing_subscriber::registry().with(layer).with(blocks).with(log.clone()).set_default();
+    let _default = tracing_subscriber::registry().with(layer).with(blocking).with(log.clone()).set_default();
     is_entered.recv().unwrap();
 
     server.set_replies([Reply::ok()]);
@@ -60,7 +60,7 @@ fn a_log_that_blocks_stops_neither_pushes_nor_scrapes() {
     assert_eq!(http::get(address, "/health").unwrap().status, 200);
     assert!(http::get(address, "/metrics").unwrap().body.contains("stage_id=\"a\""));
 
-    // What waits is emitted, in its order, when the log goes on.
+    // Queued events are emitted in order once the log is released.
     release.send(()).unwrap();
     guard.flush().unwrap();
     let own = log.own();
@@ -70,22 +70,22 @@ fn a_log_that_blocks_stops_neither_pushes_nor_scrapes() {
 }
 
 #[test]
-fn events_that_a_blocked_log_does_not_take_are_bounded_and_counted() {
+fn events_behind_a_blocked_log_are_bounded_and_drops_are_counted() {
     const STAGES: usize = 3_000;
     let server = MockGateway::ok();
     let (layer, guard) = builder(&server).with_flush_timeout(Duration::from_secs(2)).build().unwrap();
-    let (blocks, is_entered, release) = blocks();
+    let (blocking, is_entered, release) = blocking_layer();
     let log = Log::default();
-    let _default = tracing_subscriber::registry().with(layer).with(blocks).with(log.clone()).set_default();
+    let _default = tracing_subscriber::registry().with(layer).with(blocking).with(log.clone()).set_default();
     let open: Vec<_> = (0..STAGES).map(|_| info_span!("x", stage_id = "open")).collect();
     guard.shutdown().unwrap();
     is_entered.recv().unwrap();
     let last = exposition::parse(server.requests().last().unwrap().text());
     assert_eq!(last.expect("quant_stage_total", &[("stage_id", "open"), ("status", "failure")]), STAGES as f64);
-    // They were held back until the state was delivered. The one in which the log blocks does not wait.
+    // The events are held back until the state is delivered. The queue does not hold the event in which the log blocks.
     assert!(log.own().len() <= 1, "{}", log.own().len());
     release.send(()).unwrap();
-    support::await_true("the events that waited", || log.own().len() >= 1_024);
+    support::await_true("the queued events are emitted", || log.own().len() >= 1_024);
     let own = log.own();
     let dropped = own.iter().find(|text| text.starts_with("events of this crate were dropped")).unwrap();
     let kept = own.iter().filter(|text| text.contains("still open")).count();
@@ -93,31 +93,33 @@ fn events_that_a_blocked_log_does_not_take_are_bounded_and_counted() {
     drop(open);
 }
 
-/// Holds the callback in which the crate has something to say, until another thread waits for the layer.
-struct HoldsClose {
+/// A layer that blocks in `on_close`, in which the crate has an event to emit, until another thread waits for the
+/// layer.
+struct HoldClose {
     entered: SyncSender<()>,
     waits: Arc<AtomicBool>,
 }
 
-impl<S: Subscriber> Layer<S> for HoldsClose {
+impl<S: Subscriber> Layer<S> for HoldClose {
     fn on_close(&self, _: Id, _: Context<'_, S>) {
         if self.entered.try_send(()).is_ok() {
             while !self.waits.load(Ordering::SeqCst) {
                 std::thread::yield_now();
             }
-            // Time to come to wait for the lock that this callback holds. Too short, the test tests nothing.
+            // Time for that thread to wait for the lock that this callback holds. Nothing signals that it waits; if the
+            // pause is too short, the test passes without the contention.
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 }
 
 #[test]
-fn an_event_in_a_callback_does_not_wait_for_a_reload_of_the_layer() {
+fn event_in_a_callback_does_not_deadlock_with_a_reload() {
     let server = MockGateway::ok();
     let (layer, guard) = builder(&server).with_max_series(1).build().unwrap();
     let (entered, is_entered) = sync_channel(0);
     let waits = Arc::new(AtomicBool::new(false));
-    let hold = HoldsClose { entered, waits: Arc::clone(&waits) };
+    let hold = HoldClose { entered, waits: Arc::clone(&waits) };
     let (layer, handle) = reload::Layer::new(layer.and_then(hold).and_then(Log::default()));
     let dispatch = Dispatch::new(tracing_subscriber::registry().with(layer));
     let (done, is_done) = sync_channel(1);
@@ -128,7 +130,7 @@ fn an_event_in_a_callback_does_not_wait_for_a_reload_of_the_layer() {
     });
     std::thread::spawn(move || {
         tracing::dispatcher::with_default(&dispatch, || {
-            // The second is beyond the limit on label sets.
+            // The second stage is beyond the limit on label sets.
             for run_id in 0..2 {
                 info_span!("x", stage_id = "a", run_id).in_scope(|| ());
             }
@@ -140,7 +142,7 @@ fn an_event_in_a_callback_does_not_wait_for_a_reload_of_the_layer() {
 }
 
 #[test]
-fn a_warning_of_a_muted_thread_reaches_a_layer_that_came_by_reload() {
+fn warning_of_a_thread_without_subscriber_reaches_a_reloaded_layer() {
     let server = MockGateway::ok();
     let (layer, guard) = builder(&server).build().unwrap();
     let log = Log::default();
@@ -156,7 +158,7 @@ fn a_warning_of_a_muted_thread_reaches_a_layer_that_came_by_reload() {
 }
 
 #[test]
-fn a_flush_that_is_awaited_needs_no_thread() {
+fn async_flush_starts_no_thread() {
     const FLUSHES: usize = 5_000;
     let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
     let server = MockGateway::start([Reply::Silent]);
@@ -173,7 +175,7 @@ fn a_flush_that_is_awaited_needs_no_thread() {
         }
         tokio::task::yield_now().await;
         let during = threads();
-        // Other tests of this program come and go.
+        // Concurrent tests of this program start and end threads.
         assert!(during < before + 100, "{before} threads before, {during} with {FLUSHES} flushes");
         let mut errors = 0;
         while let Some(flushed) = flushes.join_next().await {
@@ -184,9 +186,9 @@ fn a_flush_that_is_awaited_needs_no_thread() {
     });
 }
 
-/// tokio gives a task a number of operations, after which it has to yield. A flush that blocks cannot.
+/// tokio gives a task a budget of operations, after which the task must yield. A blocking flush cannot yield.
 #[test]
-fn a_flush_in_a_task_that_has_used_up_its_budget_gets_its_answer() {
+fn flush_in_a_task_without_budget_returns() {
     const BUDGET: usize = 128;
     let server = MockGateway::ok();
     let Measured { guard, default: _default, .. } = measured(builder(&server));
@@ -206,7 +208,7 @@ fn a_flush_in_a_task_that_has_used_up_its_budget_gets_its_answer() {
 }
 
 #[test]
-fn a_flush_that_is_awaited_ends_in_time_behind_a_push_in_flight() {
+fn async_flush_behind_a_push_in_flight_keeps_its_timeout() {
     let server = MockGateway::start([Reply::Silent]);
     let timeout = Duration::from_millis(500);
     let builder = builder(&server).with_push_interval(Duration::from_secs(3_600));
@@ -220,9 +222,9 @@ fn a_flush_that_is_awaited_ends_in_time_behind_a_push_in_flight() {
     assert!(start.elapsed() < timeout + SLACK, "{:?}", start.elapsed());
 }
 
-/// More stages are open than events may wait.
+/// More stages are open than the queue holds events.
 #[test]
-fn the_warning_of_an_end_that_was_not_delivered_displaces_earlier_ones() {
+fn final_warning_replaces_earlier_events_in_a_full_queue() {
     let server = MockGateway::start([Reply::status(401)]);
     let Measured { guard, default: _default, log } = measured(builder(&server));
     let open: Vec<_> = (0..3_000).map(|_| info_span!("x", stage_id = "open")).collect();
@@ -235,11 +237,11 @@ fn the_warning_of_an_end_that_was_not_delivered_displaces_earlier_ones() {
 }
 
 #[test]
-fn every_scrape_is_answered_while_the_recorder_does_not_return() {
+fn scrapes_are_answered_while_the_recorder_blocks() {
     let lock = Arc::new(Mutex::new(()));
-    let wanted = Arc::clone(&lock);
+    let lock_of_render = Arc::clone(&lock);
     let render = move || {
-        drop(wanted.lock());
+        drop(lock_of_render.lock());
         "rows_total 7\n".to_owned()
     };
     let builder = MetricsLayer::builder().with_http_listener("127.0.0.1:0".parse().unwrap());
@@ -253,12 +255,12 @@ fn every_scrape_is_answered_while_the_recorder_does_not_return() {
 }
 
 #[test]
-fn the_last_rendering_is_delivered_when_the_recorder_panicked_with_its_lock_held() {
+fn last_rendering_is_delivered_after_a_recorder_panicked_with_its_lock() {
     let server = MockGateway::ok();
     let lock = Arc::new(Mutex::new(()));
-    let wanted = Arc::clone(&lock);
+    let lock_of_render = Arc::clone(&lock);
     let render = move || {
-        drop(wanted.lock().unwrap());
+        drop(lock_of_render.lock().unwrap());
         "rows_total 7\n".to_owned()
     };
     let Measured { guard, default: _default, log } = measured(builder(&server).with_exposition(render));
@@ -277,7 +279,7 @@ fn the_last_rendering_is_delivered_when_the_recorder_panicked_with_its_lock_held
 }
 
 #[test]
-fn all_warnings_of_a_muted_thread_reach_a_layer_that_came_by_reload() {
+fn final_warnings_of_a_thread_without_subscriber_reach_a_reloaded_layer() {
     let server = MockGateway::start([Reply::status(401)]);
     let (layer, guard) = builder(&server).build().unwrap();
     let log = Log::default();
@@ -292,14 +294,14 @@ fn all_warnings_of_a_muted_thread_reach_a_layer_that_came_by_reload() {
     assert!(own.iter().any(|text| text.starts_with("the last state of the metrics was not delivered")), "{own:?}");
 }
 
-/// Another subscriber was the default of a thread before: that the process has had one says nothing of this layer's.
+/// Another subscriber was the default of a thread before, which does not mean that this layer's subscriber exists.
 #[test]
-fn an_event_from_before_there_is_a_subscriber_waits_for_it() {
+fn event_before_the_subscriber_is_emitted_later() {
     tracing::subscriber::with_default(tracing_subscriber::registry(), || ());
     let server = MockGateway::start([Reply::status(401), Reply::ok()]);
     let (layer, guard) = builder(&server).with_push_interval(Duration::from_secs(3_600)).build().unwrap();
     server.await_requests(1);
-    // It is queued behind the failure of the first push.
+    // The flush is queued behind the first push, which fails.
     guard.flush().unwrap();
     let log = Log::default();
     let _default = tracing_subscriber::registry().with(layer).with(log.clone()).set_default();

@@ -1,4 +1,4 @@
-//! What the child processes do: hold what the crate is about to use.
+//! The scenarios of the child processes: each blocks a resource that the crate needs.
 
 use std::io::Write as _;
 use std::sync::mpsc::sync_channel;
@@ -17,9 +17,9 @@ fn park() -> ! {
     }
 }
 
-/// Not a test: what the children do.
+/// Not a test: the scenarios of the child processes.
 #[test]
-fn block() {
+fn run_scenario() {
     let Some(scenario) = child::scenario() else { return };
     match scenario.as_str() {
         "stdout locked" => stdout_locked(),
@@ -29,7 +29,7 @@ fn block() {
         "recorder locked" => recorder_locked(),
         "no file handles" => no_file_handles(),
         "fork" => fork(),
-        unknown => panic!("no scenario {unknown}"),
+        unknown => panic!("unknown scenario: {unknown}"),
     }
 }
 
@@ -38,11 +38,11 @@ fn stdout_locked() {
     tracing_subscriber::registry().with(layer).with(tracing_subscriber::fmt::layer()).init();
     let _open = tracing::info_span!("work", stage_id = "open").entered();
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "it blocks").unwrap();
+    writeln!(stdout, "blocked").unwrap();
     park()
 }
 
-/// As above, and an event of the crate waits for standard output.
+/// The main thread holds the lock of stdout while an event of the crate waits for it.
 fn log_blocks() {
     let (layer, _guard) = MetricsLayer::builder().with_env().unwrap().with_flush_on_signals().install().unwrap();
     let (sender, is_writing) = sync_channel(1);
@@ -54,42 +54,42 @@ fn log_blocks() {
     tracing_subscriber::registry().with(layer).with(tracing_subscriber::fmt::layer().with_writer(writer)).init();
     let _open = tracing::info_span!("work", stage_id = "open").entered();
     is_writing.recv().unwrap();
-    writeln!(stdout, "it blocks").unwrap();
+    writeln!(stdout, "blocked").unwrap();
     park()
 }
 
 fn report_waits() {
-    let held = Arc::new(Mutex::new(()));
-    let wanted = Arc::clone(&held);
+    let lock = Arc::new(Mutex::new(()));
+    let lock_of_report = Arc::clone(&lock);
     let builder = MetricsLayer::builder().with_env().unwrap().with_flush_on_signals();
-    let report = move |_| drop(wanted.lock());
+    let report = move |_| drop(lock_of_report.lock());
     let (layer, _guard) = builder.with_run_report(report).install().unwrap();
     tracing_subscriber::registry().with(layer).init();
     let _open = tracing::info_span!("work", stage_id = "open").entered();
-    let _held = held.lock();
-    println!("it blocks");
+    let _held = lock.lock();
+    println!("blocked");
     park()
 }
 
 fn pipe_full() {
     let (_reader, writer) = std::io::pipe().unwrap();
-    // All that a pipe holds.
+    // The capacity of a pipe.
     (&writer).write_all(&vec![b'x'; 64 * 1024]).unwrap();
     let (layer, guard) = MetricsLayer::builder().with_env().unwrap().install().unwrap();
     let log = tracing_subscriber::fmt::layer().with_writer(Mutex::new(writer));
     tracing_subscriber::registry().with(layer).with(log).init();
     let _open = tracing::info_span!("work", stage_id = "open");
     println!("shutdown: {:?}", guard.shutdown());
-    // The lock of the writer is still held: nothing of this process may log any more.
+    // The delivery thread still holds the lock of the writer: a further event of this process would block.
     std::process::exit(0);
 }
 
 fn recorder_locked() {
     let recorder = PrometheusBuilder::new().install_recorder().unwrap();
     let lock = Arc::new(Mutex::new(()));
-    let wanted = Arc::clone(&lock);
+    let lock_of_render = Arc::clone(&lock);
     let render = move || {
-        drop(wanted.lock());
+        drop(lock_of_render.lock());
         recorder.render()
     };
     let (layer, guard) = MetricsLayer::builder().with_env().unwrap().with_exposition(render).install().unwrap();
@@ -98,16 +98,16 @@ fn recorder_locked() {
     metrics::counter!("rows_total").increment(7);
     guard.flush().unwrap();
     let held = lock.lock();
-    println!("it blocks");
+    println!("blocked");
     println!("shutdown: {:?}", guard.shutdown());
     drop(held);
 }
 
 fn no_file_handles() {
-    // Descriptors that are open stay; no other can be had.
-    let none = Rlimit { current: Some(3), maximum: Some(3) };
+    // Open descriptors stay open; the process cannot open others.
+    let limit = Rlimit { current: Some(3), maximum: Some(3) };
     let builder = MetricsLayer::builder().with_env().unwrap();
-    setrlimit(Resource::Nofile, none).unwrap();
+    setrlimit(Resource::Nofile, limit).unwrap();
     println!("install: {:?}", builder.install().map(|_| ()).unwrap_err());
 }
 

@@ -1,6 +1,6 @@
-//! Child processes, for everything about the end of a process: exits, panics, signals.
+//! Child processes, for tests of the end of a process: exits, panics, signals.
 //!
-//! The child is the test binary itself. A test function holds the scenarios, and does nothing when it runs as a test:
+//! The child is the test binary itself. A test function has the scenarios, and does nothing when it runs as a test:
 //!
 //! ```ignore
 //! #[test]
@@ -8,19 +8,19 @@
 //!     let Some(scenario) = support::child::scenario() else { return };
 //!     match scenario.as_str() {
 //!         "exit_3" => std::process::exit(3),
-//!         unknown => panic!("no scenario {unknown}"),
+//!         unknown => panic!("unknown scenario: {unknown}"),
 //!     }
 //! }
 //!
 //! #[test]
-//! fn an_exit_code_is_kept() {
+//! fn exit_code_is_kept() {
 //!     let ended = support::child::start(support::child::command("scenarios", "exit_3")).wait();
 //!     assert_eq!(ended.status.code(), Some(3));
 //! }
 //! ```
 //!
-//! A scenario that panics ends with the exit code 101, one that returns with 0. It runs on a thread of the harness, not
-//! on the main thread; its first line of output comes after the harness's `test … ...` on the same line.
+//! A scenario that panics ends with exit code 101, a scenario that returns with 0. It runs on a thread of the test
+//! harness, not on the main thread; the harness prints `test … ...` before its first line of output, on the same line.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -34,25 +34,25 @@ pub use rustix::process::Signal;
 
 use super::PATIENCE;
 
-/// Names the scenario to the child.
+/// The environment variable with the scenario of a child.
 const SCENARIO: &str = "TSM_SCENARIO";
 
-/// The scenario this process was started for; `None` in an ordinary test run.
+/// The scenario of this child process; `None` in an ordinary test run.
 pub fn scenario() -> Option<String> {
     std::env::var(SCENARIO).ok()
 }
 
-/// A command that runs this test binary again, for one scenario held by the test function `holder` (with its modules,
-/// `a::b::scenarios`). Settings of the crate and of OpenTelemetry in the environment of the tests do not reach it.
+/// A command that runs this test binary again, for one scenario of a test function. `test` is the path of the function
+/// with its modules, such as `a::b::scenarios`. The child inherits no settings of the crate or of OpenTelemetry.
 #[track_caller]
-pub fn command(holder: &str, scenario: &str) -> Command {
-    // The harness takes a name that is not there for zero tests, all passed.
-    assert!(has_test(holder), "no test function {holder} to hold the scenario {scenario}");
+pub fn command(test: &str, scenario: &str) -> Command {
+    // The test harness passes if no test has the name.
+    assert!(has_test(test), "no test function {test} for the scenario {scenario}");
     let mut command = this_binary();
-    command.args(["--exact", holder, "--nocapture"]);
+    command.args(["--exact", test, "--nocapture"]);
     for (name, _) in std::env::vars_os() {
-        let foreign = ["TV_PROMETHEUS_", "OTEL_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix));
-        if foreign {
+        let is_setting = ["TV_PROMETHEUS_", "OTEL_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix));
+        if is_setting {
             command.env_remove(&name);
         }
     }
@@ -65,14 +65,14 @@ fn this_binary() -> Command {
 }
 
 fn has_test(name: &str) -> bool {
-    let listed = this_binary().args(["--exact", name, "--list"]).output().expect("the list of the tests");
-    String::from_utf8_lossy(&listed.stdout).lines().any(|line| line == format!("{name}: test"))
+    let list = this_binary().args(["--exact", name, "--list"]).output().expect("the list of the tests");
+    String::from_utf8_lossy(&list.stdout).lines().any(|line| line == format!("{name}: test"))
 }
 
-/// Waits for the end of a child, so long at most. `None`: it runs still.
-pub fn wait_timeout(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+/// Waits for the end of a child. Returns `None` if the child still runs after the timeout.
+pub fn wait_timeout(child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
     const POLL: Duration = Duration::from_millis(5);
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
         if let Some(status) = child.try_wait().expect("a child of this process") {
             return Some(status);
@@ -84,7 +84,7 @@ pub fn wait_timeout(child: &mut Child, patience: Duration) -> Option<ExitStatus>
     }
 }
 
-/// A child that runs, its output read as it comes. Killed on drop.
+/// A running child. Threads read its output. The drop kills it.
 pub struct Running {
     child: Child,
     started: Instant,
@@ -97,20 +97,20 @@ pub struct Running {
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
-    /// With the lines of the test harness around the scenario's own.
+    /// Includes the lines of the test harness.
     pub stdout: String,
     pub stderr: String,
     /// From the start of the child to its end.
     pub elapsed: Duration,
 }
 
-/// Starts the command without standard input, every signal at its default action and none blocked.
+/// Starts the command without standard input. Every signal has its default action and none is blocked.
 #[track_caller]
 pub fn start(command: Command) -> Running {
     let mut command = with_default_signals(command);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let started = Instant::now();
-    let mut child = command.spawn().unwrap_or_else(|why| panic!("{command:?}: {why}"));
+    let mut child = command.spawn().unwrap_or_else(|err| panic!("{command:?}: {err}"));
     let stdout = child.stdout.take().expect("a pipe");
     let mut stderr = child.stderr.take().expect("a pipe");
     let (sender, lines) = mpsc::channel();
@@ -122,19 +122,20 @@ pub fn start(command: Command) -> Running {
             String::new()
         }),
         std::thread::spawn(move || {
-            let mut said = Vec::new();
-            let _ = stderr.read_to_end(&mut said);
-            String::from_utf8_lossy(&said).into_owned()
+            let mut output = Vec::new();
+            let _ = stderr.read_to_end(&mut output);
+            String::from_utf8_lossy(&output).into_owned()
         }),
     ];
     Running { child, started, lines, stdout: String::new(), readers }
 }
 
-/// A shell starts what it puts in the background with SIGINT ignored, and so do its children. The standard library empties
-/// the mask of a child, but leaves ignored signals ignored: `env` of the coreutils resets them, then becomes the program.
+/// A shell starts background jobs with SIGINT ignored, and their children inherit that. The standard library empties
+/// the signal mask of a child, but leaves ignored signals ignored: `env` of the coreutils resets them, then executes
+/// the program.
 #[cfg(target_os = "linux")]
 fn with_default_signals(inner: Command) -> Command {
-    // Not by PATH, which is that of the child.
+    // An absolute path, since PATH is that of the child.
     let mut outer = Command::new("/usr/bin/env");
     outer.arg("--default-signal");
     wrap(&mut outer, &inner);
@@ -146,7 +147,7 @@ fn with_default_signals(inner: Command) -> Command {
     inner
 }
 
-/// Has `outer` run `inner`, whose program and arguments follow its own.
+/// Makes `outer` run `inner`: appends the program and the arguments of `inner`, and copies its environment.
 pub fn wrap(outer: &mut Command, inner: &Command) {
     outer.arg(inner.get_program()).args(inner.get_args());
     for (name, value) in inner.get_envs() {
@@ -166,47 +167,47 @@ impl Running {
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("a signal sent to a child of one's own");
+        kill_process(Pid::from_child(&self.child), signal).expect("a signal to a child of this process");
     }
 
-    /// Waits for a line on the child's stdout that contains the text: the way it tells how far it is. Panics if the
-    /// child ends, or takes too long, before it has said so.
+    /// Waits for a line with this text on the child's stdout, which reports its progress. Panics on a timeout, or if
+    /// the child ends before.
     #[track_caller]
     pub fn await_line(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
-                panic!("the child did not say {text:?}; it said:\n{}", self.stdout);
+                panic!("the child did not print {text:?}; its output:\n{}", self.stdout);
             };
-            self.keep(&line);
+            self.push_line(&line);
             if line.contains(text) {
                 return line;
             }
         }
     }
 
-    /// Waits for the end of the child; panics if it does not come.
+    /// Waits for the end of the child. Panics on a timeout.
     #[track_caller]
     pub fn wait(self) -> Ended {
         self.wait_for(PATIENCE)
     }
 
-    /// The same with a bound of one's own. A child that outlives it is killed.
+    /// Waits for the end of the child with a timeout of the caller's. Kills the child and panics on a timeout.
     #[track_caller]
-    pub fn wait_for(mut self, patience: Duration) -> Ended {
-        let Some(status) = wait_timeout(&mut self.child, patience) else {
-            panic!("the child did not end in {patience:?}");
+    pub fn wait_for(mut self, timeout: Duration) -> Ended {
+        let Some(status) = wait_timeout(&mut self.child, timeout) else {
+            panic!("the child did not end in {timeout:?}");
         };
         let elapsed = self.started.elapsed();
-        // Ends with the pipe, that is with the child, unless it left children of its own behind.
+        // The channel closes with the pipe: at the end of the child, unless it left children of its own.
         while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
-            self.keep(&line);
+            self.push_line(&line);
         }
-        let said: Vec<String> = self.readers.drain(..).map(|reader| reader.join().expect("a reader")).collect();
-        Ended { status, stdout: std::mem::take(&mut self.stdout), stderr: said.concat(), elapsed }
+        let stderr: Vec<String> = self.readers.drain(..).map(|reader| reader.join().expect("a reader")).collect();
+        Ended { status, stdout: std::mem::take(&mut self.stdout), stderr: stderr.concat(), elapsed }
     }
 
-    fn keep(&mut self, line: &str) {
+    fn push_line(&mut self, line: &str) {
         self.stdout.push_str(line);
         self.stdout.push('\n');
     }
@@ -214,7 +215,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only for a child that has ended already.
+        // Both calls fail only for a child that has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! Collectors of OpenTelemetry: a reader of what is sent by OTLP, a stand-in for gRPC, and a real receiver.
+//! OpenTelemetry collectors: a decoder of OTLP exports, a mock collector for gRPC, and a real receiver.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,12 +20,12 @@ use super::child::{Ended, Running, Signal};
 use super::exposition::Exposition;
 use super::{PATIENCE, child, free_addr, mock_gateway, servers};
 
-/// The real receiver, from the Python registry.
+/// The real receiver, a program from the Python registry.
 pub const ROTEL: &str = "rotel-agent";
 
 pub type Labels = BTreeMap<String, String>;
 
-/// One export, decoded.
+/// One decoded export.
 #[derive(Clone, Debug)]
 pub struct Export {
     pub resource: Labels,
@@ -55,7 +55,7 @@ pub enum Value {
 const DELTA: i32 = 1;
 
 impl Export {
-    /// The body of a request over HTTP; panics if it is none.
+    /// Decodes the body of an HTTP request. Panics if the body is not an export.
     #[track_caller]
     pub fn of_http(request: &mock_gateway::Request) -> Self {
         assert_eq!(request.header("content-type"), Some("application/x-protobuf"));
@@ -95,7 +95,7 @@ fn points(name: &str, unit: &str, help: &str, data: Data) -> Vec<Point> {
         start,
         time,
     };
-    let of_number = |number: &NumberDataPoint| match number.value.expect("a value") {
+    let value_of = |number: &NumberDataPoint| match number.value.expect("a value") {
         number_data_point::Value::AsDouble(value) => value,
         number_data_point::Value::AsInt(value) => value as f64,
     };
@@ -103,29 +103,30 @@ fn points(name: &str, unit: &str, help: &str, data: Data) -> Vec<Point> {
         Data::Sum(sum) => {
             assert!(sum.is_monotonic, "{name}");
             let delta = sum.aggregation_temporality == DELTA;
-            let value = |number: &NumberDataPoint| Value::Sum { value: of_number(number), delta };
-            let of = |n: &NumberDataPoint| point(&n.attributes, n.start_time_unix_nano, n.time_unix_nano, value(n));
-            sum.data_points.iter().map(of).collect()
+            let value = |number: &NumberDataPoint| Value::Sum { value: value_of(number), delta };
+            let to_point =
+                |n: &NumberDataPoint| point(&n.attributes, n.start_time_unix_nano, n.time_unix_nano, value(n));
+            sum.data_points.iter().map(to_point).collect()
         }
         Data::Gauge(gauge) => {
-            let of = |n: &NumberDataPoint| point(&n.attributes, 0, n.time_unix_nano, Value::Gauge(of_number(n)));
-            gauge.data_points.iter().map(of).collect()
+            let to_point = |n: &NumberDataPoint| point(&n.attributes, 0, n.time_unix_nano, Value::Gauge(value_of(n)));
+            gauge.data_points.iter().map(to_point).collect()
         }
         Data::Histogram(histogram) => {
             let delta = histogram.aggregation_temporality == DELTA;
-            let points = histogram.data_points.into_iter().map(|found| {
+            let points = histogram.data_points.into_iter().map(|data| {
                 let value = Value::Histogram {
-                    bounds: found.explicit_bounds,
-                    counts: found.bucket_counts,
-                    sum: found.sum.expect("a sum"),
-                    count: found.count,
+                    bounds: data.explicit_bounds,
+                    counts: data.bucket_counts,
+                    sum: data.sum.expect("a sum"),
+                    count: data.count,
                     delta,
                 };
-                point(&found.attributes, found.start_time_unix_nano, found.time_unix_nano, value)
+                point(&data.attributes, data.start_time_unix_nano, data.time_unix_nano, value)
             });
             points.collect()
         }
-        other => panic!("{name} is {other:?}"),
+        other => panic!("unexpected data of {name}: {other:?}"),
     }
 }
 
@@ -137,7 +138,7 @@ fn labels(attributes: &[KeyValue]) -> Labels {
     attributes.iter().map(|attribute| (attribute.key.clone(), text(attribute))).collect()
 }
 
-/// What a backend makes of all exports of a process: increments are added up, of everything else the last one stays.
+/// Merges all exports of a process as a backend does: adds up increments, and keeps the last value of the other points.
 pub fn totals(exports: &[Export]) -> BTreeMap<(String, Labels), Value> {
     let mut totals: BTreeMap<(String, Labels), Value> = BTreeMap::new();
     for point in exports.iter().flat_map(|export| &export.points) {
@@ -148,26 +149,26 @@ pub fn totals(exports: &[Export]) -> BTreeMap<(String, Labels), Value> {
 }
 
 impl Value {
-    fn add(&mut self, more: &Self) {
-        match (&mut *self, more) {
-            (Self::Sum { value, .. }, Self::Sum { value: more, delta: true }) => *value += more,
+    fn add(&mut self, increment: &Self) {
+        match (&mut *self, increment) {
+            (Self::Sum { value, .. }, Self::Sum { value: added, delta: true }) => *value += added,
             (
                 Self::Histogram { counts, sum, count, .. },
-                Self::Histogram { counts: more_counts, sum: more_sum, count: more_count, delta: true, .. },
+                Self::Histogram { counts: added_counts, sum: added_sum, count: added_count, delta: true, .. },
             ) => {
-                counts.iter_mut().zip(more_counts).for_each(|(count, more)| *count += more);
-                *sum += more_sum;
-                *count += more_count;
+                counts.iter_mut().zip(added_counts).for_each(|(count, added)| *count += added);
+                *sum += added_sum;
+                *count += added_count;
             }
             (last, new) => *last = new.clone(),
         }
     }
 }
 
-/// Panics unless the two say the same: every series of the text, and no other, with its value and its buckets.
+/// Panics unless the exports have exactly the series of the text, with the same values and buckets.
 #[track_caller]
 pub fn assert_same(totals: &BTreeMap<(String, Labels), Value>, text: &Exposition) {
-    let mut seen = 0;
+    let mut compared = 0;
     for family in &text.families {
         for sample in &family.samples {
             let series = |name: &str| {
@@ -175,28 +176,28 @@ pub fn assert_same(totals: &BTreeMap<(String, Labels), Value>, text: &Exposition
                 labels.remove("le");
                 totals.get(&(name.to_owned(), labels))
             };
-            let found = series(&family.name).unwrap_or_else(|| panic!("no {sample:?} in {totals:#?}"));
-            let same = match (family.kind.as_str(), found, sample.name.strip_prefix(&family.name)) {
+            let total = series(&family.name).unwrap_or_else(|| panic!("{sample:?} is not in {totals:#?}"));
+            let same = match (family.kind.as_str(), total, sample.name.strip_prefix(&family.name)) {
                 ("counter", Value::Sum { value, .. }, _) | ("gauge", Value::Gauge(value), _) => *value == sample.value,
                 ("histogram", Value::Histogram { count, .. }, Some("_count")) => *count as f64 == sample.value,
                 ("histogram", Value::Histogram { sum, .. }, Some("_sum")) => (sum - sample.value).abs() < 1e-9,
                 ("histogram", Value::Histogram { bounds, counts, .. }, Some("_bucket")) => {
                     let bound = &sample.labels["le"];
-                    let at = bounds.iter().position(|found| found.to_string() == *bound);
-                    let upto = at.unwrap_or(counts.len() - 1);
-                    let known = at.is_some() || bound == "+Inf";
-                    known && counts[..=upto].iter().sum::<u64>() as f64 == sample.value
+                    let index = bounds.iter().position(|exported| exported.to_string() == *bound);
+                    let last = index.unwrap_or(counts.len() - 1);
+                    let exists = index.is_some() || bound == "+Inf";
+                    exists && counts[..=last].iter().sum::<u64>() as f64 == sample.value
                 }
                 _ => false,
             };
-            assert!(same, "{sample:?} is {found:?}");
-            seen += usize::from(!matches!(sample.name.strip_prefix(&family.name), Some("_sum" | "_bucket")));
+            assert!(same, "{sample:?} is exported as {total:?}");
+            compared += usize::from(!matches!(sample.name.strip_prefix(&family.name), Some("_sum" | "_bucket")));
         }
     }
-    assert_eq!(seen, totals.len(), "series of the text, and all: {:#?}", totals.keys());
+    assert_eq!(compared, totals.len(), "every exported series is in the text: {:#?}", totals.keys());
 }
 
-/// A collector over gRPC that keeps what it is sent. It refuses as often as it is told to.
+/// A gRPC collector that stores the exports and refuses requests on demand.
 pub struct GrpcCollector {
     pub addr: SocketAddr,
     shared: Shared,
@@ -236,24 +237,24 @@ impl GrpcCollector {
         Self::refusing([])
     }
 
-    /// Refuses the first requests so, the last of them first.
+    /// Refuses the first requests with these statuses, the last status first.
     pub fn refusing(refusals: impl IntoIterator<Item = Status>) -> Self {
         let shared = Shared::default();
         shared.0.lock().expect("a new lock").refusals = refusals.into_iter().collect();
         let (stop, stopped) = oneshot::channel::<()>();
-        let (told, addr) = mpsc::channel();
+        let (sender, addr) = mpsc::channel();
         let service =
             MetricsServiceServer::new(shared.clone()).accept_compressed(tonic::codec::CompressionEncoding::Gzip);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-                told.send(listener.local_addr().expect("its number")).expect("the test waits for it");
+                sender.send(listener.local_addr().expect("the address of the listener")).expect("a waiting test");
                 let connections = tokio_stream::wrappers::TcpListenerStream::new(listener);
                 let served = tonic::transport::Server::builder().add_service(service);
-                // Ends with the value that stands for it.
-                let until = async { drop(stopped.await) };
-                served.serve_with_incoming_shutdown(connections, until).await.expect("a server that serves");
+                // Ends when the `GrpcCollector` is dropped.
+                let shutdown = async { drop(stopped.await) };
+                served.serve_with_incoming_shutdown(connections, shutdown).await.expect("a server that serves");
             });
         });
         Self { addr: addr.recv().expect("an address"), shared, _stop: stop }
@@ -264,16 +265,16 @@ impl GrpcCollector {
     }
 
     pub fn exports(&self) -> Vec<Export> {
-        self.shared.0.lock().expect("no panic there").exports.clone()
+        self.shared.0.lock().expect("an unpoisoned lock").exports.clone()
     }
 
-    /// Of every request, those that were refused too.
+    /// The headers of every request, including refused ones.
     pub fn headers(&self) -> Vec<Labels> {
-        self.shared.0.lock().expect("no panic there").headers.clone()
+        self.shared.0.lock().expect("an unpoisoned lock").headers.clone()
     }
 }
 
-/// A rotel, which prints what it receives.
+/// A running rotel, which prints the metrics that it receives.
 pub struct Rotel {
     child: Running,
     pub grpc: SocketAddr,
@@ -281,7 +282,7 @@ pub struct Rotel {
 }
 
 impl Rotel {
-    /// `None`, said out loud, where it is not installed.
+    /// Prints a message and returns `None` if rotel is not installed.
     #[track_caller]
     pub fn start() -> Option<Self> {
         servers::installed(ROTEL).then(|| {
@@ -301,13 +302,13 @@ impl Rotel {
         })
     }
 
-    /// Waits until it has printed this.
+    /// Waits until rotel has printed this text.
     #[track_caller]
     pub fn await_line(&mut self, text: &str) {
         self.child.await_line(text);
     }
 
-    /// All it has printed, when it has ended.
+    /// Stops rotel and returns its output.
     pub fn stop(self) -> Ended {
         self.child.signal(Signal::TERM);
         self.child.wait()

@@ -1,5 +1,5 @@
-//! A strict reader of the text format 0.0.4, for assertions. It takes less than a Prometheus does: what a gateway
-//! refuses, or what only a lenient reader forgives, is an error here.
+//! A strict parser of the text format 0.0.4, for assertions. It is stricter than the parser of Prometheus: text that a
+//! gateway refuses, or that only a lenient parser accepts, is an error.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -19,22 +19,22 @@ pub struct Family {
     pub samples: Vec<Sample>,
 }
 
-/// One exposition, families and samples in the order of the text.
+/// A parsed exposition. Families and samples are in the order of the text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Exposition {
     pub families: Vec<Family>,
 }
 
-/// The exposition; panics with the line at fault.
+/// Parses an exposition. Panics with the invalid line.
 #[track_caller]
 pub fn parse(text: &str) -> Exposition {
     match try_parse(text) {
         Ok(exposition) => exposition,
-        Err(why) => panic!("not a valid exposition: {why}\n--- the whole text:\n{text}"),
+        Err(err) => panic!("not a valid exposition: {err}\n--- the whole text:\n{text}"),
     }
 }
 
-/// The exposition, or what is wrong with the text and where.
+/// Parses an exposition. The error has the line and the reason.
 pub fn try_parse(text: &str) -> Result<Exposition, String> {
     if text.contains('\r') {
         return Err("a carriage return".to_owned());
@@ -42,12 +42,12 @@ pub fn try_parse(text: &str) -> Result<Exposition, String> {
     if !text.is_empty() && !text.ends_with('\n') {
         return Err("no newline at the end".to_owned());
     }
-    let mut reader = Reader::default();
+    let mut parser = Parser::default();
     for (number, line) in text.lines().enumerate() {
-        reader.line(line).map_err(|why| format!("line {}: {why}: {line:?}", number + 1))?;
+        parser.line(line).map_err(|err| format!("line {}: {err}: {line:?}", number + 1))?;
     }
-    reader.finish_family()?;
-    Ok(Exposition { families: reader.families })
+    parser.finish_family()?;
+    Ok(Exposition { families: parser.families })
 }
 
 impl Exposition {
@@ -55,30 +55,30 @@ impl Exposition {
         self.families.iter().find(|family| family.name == name)
     }
 
-    /// The samples of that name whose labels include the given ones.
+    /// The samples with this name whose labels include these labels.
     pub fn matching(&self, name: &str, labels: &[(&str, &str)]) -> Vec<&Sample> {
         self.samples()
             .filter(|sample| sample.name == name)
-            .filter(|sample| labels.iter().all(|(k, v)| sample.labels.get(*k).is_some_and(|known| known == v)))
+            .filter(|sample| labels.iter().all(|(k, v)| sample.labels.get(*k).is_some_and(|value| value == v)))
             .collect()
     }
 
-    /// The value of the series with exactly this name and these labels. A histogram's parts go by their own names,
-    /// `…_count` and so on.
+    /// The value of the series with exactly this name and these labels. Series of a histogram have their own names,
+    /// such as `…_count`.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        self.matching(name, labels).iter().find(|sample| sample.labels.len() == labels.len()).map(|found| found.value)
+        self.matching(name, labels).iter().find(|sample| sample.labels.len() == labels.len()).map(|sample| sample.value)
     }
 
-    /// The same for a series that must be there; panics with what there is instead.
+    /// The [`value`](Self::value) of a series. Panics with a list of the existing series if there is none.
     #[track_caller]
     pub fn expect(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         match self.value(name, labels) {
             Some(value) => value,
-            None => panic!("no series {name}{labels:?}; there is:\n{}", self.listing(name)),
+            None => panic!("no series {name}{labels:?}; there are:\n{}", self.listing(name)),
         }
     }
 
-    /// The same without these labels, which every series must have: job and grouping, in a text file.
+    /// Removes labels from all series, such as job and grouping in a text file. Panics if a series lacks one of them.
     #[track_caller]
     pub fn without(mut self, labels: &[(&str, &str)]) -> Self {
         for sample in self.families.iter_mut().flat_map(|family| &mut family.samples) {
@@ -94,11 +94,11 @@ impl Exposition {
         self.families.iter().flat_map(|family| &family.samples)
     }
 
-    /// The series of that name, or all the names if there is none.
+    /// The series with this name, or the names of all families if there is none.
     fn listing(&self, name: &str) -> String {
-        let same: Vec<String> = self.matching(name, &[]).iter().map(|sample| format!("  {sample}")).collect();
-        if !same.is_empty() {
-            return same.join("\n");
+        let series: Vec<String> = self.matching(name, &[]).iter().map(|sample| format!("  {sample}")).collect();
+        if !series.is_empty() {
+            return series.join("\n");
         }
         let names: Vec<String> = self.families.iter().map(|family| format!("  {}", family.name)).collect();
         if names.is_empty() { "  nothing at all".to_owned() } else { names.join("\n") }
@@ -114,14 +114,14 @@ impl fmt::Display for Sample {
 const KINDS: &[&str] = &["counter", "gauge", "histogram", "summary", "untyped"];
 
 #[derive(Default)]
-struct Reader {
+struct Parser {
     families: Vec<Family>,
-    /// HELP seen, TYPE not yet: name and text.
+    /// Name and text of a HELP line whose TYPE line has not been read.
     help: Option<(String, String)>,
     series: HashSet<(String, BTreeMap<String, String>)>,
 }
 
-impl Reader {
+impl Parser {
     fn line(&mut self, line: &str) -> Result<(), String> {
         if line.is_empty() {
             return Ok(());
@@ -158,7 +158,7 @@ impl Reader {
             return Err(format!("a second family {name}"));
         }
         let help = match self.help.take() {
-            Some((of, _)) if of != name => return Err(format!("the HELP of {of} before the TYPE of {name}")),
+            Some((help, _)) if help != name => return Err(format!("the HELP of {help} before the TYPE of {name}")),
             help => help.map(|(_, text)| text),
         };
         self.families.push(Family { name: name.to_owned(), kind: kind.to_owned(), help, samples: Vec::new() });
@@ -179,7 +179,7 @@ impl Reader {
         Ok(())
     }
 
-    /// What can be told only when all samples of a family have been seen.
+    /// Checks a family after its last sample.
     fn finish_family(&mut self) -> Result<(), String> {
         match self.families.last() {
             Some(family) if family.samples.is_empty() => Err(format!("family {} has no samples", family.name)),
@@ -206,7 +206,8 @@ fn check_belongs(family: &Family, sample: &Sample) -> Result<(), String> {
     if fits { Ok(()) } else { Err(format!("{} is no part of a {} {}", sample.name, family.kind, family.name)) }
 }
 
-/// Each label set of a histogram: buckets in ascending order and cumulative, `+Inf` last and equal to the count.
+/// Checks each label set of a histogram: the buckets ascend and are cumulative, and the last one is `+Inf` with the
+/// count.
 fn check_histogram(family: &Family) -> Result<(), String> {
     #[derive(Default)]
     struct Parts {
@@ -226,14 +227,14 @@ fn check_histogram(family: &Family) -> Result<(), String> {
         }
     }
     for (labels, parts) in sets {
-        let of = format!("histogram {}{labels:?}", family.name);
-        parts.sum.ok_or_else(|| format!("{of} has no sum"))?;
-        let count = parts.count.ok_or_else(|| format!("{of} has no count"))?;
+        let name = format!("histogram {}{labels:?}", family.name);
+        parts.sum.ok_or_else(|| format!("{name} has no sum"))?;
+        let count = parts.count.ok_or_else(|| format!("{name} has no count"))?;
         if parts.buckets.windows(2).any(|pair| pair[0].0 >= pair[1].0 || pair[0].1 > pair[1].1) {
-            return Err(format!("the buckets of {of} do not ascend: {:?}", parts.buckets));
+            return Err(format!("the buckets of {name} do not ascend: {:?}", parts.buckets));
         }
         if parts.buckets.last() != Some(&(f64::INFINITY, count)) {
-            return Err(format!("the last bucket of {of} is not +Inf with the count {count}: {:?}", parts.buckets));
+            return Err(format!("the last bucket of {name} is not +Inf with the count {count}: {:?}", parts.buckets));
         }
     }
     Ok(())
@@ -254,7 +255,7 @@ fn parse_sample(line: &str) -> Result<Sample, String> {
     Ok(Sample { name: name.to_owned(), labels, value: parse_value(value)? })
 }
 
-/// Reads `a="b",c="d"}` and returns what follows.
+/// Parses `a="b",c="d"}` and returns the rest of the line.
 fn parse_labels<'a>(mut rest: &'a str, labels: &mut BTreeMap<String, String>) -> Result<&'a str, String> {
     loop {
         let (name, after) = rest.split_once("=\"").ok_or("a label without a value")?;
@@ -281,7 +282,7 @@ fn closing_quote(text: &str) -> Option<usize> {
     })
 }
 
-fn unescape(text: &str, known: &[(char, char)]) -> Result<String, String> {
+fn unescape(text: &str, escapes: &[(char, char)]) -> Result<String, String> {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
@@ -290,8 +291,9 @@ fn unescape(text: &str, known: &[(char, char)]) -> Result<String, String> {
             continue;
         }
         let code = chars.next().ok_or("a backslash at the end")?;
-        let (_, meant) = known.iter().find(|(of, _)| *of == code).ok_or_else(|| format!("the escape \\{code}"))?;
-        plain.push(*meant);
+        let escape = escapes.iter().find(|(escape, _)| *escape == code);
+        let (_, plain_char) = escape.ok_or_else(|| format!("the escape \\{code}"))?;
+        plain.push(*plain_char);
     }
     Ok(plain)
 }
@@ -301,18 +303,18 @@ fn parse_value(text: &str) -> Result<f64, String> {
         "+Inf" => Ok(f64::INFINITY),
         "-Inf" => Ok(f64::NEG_INFINITY),
         "NaN" => Ok(f64::NAN),
-        // The standard library also takes spellings like `inf`, which the format does not have.
+        // The standard library also parses spellings such as `inf`, which the format does not have.
         number if number.ends_with(|last: char| last.is_ascii_digit()) => {
-            number.parse().map_err(|_| format!("no number: {number:?}"))
+            number.parse().map_err(|_| format!("not a number: {number:?}"))
         }
-        other => Err(format!("no number: {other:?}")),
+        other => Err(format!("not a number: {other:?}")),
     }
 }
 
 fn check_name(name: &str, colons: bool) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || (colons && c == ':');
     if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(fits) {
-        return Err(format!("no name: {name:?}"));
+        return Err(format!("not a name: {name:?}"));
     }
     Ok(())
 }

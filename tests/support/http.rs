@@ -1,11 +1,11 @@
-//! A small blocking HTTP client: one request per connection, HTTP/1.0, so that no answer comes in chunks. The tests do
-//! not look at the world through the client library that the crate itself uses.
+//! A small blocking HTTP client: one request per connection, with HTTP/1.0, so that no response is chunked. The tests
+//! do not depend on the client library of the crate.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long one connection may take to open, and one read to bring something.
+/// The timeout of a connect, of a read and of a write.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// The first header of that name, in any case.
+    /// The first header with this name, which is case-insensitive.
     pub fn header(&self, name: &str) -> Option<&str> {
         header(&self.headers, name)
     }
@@ -47,10 +47,10 @@ pub fn request(
 
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
-    parse(&answer).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
+    parse(&answer).map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))
 }
 
-/// A text as part of a query: everything but unreserved characters percent-encoded.
+/// Percent-encodes a text for a query: every byte but the unreserved characters.
 pub fn percent_encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -63,36 +63,36 @@ pub fn percent_encode(text: &str) -> String {
     encoded
 }
 
-/// The first header of that name, in any case.
+/// The first header with this name, which is case-insensitive.
 pub fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
-/// The lines after the first one of a message's head.
+/// Parses the header lines of a message.
 pub fn parse_headers<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<(String, String)>, String> {
     lines
         .map(|line| {
-            let (name, value) = line.split_once(':').ok_or_else(|| format!("no header: {line:?}"))?;
+            let (name, value) = line.split_once(':').ok_or_else(|| format!("not a header: {line:?}"))?;
             if name.is_empty() || name.contains(char::is_whitespace) {
-                return Err(format!("no header name: {name:?}"));
+                return Err(format!("not a header name: {name:?}"));
             }
             Ok((name.to_owned(), value.trim().to_owned()))
         })
         .collect()
 }
 
-/// One whole answer.
+/// Parses a complete response.
 pub fn parse(answer: &[u8]) -> Result<Response, String> {
-    let answer = str::from_utf8(answer).map_err(|why| format!("the answer is not UTF-8: {why}"))?;
+    let answer = str::from_utf8(answer).map_err(|err| format!("the answer is not UTF-8: {err}"))?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("the head has no end: {answer:?}"))?;
     let mut lines = head.split("\r\n");
     let status_line = lines.next().unwrap_or_default();
     let mut words = status_line.split(' ');
     if !words.next().is_some_and(|version| version.starts_with("HTTP/1.")) {
-        return Err(format!("no status line: {status_line:?}"));
+        return Err(format!("not a status line: {status_line:?}"));
     }
     let status =
-        words.next().and_then(|code| code.parse().ok()).ok_or_else(|| format!("no status: {status_line:?}"))?;
+        words.next().and_then(|code| code.parse().ok()).ok_or_else(|| format!("not a status: {status_line:?}"))?;
     let headers = parse_headers(lines)?;
 
     if let Some(encoding) = header(&headers, "transfer-encoding") {

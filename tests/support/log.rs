@@ -1,4 +1,4 @@
-//! What a subscriber is told: every event, in order, for tests of what the crate says and does not say.
+//! A layer that records every event in order, for tests of the crate's own events.
 
 use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ pub struct Entry {
     pub text: String,
 }
 
-/// A layer that keeps every event. Clones share what they keep.
+/// A layer that records every event. Clones share the records.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<Entry>>>);
 
@@ -34,7 +34,7 @@ impl Log {
         own.map(|entry| entry.text).collect()
     }
 
-    /// All of it, for messages and for searching what must not be there.
+    /// All events as text, one per line, for messages and for searches.
     pub fn text(&self) -> String {
         self.entries().iter().map(|entry| format!("{} {}: {}\n", entry.level, entry.target, entry.text)).collect()
     }
@@ -42,21 +42,21 @@ impl Log {
 
 impl<S: Subscriber> Layer<S> for Log {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut words = Words::default();
-        event.record(&mut words);
-        let text = format!("{}{}", words.message, words.fields);
+        let mut event_text = EventText::default();
+        event.record(&mut event_text);
+        let text = format!("{}{}", event_text.message, event_text.fields);
         let entry = Entry { level: *event.metadata().level(), target: event.metadata().target().to_owned(), text };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
     }
 }
 
 #[derive(Default)]
-struct Words {
+struct EventText {
     message: String,
     fields: String,
 }
 
-impl Visit for Words {
+impl Visit for EventText {
     fn record_str(&mut self, field: &Field, value: &str) {
         let _ = write!(self.fields, " {}={value}", field.name());
     }

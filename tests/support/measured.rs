@@ -1,4 +1,4 @@
-//! A pipeline under measurement, on this thread alone, so that tests can run side by side in one process.
+//! A layer and its guard on this thread alone, so that concurrent tests of one process do not see each other's spans.
 
 use tracing::subscriber::DefaultGuard;
 use tracing_stage_metrics::{FlushGuard, MetricsLayerBuilder};
@@ -8,21 +8,21 @@ use super::log::Log;
 
 pub struct Measured {
     pub guard: FlushGuard,
-    /// What the subscriber was told.
+    /// The events that the subscriber received.
     pub log: Log,
     pub default: DefaultGuard,
 }
 
-/// Builds it under a subscriber that is this thread's default until the value is dropped.
+/// Builds the layer into a subscriber that is the default of this thread until the returned value is dropped.
 #[track_caller]
 pub fn measured(builder: MetricsLayerBuilder) -> Measured {
-    let (layer, guard) = builder.build().unwrap_or_else(|why| panic!("it was not built: {why:?}"));
+    let (layer, guard) = builder.build().unwrap_or_else(|err| panic!("`build()` failed: {err:?}"));
     let log = Log::default();
     let default = tracing_subscriber::registry().with(layer).with(log.clone()).set_default();
     Measured { guard, log, default }
 }
 
-/// Runs one stage that does nothing.
+/// Runs one successful stage.
 pub fn stage(id: &str) {
     tracing::info_span!("stage", stage_id = id).in_scope(|| {});
 }

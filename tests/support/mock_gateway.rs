@@ -1,4 +1,4 @@
-//! A gateway that does as it is told: records every request, and answers, hangs, resets or dribbles.
+//! A mock gateway that records every request, and answers, hangs, resets or trickles on demand.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,46 +13,46 @@ use super::{PATIENCE, http};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     pub method: String,
-    /// As sent: not decoded, with the query if there is one.
+    /// The undecoded path, with the query if there is one.
     pub path: String,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl Request {
-    /// The first header of that name, in any case.
+    /// The first header with this name, which is case-insensitive.
     pub fn header(&self, name: &str) -> Option<&str> {
         http::header(&self.headers, name)
     }
 
-    /// The body, which must be UTF-8.
+    /// The body as text. Panics if it is not UTF-8.
     #[track_caller]
     pub fn text(&self) -> &str {
         str::from_utf8(&self.body).expect("a body of text")
     }
 }
 
-/// What happens to one request, after it was read in full and recorded.
+/// The reaction to one request, after the gateway has read it completely and recorded it.
 #[derive(Clone, Debug)]
 pub enum Reply {
     Answer(Answer),
-    /// The answer, but not before [`MockGateway::release`]: a push that stays in flight for as long as a test wants.
+    /// The answer after [`MockGateway::release`]: the push stays in flight for as long as the test needs.
     Held(Answer),
     /// The answer byte by byte, with this pause after each.
     Trickled(Answer, Duration),
-    /// Nothing; the connection stays open.
+    /// No answer; the connection stays open.
     Silent,
     /// The connection ends in a reset.
     Reset,
     /// Status 200 and a body that never ends.
     Endless,
-    /// These bytes, whatever they are, then the end of the connection.
+    /// These raw bytes, then the end of the connection.
     Raw(&'static str),
-    /// These bytes, then nothing; the connection stays open.
+    /// These raw bytes and no more; the connection stays open.
     Stalled(&'static str),
 }
 
-/// Which reply a request gets.
+/// Chooses the reply to a request.
 type Choose = Box<dyn FnMut(&Request) -> Reply + Send>;
 
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ impl Answer {
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        let mut text = format!("HTTP/1.1 {} Told\r\nContent-Length: {}\r\n", self.status, self.body.len());
+        let mut text = format!("HTTP/1.1 {} Mock\r\nContent-Length: {}\r\n", self.status, self.body.len());
         for (name, value) in &self.headers {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -100,8 +100,8 @@ impl Answer {
     }
 }
 
-/// Listens on a free port. On drop it ends its threads and, unless the test fails already, fails it if one of them
-/// panicked, which they do on anything that is not HTTP.
+/// A gateway on a free port. The drop ends its threads and panics if one of them has panicked, unless the test is
+/// failing already. A thread panics on a request that is not HTTP.
 pub struct MockGateway {
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<Vec<JoinHandle<()>>>>,
@@ -110,7 +110,7 @@ pub struct MockGateway {
 struct Shared {
     addr: SocketAddr,
     state: Mutex<State>,
-    /// A request came in, or the held answers may go, or the end.
+    /// Notified of a new request, of the release of held answers, and of the end.
     changed: Condvar,
     stopping: AtomicBool,
 }
@@ -119,26 +119,27 @@ struct State {
     choose: Choose,
     requests: Vec<Request>,
     released: bool,
-    /// To unblock the threads that read from or write to them.
+    /// Shut down at the end, to unblock the threads that read or write.
     connections: Vec<TcpStream>,
 }
 
 impl MockGateway {
-    /// Answers 200 to everything.
+    /// Answers 200 to every request.
     pub fn ok() -> Self {
         Self::start([])
     }
 
-    /// Answers the requests in turn with these replies, and from then on with the last of them; 200 if there is none.
+    /// Answers the requests in turn with these replies, and all later ones with the last reply. Without replies it
+    /// answers 200.
     pub fn start(replies: impl IntoIterator<Item = Reply>) -> Self {
         Self::start_by(in_turn(replies))
     }
 
-    /// Answers each request as it is.
+    /// Answers each request with the reply that `choose` returns.
     pub fn start_by(choose: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let shared = Arc::new(Shared {
-            addr: listener.local_addr().expect("its number"),
+            addr: listener.local_addr().expect("the address of the listener"),
             state: Mutex::new(State {
                 choose: Box::new(choose),
                 requests: Vec::new(),
@@ -164,38 +165,40 @@ impl MockGateway {
         format!("http://{}", self.addr())
     }
 
-    /// The requests so far, in the order in which they were read to the end.
+    /// The requests so far, in the order in which they were complete.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.lock().requests.clone()
     }
 
-    /// Lets the held answers go, those to come too.
+    /// Releases the held answers and all later ones.
     pub fn release(&self) {
         self.shared.lock().released = true;
         self.shared.changed.notify_all();
     }
 
-    /// From the next request on, these replies.
+    /// Replaces the replies from the next request on.
     pub fn set_replies(&self, replies: impl IntoIterator<Item = Reply>) {
         self.shared.lock().choose = Box::new(in_turn(replies));
     }
 
-    /// The first request, of all so far and to come, that is as wanted; panics with those that came if none is.
+    /// Waits for a request that matches, earlier requests included, and returns the first one. Panics with a list of
+    /// the requests on a timeout.
     #[track_caller]
-    pub fn await_request(&self, wanted: impl Fn(&Request) -> bool) -> Request {
-        match self.await_request_for(PATIENCE, wanted) {
+    pub fn await_request(&self, matches: impl Fn(&Request) -> bool) -> Request {
+        match self.await_request_for(PATIENCE, matches) {
             Some(request) => request,
             None => panic!("no such request in {PATIENCE:?}; there were: {:#?}", self.summaries()),
         }
     }
 
-    /// The same with a bound of one's own: a test of what must *not* come gives a short one.
-    pub fn await_request_for(&self, patience: Duration, wanted: impl Fn(&Request) -> bool) -> Option<Request> {
-        let state = self.shared.await_state(patience, |state| state.requests.iter().any(&wanted));
-        state.requests.iter().find(|request| wanted(request)).cloned()
+    /// Waits for a request that matches, with a timeout of the caller's. A test that expects no request passes a short
+    /// one.
+    pub fn await_request_for(&self, timeout: Duration, matches: impl Fn(&Request) -> bool) -> Option<Request> {
+        let state = self.shared.await_state(timeout, |state| state.requests.iter().any(&matches));
+        state.requests.iter().find(|request| matches(request)).cloned()
     }
 
-    /// The requests once there are this many; panics with those that came if there never are.
+    /// Waits for this number of requests and returns all of them. Panics with a list of the requests on a timeout.
     #[track_caller]
     pub fn await_requests(&self, count: usize) -> Vec<Request> {
         let requests = self.shared.await_state(PATIENCE, |state| state.requests.len() >= count).requests.clone();
@@ -211,7 +214,7 @@ impl MockGateway {
 impl Drop for MockGateway {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        // Wakes the acceptor, which then takes no more connections: after its end the list of them is complete.
+        // Wakes the acceptor, which then accepts no more connections: after its end their list is complete.
         let _ = TcpStream::connect(self.addr());
         let Some(Ok(threads)) = self.acceptor.take().map(JoinHandle::join) else {
             assert!(std::thread::panicking(), "the mock gateway's acceptor panicked");
@@ -235,12 +238,12 @@ impl Shared {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    fn await_state(&self, patience: Duration, reached: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+    fn await_state(&self, timeout: Duration, reached: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
         let pending = |state: &mut State| !reached(state) && !self.stopping();
-        self.changed.wait_timeout_while(self.lock(), patience, pending).unwrap_or_else(PoisonError::into_inner).0
+        self.changed.wait_timeout_while(self.lock(), timeout, pending).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Records the request and takes the reply to it.
+    /// Records the request and returns its reply.
     fn record(&self, request: Request) -> Reply {
         let mut state = self.lock();
         let reply = (state.choose)(&request);
@@ -273,7 +276,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
     threads
 }
 
-/// All the requests of one connection. I/O errors are the client's right: it may go away whenever it likes.
+/// Serves the requests of one connection. I/O errors are no failure, since a client may close the connection at any
+/// time.
 fn serve(stream: &TcpStream, shared: &Shared) {
     let _closes = ClosesOnDrop(stream);
     let mut reader = BufReader::new(stream);
@@ -284,34 +288,34 @@ fn serve(stream: &TcpStream, shared: &Shared) {
             reset(stream, shared);
             break;
         }
-        match carry_out(stream, shared, reply) {
+        match send(stream, shared, reply) {
             Ok(()) if !last && !shared.stopping() => {}
             _ => break,
         }
     }
 }
 
-/// Closes the connection however the thread ends: the list of connections keeps a handle, so that dropping the
-/// thread's own would not.
+/// Closes the connection when the thread ends. Dropping the thread's handle would not close it, since the list of
+/// connections has another one.
 struct ClosesOnDrop<'a>(&'a TcpStream);
 
 impl Drop for ClosesOnDrop<'_> {
     fn drop(&mut self) {
-        // An orderly end would come before the reset that a lingering time of zero asks for.
+        // A shutdown would send an orderly end before the reset that a linger time of zero requests.
         if !matches!(rustix::net::sockopt::socket_linger(self.0), Ok(Some(Duration::ZERO))) {
             let _ = self.0.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// Has the connection end in a reset, which it does once its last handle is gone: the thread's own, after the list's.
+/// Makes the connection end in a reset, which the drop of its last handle sends: the thread's, after that of the list.
 fn reset(stream: &TcpStream, shared: &Shared) {
     rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).expect("a connection that can be reset");
     let peer = stream.peer_addr().ok();
-    shared.lock().connections.retain(|known| known.peer_addr().ok() != peer);
+    shared.lock().connections.retain(|connection| connection.peer_addr().ok() != peer);
 }
 
-fn carry_out(mut stream: &TcpStream, shared: &Shared, reply: Reply) -> io::Result<()> {
+fn send(mut stream: &TcpStream, shared: &Shared, reply: Reply) -> io::Result<()> {
     match reply {
         Reply::Answer(answer) => stream.write_all(&answer.to_bytes()),
         Reply::Held(answer) => {
@@ -322,7 +326,7 @@ fn carry_out(mut stream: &TcpStream, shared: &Shared, reply: Reply) -> io::Resul
             stream.set_nodelay(true)?;
             for byte in answer.to_bytes() {
                 stream.write_all(&[byte])?;
-                // Ends early only when the whole gateway does.
+                // Only the end of the gateway shortens the pause.
                 drop(shared.await_state(pause, |_| false));
                 if shared.stopping() {
                     break;
@@ -331,20 +335,20 @@ fn carry_out(mut stream: &TcpStream, shared: &Shared, reply: Reply) -> io::Resul
             Ok(())
         }
         Reply::Silent => {
-            // Until the client closes its end, or this gateway is dropped.
+            // Reads until the client closes its end, or this gateway is dropped.
             while stream.read(&mut [0; 1024])? > 0 {}
             Err(io::ErrorKind::ConnectionAborted.into())
         }
-        Reply::Reset => unreachable!("it ends the connection before there is anything to carry out"),
+        Reply::Reset => unreachable!("`serve` resets the connection"),
         Reply::Endless => {
-            stream.write_all(b"HTTP/1.1 200 Told\r\nConnection: close\r\n\r\n")?;
+            stream.write_all(b"HTTP/1.1 200 Mock\r\nConnection: close\r\n\r\n")?;
             loop {
                 stream.write_all(&[b'x'; 4096])?;
             }
         }
         Reply::Stalled(bytes) => {
             stream.write_all(bytes.as_bytes())?;
-            carry_out(stream, shared, Reply::Silent)
+            send(stream, shared, Reply::Silent)
         }
         Reply::Raw(bytes) => {
             stream.write_all(bytes.as_bytes())?;
@@ -353,13 +357,13 @@ fn carry_out(mut stream: &TcpStream, shared: &Shared, reply: Reply) -> io::Resul
     }
 }
 
-/// The next request; `None` where the client closes the connection instead, between two requests or within one.
-/// Panics on what is not HTTP.
+/// Reads the next request; `None` if the client closes the connection, between two requests or within one. Panics on
+/// bytes that are not HTTP.
 fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     let Some(line) = read_line(reader)? else { return Ok(None) };
     let words: Vec<&str> = line.split(' ').collect();
-    let [method, path, version] = words[..] else { panic!("no request line: {line:?}") };
-    assert!(matches!(version, "HTTP/1.1" | "HTTP/1.0"), "no HTTP version: {line:?}");
+    let [method, path, version] = words[..] else { panic!("not a request line: {line:?}") };
+    assert!(matches!(version, "HTTP/1.1" | "HTTP/1.0"), "not an HTTP version: {line:?}");
     let (method, path) = (method.to_owned(), path.to_owned());
 
     let mut lines = Vec::new();
@@ -370,11 +374,11 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
             Some(line) => lines.push(line),
         }
     }
-    let headers = http::parse_headers(lines.iter().map(String::as_str)).unwrap_or_else(|why| panic!("{why}"));
+    let headers = http::parse_headers(lines.iter().map(String::as_str)).unwrap_or_else(|err| panic!("{err}"));
     let mut body = Vec::new();
     if http::header(&headers, "transfer-encoding").is_some() {
         while let Some(size) = read_line(reader)? {
-            let size = usize::from_str_radix(&size, 16).unwrap_or_else(|_| panic!("no size of a chunk: {size:?}"));
+            let size = usize::from_str_radix(&size, 16).unwrap_or_else(|_| panic!("not the size of a chunk: {size:?}"));
             read_exactly(reader, size, &mut body)?;
             assert_eq!(read_line(reader)?.as_deref(), Some(""), "the end of a chunk");
             if size == 0 {
@@ -388,7 +392,7 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     Ok(Some(Request { method, path, headers, body }))
 }
 
-/// A line without its CRLF; `None` at the end of the stream.
+/// Reads a line without its CRLF; `None` at the end of the stream.
 fn read_line(reader: &mut impl BufRead) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     if reader.read_until(b'\n', &mut line)? == 0 || !line.ends_with(b"\n") {

@@ -1,11 +1,11 @@
-//! What the integration tests share: real servers, a gateway that misbehaves on demand, a strict reader of the
-//! exposition text, child processes. `mod support;` in a test file brings it in.
+//! Shared helpers of the integration tests: real servers, a gateway that misbehaves on demand, a strict parser of the
+//! exposition text, child processes. `mod support;` in a test file includes them.
 //!
-//! Every helper that checks something has a test in `support_works.rs` that it can fail.
+//! `support_works.rs` shows for every helper with a check that the check can fail.
 
-// Each test binary compiles all of this and uses a part of it; none of it is public to anyone.
+// Each test binary compiles all of these modules and uses a part of them.
 #![allow(dead_code, unreachable_pub, unused_imports)]
-// These modules are test code: clippy's exemptions for tests reach `#[test]` functions only, not what they call.
+// Clippy's exemption for tests covers `#[test]` functions only, not the functions that they call.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 pub mod child;
@@ -36,40 +36,42 @@ pub use mock_gateway::{MockGateway, Reply};
 pub use pipeline::Pipeline;
 pub use servers::{NodeExporter, Prometheus, Pushgateway};
 
-/// How long a test waits for something that is bound to happen. Only a failing test waits this long.
+/// The timeout of a wait for an expected event. Only a failing test waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A Pushgateway of this test's own; `None`, said out loud, where it is not installed.
+/// Starts a Pushgateway for this test. Prints a message and returns `None` if it is not installed.
 #[track_caller]
 pub fn pushgateway() -> Option<Pushgateway> {
     servers::installed(servers::PUSHGATEWAY).then(Pushgateway::start)
 }
 
-/// A Prometheus that scrapes the given `(job, address, honor_labels)`; `None`, said out loud, where it is not
-/// installed.
+/// Starts a Prometheus that scrapes each `(job, address, honor_labels)`. Prints a message and returns `None` if it is
+/// not installed.
 #[track_caller]
 pub fn prometheus(scrape: &[(&str, SocketAddr, bool)]) -> Option<Prometheus> {
     servers::installed(servers::PROMETHEUS).then(|| Prometheus::start(scrape))
 }
 
-/// A node_exporter that reads the text files of one directory; `None`, said out loud, where it is not installed.
+/// Starts a node_exporter that reads the text files of one directory. Prints a message and returns `None` if it is not
+/// installed.
 #[track_caller]
 pub fn node_exporter(textfile_dir: &Path) -> Option<NodeExporter> {
     servers::installed(servers::NODE_EXPORTER).then(|| NodeExporter::start(textfile_dir))
 }
 
-/// Waits for what happens on another thread or in another process.
+/// Waits until the condition is true, which another thread or process brings about. Panics with the description on a
+/// timeout.
 #[track_caller]
-pub fn await_true(what: &str, condition: impl Fn() -> bool) {
+pub fn await_true(description: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {description}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// A loopback address on which nobody listens at the moment.
+/// A loopback address on which no process listens at the moment.
 pub fn free_addr() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("its number")
+    listener.local_addr().expect("the address of the listener")
 }

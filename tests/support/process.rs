@@ -1,4 +1,4 @@
-//! A server in a process of its own: started on a free port, awaited, stopped, frozen, killed on drop.
+//! A server process: starts on a free port, waits until it is ready, stops, freezes, dies on drop.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -10,12 +10,12 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, child, free_addr, http};
 
-/// Between two looks at a server that cannot tell when it is ready.
+/// The interval at which a start polls the server.
 const POLL: Duration = Duration::from_millis(10);
-/// How often a start is tried again because someone else was faster on the port.
+/// The maximum number of starts, since another process may take the free port first.
 const ATTEMPTS: usize = 10;
 
-/// The command of a server that is to listen on an address.
+/// Makes the command of a server that listens on an address.
 type Launch = Box<dyn Fn(SocketAddr) -> Command + Send>;
 
 pub struct Process {
@@ -24,20 +24,20 @@ pub struct Process {
     ready_path: &'static str,
     addr: SocketAddr,
     child: Child,
-    /// Not waited for yet: until then its id is its own, and signals reach nobody else.
+    /// The process has not been waited for: its id is valid, so that a signal reaches no other process.
     running: bool,
     stderr: TempDir,
 }
 
-enum Failed {
-    /// Someone else has the port: worth another try.
+enum StartError {
+    /// Another process has the port: a further start may succeed.
     PortTaken,
     Other(String),
 }
 
 impl Process {
-    /// Starts the server on a free port and waits until it answers 200 on `ready_path`. Panics, with what the server
-    /// said on stderr, if it does not come up.
+    /// Starts the server on a free port and waits until it answers 200 on `ready_path`. Panics with the server's stderr
+    /// if the start fails.
     #[track_caller]
     pub fn start(
         name: &str,
@@ -48,13 +48,13 @@ impl Process {
         let launch: Launch = Box::new(launch);
         for _ in 0..ATTEMPTS {
             let addr = free_addr();
-            match bring_up(&launch, addr, ready_path, &stderr) {
+            match spawn_ready(&launch, addr, ready_path, &stderr) {
                 Ok(child) => {
                     let name = name.to_owned();
                     return Self { name, launch, ready_path, addr, child, running: true, stderr };
                 }
-                Err(Failed::PortTaken) => {}
-                Err(Failed::Other(why)) => panic!("{name} on {addr}: {why}"),
+                Err(StartError::PortTaken) => {}
+                Err(StartError::Other(err)) => panic!("{name} on {addr}: {err}"),
             }
         }
         panic!("{name} found no free port in {ATTEMPTS} attempts");
@@ -64,16 +64,16 @@ impl Process {
         self.addr
     }
 
-    /// GET, with the status and the body of the answer; panics if there is no answer.
+    /// Sends a GET and returns status and body of the answer. Panics if there is no answer.
     #[track_caller]
     pub fn get(&self, path: &str) -> (u16, String) {
         match http::get(self.addr, path) {
             Ok(response) => (response.status, response.body),
-            Err(why) => panic!("GET {path} from {} on {}: {why}", self.name, self.addr),
+            Err(err) => panic!("GET {path} from {} on {}: {err}", self.name, self.addr),
         }
     }
 
-    /// GET of something that must be there.
+    /// Sends a GET and returns the body. Panics unless the status is 200.
     #[track_caller]
     pub fn get_ok(&self, path: &str) -> String {
         let (status, body) = self.get(path);
@@ -81,7 +81,7 @@ impl Process {
         body
     }
 
-    /// Ends the server in the orderly way, SIGTERM, and waits for its end. Its port is free afterwards.
+    /// Stops the server by SIGTERM and waits for its end. Its port is free afterwards.
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.thaw();
@@ -90,74 +90,74 @@ impl Process {
         status
     }
 
-    /// Stops the server from running, SIGSTOP. The kernel still accepts connections for it; nothing is answered.
+    /// Freezes the server by SIGSTOP. The kernel still accepts connections; the server answers none.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
-        // The signal reaches the threads one after the other: until the last one has stopped there may be an answer.
+        // The signal stops the threads one after the other: until the last one has stopped, the server may answer.
         let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
         waitid(WaitId::Pid(Pid::from_child(&self.child)), stopped).expect("a child that stops");
     }
 
-    /// Lets a frozen server run on.
+    /// Resumes a frozen server by SIGCONT.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Stops the server, unless it has ended, and starts it on the same port.
+    /// Stops the server if it runs, and starts it on the same port.
     #[track_caller]
     pub fn restart(&mut self) {
         self.stop();
         let deadline = Instant::now() + PATIENCE;
-        // The port may be in another's hands for a moment: as the near end of somebody's connection, for one.
+        // The port may be in use for a moment, for example as the local port of an outgoing connection.
         loop {
-            match bring_up(&self.launch, self.addr, self.ready_path, &self.stderr) {
+            match spawn_ready(&self.launch, self.addr, self.ready_path, &self.stderr) {
                 Ok(child) => {
                     self.child = child;
                     self.running = true;
                     return;
                 }
-                Err(Failed::PortTaken) if Instant::now() < deadline => std::thread::sleep(POLL),
-                Err(Failed::PortTaken) => panic!("{} did not get {} back", self.name, self.addr),
-                Err(Failed::Other(why)) => panic!("{} on {}: {why}", self.name, self.addr),
+                Err(StartError::PortTaken) if Instant::now() < deadline => std::thread::sleep(POLL),
+                Err(StartError::PortTaken) => panic!("{} did not get {} back", self.name, self.addr),
+                Err(StartError::Other(err)) => panic!("{} on {}: {err}", self.name, self.addr),
             }
         }
     }
 
-    /// What the server has written to stderr since its last start.
+    /// The server's stderr since its last start.
     pub fn stderr(&self) -> String {
         read_stderr(&self.stderr)
     }
 
     fn signal(&self, signal: Signal) {
         if self.running {
-            kill_process(Pid::from_child(&self.child), signal).expect("a signal sent to a child of one's own");
+            kill_process(Pid::from_child(&self.child), signal).expect("a signal to a child of this process");
         }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // SIGKILL also ends a frozen process. Both calls fail only for one that has ended already.
+        // SIGKILL also ends a frozen process. Both calls fail only for a process that has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn bring_up(launch: &Launch, addr: SocketAddr, ready_path: &str, stderr: &TempDir) -> Result<Child, Failed> {
-    let log = File::create(stderr.path().join("stderr")).map_err(|why| Failed::Other(why.to_string()))?;
+fn spawn_ready(launch: &Launch, addr: SocketAddr, ready_path: &str, stderr: &TempDir) -> Result<Child, StartError> {
+    let log = File::create(stderr.path().join("stderr")).map_err(|err| StartError::Other(err.to_string()))?;
     let mut command = launch(addr);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    let mut child = command.spawn().map_err(|why| Failed::Other(format!("{command:?}: {why}")))?;
+    let mut child = command.spawn().map_err(|err| StartError::Other(format!("{command:?}: {err}")))?;
 
     let deadline = Instant::now() + PATIENCE;
     loop {
-        // The end of the process comes first: on a taken port the other server would answer in its place.
-        if let Some(status) = child.try_wait().map_err(|why| Failed::Other(why.to_string()))? {
-            let said = read_stderr(stderr);
-            if said.contains("address already in use") {
-                return Err(Failed::PortTaken);
+        // Checks for the end of the process first: on a taken port the other server would answer.
+        if let Some(status) = child.try_wait().map_err(|err| StartError::Other(err.to_string()))? {
+            let stderr = read_stderr(stderr);
+            if stderr.contains("address already in use") {
+                return Err(StartError::PortTaken);
             }
-            return Err(Failed::Other(format!("ended with {status}, stderr:\n{said}")));
+            return Err(StartError::Other(format!("ended with {status}, stderr:\n{stderr}")));
         }
         let ready = || http::get(addr, ready_path).is_ok_and(|response| response.status == 200);
         if listens(&child, addr) && ready() {
@@ -166,18 +166,17 @@ fn bring_up(launch: &Launch, addr: SocketAddr, ready_path: &str, stderr: &TempDi
         if Instant::now() > deadline {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(Failed::Other(format!("not ready in {PATIENCE:?}, stderr:\n{}", read_stderr(stderr))));
+            return Err(StartError::Other(format!("not ready in {PATIENCE:?}, stderr:\n{}", read_stderr(stderr))));
         }
         std::thread::sleep(POLL);
     }
 }
 
 fn read_stderr(dir: &TempDir) -> String {
-    fs::read(dir.path().join("stderr")).map(|said| String::from_utf8_lossy(&said).into_owned()).unwrap_or_default()
+    fs::read(dir.path().join("stderr")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-/// Whether it is this very process that listens on the port, and not one that was faster. Elsewhere than on Linux it is
-/// taken to be.
+/// Whether this process listens on the port, and not another process. Always true on systems other than Linux.
 fn listens(child: &Child, addr: SocketAddr) -> bool {
     if !cfg!(target_os = "linux") {
         return true;

@@ -1,5 +1,5 @@
-//! The real servers of the tests: a Pushgateway, a Prometheus, a node_exporter, each on a free port and gone with the
-//! value that stands for it.
+//! The real servers of the tests: Pushgateway, Prometheus and node_exporter, each on a free port. The drop of a value
+//! kills its server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -26,11 +26,11 @@ pub const NODE_EXPORTER: &str = "prometheus-node-exporter";
 /// Set to 1 by `tests/run`: a missing server then fails the test instead of leaving it out.
 pub const REQUIRE_SERVERS: &str = "TSM_REQUIRE_SERVERS";
 
-/// Whether the program is there. Where it is not, says once per test which test is left out; panics instead where
+/// Whether the program is installed. If it is not, prints once per test that the test is left out, or panics where
 /// servers are required.
 #[track_caller]
 pub fn installed(program: &str) -> bool {
-    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    static REPORTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
     if find_program(program).is_some() {
         return true;
@@ -39,31 +39,31 @@ pub fn installed(program: &str) -> bool {
     let missing = format!("{program} is not installed; tests/run installs it");
     let required = std::env::var(REQUIRE_SERVERS).is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
     assert!(!required, "{test} needs a server: {missing}");
-    if TOLD.lock().is_ok_and(|mut told| told.insert(test.clone())) {
-        // Not `eprintln!`: the harness swallows what a passing test prints with it.
+    if REPORTED.lock().is_ok_and(|mut reported| reported.insert(test.clone())) {
+        // Not `eprintln!`: the test harness captures its output for passing tests.
         let _ = writeln!(std::io::stderr(), "LEFT OUT: {test}: {missing}");
     }
     false
 }
 
-fn test_name(place: &Location<'_>) -> String {
-    format!("{} ({})", std::thread::current().name().unwrap_or("a test"), place.file())
+fn test_name(location: &Location<'_>) -> String {
+    format!("{} ({})", std::thread::current().name().unwrap_or("a test"), location.file())
 }
 
-/// Says that the calling test is left out, and why.
+/// Prints that the calling test is left out, and the reason.
 #[track_caller]
-pub fn left_out(why: &str) {
-    // Not `eprintln!`: the harness swallows what a passing test prints with it.
-    let _ = writeln!(std::io::stderr(), "LEFT OUT: {}: {why}", test_name(Location::caller()));
+pub fn left_out(reason: &str) {
+    // Not `eprintln!`: the test harness captures its output for passing tests.
+    let _ = writeln!(std::io::stderr(), "LEFT OUT: {}: {reason}", test_name(Location::caller()));
 }
 
-/// Where in PATH the program is.
+/// The path of a program in PATH.
 pub fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| candidate.is_file())
 }
 
-/// A Pushgateway without persistence, its admin API on.
+/// A Pushgateway without persistence and with its admin API.
 pub struct Pushgateway(Process);
 
 impl Pushgateway {
@@ -72,11 +72,11 @@ impl Pushgateway {
         Self::start_with(&[])
     }
 
-    /// With further arguments, `--persistence.file=…` for one.
+    /// Starts the gateway with further arguments, such as `--persistence.file=…`.
     #[track_caller]
     pub fn start_with(args: &[&str]) -> Self {
         let mut args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        // Debian's build persists to a file of the system unless told otherwise, and takes the flag once only.
+        // Debian's build persists to a system file by default, and accepts the flag only once.
         if !args.iter().any(|arg| arg.starts_with("--persistence.file")) {
             args.push("--persistence.file=".to_owned());
         }
@@ -92,21 +92,21 @@ impl Pushgateway {
         format!("http://{}", self.addr())
     }
 
-    /// What a Prometheus would scrape.
+    /// The text that a Prometheus would scrape.
     #[track_caller]
     pub fn metrics(&self) -> String {
         self.get_ok("/metrics")
     }
 
-    /// The groups with their metrics, as `/api/v1/metrics` shows them: an array of objects with `labels` and one member
-    /// per metric, `push_time_seconds` among them.
+    /// The groups with their metrics from `/api/v1/metrics`: an array of objects with `labels` and one member per
+    /// metric, `push_time_seconds` included.
     #[track_caller]
     pub fn api_metrics(&self) -> Value {
         json(&self.get_ok("/api/v1/metrics"))["data"].take()
     }
 }
 
-/// One series of a query's result: its labels, `__name__` among them, and its value.
+/// One series of a query result: its labels, `__name__` included, and its value.
 pub type Series = (BTreeMap<String, String>, f64);
 
 /// A Prometheus that scrapes every 300 ms into a directory of its own.
@@ -122,7 +122,7 @@ impl Prometheus {
         Self::start_with_rules(scrape, &[])
     }
 
-    /// Also evaluates the rules in these files, as often.
+    /// Scrapes each `(job, address, honor_labels)` and evaluates the rules in these files every 300 ms.
     #[track_caller]
     pub fn start_with_rules(scrape: &[(&str, SocketAddr, bool)], rules: &[&Path]) -> Self {
         let dir = tempfile::tempdir().expect("a directory for Prometheus");
@@ -150,32 +150,32 @@ impl Prometheus {
         match data["resultType"].as_str() {
             Some("vector") => data["result"].as_array().expect("a vector is an array").iter().map(series).collect(),
             Some("scalar") => vec![(BTreeMap::new(), number(&data["result"]))],
-            other => panic!("the query {promql} gives {other:?}, not a vector or a scalar: {body}"),
+            other => panic!("the query {promql} returns {other:?}, not a vector or a scalar: {body}"),
         }
     }
 
-    /// Asks until the result is as wanted; panics with the last result if it never is.
+    /// Repeats a query until its result matches. Panics with the last result on a timeout.
     #[track_caller]
-    pub fn await_query(&self, promql: &str, wanted: impl Fn(&[Series]) -> bool) -> Vec<Series> {
-        match self.await_query_for(PATIENCE, promql, wanted) {
+    pub fn await_query(&self, promql: &str, matches: impl Fn(&[Series]) -> bool) -> Vec<Series> {
+        match self.await_query_for(PATIENCE, promql, matches) {
             Ok(result) => result,
-            Err(last) => panic!("the query {promql} did not come true in {PATIENCE:?}, last: {last:?}"),
+            Err(last) => panic!("the query {promql} has no such result in {PATIENCE:?}, last: {last:?}"),
         }
     }
 
-    /// The same with a bound of one's own; the last result if it never was as wanted.
+    /// Repeats a query until its result matches, with a timeout of the caller's. The error is the last result.
     #[track_caller]
     pub fn await_query_for(
         &self,
-        patience: Duration,
+        timeout: Duration,
         promql: &str,
-        wanted: impl Fn(&[Series]) -> bool,
+        matches: impl Fn(&[Series]) -> bool,
     ) -> Result<Vec<Series>, Vec<Series>> {
         const POLL: Duration = Duration::from_millis(50);
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         loop {
             let result = self.query(promql);
-            if wanted(&result) {
+            if matches(&result) {
                 return Ok(result);
             }
             if Instant::now() > deadline {
@@ -186,22 +186,22 @@ impl Prometheus {
     }
 }
 
-/// A node_exporter with the textfile collector alone.
+/// A node_exporter with the textfile collector and no other.
 pub struct NodeExporter(Process);
 
 impl NodeExporter {
     #[track_caller]
     pub fn start(textfile_dir: &Path) -> Self {
-        Self::start_by(textfile_dir, |_| {})
+        Self::start_with(textfile_dir, |_| {})
     }
 
-    /// As a user who is neither root nor the one of the job, where this is root; else as this user.
+    /// Starts the exporter as the user `nobody` if the tests run as root, else as the current user.
     #[cfg(unix)]
     #[track_caller]
     pub fn start_as_another_user(textfile_dir: &Path) -> Self {
         use std::os::unix::process::CommandExt as _;
         const NOBODY: u32 = 65_534;
-        Self::start_by(textfile_dir, |command| {
+        Self::start_with(textfile_dir, |command| {
             if rustix::process::geteuid().is_root() {
                 command.uid(NOBODY).gid(NOBODY);
             }
@@ -209,11 +209,11 @@ impl NodeExporter {
     }
 
     #[track_caller]
-    fn start_by(textfile_dir: &Path, adapt: impl Fn(&mut Command) + Send + 'static) -> Self {
+    fn start_with(textfile_dir: &Path, configure: impl Fn(&mut Command) + Send + 'static) -> Self {
         let dir = textfile_dir.to_owned();
         Self(Process::start(NODE_EXPORTER, "/", move |addr| {
             let mut command = Command::new(NODE_EXPORTER);
-            adapt(&mut command);
+            configure(&mut command);
             command
                 .args(["--collector.disable-defaults", "--web.disable-exporter-metrics", "--collector.textfile"])
                 .arg(format!("--collector.textfile.directory={}", dir.display()))
@@ -222,7 +222,7 @@ impl NodeExporter {
         }))
     }
 
-    /// What a Prometheus would scrape: the text files, read now.
+    /// The text that a Prometheus would scrape: the current text files.
     #[track_caller]
     pub fn metrics(&self) -> String {
         self.get_ok("/metrics")
@@ -261,7 +261,7 @@ fn configuration(scrape: &[(&str, SocketAddr, bool)], rules: &[&Path]) -> String
 
 #[track_caller]
 fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|why| panic!("no JSON: {why}: {text}"))
+    serde_json::from_str(text).unwrap_or_else(|err| panic!("not JSON: {err}: {text}"))
 }
 
 fn series(result: &Value) -> Series {
@@ -270,7 +270,7 @@ fn series(result: &Value) -> Series {
     (labels, number(&result["value"]))
 }
 
-/// `[time, "value"]`.
+/// The value of a pair `[time, "value"]`.
 fn number(pair: &Value) -> f64 {
-    pair[1].as_str().and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no value: {pair}"))
+    pair[1].as_str().and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("not a value: {pair}"))
 }

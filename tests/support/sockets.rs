@@ -1,5 +1,5 @@
-//! The connections of a server of this machine, as the kernel lists them (Linux): shows what a frozen server has in its
-//! backlog, which nobody can ask the server itself.
+//! The connections of a local server, as the kernel lists them (Linux). They show the backlog of a frozen server, which
+//! cannot answer.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ const POLL: Duration = Duration::from_millis(5);
 #[derive(Clone, Debug, PartialEq)]
 pub struct Connection {
     pub client_port: u16,
-    /// Bytes that arrived and that the server has not read.
+    /// The number of received bytes that the server has not read.
     pub unread: u64,
     /// The client has closed its end.
-    pub given_up: bool,
+    pub closed_by_client: bool,
 }
 
 /// The open connections to a server on an IPv4 address.
@@ -30,29 +30,29 @@ pub fn connections(server: SocketAddr) -> Vec<Connection> {
         let [_, local, remote, state, queues, ..] = columns[..] else { return None };
         let is_open = hex_port(local)? == server.port() && [ESTABLISHED, CLOSE_WAIT].contains(&state);
         let unread = u64::from_str_radix(queues.split(':').nth(1)?, 16).ok()?;
-        is_open.then_some(Connection { client_port: hex_port(remote)?, unread, given_up: state == CLOSE_WAIT })
+        is_open.then_some(Connection { client_port: hex_port(remote)?, unread, closed_by_client: state == CLOSE_WAIT })
     };
     table.lines().skip(1).filter_map(connection).collect()
 }
 
-/// Waits until one request has been waiting for the server for this long without a break, and returns its connection.
+/// Waits until one request has been pending without interruption for `duration`, and returns its connection.
 #[track_caller]
-pub fn await_pending(server: SocketAddr, at_least: Duration) -> Connection {
+pub fn await_pending(server: SocketAddr, duration: Duration) -> Connection {
     let deadline = Instant::now() + PATIENCE;
     let mut since: Option<(Connection, Instant)> = None;
     loop {
         let all = connections(server);
-        let pending = all.iter().filter(|connection| connection.unread > 0 && !connection.given_up);
+        let pending = all.iter().filter(|connection| connection.unread > 0 && !connection.closed_by_client);
         since = match (pending.clone().next_back(), since.take()) {
-            (Some(now), Some((then, start))) if *now == then => Some((then, start)),
-            (now, _) => now.map(|connection| (connection.clone(), Instant::now())),
+            (Some(current), Some((previous, start))) if *current == previous => Some((previous, start)),
+            (current, _) => current.map(|connection| (connection.clone(), Instant::now())),
         };
         if let Some((connection, start)) = &since
-            && start.elapsed() >= at_least
+            && start.elapsed() >= duration
         {
             return connection.clone();
         }
-        assert!(Instant::now() < deadline, "no request waited {at_least:?} for {server}: {all:?}");
+        assert!(Instant::now() < deadline, "no request was pending for {duration:?} at {server}: {all:?}");
         std::thread::sleep(POLL);
     }
 }

@@ -1,48 +1,48 @@
-//! Text compared line by line with a template, exact but for what changes from run to run:
+//! Compares a text with a template, line by line. Placeholders stand for values that change from run to run:
 //!
 //! | placeholder | stands for |
 //! |---|---|
 //! | `<seconds>` | a number without a sign or an exponent, above zero |
-//! | `<unix>` | the same, and of this minute |
+//! | `<unix>` | a Unix time in seconds, of the last minute |
 //! | `<bytes>` | a whole number, at least a megabyte |
 //! | `<cores>` | a number without a sign or an exponent |
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Panics with the first line at fault.
+/// Panics with the first line that differs.
 #[track_caller]
 pub fn assert_matches(text: &str, template: &str) {
-    if let Err(why) = matches(text, template) {
-        panic!("{why}\n--- the whole text:\n{text}");
+    if let Err(difference) = matches(text, template) {
+        panic!("{difference}\n--- the whole text:\n{text}");
     }
 }
 
 pub fn matches(text: &str, template: &str) -> Result<(), String> {
-    // `split`, not `lines`: the newline at the end counts.
+    // `split`, not `lines`: the final newline counts.
     let mut lines = text.split('\n');
-    for wanted in template.split('\n') {
-        let Some(line) = lines.next() else { return Err(format!("the text ends before {wanted:?}")) };
-        if !line_matches(line, wanted) {
-            return Err(format!("{line:?} is not {wanted:?}"));
+    for expected in template.split('\n') {
+        let Some(line) = lines.next() else { return Err(format!("the text ends before {expected:?}")) };
+        if !line_matches(line, expected) {
+            return Err(format!("{line:?} is not {expected:?}"));
         }
     }
-    lines.next().map_or(Ok(()), |line| Err(format!("the text goes on with {line:?}")))
+    lines.next().map_or(Ok(()), |line| Err(format!("the text has a further line {line:?}")))
 }
 
-/// What a placeholder is called, and what it stands for.
+/// The name of a placeholder, and the check of its value.
 type Placeholder = (&'static str, fn(&str) -> bool);
 
 const PLACEHOLDERS: [Placeholder; 4] =
     [("<seconds>", is_positive), ("<unix>", is_now), ("<bytes>", is_bytes), ("<cores>", is_plain)];
 
-fn line_matches(line: &str, wanted: &str) -> bool {
-    let Some((name, fits)) = PLACEHOLDERS.into_iter().find(|(name, _)| wanted.ends_with(name)) else {
-        return line == wanted;
+fn line_matches(line: &str, expected: &str) -> bool {
+    let Some((name, is_valid)) = PLACEHOLDERS.into_iter().find(|(name, _)| expected.ends_with(name)) else {
+        return line == expected;
     };
-    line.strip_prefix(wanted.trim_end_matches(name)).is_some_and(fits)
+    line.strip_prefix(expected.trim_end_matches(name)).is_some_and(is_valid)
 }
 
-/// Digits, and perhaps a point and more digits.
+/// Whether the text is digits, optionally with a point and more digits.
 fn is_plain(text: &str) -> bool {
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     text.split_once('.').map_or_else(|| digits(text), |(whole, rest)| digits(whole) && digits(rest))

@@ -1,13 +1,15 @@
-//! A registry that holds `tracing-opentelemetry` and the layer, and what each of them says of every stage span.
+//! A registry with `tracing-opentelemetry` and the metrics layer, and a comparison of the outcomes that both report for
+//! every stage span.
 //!
-//! Each stage span of a program has a stage id of its own, so that the series of that id are of one span. When the two
-//! layers read their clocks is known from two probes, one around both and one between them and the registry: whatever
-//! the scheduler does, a duration lies between the bounds the probes saw. So the comparison needs no generous
-//! tolerance, only one for clocks that run at slightly different speeds.
+//! Each stage span of a program has a stage id of its own, so that the series of an id belong to one span. Two probe
+//! layers, one outside both layers and one between them and the registry, read the clock before and after the two
+//! layers do: a duration lies between the bounds of the probes, whatever the scheduler does. The comparison therefore
+//! tolerates the drift between two clocks and nothing else.
 //!
-//! Not part of `support`, whose users need no traces: `#[path = "support/traces.rs"] mod traces;` brings it in.
+//! This file is no part of `support`, since most tests need no traces: `#[path = "support/traces.rs"] mod traces;`
+//! includes it.
 
-// Each test binary compiles all of this and uses a part of it; none of it is public to anyone.
+// Each test binary compiles the whole file and uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 // Clippy's exemption for tests reaches `#[test]` functions only, not what they call.
 #![allow(clippy::unwrap_used)]
@@ -30,10 +32,10 @@ use tracing_subscriber::{Layer, Registry};
 use crate::support::Pipeline;
 use crate::support::pipeline::{Ended, Measured};
 
-/// How far the clocks may drift apart while a program runs: one counts cycles, one follows the time of day.
+/// The drift allowed between the two clocks while a program runs: one counts cycles, the other follows the time of day.
 const DRIFT: Duration = Duration::from_micros(300);
 
-/// Which of the two layers is nearer to the registry and is told everything first.
+/// The layer nearer to the registry, whose callbacks run first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum First {
     Traces,
@@ -42,12 +44,12 @@ pub enum First {
 
 pub const ORDERS: [First; 2] = [First::Traces, First::Metrics];
 
-/// What the layers are put on.
+/// The subscriber below the two layers.
 pub type Base = Layered<Probe, Registry>;
 pub type Traces = OpenTelemetryLayer<Base, opentelemetry_sdk::trace::SdkTracer>;
 type AnyLayer = Box<dyn Layer<Base> + Send + Sync>;
 
-pub struct Beside {
+pub struct Comparison {
     pub pipeline: Pipeline,
     exporter: InMemorySpanExporter,
     probes: [Probe; 2],
@@ -89,8 +91,8 @@ impl Setup {
         Self { metrics: Box::new(metrics), ..self }
     }
 
-    /// The subscriber becomes the default of this thread.
-    pub fn start(self) -> Beside {
+    /// Makes the subscriber the default of this thread.
+    pub fn start(self) -> Comparison {
         let exporter = InMemorySpanExporter::default();
         let provider =
             SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).with_sampler(self.sampler).build();
@@ -101,100 +103,103 @@ impl Setup {
             |builder| builder.with_failure_policy(self.policy),
             |layer, heard| {
                 let metrics = (self.metrics)(layer);
-                let pair = match self.first {
+                let layers = match self.first {
                     First::Traces => vec![traces, metrics],
                     First::Metrics => vec![metrics, traces],
                 };
-                let [one, two] = pair.try_into().unwrap_or_else(|_| unreachable!("there are two"));
-                Dispatch::new(Registry::default().with(inner).with(one.and_then(two)).with(outer).with(heard))
+                let [first, second] = layers.try_into().unwrap_or_else(|_| unreachable!("there are two layers"));
+                Dispatch::new(Registry::default().with(inner).with(first.and_then(second)).with(outer).with(heard))
             },
         );
-        Beside { pipeline, exporter, probes }
+        Comparison { pipeline, exporter, probes }
     }
 }
 
-impl Beside {
+impl Comparison {
     pub fn start(first: First) -> Self {
         Setup::new(first).start()
     }
 
-    /// What was told of the spans that are closed.
+    /// The outcomes of the closed stage spans, as the metrics and the trace report them.
     #[track_caller]
-    pub fn told(&self) -> Told {
-        self.told_with(|_| ())
+    pub fn outcomes(&self) -> Outcomes {
+        self.outcomes_with(|_| ())
     }
 
-    /// The same, had the trace told something else.
+    /// The outcomes with a change applied to the exported spans, to show that the comparison fails.
     #[track_caller]
-    pub fn told_with(&self, change: impl FnMut(&mut SpanData)) -> Told {
+    pub fn outcomes_with(&self, change: impl FnMut(&mut SpanData)) -> Outcomes {
         let [inner, outer] = self.probes.each_ref().map(Probe::closed);
         let mut spans = self.spans();
         spans.iter_mut().for_each(change);
-        Told::of(&self.pipeline.now(), &spans, &inner, &outer)
+        Outcomes::compare(&self.pipeline.now(), &spans, &inner, &outer)
     }
 
-    /// The spans that were exported.
+    /// The exported spans.
     pub fn spans(&self) -> Vec<SpanData> {
         self.exporter.get_finished_spans().unwrap()
     }
 
-    /// Ends the run. The subscriber stays the default until what is returned is dropped.
+    /// Ends the run. The subscriber stays the default until the returned value is dropped.
     pub fn end_by<T>(self, ending: impl FnOnce(FlushGuard) -> T) -> (Ended<T>, InMemorySpanExporter) {
         (self.pipeline.end_by(ending), self.exporter)
     }
 }
 
-/// What was told of one stage span.
+/// The outcome of one stage span.
 #[derive(Clone, Debug)]
-pub struct Pair {
-    /// `success`, or the reason of the failure; `None`: it is in no metric.
+pub struct Outcome {
+    /// `success` or the failure reason; `None` if no metric counts the span.
     pub metric: Option<String>,
-    /// `None`: no span was exported.
+    /// The status of the exported span; `None` if no span was exported.
     pub trace: Option<Status>,
 }
 
-/// What was told of the stage spans, by stage id.
-pub struct Told {
-    pub stages: BTreeMap<String, Pair>,
+/// The outcomes of the stage spans, by stage id.
+pub struct Outcomes {
+    pub stages: BTreeMap<String, Outcome>,
 }
 
-impl Told {
+impl Outcomes {
+    /// Reads both outcomes of each span and checks both durations against the probes.
     #[track_caller]
-    fn of(now: &Measured, spans: &[SpanData], inner: &Times, outer: &Times) -> Self {
-        let mut stages = ends(now);
+    fn compare(now: &Measured, spans: &[SpanData], inner: &TimesByStage, outer: &TimesByStage) -> Self {
+        let mut stages = metric_outcomes(now);
         for span in spans {
             let Some(stage) = stage_of(span) else { continue };
-            let pair = stages.entry(stage.clone()).or_insert(Pair { metric: None, trace: None });
-            assert!(pair.trace.is_none(), "{stage} is the id of two spans");
-            pair.trace = Some(span.status.clone());
-            let theirs = span.end_time.duration_since(span.start_time).unwrap();
-            assert_within(&stage, "trace", theirs, &inner[&stage], &outer[&stage]);
+            let outcome = stages.entry(stage.clone()).or_insert(Outcome { metric: None, trace: None });
+            assert!(outcome.trace.is_none(), "{stage} is the id of two spans");
+            outcome.trace = Some(span.status.clone());
+            let duration = span.end_time.duration_since(span.start_time).unwrap();
+            assert_within(&stage, "trace", duration, &inner[&stage], &outer[&stage]);
         }
-        for (stage, pair) in &stages {
-            if pair.metric.is_some() {
-                let ours = Duration::from_secs_f64(now.seconds(stage));
-                assert_within(stage, "metric", ours, &inner[stage], &outer[stage]);
+        for (stage, outcome) in &stages {
+            if outcome.metric.is_some() {
+                let duration = Duration::from_secs_f64(now.seconds(stage));
+                assert_within(stage, "metric", duration, &inner[stage], &outer[stage]);
             }
         }
         Self { stages }
     }
 
-    /// Stage, end in the metric, status in the trace: `"a error Error"`; `-` where one of them says nothing.
+    /// One line per stage: its id, its outcome in the metrics, its status in the trace, such as `"a error Error"`. A
+    /// `-` stands for a missing outcome.
     pub fn lines(&self) -> Vec<String> {
-        self.stages.iter().map(|(stage, pair)| format!("{stage} {pair}")).collect()
+        self.stages.iter().map(|(stage, outcome)| format!("{stage} {outcome}")).collect()
     }
 
-    /// The same, once it is sure that the two agree on every stage.
+    /// Returns [`lines`](Self::lines); panics unless metric and trace agree on every stage.
     #[track_caller]
     pub fn agreed(&self) -> Vec<String> {
-        for (stage, pair) in &self.stages {
-            assert!(pair.agrees(), "{stage} {pair}");
+        for (stage, outcome) in &self.stages {
+            assert!(outcome.agrees(), "{stage} {outcome}");
         }
         self.lines()
     }
 }
 
-impl Pair {
+impl Outcome {
+    /// Whether both layers report success, or both report failure.
     pub fn agrees(&self) -> bool {
         match (&self.metric, &self.trace) {
             (Some(end), Some(status)) => (end == "success") == matches!(status, Status::Unset | Status::Ok),
@@ -203,7 +208,7 @@ impl Pair {
     }
 }
 
-impl fmt::Display for Pair {
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = match self.trace {
             None => "-",
@@ -215,9 +220,9 @@ impl fmt::Display for Pair {
     }
 }
 
-/// How each stage ended, by the metrics; each once.
+/// The outcome of each stage in the metrics. Panics unless each stage finished once at most.
 #[track_caller]
-fn ends(now: &Measured) -> BTreeMap<String, Pair> {
+fn metric_outcomes(now: &Measured) -> BTreeMap<String, Outcome> {
     let mut reasons = HashMap::new();
     for line in now.failures() {
         let (labels, count) = line.rsplit_once(' ').unwrap();
@@ -228,105 +233,105 @@ fn ends(now: &Measured) -> BTreeMap<String, Pair> {
     for line in now.totals() {
         let (stage, counts) = line.split_once(' ').unwrap();
         let metric = match counts {
-            // It is open, or had this id for a while.
+            // The stage is open, or a span gave up this id for another one.
             "0 0" => continue,
             "1 0" => "success".to_owned(),
             "0 1" => reasons[stage].clone(),
             _ => panic!("{stage} is the id of two spans: {line}"),
         };
-        stages.insert(stage.to_owned(), Pair { metric: Some(metric), trace: None });
+        stages.insert(stage.to_owned(), Outcome { metric: Some(metric), trace: None });
     }
     stages
 }
 
-/// The stage id of an exported span: what was recorded last.
+/// The stage id of an exported span: the value recorded last.
 fn stage_of(span: &SpanData) -> Option<String> {
     let mut ids = span.attributes.iter().filter(|attribute| attribute.key.as_str() == "stage_id");
     ids.next_back().map(|attribute| attribute.value.to_string())
 }
 
-/// Checks that both ends of this duration were read between the two probes.
+/// Checks the duration against the times that the two probes read.
 #[track_caller]
-fn assert_within(stage: &str, whose: &str, duration: Duration, inner: &Time, outer: &Time) {
-    let least = inner.ended().saturating_duration_since(outer.opened).saturating_sub(DRIFT);
-    let most = outer.ended().saturating_duration_since(inner.opened) + DRIFT;
+fn assert_within(stage: &str, source: &str, duration: Duration, inner: &SpanTimes, outer: &SpanTimes) {
+    let min = inner.ended().saturating_duration_since(outer.opened).saturating_sub(DRIFT);
+    let max = outer.ended().saturating_duration_since(inner.opened) + DRIFT;
     assert!(
-        (least..=most).contains(&duration),
-        "{stage} by the {whose}: {duration:?} is not in {least:?}..={most:?}; it was open for {:?}",
+        (min..=max).contains(&duration),
+        "{stage} by the {source}: {duration:?} is not in {min:?}..={max:?}; the span was open for {:?}",
         outer.closed.map(|closed| closed.saturating_duration_since(inner.opened))
     );
 }
 
-/// When things happened to a span, as one probe saw it.
+/// The times at which one probe saw a span open, exit and close.
 #[derive(Clone, Debug)]
-struct Time {
+struct SpanTimes {
     stage: Option<String>,
     opened: Instant,
-    left: Option<Instant>,
+    exited: Option<Instant>,
     closed: Option<Instant>,
 }
 
-impl Time {
-    /// Its last exit, or its close where it was never entered.
+impl SpanTimes {
+    /// The last exit, or the close if the span was never entered.
     fn ended(&self) -> Instant {
-        self.left.or(self.closed).unwrap()
+        self.exited.or(self.closed).unwrap()
     }
 }
 
-/// By stage id.
-type Times = HashMap<String, Time>;
+/// The times of the closed spans, by stage id.
+type TimesByStage = HashMap<String, SpanTimes>;
 
-/// Notes when spans are opened, left and closed. Clones share what they noted.
+/// A layer that records when spans open, exit and close. Clones share the records.
 #[derive(Clone, Default)]
-pub struct Probe(Arc<Mutex<Noted>>);
+pub struct Probe(Arc<Mutex<Records>>);
 
 #[derive(Default)]
-struct Noted {
-    open: HashMap<u64, Time>,
-    closed: Times,
+struct Records {
+    open: HashMap<u64, SpanTimes>,
+    closed: TimesByStage,
 }
 
 impl Probe {
-    fn closed(&self) -> Times {
-        self.noted(|noted| noted.closed.clone())
+    fn closed(&self) -> TimesByStage {
+        self.with_records(|records| records.closed.clone())
     }
 
-    fn noted<T>(&self, change: impl FnOnce(&mut Noted) -> T) -> T {
+    fn with_records<T>(&self, change: impl FnOnce(&mut Records) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl<S: Subscriber> Layer<S> for Probe {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: Context<'_, S>) {
-        let mut time = Time { stage: None, opened: Instant::now(), left: None, closed: None };
-        attributes.record(&mut StageId(&mut time.stage));
-        self.noted(|noted| noted.open.insert(id.into_u64(), time));
+        let mut times = SpanTimes { stage: None, opened: Instant::now(), exited: None, closed: None };
+        attributes.record(&mut StageId(&mut times.stage));
+        self.with_records(|records| records.open.insert(id.into_u64(), times));
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
         let mut stage = None;
         values.record(&mut StageId(&mut stage));
-        self.noted(|noted| {
-            if let Some(time) = noted.open.get_mut(&id.into_u64()) {
-                time.stage = stage.or(time.stage.take());
+        self.with_records(|records| {
+            if let Some(times) = records.open.get_mut(&id.into_u64()) {
+                times.stage = stage.or(times.stage.take());
             }
         });
     }
 
     fn on_exit(&self, id: &Id, _: Context<'_, S>) {
         let now = Instant::now();
-        self.noted(|noted| {
-            if let Some(time) = noted.open.get_mut(&id.into_u64()) {
-                time.left = Some(now);
+        self.with_records(|records| {
+            if let Some(times) = records.open.get_mut(&id.into_u64()) {
+                times.exited = Some(now);
             }
         });
     }
 
     fn on_close(&self, id: Id, _: Context<'_, S>) {
         let now = Instant::now();
-        self.noted(|noted| {
-            let time = noted.open.remove(&id.into_u64()).map(|time| Time { closed: Some(now), ..time });
-            noted.closed.extend(time.and_then(|time| Some((time.stage.clone()?, time))));
+        self.with_records(|records| {
+            let times = records.open.remove(&id.into_u64()).map(|times| SpanTimes { closed: Some(now), ..times });
+            records.closed.extend(times.and_then(|times| Some((times.stage.clone()?, times))));
         });
     }
 }

@@ -22,7 +22,7 @@ const SAMPLE: &str = concat!(
 );
 
 #[test]
-fn families_and_samples_are_read() {
+fn families_and_samples_are_parsed() {
     let exposition = parse(SAMPLE);
     let names: Vec<&str> = exposition.families.iter().map(|family| family.name.as_str()).collect();
     assert_eq!(names, ["stages_total", "odd", "seconds", "quantiles"]);
@@ -38,9 +38,13 @@ fn families_and_samples_are_read() {
 }
 
 #[test]
-fn a_value_is_that_of_exactly_these_labels() {
+fn value_matches_all_labels() {
     let exposition = parse(SAMPLE);
-    assert_eq!(exposition.value("stages_total", &[("status", "success")]), None, "a part of the labels is not enough");
+    assert_eq!(
+        exposition.value("stages_total", &[("status", "success")]),
+        None,
+        "a subset of the labels does not match"
+    );
     assert_eq!(exposition.value("odd", &[("le", ""), ("more", "")]), None);
     assert_eq!(exposition.value("stages", &[]), None);
     assert_eq!(exposition.matching("stages_total", &[("status", "success")]).len(), 2);
@@ -48,7 +52,7 @@ fn a_value_is_that_of_exactly_these_labels() {
 }
 
 #[test]
-fn an_expected_series_that_is_missing_fails_with_what_there_is() {
+fn missing_series_panics_with_the_existing_ones() {
     let exposition = parse(SAMPLE);
     let message = panic_of(|| exposition.expect("stages_total", &[("status", "failure")]));
     assert!(message.contains("failure") && message.contains("success"), "{message}");
@@ -59,7 +63,7 @@ fn an_expected_series_that_is_missing_fails_with_what_there_is() {
 }
 
 #[test]
-fn what_is_malformed_is_refused_with_its_line() {
+fn malformed_text_is_refused_with_its_line() {
     let cases: &[(&str, &str)] = &[
         ("# TYPE a gauge\na 1", "no newline at the end"),
         ("# TYPE a gauge\r\na 1\r\n", "carriage return"),
@@ -72,7 +76,7 @@ fn what_is_malformed_is_refused_with_its_line() {
         ("# TYPE a gauge\n", "no samples"),
         ("# TYPE a thing\na 1\n", "no such type"),
         ("# TYPE a\na 1\n", "without a type"),
-        ("# TYPE 1a gauge\n1a 1\n", "no name"),
+        ("# TYPE 1a gauge\n1a 1\n", "not a name"),
         ("# HELP a b\n# TYPE b gauge\nb 1\n", "HELP of a before"),
         ("# HELP a one\n# HELP a two\n# TYPE a gauge\na 1\n", "no TYPE after"),
         ("# HELP a \\x\n# TYPE a gauge\na 1\n", "the escape"),
@@ -80,8 +84,8 @@ fn what_is_malformed_is_refused_with_its_line() {
         ("# TYPE a gauge\n# HELP a late\na 1\n", "between the HELP and the TYPE"),
         ("# a comment\n# TYPE a gauge\na 1\n", "a comment"),
         ("# TYPE a gauge\na 1 1700000000000\n", "timestamp"),
-        ("# TYPE a gauge\na one\n", "no number"),
-        ("# TYPE a gauge\na inf\n", "no number"),
+        ("# TYPE a gauge\na one\n", "not a number"),
+        ("# TYPE a gauge\na inf\n", "not a number"),
         ("# TYPE a gauge\na\n", "without a value"),
         ("# TYPE a gauge\na  1\n", "timestamp"),
         ("# TYPE a gauge\na{x=\"1\"}1\n", "no space"),
@@ -89,7 +93,7 @@ fn what_is_malformed_is_refused_with_its_line() {
         ("# TYPE a gauge\na{x=\"\\t\"} 1\n", "the escape"),
         ("# TYPE a gauge\na{x=\"1} 1\n", "without an end"),
         ("# TYPE a gauge\na{x=\"1\" y=\"2\"} 1\n", "neither a comma"),
-        ("# TYPE a gauge\na{x-y=\"1\"} 1\n", "no name"),
+        ("# TYPE a gauge\na{x-y=\"1\"} 1\n", "not a name"),
         ("# TYPE a gauge\na{} 1\n", "a label without a value"),
         ("# TYPE a counter\na -1\n", "negative counter"),
         ("# TYPE a counter\na_count 1\n", "no part of"),
@@ -103,9 +107,9 @@ fn what_is_malformed_is_refused_with_its_line() {
         ("# TYPE a histogram\na_bucket{le=\"1\"} 2\na_bucket{le=\"+Inf\"} 1\na_sum 1\na_count 1\n", "do not ascend"),
         ("# TYPE a histogram\na_bucket{le=\"2\"} 1\na_bucket{le=\"1\"} 1\na_sum 1\na_count 1\n", "do not ascend"),
     ];
-    for (text, why) in cases {
+    for (text, reason) in cases {
         let error = try_parse(text).expect_err(text);
-        assert!(error.contains(why), "{text:?} was refused for another reason: {error}");
+        assert!(error.contains(reason), "{text:?} is refused because of {reason}: {error}");
     }
     let message = panic_of(|| parse("# TYPE a gauge\na one\n"));
     assert!(message.contains("line 2") && message.contains("a one"), "{message}");

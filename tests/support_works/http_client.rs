@@ -1,13 +1,13 @@
 use super::support::http::{parse, percent_encode};
 
 #[test]
-fn a_well_formed_answer_is_read() {
+fn well_formed_response_is_parsed() {
     let response = parse(b"HTTP/1.1 202 Accepted\r\nX-A: b: c\r\ncontent-length: 2\r\n\r\nok").unwrap();
     assert_eq!((response.status, response.header("x-a"), response.body.as_str()), (202, Some("b: c"), "ok"));
 }
 
 #[test]
-fn a_malformed_answer_is_an_error() {
+fn malformed_response_is_an_error() {
     for bad in [
         "",
         "HTTP/1.1 200 OK\r\n",
@@ -17,7 +17,7 @@ fn a_malformed_answer_is_an_error() {
         "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ] {
-        assert!(parse(bad.as_bytes()).is_err(), "{bad:?} was taken");
+        assert!(parse(bad.as_bytes()).is_err(), "{bad:?} is refused");
     }
 }
 

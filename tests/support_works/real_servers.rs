@@ -19,7 +19,7 @@ fn push(gateway: &Pushgateway, group: &str) {
 }
 
 #[test]
-fn a_push_is_seen_on_the_gateway() {
+fn push_is_visible_on_the_gateway() {
     let Some(gateway) = support::pushgateway() else { return };
     push(&gateway, "/metrics/job/j/profile/p");
     let scraped = exposition::parse(&gateway.metrics());
@@ -33,23 +33,23 @@ fn a_push_is_seen_on_the_gateway() {
 }
 
 #[test]
-fn a_page_that_is_not_there_is_no_page() {
+fn get_ok_of_a_missing_page_panics() {
     let Some(gateway) = support::pushgateway() else { return };
     let message = panic_of(|| gateway.get_ok("/no/such/page"));
     assert!(message.contains("/no/such/page"), "{message}");
 }
 
 #[test]
-fn two_gateways_are_strangers() {
-    let Some(one) = support::pushgateway() else { return };
-    let Some(other) = support::pushgateway() else { return };
-    push(&one, "/metrics/job/j");
-    assert_eq!(one.api_metrics().as_array().map(Vec::len), Some(1));
-    assert_eq!(other.api_metrics().as_array().map(Vec::len), Some(0));
+fn gateways_share_no_groups() {
+    let Some(a) = support::pushgateway() else { return };
+    let Some(b) = support::pushgateway() else { return };
+    push(&a, "/metrics/job/j");
+    assert_eq!(a.api_metrics().as_array().map(Vec::len), Some(1));
+    assert_eq!(b.api_metrics().as_array().map(Vec::len), Some(0));
 }
 
 #[test]
-fn a_stopped_gateway_is_gone_and_comes_back_on_its_port() {
+fn restarted_gateway_has_the_same_port() {
     let Some(mut gateway) = support::pushgateway() else { return };
     let addr = gateway.addr();
     push(&gateway, "/metrics/job/j");
@@ -59,9 +59,9 @@ fn a_stopped_gateway_is_gone_and_comes_back_on_its_port() {
     gateway.restart();
     assert_eq!(gateway.addr(), addr);
     assert_eq!(gateway.get("/-/ready").0, 200);
-    assert_eq!(gateway.api_metrics().as_array().map(Vec::len), Some(0), "nothing persists unless asked to");
+    assert_eq!(gateway.api_metrics().as_array().map(Vec::len), Some(0), "a gateway without persistence starts empty");
     gateway.restart();
-    assert_eq!(gateway.get("/-/ready").0, 200, "a running gateway is restarted too");
+    assert_eq!(gateway.get("/-/ready").0, 200, "`restart` also restarts a running gateway");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn arguments_reach_the_gateway() {
 }
 
 #[test]
-fn a_frozen_gateway_takes_connections_and_answers_when_thawed() {
+fn frozen_gateway_answers_after_the_thaw() {
     use std::io::{Read, Write};
     let Some(gateway) = support::pushgateway() else { return };
     gateway.freeze();
@@ -104,20 +104,20 @@ fn backlog_of_a_frozen_gateway_is_visible() {
     gateway.freeze();
     let mut stream = std::net::TcpStream::connect(addr).unwrap();
     let client_port = stream.local_addr().unwrap().port();
-    sockets::await_connections(addr, &[Connection { client_port, unread: 0, given_up: false }]);
+    sockets::await_connections(addr, &[Connection { client_port, unread: 0, closed_by_client: false }]);
     stream.write_all(b"GET /-/ready HTTP/1.0\r\n\r\n").unwrap();
-    sockets::await_connections(addr, &[Connection { client_port, unread: 25, given_up: false }]);
+    sockets::await_connections(addr, &[Connection { client_port, unread: 25, closed_by_client: false }]);
     let pending = sockets::await_pending(addr, Duration::from_millis(20));
-    assert_eq!(pending, Connection { client_port, unread: 25, given_up: false });
+    assert_eq!(pending, Connection { client_port, unread: 25, closed_by_client: false });
     drop(stream);
     // The end of the stream counts as one byte.
-    sockets::await_connections(addr, &[Connection { client_port, unread: 26, given_up: true }]);
+    sockets::await_connections(addr, &[Connection { client_port, unread: 26, closed_by_client: true }]);
     gateway.thaw();
     sockets::await_idle(addr);
 }
 
 #[test]
-fn a_frozen_gateway_can_be_stopped_and_dropped() {
+fn frozen_gateway_can_be_stopped_and_dropped() {
     let Some(mut gateway) = support::pushgateway() else { return };
     gateway.freeze();
     gateway.stop();
@@ -129,7 +129,7 @@ fn a_frozen_gateway_can_be_stopped_and_dropped() {
 }
 
 #[test]
-fn a_server_that_does_not_start_says_why() {
+fn failed_start_panics_with_its_cause() {
     let Some(_) = support::pushgateway() else { return };
     let message = panic_of(|| Pushgateway::start_with(&["--no-such-flag"]));
     assert!(message.contains("no-such-flag"), "{message}");
@@ -138,12 +138,12 @@ fn a_server_that_does_not_start_says_why() {
 }
 
 #[test]
-fn a_taken_port_is_tried_again_and_never_mistaken_for_ones_own() {
+fn start_on_a_taken_port_is_retried() {
     let Some(first) = support::pushgateway() else { return };
     let taken = first.addr();
     let attempts = std::sync::atomic::AtomicUsize::new(0);
     let second = Process::start("second", "/-/ready", move |addr| {
-        // The first attempt goes to the port of the server that is there already.
+        // The first attempt uses the port of the running server.
         let first_try = attempts.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
         let addr = if first_try { taken } else { addr };
         let mut command = Command::new(support::servers::PUSHGATEWAY);
@@ -156,21 +156,21 @@ fn a_taken_port_is_tried_again_and_never_mistaken_for_ones_own() {
 }
 
 #[test]
-fn prometheus_scrapes_the_gateway_and_keeps_the_labels_it_is_told_to() {
+fn prometheus_scrape_honors_labels_on_request() {
     let Some(gateway) = support::pushgateway() else { return };
-    let scrape = [("honest", gateway.addr(), true), ("own", gateway.addr(), false)];
+    let scrape = [("honored", gateway.addr(), true), ("own", gateway.addr(), false)];
     let Some(prometheus) = support::prometheus(&scrape) else { return };
     push(&gateway, "/metrics/job/j");
-    let found = prometheus.await_query("stages_total", |result| result.len() == 2);
-    let jobs: Vec<&str> = found.iter().map(|(labels, _)| labels["job"].as_str()).collect();
-    assert!(jobs.contains(&"j") && jobs.contains(&"own"), "{found:?}");
-    assert!(found.iter().all(|(labels, value)| *value == 3.0 && labels["__name__"] == "stages_total"), "{found:?}");
+    let series = prometheus.await_query("stages_total", |result| result.len() == 2);
+    let jobs: Vec<&str> = series.iter().map(|(labels, _)| labels["job"].as_str()).collect();
+    assert!(jobs.contains(&"j") && jobs.contains(&"own"), "{series:?}");
+    assert!(series.iter().all(|(labels, value)| *value == 3.0 && labels["__name__"] == "stages_total"), "{series:?}");
     assert_eq!(prometheus.query("1 + 1"), [(Default::default(), 2.0)]);
     assert_eq!(prometheus.query("stages_total{stage_id=\"ä + b\"}"), []);
 }
 
 #[test]
-fn a_query_that_is_wrong_or_never_true_is_told() {
+fn failing_query_panics_and_unmatched_query_returns_its_result() {
     let Some(prometheus) = support::prometheus(&[]) else { return };
     let message = panic_of(|| prometheus.query("sum("));
     assert!(message.contains("sum(") && message.contains("parse error"), "{message}");
@@ -195,7 +195,7 @@ fn node_exporter_reads_the_text_files() {
 }
 
 #[test]
-fn nobody_listens_on_a_free_address() {
+fn free_addr_refuses_connections() {
     let addr = support::free_addr();
     assert!(std::net::TcpStream::connect(addr).is_err());
 }

@@ -24,7 +24,7 @@ fn check_exposition(text: &str) -> Output {
 }
 
 #[test]
-fn an_exposition_without_complaints_passes() {
+fn check_exposition_accepts_a_valid_exposition() {
     if !servers::installed("promtool") {
         return;
     }
@@ -33,7 +33,7 @@ fn an_exposition_without_complaints_passes() {
 }
 
 #[test]
-fn an_exposition_fails_with_the_complaint() {
+fn check_exposition_fails_with_the_complaint() {
     if !servers::installed("promtool") {
         return;
     }
@@ -42,26 +42,27 @@ fn an_exposition_fails_with_the_complaint() {
         ("# TYPE x gauge\nx 1\n", "x no help text"),
         ("x{ 1\n", "promtool ended with 1"),
     ];
-    for (text, why) in cases {
+    for (text, complaint) in cases {
         let output = check_exposition(&format!("{STAGES}{text}"));
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(why), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(complaint), "{output:?}");
     }
     let output = check_exposition("");
-    assert_eq!(output.status.code(), Some(1), "nothing is no exposition: {output:?}");
+    assert_eq!(output.status.code(), Some(1), "an empty text is no exposition: {output:?}");
 }
 
 #[test]
-fn without_apt_it_is_said_what_to_install() {
-    // A PATH with what the script itself needs, and nothing more.
+fn install_servers_without_apt_names_the_packages() {
+    // A PATH with the programs that the script needs, and no others.
     let path = tempfile::tempdir().unwrap();
     for program in ["bash", "cat", "id"] {
-        let found = servers::find_program(program).unwrap();
-        std::os::unix::fs::symlink(found, path.path().join(program)).unwrap();
+        let target = servers::find_program(program).unwrap();
+        std::os::unix::fs::symlink(target, path.path().join(program)).unwrap();
     }
     let output =
         Command::new("bash").arg(script("install-servers").get_program()).env("PATH", path.path()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(said.contains("no apt-get") && said.contains("prometheus-pushgateway prometheus-node-exporter"), "{said}");
+    let packages = "prometheus-pushgateway prometheus-node-exporter";
+    assert!(stderr.contains("no apt-get") && stderr.contains(packages), "{stderr}");
 }

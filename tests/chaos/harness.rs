@@ -1,4 +1,4 @@
-//! The gateway, the groups, and the log of all that happens to them.
+//! The gateway, the groups of runs, and the log of all events.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -14,12 +14,12 @@ use tempfile::TempDir;
 use super::directory;
 use super::history::{Certainty, Run, State, Violation, check_after_flush, check_at_the_end};
 use super::job::{self, Progress, unix_time};
-use super::plan::{Interruption, Plan, Weather};
+use super::plan::{Fault, Interruption, Plan};
 use super::support::child::{self, Ended, Signal};
 use super::support::random::Random;
 use super::support::{Pushgateway, exposition, sockets};
 
-/// Each slot has one group of its own; both slots take turns with the others.
+/// Runs at a time. Each slot has one group of its own and shares the other groups.
 pub(crate) const SLOTS: usize = 2;
 /// The name of a group, and the index of its spool directory.
 const GROUPS: [(&str, usize); 5] = [("own0", 0), ("own1", 0), ("shared0", 0), ("shared1", 0), ("shared2", 1)];
@@ -37,30 +37,30 @@ struct Event {
 pub(crate) struct Group {
     pub(crate) name: &'static str,
     spool: usize,
-    /// In the order of their starts. Held while a run is alive: there is one at a time.
+    /// In the order of their starts. Locked while a run is alive, so that a group has one run at a time.
     runs: Mutex<Vec<Run>>,
-    /// How many of them there were at the last check.
+    /// The number of runs at the last check.
     checked: AtomicUsize,
 }
 
-pub(crate) struct World {
-    /// Held while it does not answer.
+pub(crate) struct Harness {
+    /// Locked while the gateway does not answer.
     gateway: Mutex<Pushgateway>,
     url: String,
     pub(crate) groups: Vec<Group>,
     spools: Vec<TempDir>,
-    begun: Instant,
+    start: Instant,
     events: Mutex<Vec<Event>>,
     violations: Mutex<Vec<(&'static str, Violation)>>,
     _persistence: TempDir,
 }
 
-/// No lock here guards an invariant that a panic could break half-way.
+/// Ignores poison: a panic leaves none of the guarded values half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl World {
+impl Harness {
     pub(crate) fn new() -> Self {
         let persistence = tempfile::tempdir().unwrap();
         let file = format!("--persistence.file={}", persistence.path().join("groups").display());
@@ -72,7 +72,7 @@ impl World {
             gateway: Mutex::new(gateway),
             groups: groups.into(),
             spools: (0..SPOOLS).map(|_| tempfile::tempdir().unwrap()).collect(),
-            begun: Instant::now(),
+            start: Instant::now(),
             events: Mutex::default(),
             violations: Mutex::default(),
             _persistence: persistence,
@@ -92,10 +92,10 @@ impl World {
     }
 
     fn log(&self, subject: &'static str, text: impl Into<String>) {
-        lock(&self.events).push(Event { at: self.begun.elapsed(), subject, text: text.into() });
+        lock(&self.events).push(Event { at: self.start.elapsed(), subject, text: text.into() });
     }
 
-    pub(crate) fn violate(&self, group: &'static str, violation: Violation) {
+    pub(crate) fn record(&self, group: &'static str, violation: Violation) {
         self.log(group, format!("VIOLATED: {}: {}", violation.0, violation.1));
         lock(&self.violations).push((group, violation));
     }
@@ -104,7 +104,7 @@ impl World {
         lock(&self.violations).clone()
     }
 
-    /// Some runs of one slot, one after the other.
+    /// Makes the runs of one slot, one after the other.
     pub(crate) fn run_slot(&self, slot: usize, random: &mut Random, indices: Range<usize>) {
         let shared = SLOTS..GROUPS.len();
         let groups: Vec<usize> = [slot].into_iter().chain(shared).collect();
@@ -123,63 +123,63 @@ impl World {
         let command = job::command(plan.job, &self.url, group.name, spool);
         let (ended, signalled) = start_and_end(command, plan.interruption);
         let run = run_of(plan, &ended, signalled, spool);
-        let said: Vec<String> = Progress::all_of(&ended.stdout).iter().map(Progress::to_string).collect();
+        let progress: Vec<String> = Progress::all_of(&ended.stdout).iter().map(Progress::to_string).collect();
         let stderr = ended.stderr.trim_end().replace('\n', "\n      ");
-        self.log(group.name, format!("run {number} is over, {}: {said:?}; {run:?}\n      {stderr}", ended.status));
+        self.log(group.name, format!("run {number} is over, {}: {progress:?}; {run:?}\n      {stderr}", ended.status));
         if run.is_delivered {
             let state = self.state_of(group.name);
             self.log(group.name, format!("the gateway shows {state:?}"));
-            check_after_flush(&run, &state).into_iter().for_each(|violation| self.violate(group.name, violation));
+            check_after_flush(&run, &state).into_iter().for_each(|violation| self.record(group.name, violation));
         }
         runs.push(run);
     }
 
-    /// Waits until the gateway answers.
+    /// The state that the gateway shows of a group. Waits until the gateway answers.
     fn state_of(&self, group: &str) -> State {
         let text = lock(&self.gateway).metrics();
         State::of(group, &exposition::parse(&text))
     }
 
     /// Freezes, thaws, stops and restarts the gateway until the runs are over.
-    pub(crate) fn rage(&self, random: &mut Random, is_over: &AtomicBool) {
+    pub(crate) fn inject_faults(&self, random: &mut Random, is_over: &AtomicBool) {
         while !is_over.load(Ordering::Relaxed) {
-            let weather = Weather::draw(random);
-            if let Weather::Fair(duration) = weather {
+            let fault = Fault::draw(random);
+            if let Fault::None(duration) = fault {
                 thread::sleep(duration);
                 continue;
             }
             let mut gateway = lock(&self.gateway);
-            self.log(GATEWAY, format!("{weather:?}"));
-            match weather {
-                Weather::Fair(_) => unreachable!("handled above"),
-                Weather::Frozen(duration) => {
+            self.log(GATEWAY, format!("{fault:?}"));
+            match fault {
+                Fault::None(_) => unreachable!("handled above"),
+                Fault::Freeze(duration) => {
                     gateway.freeze();
                     thread::sleep(duration);
                     gateway.thaw();
                 }
-                Weather::FrozenThenStopped(duration) => {
+                Fault::FreezeAndRestart(duration) => {
                     gateway.freeze();
                     thread::sleep(duration);
                     gateway.restart();
                 }
-                Weather::Stopped(duration) => {
+                Fault::Stop(duration) => {
                     gateway.stop();
                     thread::sleep(duration);
                     gateway.restart();
                 }
-                Weather::Restarted => gateway.restart(),
+                Fault::Restart => gateway.restart(),
             }
             self.log(GATEWAY, "answers again");
         }
     }
 
-    /// The runs of this round are over. Waits until the gateway has dealt with its backlog.
-    pub(crate) fn calm(&self) {
+    /// Waits until the gateway has processed its backlog. No run is alive.
+    pub(crate) fn await_idle_gateway(&self) {
         sockets::await_idle(lock(&self.gateway).addr());
         self.log(GATEWAY, "is idle");
     }
 
-    /// Checks each group that has runs since it was checked last.
+    /// Checks each group that has had runs since its last check.
     pub(crate) fn check(&self) {
         for group in &self.groups {
             let runs = lock(&group.runs);
@@ -187,13 +187,13 @@ impl World {
                 continue;
             }
             let state = self.state_of(group.name);
-            self.log(group.name, format!("with all delivered, the gateway shows {state:?}"));
+            self.log(group.name, format!("after all deliveries, the gateway shows {state:?}"));
             let violations = check_at_the_end(&runs, &state);
-            violations.into_iter().for_each(|violation| self.violate(group.name, violation));
+            violations.into_iter().for_each(|violation| self.record(group.name, violation));
         }
     }
 
-    /// All that happened to this group and to the gateway meanwhile.
+    /// The events of this group and of the gateway, one per line.
     pub(crate) fn history(&self, group: &str) -> String {
         let mut text = format!("--- {group}\n");
         for event in lock(&self.events).iter().filter(|event| [group, GATEWAY].contains(&event.subject)) {
@@ -203,8 +203,8 @@ impl World {
     }
 }
 
-/// The child after its end, and when it got a signal. The pauses before a signal are random and a part of the plan:
-/// nothing is waited for by them.
+/// Runs a child to its end; returns its output and the time at which it got a signal. The random pause before the
+/// signal is part of the plan: it waits for no event.
 fn start_and_end(command: std::process::Command, interruption: Interruption) -> (Ended, Option<f64>) {
     let mut running = child::start(command);
     let (signal, pause) = match interruption {
@@ -224,16 +224,16 @@ fn start_and_end(command: std::process::Command, interruption: Interruption) -> 
     (running.wait(), Some(signalled))
 }
 
-/// What is known of a run, from what the child said, how it ended, and what is in the spool.
+/// The facts about a run, from the output of the child, its exit status and the spool.
 #[track_caller]
 fn run_of(plan: Plan, ended: &Ended, signalled: Option<f64>, spool: &Path) -> Run {
-    let gone = unix_time();
-    let said = Progress::all_of(&ended.stdout);
-    let start = said.iter().find_map(|said| if let Progress::Started(start) = said { Some(*start) } else { None });
-    let start = start.unwrap_or_else(|| panic!("a run that did not start: {ended:?}"));
-    let ending = said.iter().find_map(|said| if let Progress::Ending(time) = said { Some(*time) } else { None });
-    let has_returned = said.iter().any(|said| matches!(said, Progress::Ended(_)));
-    let is_delivered = said.contains(&Progress::Ended(Some(true)));
+    let exited = unix_time();
+    let progress = Progress::all_of(&ended.stdout);
+    let start = progress.iter().find_map(|step| if let Progress::Started(start) = step { Some(*start) } else { None });
+    let start = start.unwrap_or_else(|| panic!("the run did not start: {ended:?}"));
+    let ending = progress.iter().find_map(|step| if let Progress::Ending(time) = step { Some(*time) } else { None });
+    let has_returned = progress.iter().any(|step| matches!(step, Progress::Ended(_)));
+    let is_delivered = progress.contains(&Progress::Ended(Some(true)));
     let signal = ended.status.signal().and_then(Signal::from_named_raw);
     let flushed = match signal {
         _ if has_returned => Certainty::Yes,
@@ -241,21 +241,22 @@ fn run_of(plan: Plan, ended: &Ended, signalled: Option<f64>, spool: &Path) -> Ru
         Some(Signal::KILL) if ending.is_none() => Certainty::No,
         Some(Signal::KILL) if is_in_spool(start, spool) => Certainty::Yes,
         Some(Signal::KILL) => Certainty::Perhaps,
-        _ => panic!("it ended otherwise than planned: {ended:?}"),
+        _ => panic!("the run did not end as planned: {ended:?}"),
     };
     Run {
         number: plan.job.number,
         start,
         flushed,
         succeeded: if plan.job.ending.is_success() { flushed } else { Certainty::No },
-        is_acknowledged: is_delivered || said.contains(&Progress::Flushed(true)),
+        is_acknowledged: is_delivered || progress.contains(&Progress::Flushed(true)),
         is_delivered,
         is_over: ending.is_some(),
-        end: (ending.or(signalled).unwrap_or(gone), gone),
+        end: (ending.or(signalled).unwrap_or(exited), exited),
     }
 }
 
-/// Whether the spool has the last state of the run that started at that time. Another process may have delivered it.
+/// Whether the spool has the last state of the run with this start time. Another process may have delivered the
+/// payload.
 fn is_in_spool(start: f64, spool: &Path) -> bool {
     let line = format!("quant_run_start_timestamp_seconds {start}\n");
     directory::payloads(spool).iter().any(|payload| {

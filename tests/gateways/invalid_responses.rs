@@ -1,4 +1,4 @@
-//! Gateways that are none, and one that reads no further.
+//! Servers that are no gateway, and a gateway that stops reading.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -12,10 +12,10 @@ use super::support::mock_gateway::Answer;
 use super::support::{MockGateway, Reply};
 
 const TIMEOUT: Duration = Duration::from_millis(700);
-/// What a busy machine may add to a time that is kept.
+/// Allowance for a busy machine.
 const SLACK: Duration = Duration::from_millis(1_000);
 
-/// Does the same to every connection. Ends with the process.
+/// Starts a server that passes every connection to `serve`. Ends with the process.
 fn serving(serve: impl Fn(TcpStream) + Send + Sync + Copy + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = listener.local_addr().unwrap().to_string();
@@ -28,40 +28,40 @@ fn serving(serve: impl Fn(TcpStream) + Send + Sync + Copy + 'static) -> String {
 }
 
 #[test]
-fn what_is_no_gateway_is_told_as_that_in_time() {
+fn server_without_http_is_an_error_within_the_timeout() {
     let closes_at_once: fn(TcpStream) = drop;
-    let closes_without_an_answer = |mut connection: TcpStream| {
+    let closes_after_the_request = |mut connection: TcpStream| {
         let _ = connection.read(&mut [0; 64 * 1024]);
     };
-    let speaks_no_http = |mut connection: TcpStream| {
+    let answers_without_http = |mut connection: TcpStream| {
         let _ = connection.read(&mut [0; 64 * 1024]);
         let _ = connection.write_all(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n");
     };
-    let breaks_off_in_the_head = |mut connection: TcpStream| {
+    let closes_within_the_head = |mut connection: TcpStream| {
         let _ = connection.read(&mut [0; 64 * 1024]);
         let _ = connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Le");
     };
     let urls = [
         serving(closes_at_once),
-        serving(closes_without_an_answer),
-        serving(speaks_no_http),
-        serving(breaks_off_in_the_head),
+        serving(closes_after_the_request),
+        serving(answers_without_http),
+        serving(closes_within_the_head),
     ];
     for url in urls {
         let Measured { guard, log: _, default: _default } = measured(builder(&url).with_flush_timeout(TIMEOUT));
         stage("a");
-        let begun = Instant::now();
+        let start = Instant::now();
         let error = guard.shutdown().unwrap_err();
-        assert!(begun.elapsed() < TIMEOUT + SLACK, "{:?}", begun.elapsed());
+        assert!(start.elapsed() < TIMEOUT + SLACK, "{:?}", start.elapsed());
         assert!(!error.is_refused() && !error.is_config(), "{error:?}");
-        // Of the last try, or of the one before where the time was over in the middle of it.
+        // The error is that of the last complete attempt.
         assert!(format!("{error:?}").contains("the connection broke, or carried no HTTP"), "{error:?}");
     }
 }
 
-/// More than the buffers of the two ends take, so that sending it stands still.
+/// The push is larger than the socket buffers of both ends, so that the write blocks.
 #[test]
-fn a_gateway_that_takes_connections_and_reads_nothing() {
+fn gateway_that_reads_nothing_is_a_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = listener.local_addr().unwrap().to_string();
     let gateway = Pushgateway::new(&url, "j").unwrap().without_compression();
@@ -74,19 +74,19 @@ fn a_gateway_that_takes_connections_and_reads_nothing() {
         .with_exposition(move || large.clone())
         .build()
         .unwrap();
-    let begun = Instant::now();
+    let start = Instant::now();
     let error = guard.shutdown().unwrap_err();
-    assert!(begun.elapsed() < TIMEOUT + SLACK, "{:?}", begun.elapsed());
+    assert!(start.elapsed() < TIMEOUT + SLACK, "{:?}", start.elapsed());
     assert!(error.is_timeout(), "{error:?}");
 }
 
 #[test]
-fn a_slow_answer_that_comes_in_time_is_an_answer() {
+fn slow_answer_within_the_timeout_is_a_success() {
     let answer = Answer::new(202).with_body("ok");
     let server = MockGateway::start([Reply::Trickled(answer, Duration::from_millis(5))]);
     let Measured { guard, log, default: _default } = measured(builder(&server.url()));
     guard.flush().unwrap();
     guard.shutdown().unwrap();
-    assert_eq!(server.requests().len(), 3, "none of them twice");
+    assert_eq!(server.requests().len(), 3, "no push is retried");
     assert_eq!(log.own(), [""; 0]);
 }

@@ -3,7 +3,7 @@ use tracing::{error, info_span};
 use super::panic_of;
 use super::support::pipeline::{Measured, Pipeline};
 
-const GOOD: &str = "\
+const VALID: &str = "\
 # TYPE quant_stage_active gauge
 quant_stage_active{stage_id=\"a\",profile=\"p\"} 2
 quant_stage_active{stage_id=\"a\",profile=\"\"} 0
@@ -20,8 +20,8 @@ quant_stage_total{stage_id=\"a\",status=\"failure\"} 1
 ";
 
 #[test]
-fn what_the_metrics_say_is_read() {
-    let measured = Measured::read(GOOD);
+fn metrics_of_an_exposition_are_read() {
+    let measured = Measured::read(VALID);
     assert_eq!(measured.totals(), ["a 2 1"]);
     assert_eq!(measured.runs(), ["a,p,r 3"]);
     assert_eq!(measured.failures(), ["a,p,error 1"]);
@@ -31,20 +31,20 @@ fn what_the_metrics_say_is_read() {
 }
 
 #[test]
-fn metrics_that_do_not_agree_are_found() {
-    let read = |from: &str, to: &str| panic_of(|| Measured::read(&GOOD.replace(from, to)));
+fn inconsistent_metrics_panic() {
+    let read = |from: &str, to: &str| panic_of(|| Measured::read(&VALID.replace(from, to)));
     let message = read("status=\"success\"} 2", "status=\"success\"} 3");
     assert!(message.contains("finished stages and durations"), "{message}");
     let message = read("reason=\"panic\"} 0", "reason=\"panic\"} 1");
     assert!(message.contains("failures and their reasons"), "{message}");
     let message = read("quant_stage_total{stage_id=\"a\",status=\"failure\"} 1\n", "");
     assert!(message.contains("no series quant_stage_total"), "{message}");
-    let message = panic_of(|| Measured::read(GOOD).seconds("b"));
+    let message = panic_of(|| Measured::read(VALID).seconds("b"));
     assert!(message.contains("no durations of b"), "{message}");
 }
 
 #[test]
-fn a_pipeline_hears_the_crates_own_events_and_no_others() {
+fn pipeline_records_the_events_of_the_crate_alone() {
     let pipeline = Pipeline::start();
     error!("of the application");
     assert!(pipeline.heard().is_empty());

@@ -1,4 +1,4 @@
-//! Every flush ends within its timeout, whatever the gateway does, with a result that says what it did.
+//! Every flush ends within its timeout, whatever the gateway does, and its error says what the gateway did.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use support::{MockGateway, Reply, free_addr};
 use tracing_stage_metrics::{Error, MetricsLayer, MetricsLayerBuilder, Pushgateway};
 
 const TIMEOUT: Duration = Duration::from_millis(700);
-/// What a busy machine may add to a time that is kept.
+/// Allowance for a busy machine.
 const SLACK: Duration = Duration::from_millis(500);
 
 fn builder(url: &str) -> MetricsLayerBuilder {
@@ -26,35 +26,35 @@ fn builder(url: &str) -> MetricsLayerBuilder {
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let begun = Instant::now();
+    let start = Instant::now();
     let result = work();
-    (result, begun.elapsed())
+    (result, start.elapsed())
 }
 
 #[track_caller]
-fn assert_within(took: Duration, bound: Duration) {
-    assert!(took < bound + SLACK, "it took {took:?} of {bound:?}");
+fn assert_within(elapsed: Duration, limit: Duration) {
+    assert!(elapsed < limit + SLACK, "{elapsed:?} is within {limit:?}");
 }
 
-/// The error of a flush and of the final flush, each within the timeout. The last is also that of a guard that is
-/// dropped, as one warning.
+/// The error of the final flush at this gateway. Checks that a flush, the final flush and the drop of a guard fail
+/// within the timeout, and that the drop emits one warning.
 #[track_caller]
 fn error_in_time(url: &str) -> Error {
     let Measured { guard, log: _, default: _default } = measured(builder(url));
     stage("a");
-    let (flushed, took) = timed(|| guard.flush());
-    assert_within(took, TIMEOUT);
+    let (flushed, elapsed) = timed(|| guard.flush());
+    assert_within(elapsed, TIMEOUT);
     flushed.unwrap_err();
-    let (ended, took) = timed(|| guard.shutdown());
-    assert_within(took, TIMEOUT);
+    let (ended, elapsed) = timed(|| guard.shutdown());
+    assert_within(elapsed, TIMEOUT);
     let error = ended.unwrap_err();
 
     let Measured { guard, log, default: _default } = measured(builder(url));
     stage("a");
-    let ((), took) = timed(|| drop(guard));
-    assert_within(took, TIMEOUT);
-    let lost = |text: &&String| text.starts_with("the last state of the metrics was not delivered");
-    assert_eq!(log.own().iter().filter(lost).count(), 1, "{}", log.text());
+    let ((), elapsed) = timed(|| drop(guard));
+    assert_within(elapsed, TIMEOUT);
+    let is_warning = |text: &&String| text.starts_with("the last state of the metrics was not delivered");
+    assert_eq!(log.own().iter().filter(is_warning).count(), 1, "one warning: {}", log.text());
     error
 }
 
@@ -70,74 +70,78 @@ fn assert_refused(error: &Error, status: u16) {
     assert!(format!("{error:?}").contains(&status.to_string()), "{error:?}");
 }
 
-/// Neither of the two: there was no answer, and it did not take time to know that there would be none.
+/// Checks for an error that is neither a timeout nor a refusal: the gateway cannot be reached.
 #[track_caller]
-fn assert_unreachable(error: &Error, says: &str) {
+fn assert_unreachable(error: &Error, reason: &str) {
     assert!(!error.is_timeout() && !error.is_refused() && !error.is_config(), "{error:?}");
-    assert!(error.to_string().contains(says), "{error}");
+    assert!(error.to_string().contains(reason), "{error}");
 }
 
 #[test]
-fn a_silent_gateway() {
+fn silent_gateway_is_a_timeout() {
     let server = MockGateway::start([Reply::Silent]);
     assert_timeout(&error_in_time(&server.url()));
 }
 
 #[test]
-fn a_frozen_gateway() {
+fn frozen_gateway_is_a_timeout() {
     let Some(server) = support::pushgateway() else { return };
     server.freeze();
     assert_timeout(&error_in_time(&server.url()));
 }
 
 #[test]
-fn an_answer_byte_by_byte() {
+fn trickled_response_is_a_timeout() {
     let answer = Answer::new(200).with_body("ok");
     let server = MockGateway::start([Reply::Trickled(answer, Duration::from_millis(100))]);
     assert_timeout(&error_in_time(&server.url()));
 }
 
 #[test]
-fn nobody_listens() {
+fn refused_connection_is_a_connection_error() {
     assert_unreachable(&error_in_time(&free_addr().to_string()), "nobody answers there");
 }
 
-/// How fast the lookup ends is the resolver's affair.
+/// The resolver decides how long the lookup takes: the error may be a timeout.
 #[test]
-fn a_name_that_nobody_has() {
+fn unknown_host_is_named_in_the_error() {
     let error = error_in_time("nonexistent.invalid:9091");
     assert!(!error.is_refused() && !error.is_config(), "{error:?}");
     assert!(error.to_string().contains("nonexistent.invalid"), "{error}");
 }
 
 #[test]
-fn a_reset_connection() {
+fn reset_connection_is_a_connection_error() {
     let server = MockGateway::start([Reply::Reset]);
     assert_unreachable(&error_in_time(&server.url()), "the connection broke");
 }
 
 #[test]
-fn a_server_error_for_ever_is_tried_again() {
+fn server_errors_are_retried() {
     let server = MockGateway::start([Reply::Answer(Answer::new(500).with_body("out of order"))]);
     let error = error_in_time(&server.url());
     assert_refused(&error, 500);
     assert!(error.to_string().ends_with(": out of order"), "{error}");
-    assert!(server.requests().len() > 6, "three deliveries and more: {}", server.requests().len());
+    assert!(
+        server.requests().len() > 6,
+        "more than two attempts for each of three pushes: {}",
+        server.requests().len()
+    );
 }
 
-/// The gateway may send what it likes after a success: nobody reads it.
+/// The client does not read the body of a success.
 #[test]
-fn a_success_with_a_body_without_end() {
+fn endless_body_does_not_delay_a_success() {
     let server = MockGateway::start([Reply::Endless]);
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url()));
     guard.flush().unwrap();
-    let (ended, took) = timed(|| guard.shutdown());
+    let (ended, elapsed) = timed(|| guard.shutdown());
     ended.unwrap();
-    assert_within(took, Duration::ZERO);
+    assert_within(elapsed, Duration::ZERO);
 }
 
 #[test]
-fn a_refusal_with_a_body_without_end() {
+fn endless_body_does_not_delay_a_refusal() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = listener.local_addr().unwrap().to_string();
     // Ends with the process.
@@ -155,8 +159,8 @@ fn a_refusal_with_a_body_without_end() {
     assert!(error.to_string().len() < 2_000, "{} bytes", error.to_string().len());
 }
 
-/// A gateway that has taken the first push, and answers so from now on.
-fn then(replies: impl IntoIterator<Item = Reply>) -> (MockGateway, Measured, usize) {
+/// A gateway that has accepted the first push and sends these replies from now on, and its number of requests so far.
+fn after_first_push(replies: impl IntoIterator<Item = Reply>) -> (MockGateway, Measured, usize) {
     let server = MockGateway::ok();
     let measured = measured(builder(&server.url()).with_flush_timeout(Duration::from_secs(10)));
     measured.guard.flush().unwrap();
@@ -167,13 +171,13 @@ fn then(replies: impl IntoIterator<Item = Reply>) -> (MockGateway, Measured, usi
 }
 
 #[test]
-fn a_gateway_that_comes_back_gets_the_push() {
+fn recovered_gateway_receives_the_push() {
     for replies in [
         [Reply::status(503), Reply::status(503), Reply::ok()],
         [Reply::Reset, Reply::status(500), Reply::status(202)],
         [Reply::status(408), Reply::status(425), Reply::ok()],
     ] {
-        let (server, measured, before) = then(replies);
+        let (server, measured, before) = after_first_push(replies);
         measured.guard.shutdown().unwrap();
         let requests = server.requests().split_off(before);
         assert_eq!(requests.len(), 3);
@@ -183,33 +187,33 @@ fn a_gateway_that_comes_back_gets_the_push() {
 }
 
 #[test]
-fn a_gateway_that_asks_for_a_pause_gets_it() {
+fn retry_after_delays_the_retry() {
     for status in [429, 503] {
         let pause = Reply::Answer(Answer::new(status).with_header("Retry-After", "1"));
-        let (server, measured, before) = then([pause, Reply::ok()]);
-        let (ended, took) = timed(|| measured.guard.shutdown());
+        let (server, measured, before) = after_first_push([pause, Reply::ok()]);
+        let (ended, elapsed) = timed(|| measured.guard.shutdown());
         ended.unwrap();
-        assert!(took >= Duration::from_secs(1), "{took:?}");
-        assert_within(took, Duration::from_secs(1));
+        assert!(elapsed >= Duration::from_secs(1), "{elapsed:?}");
+        assert_within(elapsed, Duration::from_secs(1));
         assert_eq!(server.requests().len() - before, 2);
     }
 }
 
 #[test]
-fn a_pause_that_is_longer_than_the_time_left_is_not_waited_for() {
+fn retry_after_beyond_the_timeout_ends_the_flush() {
     let pause = Reply::Answer(Answer::new(429).with_header("Retry-After", "60"));
-    let (server, measured, before) = then([pause]);
-    let (ended, took) = timed(|| measured.guard.shutdown());
+    let (server, measured, before) = after_first_push([pause]);
+    let (ended, elapsed) = timed(|| measured.guard.shutdown());
     assert_refused(&ended.unwrap_err(), 429);
-    assert_within(took, Duration::ZERO);
+    assert_within(elapsed, Duration::ZERO);
     assert_eq!(server.requests().len() - before, 1);
 }
 
 #[test]
-fn a_refusal_is_not_tried_again_and_a_redirect_not_followed() {
-    let elsewhere = MockGateway::ok();
-    let redirect = Answer::new(301).with_header("Location", &format!("{}/metrics/job/j", elsewhere.url()));
-    for (answer, says) in [
+fn refusal_is_not_retried_and_redirect_is_not_followed() {
+    let redirect_target = MockGateway::ok();
+    let redirect = Answer::new(301).with_header("Location", &format!("{}/metrics/job/j", redirect_target.url()));
+    for (answer, reason) in [
         (redirect, "a redirect to http://"),
         (Answer::new(400).with_body("text format parsing error in line 1"), ": text format parsing error in line 1"),
         (Answer::new(401), "401"),
@@ -217,20 +221,20 @@ fn a_refusal_is_not_tried_again_and_a_redirect_not_followed() {
         (Answer::new(413), "413"),
     ] {
         let status = answer.status;
-        let (server, measured, before) = then([Reply::Answer(answer)]);
-        let (ended, took) = timed(|| measured.guard.shutdown());
+        let (server, measured, before) = after_first_push([Reply::Answer(answer)]);
+        let (ended, elapsed) = timed(|| measured.guard.shutdown());
         let error = ended.unwrap_err();
         assert_refused(&error, status);
-        assert!(error.to_string().contains(says), "{error}");
-        assert_within(took, Duration::ZERO);
+        assert!(error.to_string().contains(reason), "{error}");
+        assert_within(elapsed, Duration::ZERO);
         assert_eq!(server.requests().len() - before, 1, "{status}");
     }
-    assert_eq!(elsewhere.requests(), []);
+    assert_eq!(redirect_target.requests(), []);
 }
 
-/// The one test of this binary that installs: an application metric is in the recorder of the process.
+/// No other test of this program calls `install()`: the metric of the application needs the global recorder.
 #[test]
-fn after_a_bad_request_the_stages_are_pushed_alone() {
+fn stages_are_pushed_alone_after_a_bad_request() {
     let server = MockGateway::ok();
     let (layer, guard) = builder(&server.url()).with_flush_timeout(Duration::from_secs(10)).install().unwrap();
     let log = support::log::Log::default();
@@ -247,25 +251,25 @@ fn after_a_bad_request_the_stages_are_pushed_alone() {
     let flushed = guard.flush();
 
     let requests = server.requests().split_off(before);
-    assert_eq!(requests.len(), 2, "all of it, then the stages alone");
+    assert_eq!(requests.len(), 2, "all metrics, then those of the stages alone");
     let [all, own] = [&requests[0], &requests[1]].map(|request| exposition::parse(request.text()));
     assert_eq!(all.expect("rows_total", &[]), 7.0);
     assert_eq!(own.value("rows_total", &[]), None);
     assert_eq!(own.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
     let mut rest = all.families.clone();
     rest.retain(|family| family.name != "rows_total");
-    assert_eq!(own.families, rest, "everything else is there");
+    assert_eq!(own.families, rest, "the second push has every family but the application's");
 
-    // What the application measured was not delivered: that is told.
+    // The metrics of the application were not delivered: the flush fails and one warning says so.
     let error = flushed.unwrap_err();
     assert_refused(&error, 400);
-    let said = format!("{error:?}");
-    assert!(said.contains("rows_total is no good") && said.contains("the stages were pushed without them"), "{said}");
-    let warned = |text: &&String| text.contains("the stages were pushed without them");
-    assert_eq!(log.own().iter().filter(warned).count(), 1, "{}", log.text());
+    let text = format!("{error:?}");
+    assert!(text.contains("rows_total is no good") && text.contains("the stages were pushed without them"), "{text}");
+    let is_warning = |text: &&String| text.contains("the stages were pushed without them");
+    assert_eq!(log.own().iter().filter(is_warning).count(), 1, "one warning: {}", log.text());
 
     server.set_replies([Reply::Answer(Answer::new(400)), Reply::Answer(Answer::new(400))]);
     let before = server.requests().len();
     assert_refused(&guard.shutdown().unwrap_err(), 400);
-    assert_eq!(server.requests().len() - before, 2, "once more, and not for ever");
+    assert_eq!(server.requests().len() - before, 2, "the stages are pushed alone once");
 }

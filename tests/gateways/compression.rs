@@ -1,4 +1,4 @@
-//! A state of some size is compressed, unless the gateway is too old for that.
+//! Compression of large pushes.
 
 use std::io::Read as _;
 
@@ -8,8 +8,8 @@ use tracing_stage_metrics::{COMPRESSION_THRESHOLD, FlushGuard, MetricsLayer, Pus
 use super::support::mock_gateway::Request;
 use super::support::{self, MockGateway, exposition};
 
-/// An exposition of so many series, 17 bytes and more each.
-fn of_series(count: usize) -> String {
+/// An exposition with this many series, of at least 17 bytes each.
+fn exposition_of(count: usize) -> String {
     let series = (0..count).map(|number| format!("rows{{n=\"{number}\"}} {number}.5\n"));
     std::iter::once("# TYPE rows gauge\n".to_owned()).chain(series).collect()
 }
@@ -17,13 +17,13 @@ fn of_series(count: usize) -> String {
 const LARGE: usize = COMPRESSION_THRESHOLD / 10;
 
 fn guard(gateway: Pushgateway, series: usize) -> FlushGuard {
-    let text = of_series(series);
+    let text = exposition_of(series);
     let builder = MetricsLayer::builder().with_exposition(move || text.clone()).with_pushgateway(gateway);
     builder.build().unwrap().1
 }
 
-/// The text of every push, and how it was encoded.
-fn pushed(server: &MockGateway) -> Vec<(String, bool)> {
+/// The text of every push, and whether it was compressed.
+fn pushes(server: &MockGateway) -> Vec<(String, bool)> {
     let decoded = |request: &Request| match request.header("content-encoding") {
         None => (request.text().to_owned(), false),
         Some(encoding) => {
@@ -44,37 +44,37 @@ fn lines(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn a_large_state_is_compressed_and_a_small_one_is_not() {
+fn large_push_is_compressed_and_small_one_is_not() {
     for (series, is_compressed) in [(LARGE, true), (10, false)] {
         let server = MockGateway::ok();
         guard(Pushgateway::new(server.url(), "j").unwrap(), series).shutdown().unwrap();
-        let pushed = pushed(&server);
-        assert_eq!(pushed.len(), 2, "at install and at the end");
-        for (text, compressed) in pushed {
+        let pushes = pushes(&server);
+        assert_eq!(pushes.len(), 2, "one push at install, one at the final flush");
+        for (text, compressed) in pushes {
             assert_eq!(compressed, is_compressed, "{} bytes", text.len());
-            assert_eq!(lines(&text), lines(&of_series(series)), "whole");
+            assert_eq!(lines(&text), lines(&exposition_of(series)), "the push has every series");
         }
     }
 }
 
 #[test]
-fn without_compression_it_goes_as_it_is() {
+fn large_push_without_compression_is_plain() {
     let server = MockGateway::ok();
     guard(Pushgateway::new(server.url(), "j").unwrap().without_compression(), LARGE).shutdown().unwrap();
-    for (text, compressed) in pushed(&server) {
+    for (text, compressed) in pushes(&server) {
         assert!(text.len() > COMPRESSION_THRESHOLD && !compressed, "{} bytes", text.len());
     }
 }
 
 #[test]
-fn the_real_gateway_reads_both() {
+fn real_gateway_reads_compressed_and_plain_pushes() {
     let Some(server) = support::pushgateway() else { return };
     let gateway = |job| Pushgateway::new(server.url(), job).unwrap();
     guard(gateway("compressed"), LARGE).shutdown().unwrap();
     guard(gateway("plain").without_compression(), LARGE).shutdown().unwrap();
-    let found = exposition::parse(&server.metrics());
+    let metrics = exposition::parse(&server.metrics());
     for job in ["compressed", "plain"] {
-        assert_eq!(found.matching("rows", &[("job", job)]).len(), LARGE, "{job}");
-        assert_eq!(found.expect("rows", &[("instance", ""), ("job", job), ("n", "7")]), 7.5, "{job}");
+        assert_eq!(metrics.matching("rows", &[("job", job)]).len(), LARGE, "{job}");
+        assert_eq!(metrics.expect("rows", &[("instance", ""), ("job", job), ("n", "7")]), 7.5, "{job}");
     }
 }

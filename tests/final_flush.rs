@@ -1,5 +1,5 @@
-//! The final flush and what is on its way when it comes: a hopeless push does not hold it, a push in flight is waited
-//! for or aborted, and no ending changes the exit code.
+//! The final flush behind other pushes: it waits for a push in flight or aborts it, gives up early where no gateway
+//! listens, and never changes the exit code.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
@@ -14,44 +14,44 @@ use support::mock_gateway::Answer;
 use support::{MockGateway, Reply, free_addr};
 use tracing_stage_metrics::{MetricsLayer, MetricsLayerBuilder, Pushgateway};
 
-const LONG: Duration = Duration::from_secs(30);
-/// How long the final flush tries where nobody listens, and what a busy machine may add.
-const PATIENCE: Duration = Duration::from_millis(2_000);
+const LONG_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time of a final flush where no gateway listens, with an allowance for a busy machine.
+const SHORT: Duration = Duration::from_millis(2_000);
 
 fn builder(url: &str) -> MetricsLayerBuilder {
     MetricsLayer::builder()
         .with_pushgateway(Pushgateway::new(url, "j").unwrap())
         .with_push_interval(Duration::from_secs(3_600))
-        .with_flush_timeout(LONG)
+        .with_flush_timeout(LONG_TIMEOUT)
 }
 
 #[test]
-fn where_nobody_listens_the_final_flush_gives_up_after_a_second() {
+fn final_flush_gives_up_early_where_no_gateway_listens() {
     let Measured { guard, log: _, default: _default } = measured(builder(&free_addr().to_string()));
     stage("a");
-    let begun = Instant::now();
+    let start = Instant::now();
     let error = guard.shutdown().unwrap_err();
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert!(start.elapsed() < SHORT, "{:?}", start.elapsed());
     assert!(!error.is_timeout() && !error.is_refused(), "{error:?}");
     assert!(error.to_string().contains("nobody answers there"), "{error}");
 }
 
-/// It was there when the first push came, so that no push is on its way.
+/// The first push has succeeded, so that no push is in flight.
 #[test]
-fn where_the_gateway_went_away_too() {
+fn final_flush_gives_up_early_after_the_gateway_has_stopped() {
     let Some(mut server) = support::pushgateway() else { return };
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url()));
     guard.flush().unwrap();
     server.stop();
-    let begun = Instant::now();
+    let start = Instant::now();
     let error = guard.shutdown().unwrap_err();
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert!(start.elapsed() < SHORT, "{:?}", start.elapsed());
     assert!(!error.is_timeout() && !error.is_refused(), "{error:?}");
 }
 
-/// The first push is being tried again meanwhile, and knows why it fails.
+/// The first push is in its retries, and its error is the cause.
 #[test]
-fn a_flush_in_vain_says_why() {
+fn timed_out_flush_has_the_cause_of_the_last_attempt() {
     let url = free_addr().to_string();
     let timeout = Duration::from_millis(700);
     let Measured { guard, log: _, default: _default } = measured(builder(&url).with_flush_timeout(timeout));
@@ -59,17 +59,17 @@ fn a_flush_in_vain_says_why() {
     assert!(format!("{error:?}").contains("nobody answers there"), "{error:?}");
 }
 
-/// Between two tries nothing is on its way, so there is nothing to wait for.
+/// Between two attempts there is no request to wait for.
 #[test]
-fn a_push_that_waits_for_its_next_try_does_not_hold_the_final_flush() {
+fn push_in_its_backoff_does_not_delay_the_final_flush() {
     let pause = Reply::Answer(Answer::new(429).with_header("Retry-After", "20"));
     let server = MockGateway::start([pause, Reply::ok()]);
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url()));
     server.await_requests(1);
     stage("a");
-    let begun = Instant::now();
+    let start = Instant::now();
     guard.shutdown().unwrap();
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert!(start.elapsed() < SHORT, "{:?}", start.elapsed());
     assert_has_stage(&server);
 }
 
@@ -80,60 +80,60 @@ fn assert_has_stage(server: &MockGateway) {
     assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0);
 }
 
-/// The push in flight has the time of a request, which is longer than that of a flush.
+/// The request timeout of the push in flight is longer than the flush timeout.
 #[test]
-fn an_awaited_flush_behind_a_push_in_flight_ends_in_its_time() {
+fn async_flush_behind_a_push_in_flight_keeps_its_timeout() {
     let server = MockGateway::start([Reply::Silent]);
     let timeout = Duration::from_millis(500);
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url()).with_flush_timeout(timeout));
     server.await_requests(1);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let begun = Instant::now();
+    let start = Instant::now();
     let error = runtime.block_on(guard.flush_async()).unwrap_err();
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert!(start.elapsed() < SHORT, "{:?}", start.elapsed());
     assert!(error.is_timeout(), "{error}");
 }
 
 #[test]
-fn a_push_in_flight_that_never_ends_is_aborted_and_the_last_one_arrives() {
+fn final_flush_aborts_a_push_without_an_answer() {
     let server = MockGateway::start([Reply::Held(Answer::new(200)), Reply::ok()]);
     let timeout = Duration::from_secs(2);
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url()).with_flush_timeout(timeout));
     server.await_requests(1);
     stage("a");
-    let begun = Instant::now();
+    let start = Instant::now();
     guard.shutdown().unwrap();
-    assert!(begun.elapsed() < timeout, "{:?}", begun.elapsed());
-    // The gateway may still apply the first after the second, which is therefore sent again.
+    assert!(start.elapsed() < timeout, "{:?}", start.elapsed());
+    // The gateway may still apply the first push after the second, which is therefore sent again.
     let requests = server.requests();
     assert_eq!(requests.len(), 3);
     let [last, again] = [1, 2].map(|n| exposition::parse(requests[n].text()));
-    let of_run = |found: &exposition::Exposition| found.expect("quant_run_duration_seconds", &[]);
-    assert_eq!(of_run(&last), of_run(&again));
+    let run_duration = |push: &exposition::Exposition| push.expect("quant_run_duration_seconds", &[]);
+    assert_eq!(run_duration(&last), run_duration(&again));
     assert_has_stage(&server);
 }
 
 #[test]
-fn a_push_in_flight_that_ends_is_waited_for() {
+fn final_flush_waits_for_a_push_in_flight() {
     let server = MockGateway::start([Reply::Held(Answer::new(200)), Reply::ok()]);
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url()));
     server.await_requests(1);
     stage("a");
     let ending = std::thread::spawn(move || {
-        let begun = Instant::now();
+        let start = Instant::now();
         guard.shutdown().unwrap();
-        begun.elapsed()
+        start.elapsed()
     });
     server.release();
-    let took = ending.join().unwrap();
-    assert!(took < PATIENCE, "{took:?}");
+    let elapsed = ending.join().unwrap();
+    assert!(elapsed < SHORT, "{elapsed:?}");
     assert_eq!(server.requests().len(), 2);
     assert_has_stage(&server);
 }
 
-/// A flush that was ordered while a push was on its way carries what was recorded since.
+/// A flush requested during a push delivers the values recorded since the start of that push.
 #[test]
-fn a_flush_behind_a_push_in_flight_carries_the_last_value() {
+fn flush_behind_a_push_in_flight_delivers_the_last_value() {
     let server = MockGateway::start([Reply::Held(Answer::new(200)), Reply::ok()]);
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url()));
     server.await_requests(1);
@@ -149,9 +149,9 @@ fn a_flush_behind_a_push_in_flight_carries_the_last_value() {
     assert_eq!(last.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
 }
 
-/// The network is no reason for the file to be old.
+/// The text file does not wait for the network.
 #[test]
-fn the_text_file_is_written_though_the_gateway_is_silent() {
+fn silent_gateway_does_not_delay_the_text_file() {
     let server = MockGateway::start([Reply::Silent]);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("job.prom");
@@ -165,7 +165,7 @@ fn the_text_file_is_written_though_the_gateway_is_silent() {
     assert!(file.expect("quant_run_last_completion_timestamp_seconds", &[]) > 0.0);
 }
 
-/// Not a test: what the children of the test below do.
+/// Not a test: the scenarios of the child processes.
 #[test]
 fn scenarios() {
     let Some(scenario) = child::scenario() else { return };
@@ -177,13 +177,13 @@ fn scenarios() {
         "finish" => assert!(guard.finish(Err::<(), _>("its own error")).is_err()),
         "exit 0" => guard.exit(0),
         "exit 3" => guard.exit(3),
-        "panic" => panic!("as told"),
-        unknown => panic!("no scenario {unknown}"),
+        "panic" => panic!("on purpose"),
+        unknown => panic!("unknown scenario: {unknown}"),
     }
 }
 
 #[test]
-fn no_gateway_changes_the_exit_code_or_holds_the_process() {
+fn failing_gateways_keep_the_exit_code_and_the_timeout() {
     let silent = MockGateway::start([Reply::Silent]);
     let refusing = MockGateway::start([Reply::status(400)]);
     let urls = [silent.url(), refusing.url(), free_addr().to_string(), "nonexistent.invalid".to_owned()];
@@ -198,10 +198,10 @@ fn no_gateway_changes_the_exit_code_or_holds_the_process() {
     }
 }
 
-/// One push is for all who waited when it began.
+/// One push answers every flush that was waiting when it started.
 #[test]
 #[cfg(target_os = "linux")]
-fn many_who_flush_at_once_share_a_push() {
+fn concurrent_flushes_share_a_push() {
     const NAME: &str = "flushes";
     const COUNT: usize = 32;
     let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200)), Reply::ok()]);
@@ -212,30 +212,30 @@ fn many_who_flush_at_once_share_a_push() {
         server.await_requests(2);
         stage("a");
         let flush = || std::thread::Builder::new().name(NAME.to_owned()).spawn_scoped(scope, || guard.flush()).unwrap();
-        let others: Vec<_> = (0..COUNT).map(|_| flush()).collect();
-        // One that sleeps has asked for its flush, and waits for the answer.
+        let flushes: Vec<_> = (0..COUNT).map(|_| flush()).collect();
+        // A thread that sleeps has requested its flush and waits for the answer.
         let deadline = Instant::now() + support::PATIENCE;
         while sleeping(NAME) < COUNT {
-            assert!(Instant::now() < deadline, "{} of {COUNT} wait", sleeping(NAME));
+            assert!(Instant::now() < deadline, "{} of {COUNT} threads wait", sleeping(NAME));
             std::thread::yield_now();
         }
         server.release();
         first.join().unwrap().unwrap();
-        for other in others {
-            other.join().unwrap().unwrap();
+        for flush in flushes {
+            flush.join().unwrap().unwrap();
         }
     });
     let requests = server.requests();
-    assert_eq!(requests.len(), 3, "at install, the one that was held, and one for all who waited");
-    let found = exposition::parse(requests.last().unwrap().text());
-    assert_eq!(found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
+    assert_eq!(requests.len(), 3, "one push at install, the held one, and one for all waiting flushes");
+    let last = exposition::parse(requests.last().unwrap().text());
+    assert_eq!(last.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 1.0);
 }
 
-/// How many threads of that name sleep.
+/// The number of sleeping threads with this name.
 #[cfg(target_os = "linux")]
 fn sleeping(name: &str) -> usize {
     let stat = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.unwrap().path().join("stat"));
-    // `4711 (name) S …`; a thread may end while it is looked at.
+    // `4711 (name) S …`; a thread may end before its file is read.
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| stat(task).ok());
     tasks.filter(|stat| stat.contains(&format!(" ({name}) S "))).count()
 }

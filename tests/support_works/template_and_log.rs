@@ -7,15 +7,15 @@ use super::support::log::Log;
 use super::support::template;
 
 #[test]
-fn a_text_like_the_template_passes() {
+fn text_that_matches_the_template_passes() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     let text = format!("a{{b=\"c\"}} 1\nat {now}\ntook 0.25\nmem 2097152\ncpu 0\n");
     template::assert_matches(&text, "a{b=\"c\"} 1\nat <unix>\ntook <seconds>\nmem <bytes>\ncpu <cores>\n");
 }
 
 #[test]
-fn a_text_that_differs_anywhere_does_not() {
-    for (text, wanted) in [
+fn text_that_differs_from_the_template_fails() {
+    for (text, template) in [
         ("a 1\n", "a 2\n"),
         ("a 1\n", "a 1"),
         ("a 1", "a 1\n"),
@@ -33,22 +33,22 @@ fn a_text_that_differs_anywhere_does_not() {
         ("a 2097152.5\n", "a <bytes>\n"),
         ("a NaN\n", "a <cores>\n"),
     ] {
-        assert!(template::matches(text, wanted).is_err(), "{text:?} {wanted:?}");
+        assert!(template::matches(text, template).is_err(), "{text:?} {template:?}");
     }
     let message = panic_of(|| template::assert_matches("a 1\nb 2\n", "a 1\nb 3\n"));
     assert!(message.contains("\"b 2\" is not \"b 3\"") && message.contains("a 1\nb 2\n"), "{message}");
 }
 
 #[test]
-fn the_log_keeps_what_a_subscriber_is_told() {
+fn log_records_all_events() {
     let log = Log::default();
     tracing::subscriber::with_default(tracing_subscriber::registry().with(log.clone()), || {
-        tracing::warn!(target: "tracing_stage_metrics", n = 1, s = "x", "of {}", "ours");
+        tracing::warn!(target: "tracing_stage_metrics", n = 1, s = "x", "event of {}", "ours");
         tracing::trace!(error = ?"why");
     });
-    assert_eq!(log.own(), ["of ours n=1 s=x"]);
+    assert_eq!(log.own(), ["event of ours n=1 s=x"]);
     assert_eq!(
         log.text(),
-        format!("WARN tracing_stage_metrics: of ours n=1 s=x\nTRACE {}:  error=\"why\"\n", module_path!())
+        format!("WARN tracing_stage_metrics: event of ours n=1 s=x\nTRACE {}:  error=\"why\"\n", module_path!())
     );
 }

@@ -1,4 +1,5 @@
-//! A wrong configuration is found at `install()`, and its error says what was wrong, with which value, and what to do.
+//! `install()` refuses a wrong configuration with an error that says what is wrong, quotes the value, and says what to
+//! do.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
@@ -9,17 +10,18 @@ use std::time::Duration;
 
 use tracing_stage_metrics::{Error, MetricsLayer, MetricsLayerBuilder, Pushgateway};
 
-/// The text of the configuration error that `install()` must end in.
+/// Returns the text of the configuration error of `install()`. Panics if there is none.
 #[track_caller]
-fn fault(builder: MetricsLayerBuilder) -> String {
-    let Err(error) = builder.install() else { panic!("it was installed") };
+fn install_error(builder: MetricsLayerBuilder) -> String {
+    let Err(error) = builder.install() else { panic!("`install()` succeeded") };
     assert_is_config(&error);
     error.to_string()
 }
 
+/// Returns the text of the configuration error of a gateway. Panics if there is none.
 #[track_caller]
-fn gateway_fault(gateway: Result<Pushgateway, Error>) -> String {
-    let Err(error) = gateway else { panic!("it was accepted") };
+fn gateway_error(gateway: Result<Pushgateway, Error>) -> String {
+    let Err(error) = gateway else { panic!("the gateway was accepted") };
     assert_is_config(&error);
     error.to_string()
 }
@@ -38,7 +40,7 @@ fn gateway() -> Pushgateway {
 }
 
 #[test]
-fn an_address_that_leads_nowhere() {
+fn invalid_gateway_address_is_an_error() {
     for (url, wrong) in [
         ("", "\"\" has no host: write it as http://host:port"),
         ("http://", "\"http://\" has no host: write it as http://host:port"),
@@ -59,20 +61,20 @@ fn an_address_that_leads_nowhere() {
             "\"http://gateway/?***\" has a query or a fragment: leave out everything from the `?` or `#` on",
         ),
     ] {
-        assert_eq!(gateway_fault(Pushgateway::new(url, "quant")), format!("gateway address {wrong}"), "{url}");
+        assert_eq!(gateway_error(Pushgateway::new(url, "quant")), format!("gateway address {wrong}"), "{url}");
     }
 }
 
 #[test]
-fn a_job_without_a_name() {
+fn empty_job_is_an_error() {
     assert_eq!(
-        gateway_fault(Pushgateway::new("http://gateway", "")),
+        gateway_error(Pushgateway::new("http://gateway", "")),
         "the job name is \"\": a gateway refuses an empty one, give the job a name"
     );
 }
 
 #[test]
-fn a_grouping_label_that_cannot_be_one() {
+fn invalid_grouping_label_is_an_error() {
     let no_name = "is not a label name: it has to match [a-zA-Z_][a-zA-Z0-9_]*";
     let prometheus = "is reserved by Prometheus: choose another name";
     let schema = "is a label of the metrics themselves: choose another name";
@@ -95,11 +97,11 @@ fn a_grouping_label_that_cannot_be_one() {
         ("node", schema),
         ("result", schema),
     ] {
-        let text = gateway_fault(gateway().with_grouping_label(name, "x"));
+        let text = gateway_error(gateway().with_grouping_label(name, "x"));
         assert_eq!(text, format!("grouping label {name:?} {wrong}"));
     }
     assert_eq!(
-        gateway_fault(gateway().with_grouping_label("team", "a").unwrap().with_grouping_label("team", "b")),
+        gateway_error(gateway().with_grouping_label("team", "a").unwrap().with_grouping_label("team", "b")),
         "grouping label \"team\" is given twice, as \"a\" and as \"b\": give it once"
     );
     for allowed in ["profile", "run_id", "instance", "_x", "LE", "job2"] {
@@ -108,7 +110,7 @@ fn a_grouping_label_that_cannot_be_one() {
 }
 
 #[test]
-fn a_header_that_cannot_be_sent() {
+fn invalid_header_is_an_error() {
     for (gateway, text) in [
         (
             gateway().with_header("X Tenant", "hush"),
@@ -133,49 +135,49 @@ fn a_header_that_cannot_be_sent() {
              from each other",
         ),
     ] {
-        assert_eq!(fault(builder().with_pushgateway(gateway)), text);
+        assert_eq!(install_error(builder().with_pushgateway(gateway)), text);
     }
 }
 
 #[test]
-fn timeouts_of_zero() {
+fn zero_duration_is_an_error() {
     let zero = Duration::ZERO;
     assert_eq!(
-        fault(builder().with_pushgateway(gateway().with_timeout(zero))),
+        install_error(builder().with_pushgateway(gateway().with_timeout(zero))),
         "the timeouts of gateway http://gateway:9091 are 0ns for a request and 5s for a connection: both have to be \
          above zero"
     );
     assert_eq!(
-        fault(builder().with_pushgateway(gateway().with_connect_timeout(zero))),
+        install_error(builder().with_pushgateway(gateway().with_connect_timeout(zero))),
         "the timeouts of gateway http://gateway:9091 are 10s for a request and 0ns for a connection: both have to be \
          above zero"
     );
-    for (built, what) in [
+    for (built, setting) in [
         (builder().with_push_interval(zero), "push interval"),
         (builder().with_flush_timeout(zero), "flush timeout"),
         #[cfg(feature = "resource-usage")]
         (builder().with_resource_usage(zero), "interval of the resource usage"),
     ] {
-        assert_eq!(fault(built), format!("the {what} is 0ns: it must be above zero and at most a year"));
+        assert_eq!(install_error(built), format!("the {setting} is 0ns: it must be above zero and at most a year"));
     }
 }
 
 #[test]
-fn durations_beyond_all_clocks() {
+fn maximum_duration_is_an_error() {
     for built in [
         builder().with_push_interval(Duration::MAX),
         builder().with_flush_timeout(Duration::MAX),
         #[cfg(feature = "resource-usage")]
         builder().with_resource_usage(Duration::MAX),
     ] {
-        let text = fault(built);
+        let text = install_error(built);
         let end = format!(" is {:?}: it must be above zero and at most a year", Duration::MAX);
         assert!(text.ends_with(&end), "{text}");
     }
 }
 
 #[test]
-fn buckets_that_are_none() {
+fn invalid_buckets_are_an_error() {
     for (bounds, wrong) in [
         (&[][..], "are empty: give at least one upper bound"),
         (&[2.0, 1.0], "are not in ascending order: 2 stands before 1"),
@@ -184,19 +186,19 @@ fn buckets_that_are_none() {
         (&[1.0, f64::INFINITY], "contain inf: every upper bound must be finite, the last bucket (+Inf) is added"),
         (&[f64::NEG_INFINITY, 1.0], "contain -inf: every upper bound must be finite, the last bucket (+Inf) is added"),
     ] {
-        assert_eq!(fault(builder().with_buckets(bounds)), format!("the buckets of the stage duration {wrong}"));
+        assert_eq!(install_error(builder().with_buckets(bounds)), format!("the buckets of the stage duration {wrong}"));
         assert_eq!(
-            fault(builder().with_histogram_buckets("rows", bounds)),
+            install_error(builder().with_histogram_buckets("rows", bounds)),
             format!("the buckets of histogram `rows` {wrong}")
         );
     }
 }
 
 #[test]
-fn a_namespace_that_begins_no_name() {
+fn invalid_namespace_is_an_error() {
     for namespace in ["", "1quant", "my-quant", "quant.x", "größe", "a b", "a:b"] {
         assert_eq!(
-            fault(builder().with_namespace(namespace)),
+            install_error(builder().with_namespace(namespace)),
             format!(
                 "the namespace {namespace:?} cannot begin a metric name: use letters, digits and underscores, and no \
                  digit first"
@@ -206,23 +208,23 @@ fn a_namespace_that_begins_no_name() {
 }
 
 #[test]
-fn a_limit_without_room() {
+fn invalid_series_limit_is_an_error() {
     let text = |limit: usize, stages: usize| {
         format!(
             "the limit on label sets is {limit}: it must be at least 1, at least the number of expected stages \
              ({stages}), and at most 100000"
         )
     };
-    assert_eq!(fault(builder().with_max_series(0)), text(0, 0));
-    assert_eq!(fault(builder().with_max_series(100_001)), text(100_001, 0));
-    assert_eq!(fault(builder().with_max_series(1).with_expected_stages(["a", "b", "a"])), text(1, 2));
+    assert_eq!(install_error(builder().with_max_series(0)), text(0, 0));
+    assert_eq!(install_error(builder().with_max_series(100_001)), text(100_001, 0));
+    assert_eq!(install_error(builder().with_max_series(1).with_expected_stages(["a", "b", "a"])), text(1, 2));
 }
 
 #[test]
-fn a_text_file_that_cannot_be_written() {
+fn unwritable_text_file_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("no/such/job.prom");
-    let Err(error) = builder().with_textfile(&path).install() else { panic!("it was installed") };
+    let Err(error) = builder().with_textfile(&path).install() else { panic!("`install()` succeeded") };
     assert_is_config(&error);
     let text = format!("cannot write text file {path:?}: check that its directory exists, and its permissions");
     assert_eq!(error.to_string(), text);
@@ -230,40 +232,40 @@ fn a_text_file_that_cannot_be_written() {
 
     let path = directory.path();
     assert_eq!(
-        fault(builder().with_textfile(path)),
+        install_error(builder().with_textfile(path)),
         format!(
             "text file {path:?} is a directory: give the path of a regular file, such as /var/lib/node_exporter/job.prom"
         )
     );
-    assert_eq!(std::fs::read_dir(path).unwrap().count(), 0, "nothing is left behind");
+    assert_eq!(std::fs::read_dir(path).unwrap().count(), 0, "no file is left behind");
 }
 
-/// What comes first in the list of checks must not hide that nothing was begun: none of them has left a trace.
+/// A refused `install()` sends no request, whichever check fails.
 #[test]
-fn what_was_refused_has_pushed_nothing() {
+fn refused_configuration_pushes_nothing() {
     let server = support::MockGateway::ok();
     let gateway = Pushgateway::new(server.url(), "quant").unwrap();
-    fault(builder().with_pushgateway(gateway.clone()).with_buckets(&[]));
-    fault(builder().with_pushgateway(gateway.clone()).with_textfile("/no/such/directory/x.prom"));
-    // One that is right pushes at once; what was refused would have been faster.
+    install_error(builder().with_pushgateway(gateway.clone()).with_buckets(&[]));
+    install_error(builder().with_pushgateway(gateway.clone()).with_textfile("/no/such/directory/x.prom"));
+    // A valid configuration pushes at once. A push of a refused one would have arrived before.
     let (_layer, guard) = builder().with_pushgateway(gateway).build().unwrap();
     guard.shutdown().unwrap();
     let requests = server.requests();
-    assert!((1..=2).contains(&requests.len()), "the first push and the last: {}", requests.len());
+    assert!((1..=2).contains(&requests.len()), "the first push and the final flush alone: {}", requests.len());
 }
 
 const SECRETS: [&str; 4] = ["me-hush", "pass-hush", "token-hush", "header-hush"];
 
 #[track_caller]
 fn assert_no_secret(text: &str) {
-    // In base64 as well: that is how they travel.
+    // The last one is user and password in base64, as the header has them.
     for secret in SECRETS.into_iter().chain(["bWUtaHVzaDpwYXNzLWh1c2g"]) {
         assert!(!text.contains(secret), "{secret} is in: {text}");
     }
 }
 
 #[test]
-fn credentials_are_in_no_text() {
+fn credentials_are_redacted_everywhere() {
     let server = support::MockGateway::start([support::Reply::status(401)]);
     let addr: SocketAddr = server.addr();
     for gateway in [
@@ -280,28 +282,28 @@ fn credentials_are_in_no_text() {
         assert_eq!(error.status(), Some(401));
         assert_no_secret(&format!("{error} {error:?} {error:#?}"));
         drop(measured.guard);
-        assert!(measured.log.text().contains("401"), "the end was told: {}", measured.log.text());
+        assert!(measured.log.text().contains("401"), "a warning has the status: {}", measured.log.text());
         assert_no_secret(&measured.log.text());
     }
     let authorized = server.requests().iter().filter(|request| request.header("authorization").is_some()).count();
-    assert!(authorized >= 3 * 2, "the credentials were sent, by three of four: {authorized}");
+    assert!(authorized >= 3 * 2, "three of four gateways sent credentials with each push: {authorized}");
     for wrong in ["ftp://me-hush:pass-hush@gateway", "http://me-hush:pass-hush@", "http://me-hush:pass-hush@gw:x"] {
         let error = Pushgateway::new(wrong, "quant").unwrap_err();
         assert_no_secret(&format!("{error} {error:?}"));
     }
 }
 
-/// As debugging servers and error pages of proxies do.
+/// Debugging servers and error pages of proxies send the request back.
 #[test]
-fn gateway_that_shows_the_request_gives_nothing_away() {
-    let echo = |request: &support::mock_gateway::Request| {
+fn credentials_in_a_response_are_redacted() {
+    let echo_request = |request: &support::mock_gateway::Request| {
         let headers: String = request.headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
         let answer = support::mock_gateway::Answer::new(if request.method == "PUT" { 302 } else { 403 });
         let encoded = support::http::percent_encode(&headers);
         let answer = answer.with_header("Location", &format!("/login/{encoded}"));
         support::Reply::Answer(answer.with_body(&format!("You sent:\n{headers}\n{encoded}")))
     };
-    let server = support::MockGateway::start_by(echo);
+    let server = support::MockGateway::start_by(echo_request);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for gateway in [
         Pushgateway::new(format!("http://me-hush:pass-hush@{}", server.addr()), "quant").unwrap(),
@@ -317,18 +319,18 @@ fn gateway_that_shows_the_request_gives_nothing_away() {
         assert_eq!((flushed.status(), replaced.status()), (Some(403), Some(302)));
         for text in [format!("{flushed:?}"), format!("{replaced:?}"), measured.log.text()] {
             assert_no_secret(&text);
-            assert!(text.contains("tracing-stage-metrics/"), "what is no secret is shown: {text}");
+            assert!(text.contains("tracing-stage-metrics/"), "the rest of the response is shown: {text}");
         }
     }
 }
 
-/// The password stands in the place of the port, and makes no number.
+/// The password is in the position of the port and is not a number.
 #[test]
-fn url_without_its_host_gives_no_password_away() {
+fn password_of_a_url_without_host_is_redacted() {
     for url in
         ["http://me:pass-hush", "me:pass-hush", "http://:pass-hush", "http://me:pass/hush", "http://me%3Apass-hush"]
     {
-        let text = gateway_fault(Pushgateway::new(url, "quant"));
+        let text = gateway_error(Pushgateway::new(url, "quant"));
         assert!(!text.contains("hush") && text.ends_with("write it as http://host:port"), "{text}");
     }
 }

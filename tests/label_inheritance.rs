@@ -1,4 +1,4 @@
-//! Where a stage's profile and run id come from.
+//! The profile and the run id of a stage, from its span and from its ancestors.
 #![cfg(feature = "pushgateway")]
 // Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
@@ -21,14 +21,14 @@ fn run() {
 }
 
 #[test]
-fn from_the_span_around() {
+fn stage_inherits_from_the_enclosing_span() {
     let pipeline = Pipeline::start();
     info_span!("pipeline", profile = "p", run_id = "r").in_scope(run);
     assert_eq!(pipeline.now().runs(), ["a,p,r 1"]);
 }
 
 #[test]
-fn empty_where_nobody_has_it() {
+fn label_without_a_value_is_empty() {
     let pipeline = Pipeline::start();
     run();
     info_span!("pipeline", profile = "p").in_scope(run);
@@ -38,7 +38,7 @@ fn empty_where_nobody_has_it() {
 }
 
 #[test]
-fn its_own_wins() {
+fn own_value_overrides_the_inherited_one() {
     let pipeline = Pipeline::start();
     info_span!("pipeline", profile = "p", run_id = "r").in_scope(|| {
         info_span!("x", stage_id = "a", profile = "own").in_scope(|| ());
@@ -50,7 +50,7 @@ fn its_own_wins() {
 }
 
 #[test]
-fn each_from_the_nearest_that_has_it() {
+fn each_label_comes_from_the_nearest_ancestor() {
     let pipeline = Pipeline::start();
     info_span!("1", profile = "far", run_id = "far").in_scope(|| {
         info_span!("2", profile = "near").in_scope(|| {
@@ -64,7 +64,7 @@ fn each_from_the_nearest_that_has_it() {
 }
 
 #[test]
-fn through_any_number_of_spans() {
+fn stage_inherits_through_any_number_of_spans() {
     fn deep(depth: u32) {
         match depth {
             0 => run(),
@@ -78,7 +78,7 @@ fn through_any_number_of_spans() {
 }
 
 #[test]
-fn recorded_late_on_the_stage_or_around_it() {
+fn late_record_updates_open_and_later_stages() {
     let pipeline = Pipeline::start();
     let root = info_span!("pipeline", profile = Empty, run_id = Empty);
     root.in_scope(|| {
@@ -90,14 +90,14 @@ fn recorded_late_on_the_stage_or_around_it() {
         span.in_scope(|| ());
         span.record("run_id", "own");
         drop(span);
-        // For those that come after it counts too.
+        // The late record applies to later stages too.
         info_span!("plain").in_scope(run);
     });
     assert_eq!(pipeline.now().runs(), ["a,late,42 2", "b,late,own 1"]);
 }
 
 #[test]
-fn what_was_recorded_last_counts() {
+fn last_recorded_value_counts() {
     let pipeline = Pipeline::start();
     let root = info_span!("pipeline", profile = "first");
     root.in_scope(|| {
@@ -112,7 +112,7 @@ fn what_was_recorded_last_counts() {
 }
 
 #[test]
-fn what_is_recorded_after_the_close_does_not_count() {
+fn record_after_the_close_is_ignored() {
     let pipeline = Pipeline::start();
     let root = info_span!("pipeline", profile = Empty);
     root.in_scope(run);
@@ -121,7 +121,7 @@ fn what_is_recorded_after_the_close_does_not_count() {
 }
 
 #[test]
-fn a_value_recorded_late_between_two_that_have_one() {
+fn late_record_on_a_middle_span_updates_its_descendants() {
     let pipeline = Pipeline::start();
     let root = info_span!("1", profile = "root");
     let middle = root.in_scope(|| info_span!("2", profile = Empty));
@@ -139,24 +139,24 @@ fn a_value_recorded_late_between_two_that_have_one() {
 }
 
 #[test]
-fn the_active_gauge_moves_with_what_is_recorded() {
+fn active_gauge_follows_late_records() {
     let pipeline = Pipeline::start();
     let root = info_span!("pipeline", profile = Empty).entered();
-    let (one, two) = (stage(), info_span!("x", stage_id = "a", profile = Empty));
+    let (inherits, records) = (stage(), info_span!("x", stage_id = "a", profile = Empty));
     assert_eq!(pipeline.now().active(), ["a, 2"]);
     root.record("profile", "p");
     assert_eq!(pipeline.now().active(), ["a,p 2"]);
-    two.record("profile", "q");
+    records.record("profile", "q");
     assert_eq!(pipeline.now().active(), ["a,p 1", "a,q 1"]);
-    drop(one);
+    drop(inherits);
     assert_eq!(pipeline.now().active(), ["a,q 1"]);
-    drop(two);
+    drop(records);
     assert!(pipeline.now().active().is_empty());
     drop(root);
 }
 
 #[test]
-fn with_explicit_parents() {
+fn stage_inherits_from_its_explicit_parent() {
     let pipeline = Pipeline::start();
     let p = info_span!("p", profile = "p", run_id = "1");
     let plain = info_span!(parent: &p, "plain");
@@ -171,17 +171,17 @@ fn with_explicit_parents() {
 }
 
 #[test]
-fn with_an_explicit_parent_in_an_instrumented_function() {
-    #[instrument(parent = around, skip_all, fields(stage_id = "a"))]
-    fn child(around: &Span) {}
+fn instrumented_function_inherits_from_its_explicit_parent() {
+    #[instrument(parent = parent, skip_all, fields(stage_id = "a"))]
+    fn child(parent: &Span) {}
     let pipeline = Pipeline::start();
-    let around = info_span!("around", profile = "p");
-    info_span!("elsewhere", profile = "q").in_scope(|| child(&around));
+    let parent = info_span!("parent", profile = "p");
+    info_span!("current", profile = "q").in_scope(|| child(&parent));
     assert_eq!(pipeline.now().runs(), ["a,p, 1"]);
 }
 
 #[test]
-fn a_span_that_follows_from_another_inherits_nothing_from_it() {
+fn follows_from_inherits_nothing() {
     let pipeline = Pipeline::start();
     let before = info_span!("before", profile = "p");
     let span = stage();
@@ -191,7 +191,7 @@ fn a_span_that_follows_from_another_inherits_nothing_from_it() {
 }
 
 #[test]
-fn without_the_run_id_label() {
+fn disabled_run_id_label_is_on_no_series() {
     let pipeline = Pipeline::with(|builder| builder.without_run_id_label());
     for n in 0..100 {
         info_span!("pipeline", profile = "p", run_id = n).in_scope(|| {
@@ -203,33 +203,34 @@ fn without_the_run_id_label() {
     let labels = [("stage_id", "a"), ("profile", "p")];
     assert_eq!(exposition.expect("quant_stage_duration_seconds_count", &labels), 100.0);
     assert_eq!(exposition.matching("quant_stage_duration_seconds_count", &[]).len(), 1);
-    let with_it = exposition.families.iter().flat_map(|family| &family.samples);
-    assert_eq!(with_it.filter(|sample| sample.labels.contains_key("run_id")).count(), 0);
+    let samples = exposition.families.iter().flat_map(|family| &family.samples);
+    assert_eq!(samples.filter(|sample| sample.labels.contains_key("run_id")).count(), 0);
 }
 
-/// With a gateway of this grouping. Nobody listens there: what is pushed is not what is tested.
-fn aimed(builder: MetricsLayerBuilder, label: &str, value: &str) -> MetricsLayerBuilder {
+/// Adds a gateway with this grouping label. No server listens at its address: these tests read no push.
+fn with_grouping(builder: MetricsLayerBuilder, label: &str, value: &str) -> MetricsLayerBuilder {
     let gateway = Pushgateway::new(format!("http://{}", support::free_addr()), "job").unwrap();
     let gateway = gateway.with_grouping_label(label, value).unwrap();
     builder.with_pushgateway(gateway).with_flush_timeout(Duration::from_millis(100))
 }
 
 #[test]
-fn a_grouping_label_fixes_the_profile() {
-    let pipeline = Pipeline::with(|builder| aimed(builder, "profile", "fixed"));
+fn grouping_label_fixes_the_profile() {
+    let pipeline = Pipeline::with(|builder| with_grouping(builder, "profile", "fixed"));
     run();
     info_span!("pipeline", profile = "p", run_id = "r").in_scope(run);
     let span = info_span!("x", stage_id = "a", profile = "own");
     assert_eq!(pipeline.now().active(), ["a,fixed 1"]);
-    // All of one profile, so that a repeated stage id is a part of the stage whatever it says of its profile.
+    // All stages have the profile of the grouping, so that a nested span of the same stage id belongs to that stage,
+    // whatever its own profile.
     span.in_scope(|| info_span!("x", stage_id = "a", profile = "other").in_scope(|| ()));
     drop(span);
     assert_eq!(pipeline.now().runs(), ["a,fixed, 2", "a,fixed,r 1"]);
 }
 
 #[test]
-fn a_grouping_label_fixes_the_run_id() {
-    let pipeline = Pipeline::with(|builder| aimed(builder, "run_id", "fixed"));
+fn grouping_label_fixes_the_run_id() {
+    let pipeline = Pipeline::with(|builder| with_grouping(builder, "run_id", "fixed"));
     run();
     let root = info_span!("pipeline", profile = "p", run_id = "r").entered();
     root.record("run_id", "late");
@@ -239,14 +240,14 @@ fn a_grouping_label_fixes_the_run_id() {
 }
 
 #[test]
-fn another_grouping_label_fixes_nothing() {
-    let pipeline = Pipeline::with(|builder| aimed(builder, "environment", "test"));
+fn other_grouping_label_fixes_nothing() {
+    let pipeline = Pipeline::with(|builder| with_grouping(builder, "environment", "test"));
     info_span!("pipeline", profile = "p", run_id = "r").in_scope(run);
     assert_eq!(pipeline.now().runs(), ["a,p,r 1"]);
 }
 
 #[test]
-fn across_threads() {
+fn stages_inherit_across_threads() {
     let pipeline = Pipeline::start();
     let root = info_span!("pipeline", profile = "p", run_id = Empty);
     std::thread::scope(|scope| {

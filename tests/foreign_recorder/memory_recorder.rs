@@ -1,4 +1,4 @@
-//! A recorder that writes down what it is told.
+//! A recorder that keeps all values in memory.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -7,10 +7,10 @@ use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, K
 use metrics::{SharedString, Unit};
 
 #[derive(Clone, Default)]
-pub(crate) struct Book(Arc<Mutex<Pages>>);
+pub(crate) struct MemoryRecorder(Arc<Mutex<State>>);
 
 #[derive(Default)]
-struct Pages {
+struct State {
     /// Name, kind, unit, help.
     described: Vec<(String, &'static str, String, String)>,
     counters: BTreeMap<String, u64>,
@@ -18,8 +18,8 @@ struct Pages {
     histograms: BTreeMap<String, Vec<f64>>,
 }
 
-impl Book {
-    /// `name{label=value,…} 3`, all of them.
+impl MemoryRecorder {
+    /// All counters, as `name{label=value,…} 3`.
     pub(crate) fn counters(&self) -> Vec<String> {
         self.0.lock().unwrap().counters.iter().map(|(name, value)| format!("{name} {value}")).collect()
     }
@@ -28,10 +28,10 @@ impl Book {
         self.0.lock().unwrap().gauges.get(series).copied()
     }
 
-    /// Those of that metric which are not zero.
+    /// The gauges of a metric that are not zero.
     pub(crate) fn nonzero_gauges(&self, metric: &str) -> Vec<String> {
-        let pages = self.0.lock().unwrap();
-        let of_metric = pages.gauges.iter().filter(|(name, value)| name.starts_with(metric) && **value != 0.0);
+        let state = self.0.lock().unwrap();
+        let of_metric = state.gauges.iter().filter(|(name, value)| name.starts_with(metric) && **value != 0.0);
         of_metric.map(|(name, value)| format!("{name} {value}")).collect()
     }
 
@@ -48,36 +48,36 @@ impl Book {
         self.0.lock().unwrap().described.push((name.as_str().to_owned(), kind, unit, help.to_string()));
     }
 
-    fn line(&self, key: &Key) -> Line {
+    fn series(&self, key: &Key) -> Series {
         let labels: Vec<String> = key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
-        Line { book: self.clone(), series: format!("{}{{{}}}", key.name(), labels.join(",")) }
+        Series { recorder: self.clone(), name: format!("{}{{{}}}", key.name(), labels.join(",")) }
     }
 }
 
-/// One series in the book.
-struct Line {
-    book: Book,
-    series: String,
+/// One series of the recorder.
+struct Series {
+    recorder: MemoryRecorder,
+    name: String,
 }
 
-impl Line {
+impl Series {
     fn gauge(&self, change: impl FnOnce(f64) -> f64) {
-        let mut pages = self.book.0.lock().unwrap();
-        let value = pages.gauges.entry(self.series.clone()).or_default();
+        let mut state = self.recorder.0.lock().unwrap();
+        let value = state.gauges.entry(self.name.clone()).or_default();
         *value = change(*value);
     }
 }
 
-impl CounterFn for Line {
+impl CounterFn for Series {
     fn increment(&self, by: u64) {
-        *self.book.0.lock().unwrap().counters.entry(self.series.clone()).or_default() += by;
+        *self.recorder.0.lock().unwrap().counters.entry(self.name.clone()).or_default() += by;
     }
     fn absolute(&self, value: u64) {
-        self.book.0.lock().unwrap().counters.insert(self.series.clone(), value);
+        self.recorder.0.lock().unwrap().counters.insert(self.name.clone(), value);
     }
 }
 
-impl GaugeFn for Line {
+impl GaugeFn for Series {
     fn increment(&self, by: f64) {
         self.gauge(|value| value + by);
     }
@@ -89,13 +89,13 @@ impl GaugeFn for Line {
     }
 }
 
-impl HistogramFn for Line {
+impl HistogramFn for Series {
     fn record(&self, value: f64) {
-        self.book.0.lock().unwrap().histograms.entry(self.series.clone()).or_default().push(value);
+        self.recorder.0.lock().unwrap().histograms.entry(self.name.clone()).or_default().push(value);
     }
 }
 
-impl Recorder for Book {
+impl Recorder for MemoryRecorder {
     fn describe_counter(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
         self.describe(name, "counter", unit, help);
     }
@@ -106,12 +106,12 @@ impl Recorder for Book {
         self.describe(name, "histogram", unit, help);
     }
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        Counter::from_arc(Arc::new(self.line(key)))
+        Counter::from_arc(Arc::new(self.series(key)))
     }
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::from_arc(Arc::new(self.line(key)))
+        Gauge::from_arc(Arc::new(self.series(key)))
     }
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        Histogram::from_arc(Arc::new(self.line(key)))
+        Histogram::from_arc(Arc::new(self.series(key)))
     }
 }

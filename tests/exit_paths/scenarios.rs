@@ -1,4 +1,4 @@
-//! What the child processes do: run a stage, record a last value, end.
+//! The scenarios of the child processes: each runs a stage, records a last value and ends.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,8 +10,8 @@ use tracing_subscriber::prelude::*;
 use super::support::measured::{failing_stage, stage};
 use super::support::{child, http};
 
-/// Set up as an application is: everything global. The report goes to the gateway as a request of its own, so that
-/// its place among the pushes can be seen.
+/// Sets up the globals as an application does. The report goes to the gateway as a request, so that its position among
+/// the pushes is visible.
 fn set_up() -> FlushGuard {
     let gateway: SocketAddr = std::env::var("TV_PROMETHEUS_PUSHGATEWAY").unwrap().parse().unwrap();
     let (layer, guard) = MetricsLayer::builder()
@@ -28,8 +28,8 @@ fn set_up() -> FlushGuard {
     guard
 }
 
-/// The last thing that a scenario records.
-fn last_value() {
+/// Records the last value of a scenario.
+fn record_last_value() {
     metrics::gauge!("last_value").set(42.0);
 }
 
@@ -41,8 +41,8 @@ fn multi_thread() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// An executor that is not tokio: polls on this thread, parked in between.
-fn poll_to_the_end<T>(future: impl Future<Output = T>) -> T {
+/// An executor without tokio: polls on this thread and parks in between.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
         fn wake(self: std::sync::Arc<Self>) {
@@ -59,96 +59,96 @@ fn poll_to_the_end<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Not a test: what the children do. Each runs a stage `a` and ends in its own way.
+/// Not a test: the scenarios of the child processes. Each runs a stage `a` and ends in its own way.
 #[test]
-fn end_as_told() {
+fn run_scenario() {
     let Some(scenario) = child::scenario() else { return };
     let guard = set_up();
     let in_async = async {
         stage("a");
         tokio::time::sleep(Duration::from_millis(1)).await;
-        last_value();
+        record_last_value();
     };
     match scenario.as_str() {
         "return" => {
             stage("a");
-            last_value();
+            record_last_value();
         }
-        "return without a stage" => last_value(),
+        "return without a stage" => record_last_value(),
         "finish ok" => {
             stage("a");
-            last_value();
+            record_last_value();
             assert_eq!(guard.finish(Ok::<_, String>(7)), Ok(7));
         }
         "finish err" => {
             stage("a");
-            last_value();
+            record_last_value();
             assert_eq!(guard.finish(Err::<(), _>("why")), Err("why"));
         }
         "fail" => {
             stage("a");
-            last_value();
+            record_last_value();
             guard.fail();
         }
         "fail, then finish ok" => {
             stage("a");
-            last_value();
+            record_last_value();
             guard.fail();
             guard.finish(Ok::<_, ()>(())).unwrap();
         }
         "an error by ?" => {
             fn fails() -> Result<(), std::num::ParseIntError> {
                 stage("a");
-                last_value();
+                record_last_value();
                 "x".parse().map(|_: u8| ())
             }
-            let end = || -> Result<(), std::num::ParseIntError> {
+            let main = || -> Result<(), std::num::ParseIntError> {
                 let _guard = guard;
                 fails()?;
-                unreachable!("it failed")
+                unreachable!("the question mark returns")
             };
-            assert!(end().is_err());
+            assert!(main().is_err());
         }
         "a stage failed" => {
             failing_stage("a");
-            last_value();
+            record_last_value();
         }
         "panic in a stage" => tracing::info_span!("stage", stage_id = "a").in_scope(|| {
-            last_value();
-            panic!("as told");
+            record_last_value();
+            panic!("on purpose");
         }),
         "panic outside" => {
             stage("a");
-            last_value();
-            panic!("as told");
+            record_last_value();
+            panic!("on purpose");
         }
         "panic of a thread in a stage" => {
             let thread =
-                std::thread::spawn(|| tracing::info_span!("stage", stage_id = "a").in_scope(|| panic!("as told")));
+                std::thread::spawn(|| tracing::info_span!("stage", stage_id = "a").in_scope(|| panic!("on purpose")));
             assert!(thread.join().is_err());
-            last_value();
+            record_last_value();
         }
         "panic of a thread outside" => {
             stage("a");
-            assert!(std::thread::spawn(|| panic!("as told")).join().is_err());
-            last_value();
+            assert!(std::thread::spawn(|| panic!("on purpose")).join().is_err());
+            record_last_value();
         }
         "panic of a task" => {
             let runtime = multi_thread();
-            let task = async { tracing::info_span!("stage", stage_id = "a").in_scope(|| panic!("as told")) };
+            let task = async { tracing::info_span!("stage", stage_id = "a").in_scope(|| panic!("on purpose")) };
             assert!(runtime.block_on(async { tokio::spawn(task).await }).is_err());
-            last_value();
+            record_last_value();
         }
         "panic inside block_on" => current_thread().block_on(async {
             let _guard = guard;
             in_async.await;
-            panic!("as told");
+            panic!("on purpose");
         }),
         "panic of a task that has the guard" => {
             let task = async move {
                 let _guard = guard;
                 in_async.await;
-                panic!("as told");
+                panic!("on purpose");
             };
             let runtime = multi_thread();
             assert!(runtime.block_on(async { tokio::spawn(task).await }).is_err());
@@ -156,31 +156,31 @@ fn end_as_told() {
         "the guard forgotten" => {
             guard.flush().unwrap();
             stage("a");
-            last_value();
+            record_last_value();
             std::mem::forget(guard);
         }
         "process::exit" => {
             guard.flush().unwrap();
             stage("a");
-            last_value();
+            record_last_value();
             std::process::exit(3);
         }
         "exit 0" => {
             stage("a");
-            last_value();
+            record_last_value();
             guard.exit(0);
         }
         "exit 3" => {
             stage("a");
-            last_value();
+            record_last_value();
             guard.exit(3);
         }
         "exit 0 in a stage" => tracing::info_span!("stage", stage_id = "a").in_scope(|| {
-            last_value();
+            record_last_value();
             guard.exit(0);
         }),
         "exit 3 in a stage" => tracing::info_span!("stage", stage_id = "a").in_scope(|| {
-            last_value();
+            record_last_value();
             guard.exit(3);
         }),
         "exit 3 inside a runtime" => current_thread().block_on(async {
@@ -189,19 +189,19 @@ fn end_as_told() {
         }),
         "shutdown" => {
             stage("a");
-            last_value();
+            record_last_value();
             guard.shutdown().unwrap();
         }
         "shutdown, then return" => {
             stage("a");
-            last_value();
+            record_last_value();
             guard.shutdown().unwrap();
             stage("a");
         }
         "flush, then return" => {
             stage("a");
             guard.flush().unwrap();
-            last_value();
+            record_last_value();
         }
         "after a current_thread runtime" => current_thread().block_on(in_async),
         "after a multi_thread runtime" => multi_thread().block_on(in_async),
@@ -241,7 +241,7 @@ fn end_as_told() {
         }
         "on another thread" => {
             stage("a");
-            last_value();
+            record_last_value();
             std::thread::spawn(move || drop(guard)).join().unwrap();
         }
         "in a blocking task" => current_thread().block_on(async {
@@ -262,31 +262,31 @@ fn end_as_told() {
         }),
         "shutdown_async without tokio" => {
             stage("a");
-            last_value();
-            poll_to_the_end(guard.shutdown_async()).unwrap();
+            record_last_value();
+            block_on(guard.shutdown_async()).unwrap();
         }
         "shutdown_async never polled" => {
             stage("a");
-            last_value();
+            record_last_value();
             drop(guard.shutdown_async());
         }
         "flush_async, then return" => current_thread().block_on(async {
             stage("a");
             guard.flush_async().await.unwrap();
-            last_value();
+            record_last_value();
         }),
         "flush_async in a task, then return" => multi_thread().block_on(async {
             stage("a");
             let shared = std::sync::Arc::new(guard);
             let flushing = std::sync::Arc::clone(&shared);
             tokio::spawn(async move { flushing.flush_async().await }).await.unwrap().unwrap();
-            last_value();
+            record_last_value();
         }),
         "flush_async without tokio, then return" => {
             stage("a");
-            poll_to_the_end(guard.flush_async()).unwrap();
-            last_value();
+            block_on(guard.flush_async()).unwrap();
+            record_last_value();
         }
-        unknown => panic!("no scenario {unknown}"),
+        unknown => panic!("unknown scenario: {unknown}"),
     }
 }

@@ -6,12 +6,12 @@ use super::panic_of;
 use super::support::mock_gateway::Answer;
 use super::support::{MockGateway, Reply, http};
 
-/// Long enough to tell that something does not come.
-const A_WHILE: Duration = Duration::from_millis(100);
+/// Long enough to show that no event comes.
+const SHORT: Duration = Duration::from_millis(100);
 
 fn connect(gateway: &MockGateway) -> TcpStream {
     let stream = TcpStream::connect(gateway.addr()).unwrap();
-    stream.set_read_timeout(Some(A_WHILE)).unwrap();
+    stream.set_read_timeout(Some(SHORT)).unwrap();
     stream
 }
 
@@ -19,10 +19,10 @@ fn push(stream: &mut TcpStream) {
     stream.write_all(b"PUT /metrics/job/j HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\na 1\n").unwrap();
 }
 
-/// Until the answer has ended, or nothing more comes.
+/// Reads until the end of the answer, or until a read times out.
 fn read_all(stream: &mut TcpStream) -> (String, Option<ErrorKind>) {
     let mut bytes = Vec::new();
-    let end = stream.read_to_end(&mut bytes).err().map(|why| why.kind());
+    let end = stream.read_to_end(&mut bytes).err().map(|err| err.kind());
     (String::from_utf8(bytes).unwrap(), end)
 }
 
@@ -39,7 +39,7 @@ fn requests_are_recorded_and_answered() {
 }
 
 #[test]
-fn replies_come_in_turn_and_the_last_one_stays() {
+fn replies_are_used_in_turn_and_the_last_one_repeats() {
     let refusal = Answer::new(400).with_header("X-Why", "because").with_body("duplicate series");
     let gateway = MockGateway::start([Reply::Answer(refusal), Reply::status(503), Reply::status(202)]);
     let ask = || http::get(gateway.addr(), "/").unwrap();
@@ -52,22 +52,22 @@ fn replies_come_in_turn_and_the_last_one_stays() {
 }
 
 #[test]
-fn a_reply_can_depend_on_the_request() {
+fn reply_can_depend_on_the_request() {
     let gateway = MockGateway::start_by(|request| Reply::status(if request.path == "/a" { 404 } else { 202 }));
     let ask = |path| http::get(gateway.addr(), path).unwrap().status;
     assert_eq!([ask("/a"), ask("/b"), ask("/a")], [404, 202, 404]);
 }
 
 #[test]
-fn an_answer_can_be_none() {
+fn raw_reply_sends_its_bytes_and_closes() {
     let gateway = MockGateway::start([Reply::Raw("SSH-2.0-x\r\n")]);
     let mut stream = connect(&gateway);
     push(&mut stream);
-    assert_eq!(read_all(&mut stream), ("SSH-2.0-x\r\n".to_owned(), None), "and then the end");
+    assert_eq!(read_all(&mut stream), ("SSH-2.0-x\r\n".to_owned(), None), "the connection ends after the bytes");
 }
 
 #[test]
-fn one_connection_takes_several_requests_and_chunks() {
+fn connection_serves_several_requests_and_chunks() {
     let gateway = MockGateway::ok();
     let mut stream = connect(&gateway);
     push(&mut stream);
@@ -77,7 +77,7 @@ fn one_connection_takes_several_requests_and_chunks() {
 }
 
 #[test]
-fn a_silent_gateway_says_nothing_and_keeps_the_connection() {
+fn silent_reply_keeps_the_connection_open() {
     let gateway = MockGateway::start([Reply::Silent]);
     let mut stream = connect(&gateway);
     push(&mut stream);
@@ -86,17 +86,17 @@ fn a_silent_gateway_says_nothing_and_keeps_the_connection() {
 }
 
 #[test]
-fn a_reset_is_a_reset() {
+fn reset_reply_resets_the_connection() {
     let gateway = MockGateway::start([Reply::Reset, Reply::ok()]);
     let mut stream = connect(&gateway);
     push(&mut stream);
     assert_eq!(read_all(&mut stream), (String::new(), Some(ErrorKind::ConnectionReset)));
     assert_eq!(gateway.requests().len(), 1);
-    assert_eq!(http::get(gateway.addr(), "/").unwrap().status, 200, "the next connection is a new chance");
+    assert_eq!(http::get(gateway.addr(), "/").unwrap().status, 200, "the next connection gets the next reply");
 }
 
 #[test]
-fn an_answer_is_held_until_released() {
+fn held_answer_waits_for_the_release() {
     let gateway = MockGateway::start([Reply::Held(Answer::new(200))]);
     let mut stream = connect(&gateway);
     push(&mut stream);
@@ -110,7 +110,7 @@ fn an_answer_is_held_until_released() {
 }
 
 #[test]
-fn an_answer_is_trickled_byte_by_byte() {
+fn trickled_answer_arrives_in_pieces() {
     let gateway = MockGateway::start([Reply::Trickled(Answer::new(200), Duration::from_millis(2))]);
     let mut stream = connect(&gateway);
     push(&mut stream);
@@ -122,18 +122,18 @@ fn an_answer_is_trickled_byte_by_byte() {
 }
 
 #[test]
-fn a_body_without_end_goes_on() {
+fn endless_body_does_not_end() {
     const ENOUGH: u64 = 1 << 20;
     let gateway = MockGateway::start([Reply::Endless]);
     let mut stream = connect(&gateway);
     stream.set_read_timeout(Some(super::support::PATIENCE)).unwrap();
     push(&mut stream);
     assert_eq!(io::copy(&mut (&mut stream).take(ENOUGH), &mut io::sink()).unwrap(), ENOUGH);
-    // The drop of the gateway, with a writer blocked on a reader that no longer reads, is part of the test.
+    // The test includes the drop of the gateway while its writer is blocked.
 }
 
 #[test]
-fn a_client_that_goes_away_is_no_failure_and_no_request() {
+fn incomplete_request_is_no_failure_and_no_request() {
     let gateway = MockGateway::ok();
     let mut stream = connect(&gateway);
     stream.write_all(b"PUT / HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf").unwrap();
@@ -144,13 +144,13 @@ fn a_client_that_goes_away_is_no_failure_and_no_request() {
 }
 
 #[test]
-fn what_is_not_http_fails_the_test() {
+fn request_that_is_not_http_fails_the_test() {
     for garbage in ["hello\r\n", "GET /\r\n\r\n", "GET / HTTP/1.1\n\n", "GET / HTTP/1.1\r\nnonsense\r\n\r\n"] {
         let gateway = MockGateway::ok();
         let mut stream = connect(&gateway);
         stream.set_read_timeout(Some(super::support::PATIENCE)).unwrap();
         stream.write_all(garbage.as_bytes()).unwrap();
-        // Its thread has taken offence once it closes the connection.
+        // The thread of the gateway has panicked once it closes the connection.
         assert_eq!(read_all(&mut stream).0, "");
         let message = panic_of(|| drop(gateway));
         assert!(message.contains("threads panicked"), "{garbage:?}: {message}");
@@ -158,9 +158,9 @@ fn what_is_not_http_fails_the_test() {
 }
 
 #[test]
-fn a_request_that_does_not_come_is_told() {
+fn await_request_for_returns_none_on_a_timeout() {
     let gateway = MockGateway::ok();
     http::get(gateway.addr(), "/").unwrap();
-    assert!(gateway.await_request_for(A_WHILE, |request| request.method == "DELETE").is_none());
-    assert!(gateway.await_request_for(A_WHILE, |request| request.method == "GET").is_some());
+    assert!(gateway.await_request_for(SHORT, |request| request.method == "DELETE").is_none());
+    assert!(gateway.await_request_for(SHORT, |request| request.method == "GET").is_some());
 }

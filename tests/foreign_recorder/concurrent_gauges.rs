@@ -1,4 +1,4 @@
-//! Two threads that write the gauges of one stage at once.
+//! Gauges of one stage that two threads write at once.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -9,13 +9,13 @@ use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::Registry;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::{Book, under_recorder};
+use super::{MemoryRecorder, under};
 
 const LAST_DURATION: &str = "quant_stage_last_duration_seconds";
 
-/// A recorder whose last duration, when it is first set, waits in between.
-struct Waiting {
-    book: Book,
+/// A recorder whose gauge of the last duration waits at the gate, if there is one, before it stores the value.
+struct GatedRecorder {
+    memory: MemoryRecorder,
     gate: Arc<Mutex<Option<Gate>>>,
 }
 
@@ -24,12 +24,12 @@ struct Gate {
     may_set: Receiver<()>,
 }
 
-struct WaitingGauge {
+struct GatedGauge {
     inner: Gauge,
     gate: Arc<Mutex<Option<Gate>>>,
 }
 
-impl GaugeFn for WaitingGauge {
+impl GaugeFn for GatedGauge {
     fn increment(&self, by: f64) {
         self.inner.increment(by);
     }
@@ -46,35 +46,35 @@ impl GaugeFn for WaitingGauge {
     }
 }
 
-impl Recorder for Waiting {
+impl Recorder for GatedRecorder {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
-        self.book.register_counter(key, metadata)
+        self.memory.register_counter(key, metadata)
     }
     fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
-        let inner = self.book.register_gauge(key, metadata);
+        let inner = self.memory.register_gauge(key, metadata);
         if key.name() != LAST_DURATION {
             return inner;
         }
-        Gauge::from_arc(Arc::new(WaitingGauge { inner, gate: Arc::clone(&self.gate) }))
+        Gauge::from_arc(Arc::new(GatedGauge { inner, gate: Arc::clone(&self.gate) }))
     }
     fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
-        self.book.register_histogram(key, metadata)
+        self.memory.register_histogram(key, metadata)
     }
 }
 
-/// The first stage has written its duration down for the recorder when the second closes.
+/// The second stage closes while the first one waits in the recorder with its own duration.
 #[test]
-fn the_last_duration_is_that_of_the_stage_that_closed_last() {
+fn last_duration_is_of_the_stage_closed_last() {
     let ((is_setting, setting), (set, may_set)) = (channel(), channel());
-    let book = Book::default();
-    let waiting = Waiting { book: book.clone(), gate: Arc::default() };
+    let memory = MemoryRecorder::default();
+    let recorder = GatedRecorder { memory: memory.clone(), gate: Arc::default() };
     let dispatch = Dispatch::new(Registry::default().with(MetricsLayer::new()));
-    // Their series are there, so that the threads need no recorder of their own.
-    under_existing(&waiting, &dispatch);
-    *waiting.gate.lock().unwrap() = Some(Gate { is_setting, may_set });
+    // Registers the series, so that the threads need no local recorder.
+    register_series(&recorder, &dispatch);
+    *recorder.gate.lock().unwrap() = Some(Gate { is_setting, may_set });
     let stage = || info_span!("x", stage_id = "a").in_scope(|| ());
     std::thread::scope(|scope| {
         scope.spawn(|| dispatcher::with_default(&dispatch, stage));
@@ -82,33 +82,33 @@ fn the_last_duration_is_that_of_the_stage_that_closed_last() {
         dispatcher::with_default(&dispatch, stage);
         set.send(()).unwrap();
     });
-    let durations = book.durations("quant_stage_duration_seconds{stage_id=a,profile=,run_id=}");
+    let durations = memory.durations("quant_stage_duration_seconds{stage_id=a,profile=,run_id=}");
     assert_eq!(durations.len(), 3);
-    assert_eq!(book.gauge(&format!("{LAST_DURATION}{{stage_id=a,profile=}}")), Some(durations[2]));
+    assert_eq!(memory.gauge(&format!("{LAST_DURATION}{{stage_id=a,profile=}}")), Some(durations[2]));
     assert_ne!(durations[1], durations[2]);
 }
 
-fn under_existing(recorder: &dyn Recorder, dispatch: &Dispatch) {
+fn register_series(recorder: &dyn Recorder, dispatch: &Dispatch) {
     let first = || info_span!("x", stage_id = "a").in_scope(|| ());
     metrics::with_local_recorder(recorder, || dispatcher::with_default(dispatch, first));
 }
 
-/// A recorder that panics once does not keep the gauges from being written after.
+/// A recorder that panics once receives the later values.
 #[test]
-fn the_gauges_are_written_again_after_the_recorder_panicked() {
+fn gauges_are_written_after_a_panic_of_the_recorder() {
     let ((is_setting, setting), (set, may_set)) = (channel(), channel());
-    let book = Book::default();
-    let waiting = Waiting { book: book.clone(), gate: Arc::default() };
-    under_recorder(&waiting, || {
+    let memory = MemoryRecorder::default();
+    let recorder = GatedRecorder { memory: memory.clone(), gate: Arc::default() };
+    under(&recorder, || {
         let stage = || info_span!("x", stage_id = "a").in_scope(|| ());
         stage();
-        // The gauge panics when it finds the channel closed.
+        // The gauge panics, since the channel is closed.
         drop((setting, set));
-        *waiting.gate.lock().unwrap() = Some(Gate { is_setting, may_set });
+        *recorder.gate.lock().unwrap() = Some(Gate { is_setting, may_set });
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(stage)).unwrap_err();
         stage();
     });
-    let durations = book.durations("quant_stage_duration_seconds{stage_id=a,profile=,run_id=}");
-    assert_eq!(book.gauge(&format!("{LAST_DURATION}{{stage_id=a,profile=}}")), durations.last().copied());
+    let durations = memory.durations("quant_stage_duration_seconds{stage_id=a,profile=,run_id=}");
+    assert_eq!(memory.gauge(&format!("{LAST_DURATION}{{stage_id=a,profile=}}")), durations.last().copied());
     assert_eq!(durations.len(), 3);
 }

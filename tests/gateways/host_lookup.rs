@@ -1,4 +1,4 @@
-//! Gateways by name, where no thread is to be had for the lookup of the name.
+//! The lookup of the gateway's host name in a process that cannot start a thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,18 +11,18 @@ use super::builder;
 use super::support::measured::{Measured, measured};
 use super::support::{MockGateway, child};
 
-/// More than the library needs, and less than the stack of a thread.
+/// Enough memory for the library, but not for the stack of a thread.
 const MEMORY: u64 = 1 << 20;
 
-/// Does this while the process cannot start a thread, for want of memory for its stack. A limit on the number of threads
-/// does not hold for the superuser.
+/// Calls `work` while the process has no memory for the stack of a new thread. A limit on the number of threads would
+/// not apply to the superuser.
 fn without_threads<T>(work: impl FnOnce() -> T) -> T {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
     let unlimited = getrlimit(Resource::As);
     let limited = Rlimit { current: Some(pages * rustix::param::page_size() as u64 + MEMORY), ..unlimited };
     setrlimit(Resource::As, limited).unwrap();
-    // Stacks of threads that have ended are there for new ones.
+    // Uses up the cached stacks of threads that have ended.
     let done = Arc::<AtomicBool>::default();
     let hold = |done: Arc<AtomicBool>| {
         while !done.load(Ordering::Acquire) {
@@ -44,7 +44,7 @@ fn without_threads<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Not a test: what the child of the test below does.
+/// Not a test: the scenario of the child process.
 #[test]
 fn scenarios() {
     let Some(url) = child::scenario() else { return };
@@ -54,7 +54,7 @@ fn scenarios() {
     println!("\npush without threads: {:?}", without_threads(push));
     println!("push: {:?}", push());
 
-    // A name that is unknown is looked up for every push.
+    // Every push looks up an unknown name again.
     let builder = builder("nonexistent.invalid").with_flush_timeout(Duration::from_millis(700));
     let Measured { guard, log: _, default: _default } = measured(builder);
     println!("flush without threads: {:?}", without_threads(|| guard.flush()));
@@ -62,17 +62,17 @@ fn scenarios() {
 }
 
 #[test]
-fn without_a_thread_for_the_lookup_a_push_is_an_error_and_the_next_one_arrives() {
+fn failed_lookup_thread_fails_that_push_alone() {
     let server = MockGateway::ok();
     let url = format!("localhost:{}", server.addr().port());
-    let ended = child::start(child::command("names::scenarios", &url)).wait();
+    let ended = child::start(child::command("host_lookup::scenarios", &url)).wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
-    let said = |what: &str| ended.stdout.lines().find_map(|line| line.strip_prefix(what)).unwrap_or_default();
+    let line = |prefix: &str| ended.stdout.lines().find_map(|line| line.strip_prefix(prefix)).unwrap_or_default();
     let expected = format!("Err(POST http://{url}/metrics/job/j failed: the name of its host could not be looked up: ");
-    assert!(said("push without threads: ").starts_with(&expected), "{ended:?}");
-    assert!(said("push without threads: ").contains("cannot start a thread for the lookup: "), "{ended:?}");
-    assert_eq!(said("push: "), "Ok(())");
+    assert!(line("push without threads: ").starts_with(&expected), "{ended:?}");
+    assert!(line("push without threads: ").contains("cannot start a thread for the lookup: "), "{ended:?}");
+    assert_eq!(line("push: "), "Ok(())");
     assert_eq!(server.requests().len(), 1);
-    assert!(said("flush without threads: ").contains("the name of its host could not be looked up"), "{ended:?}");
-    assert!(said("flush: ").contains("the name of its host is unknown"), "{ended:?}");
+    assert!(line("flush without threads: ").contains("the name of its host could not be looked up"), "{ended:?}");
+    assert!(line("flush: ").contains("the name of its host is unknown"), "{ended:?}");
 }
