@@ -1,5 +1,5 @@
-//! What it costs to render and push many label sets, and what a push costs a gateway that holds many groups: time and
-//! bytes, against a real Pushgateway where there is one.
+//! Cost of rendering and pushing many label sets, and of one push to a gateway that holds many groups: time and
+//! bytes, against a real Pushgateway if one is installed.
 //!
 //! `cargo bench --bench push_cost`
 
@@ -40,7 +40,7 @@ fn main() {
     by_groups();
 }
 
-/// How long the gateway takes for one push, and for a scrape, when it holds that many groups.
+/// Duration of one push and of a scrape, for a gateway that holds this many groups.
 fn by_groups() {
     let Some(gateway) = Gateway::start().unwrap() else {
         println!("LEFT OUT: the groups, there is no prometheus-pushgateway here");

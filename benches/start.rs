@@ -1,6 +1,6 @@
-//! How long `install()` takes, in processes that have done nothing yet.
+//! Duration of `install()` in fresh processes.
 //!
-//! Nobody has to listen: `install()` checks and sets up, and the first push is the delivery thread's.
+//! No server has to listen: `install()` validates and sets up, and the delivery thread makes the first push.
 //!
 //! `cargo bench --bench start`
 
@@ -16,7 +16,7 @@ use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What is set up, its gateway, and the goal in milliseconds.
+/// What is installed, its gateway, and the goal in milliseconds.
 const CASES: &[(&str, &str, f64)] = &[
     ("no gateway", "", 2.0),
     ("a gateway, http", "http://127.0.0.1:9", 2.0),
@@ -56,7 +56,7 @@ fn install(gateway: &str) -> Result<()> {
     let installed = builder.install()?;
     let took = start.elapsed();
     writeln!(std::io::stdout(), "{}", took.as_nanos())?;
-    // Not the final flush, which is another matter.
+    // Skips the final flush, which is not measured here.
     std::mem::forget(installed);
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! What a flush takes: from the start of a process until its metrics are on the gateway and it is gone, and how long,
-//! and in how much memory, many label sets are rendered and pushed. Against a real Pushgateway. Linux only.
+//! Duration of a flush: from the start of a process until its metrics are on the gateway and the process has ended; and
+//! duration and memory of rendering and pushing many label sets. Against a real Pushgateway. Linux only.
 //!
-//! Beside it are programs that do no more than that: one with the exporter and the HTTP client that are in use here,
-//! and for many label sets one with the crate `prometheus`, whose text goes out through the same client. (Its own pusher
-//! is another major version of that client, and of protobuf.)
+//! Two minimal programs serve as comparison: one with the exporter and the HTTP client that the crate uses, and for many
+//! label sets one with the crate `prometheus`, whose text goes out through the same client. (Its own pusher uses another
+//! major version of that client, and of protobuf.)
 //!
 //! ```text
 //! cargo bench --bench flush                     whole processes, and many label sets
@@ -30,13 +30,13 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MIB: f64 = 1_048_576.0;
 
-/// What a flush of many label sets took, in the order in which a child prints it.
+/// Figures of a flush of many label sets, in the order in which a child prints them.
 struct Flushed {
     milliseconds: f64,
-    /// Resident when it began.
+    /// Resident memory before the flush.
     before: f64,
     peak: f64,
-    /// Of the text.
+    /// Length of the text.
     bytes: f64,
 }
 
@@ -66,7 +66,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Whole processes in turn. `false` where there is no gateway.
+/// Runs whole processes in turn. Returns `false` without a gateway.
 fn processes(out: &mut impl Write, rounds: usize, stages: usize) -> Result<bool> {
     let Some(gateway) = Gateway::start()? else { return Ok(false) };
     let programs = ["empty", "minimal", "ours"];
@@ -106,7 +106,7 @@ fn processes(out: &mut impl Write, rounds: usize, stages: usize) -> Result<bool>
     Ok(true)
 }
 
-/// Many label sets, each program with a gateway of its own.
+/// Flushes many label sets; each program has a gateway of its own.
 fn many(out: &mut impl Write, sets: usize) -> Result<()> {
     let title = format!("{sets} label sets");
     writeln!(out, "{title:<44} {:>8} {:>10} {:>10} {:>10}", "MiB text", "ms", "MiB before", "peak MiB")?;

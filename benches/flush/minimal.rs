@@ -1,4 +1,4 @@
-//! The least that pushes the same: the exporter's recorder, its text, one request.
+//! The minimum that pushes the same metrics: the exporter's recorder, its text, one request.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +17,7 @@ pub(crate) fn run(url: &str, stages: usize) -> Result<()> {
     Ok(push(&format!("{url}/metrics/job/minimal"), exporter.render())?)
 }
 
-/// Records what the layer does of a stage.
+/// Records what the layer records for a stage.
 fn stage(stage_id: String) {
     let start = Instant::now();
     let pair = [("stage_id", stage_id.clone()), ("profile", stages::PROFILE.to_owned())];
@@ -42,7 +42,7 @@ fn stage(stage_id: String) {
     gauge!("quant_stage_last_success_timestamp_seconds", &pair).set(now);
 }
 
-/// One request, with the settings the layer has for a gateway on this machine.
+/// Sends one request with the layer's settings for a gateway on this machine.
 pub(crate) fn push(url: &str, text: String) -> reqwest::Result<()> {
     let client = Client::builder()
         .user_agent("flush")

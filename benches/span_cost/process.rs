@@ -1,4 +1,4 @@
-//! A case in a process of its own: what the parent asks, and the child's answers, a line each.
+//! A case in a process of its own: requests of the parent and responses of the child, one line each.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
@@ -34,20 +34,20 @@ impl Child {
         Ok(answer.trim().parse().map_err(|error| format!("the answer to {order:?} is {answer:?}: {error}"))?)
     }
 
-    /// Runs the case so many times.
+    /// Runs the case this many times.
     pub(crate) fn run(&mut self, times: u64) -> Result<Duration> {
         self.ran += times;
         Ok(Duration::from_nanos(self.ask(&format!("run {times}"))?))
     }
 
-    /// How many allocations that many runs make, where the child can count them.
+    /// Allocations of this many runs, if the child can count them.
     #[allow(dead_code, reason = "one of the two benchmarks counts")]
     pub(crate) fn allocations(&mut self, times: u64) -> Result<u64> {
         self.ran += times;
         self.ask(&format!("count {times}"))
     }
 
-    /// Ends it, once it recorded as many stages as it ran.
+    /// Ends the child after it has reported as many stages as it ran.
     pub(crate) fn finish(mut self, case: Case) -> Result<()> {
         let recorded = self.ask("recorded")?;
         let expected = case.stages_in(self.ran);
@@ -60,8 +60,8 @@ impl Child {
     }
 }
 
-/// The child's side: does what it is told until nobody is there to tell it. `count` runs something and returns how
-/// many allocations it made, if it can.
+/// The child's side: serves requests until the parent closes the pipe. `count` runs a closure and returns its number
+/// of allocations, if it can count them.
 pub(crate) fn serve(case: Case, count: impl Fn(&mut dyn FnMut()) -> Option<u64>) -> Result<()> {
     let mut prepared: Prepared = case.prepare();
     let mut out = std::io::stdout().lock();
