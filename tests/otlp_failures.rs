@@ -96,7 +96,7 @@ fn scenarios() {
 const DELTA: (&str, &str) = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
 const GRPC: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
 
-const AMPLE: (&str, &str) = ("TV_PROMETHEUS_FLUSH_TIMEOUT", "30s");
+const LONG_TIMEOUT: (&str, &str) = ("TV_PROMETHEUS_FLUSH_TIMEOUT", "30s");
 
 fn command(scenario: &str, endpoint: &str, variables: &[(&str, &str)]) -> Command {
     let mut command = child::command("scenarios", scenario);
@@ -378,7 +378,7 @@ fn deltas_without_response_are_resent_by_the_next_flush() {
 fn slow_collector_counts_every_delta_once() {
     // About 40 bytes.
     let server = MockGateway::start([Reply::Trickled(Answer::new(200), Duration::from_millis(15))]);
-    let ended = child::start(command("short interval", &server.url(), &[AMPLE, DELTA])).wait();
+    let ended = child::start(command("short interval", &server.url(), &[LONG_TIMEOUT, DELTA])).wait();
     assert_eq!(output(&ended, "last: "), "Ok(())", "{ended:?}");
     assert_eq!(log_lines(&ended), [""; 0]);
     let requests = server.requests();
@@ -397,7 +397,7 @@ fn samples(exports: &[Export], name: &str) -> u64 {
 fn export_above_the_collectors_size_limit_arrives_in_parts() {
     const LIMIT: usize = 4 << 20;
     let run_job = |scenario: &str, url: &str, variables: &[(&str, &str)]| {
-        let ended = child::start(command(scenario, url, &[&[AMPLE, DELTA], variables].concat())).wait();
+        let ended = child::start(command(scenario, url, &[&[LONG_TIMEOUT, DELTA], variables].concat())).wait();
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
         assert_eq!([output(&ended, "flush: "), output(&ended, "last: ")], ["Ok(())"; 2], "{:?}", ended.stdout);
     };
@@ -424,7 +424,7 @@ fn oversized_data_point_is_dropped_alone() {
         GrpcCollector::start(),
         MockGateway::start_by(|request| Reply::status(if request.body.len() > 4 << 20 { 413 } else { 200 })),
     );
-    for (url, variables) in [(grpc.url(), &[AMPLE, DELTA, GRPC][..]), (http.url(), &[AMPLE, DELTA])] {
+    for (url, variables) in [(grpc.url(), &[LONG_TIMEOUT, DELTA, GRPC][..]), (http.url(), &[LONG_TIMEOUT, DELTA])] {
         let ended = child::start(command("a large label", &url, variables)).wait();
         assert_eq!(ended.status.code(), Some(0), "{:?}", ended.status);
         for flush in ["flush: ", "last: "] {
