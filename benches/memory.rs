@@ -29,7 +29,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const MIB: f64 = 1_048_576.0;
 
 /// Goal for the growth by many spans.
-const AT_MOST: f64 = 4.0;
+const MAX_MIB: f64 = 4.0;
 
 /// Powers of two, as the cases require.
 const FEW_SETS: usize = 1_024;
@@ -37,12 +37,12 @@ const MANY_SETS: usize = 8_192;
 
 fn main() -> Result<()> {
     if let Some(arguments) = child::arguments() {
-        let [what, stack, number] = &arguments[..] else { return Err("--child WHAT STACK NUMBER".into()) };
+        let [figure, stack, number] = &arguments[..] else { return Err("--child FIGURE STACK NUMBER".into()) };
         let mut out = std::io::stdout().lock();
-        let bytes = match what.as_str() {
+        let bytes = match figure.as_str() {
             "spans" => of_spans(stack, number.parse()?)?,
             "sets" => of_sets(stack, number.parse()?)?,
-            _ => return Err(format!("nothing to measure is called {what}").into()),
+            _ => return Err(format!("unknown figure {figure}").into()),
         };
         return Ok(writeln!(out, "{bytes}")?);
     }
@@ -50,8 +50,8 @@ fn main() -> Result<()> {
     let spans: u64 = if child::is_bench() { 10_000_000 } else { 100_000 };
     writeln!(out, "{:<66} {:>10}", format!("{spans} spans without a scrape"), "peak MiB")?;
     for (stack, name, goal) in [
-        ("layer", "the layer", Some(AT_MOST)),
-        ("silent", "the layer, no recorder behind it", Some(AT_MOST)),
+        ("layer", "the layer", Some(MAX_MIB)),
+        ("silent", "the layer, no recorder behind it", Some(MAX_MIB)),
         ("keptpair", "kept handles of the exporter, no upkeep", None),
     ] {
         let [bytes] = child::run(&["spans", stack, &spans.to_string()])?.numbers::<u64, 1>()?;

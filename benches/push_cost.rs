@@ -25,9 +25,9 @@ const SERIES: usize = 40;
 fn median(mut work: impl FnMut()) -> Duration {
     let mut times: Vec<_> = (0..ROUNDS)
         .map(|_| {
-            let begun = Instant::now();
+            let start = Instant::now();
             work();
-            begun.elapsed()
+            start.elapsed()
         })
         .collect();
     times.sort();

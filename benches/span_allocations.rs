@@ -20,10 +20,10 @@ use cases::{Case, Stack, Work};
 use process::Child;
 
 /// Iterations of each case: the exporter allocates a block for every 64 samples, and its tables grow now and then.
-const TIMES: u64 = 64_000;
+const ITERATIONS: u64 = 64_000;
 
 /// Allocations per span that the layer may cause with the exporter: that block, and few others.
-const OF_THE_EXPORTER: f64 = 1.5 / 64.0;
+const EXPORTER_ALLOCATIONS: f64 = 1.5 / 64.0;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
@@ -38,17 +38,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     for case in cases::all().into_iter().filter(|case| !matches!(case.work, Work::Threads(_))) {
         let mut child = Child::start(case)?;
         // Warm-up until every label set exists and every table has its final size.
-        child.run(TIMES)?;
-        let each = child.allocations(TIMES)? as f64 / TIMES as f64;
+        child.run(ITERATIONS)?;
+        let each = child.allocations(ITERATIONS)? as f64 / ITERATIONS as f64;
         child.finish(case)?;
         writeln!(out, "{:<60} {each:>12.4}", case.name())?;
-        let allowed = match case.stack {
+        let limit = match case.stack {
             Stack::Silent => 0.0,
-            Stack::Layer => OF_THE_EXPORTER,
+            Stack::Layer => EXPORTER_ALLOCATIONS,
             _ => f64::INFINITY,
         };
-        if each > allowed {
-            failed.push(format!("{} allocates {each} times a span, {allowed} are allowed", case.name()));
+        if each > limit {
+            failed.push(format!("{} allocates {each} times a span, {limit} are allowed", case.name()));
         }
     }
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ").into()) }

@@ -70,12 +70,12 @@ fn main() -> Result<()> {
 fn processes(out: &mut impl Write, rounds: usize, stages: usize) -> Result<bool> {
     let Some(gateway) = Gateway::start()? else { return Ok(false) };
     let programs = ["empty", "minimal", "ours"];
-    let mut took = programs.map(|_| Vec::new());
+    let mut durations = programs.map(|_| Vec::new());
     for _ in 0..rounds {
-        for (program, took) in programs.iter().zip(&mut took) {
+        for (program, durations) in programs.iter().zip(&mut durations) {
             let arguments = [program, &gateway.url()[..], &stages.to_string()];
             let ended = child::run(if *program == "empty" { &arguments[..1] } else { &arguments })?;
-            took.push(ended.took.as_secs_f64() * 1e3);
+            durations.push(ended.elapsed.as_secs_f64() * 1e3);
         }
     }
     let scraped = gateway.scrape()?;
@@ -88,14 +88,14 @@ fn processes(out: &mut impl Write, rounds: usize, stages: usize) -> Result<bool>
         "median ms"
     )?;
     let mut shown = Vec::new();
-    for (program, mut took) in programs.into_iter().zip(took) {
+    for (program, mut durations) in programs.into_iter().zip(durations) {
         let job = format!("job=\"{program}\"");
         let series = scraped.lines().filter(|line| line.contains(&job)).count();
         if program != "empty" && stages::on_gateway(&scraped, &job) != stages {
             return Err(format!("not all stages of {program} are on the gateway").into());
         }
-        took.sort_by(f64::total_cmp);
-        let (min, median) = (took[0], took[took.len() / 2]);
+        durations.sort_by(f64::total_cmp);
+        let (min, median) = (durations[0], durations[durations.len() / 2]);
         shown.push((min, median));
         writeln!(out, "{program:<44} {series:>8} {min:>10.2} {median:>10.2}")?;
     }

@@ -24,12 +24,12 @@ fn stage(stage_id: String) {
     let active = gauge!("quant_stage_active", &pair);
     active.increment(1.0);
     active.decrement(1.0);
-    let took = start.elapsed();
+    let elapsed = start.elapsed();
     histogram!(
         "quant_stage_duration_seconds",
         "stage_id" => stage_id.clone(), "profile" => stages::PROFILE, "run_id" => stages::RUN_ID
     )
-    .record(took);
+    .record(elapsed);
     counter!("quant_stage_total", "stage_id" => stage_id.clone(), "status" => "success").increment(1);
     counter!("quant_stage_total", "stage_id" => stage_id.clone(), "status" => "failure").absolute(0);
     counter!(
@@ -37,7 +37,7 @@ fn stage(stage_id: String) {
         "stage_id" => stage_id, "profile" => stages::PROFILE, "reason" => "error"
     )
     .absolute(0);
-    gauge!("quant_stage_last_duration_seconds", &pair).set(took);
+    gauge!("quant_stage_last_duration_seconds", &pair).set(elapsed);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     gauge!("quant_stage_last_success_timestamp_seconds", &pair).set(now);
 }

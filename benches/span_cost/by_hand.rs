@@ -89,10 +89,10 @@ impl Handles {
         let start = Instant::now();
         self.active.increment(1.0);
         self.active.decrement(1.0);
-        let took = start.elapsed().as_secs_f64();
-        self.duration.record(took);
+        let elapsed = start.elapsed().as_secs_f64();
+        self.duration.record(elapsed);
         self.success.increment(1);
-        self.last_duration.set(took);
+        self.last_duration.set(elapsed);
         self.last_success.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
     }
 }

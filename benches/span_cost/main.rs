@@ -74,8 +74,8 @@ fn calibrate(child: &mut Child, turn: Duration) -> Result<u64, Box<dyn Error>> {
     while child.run(times)? < turn {
         times *= 2;
     }
-    let took = child.run(times)?;
-    Ok((times as f64 * turn.as_secs_f64() / took.as_secs_f64()).ceil() as u64)
+    let elapsed = child.run(times)?;
+    Ok((times as f64 * turn.as_secs_f64() / elapsed.as_secs_f64()).ceil() as u64)
 }
 
 fn measure(options: &Options) -> Result<(), Box<dyn Error>> {

@@ -70,7 +70,7 @@ impl Peer {
             Self::Timing => Recorded::Counted(timing()),
             Self::TracingContext => {
                 let (recorder, handle) = by_hand::exporter().expect("the Prometheus recorder");
-                metrics::set_global_recorder(TracingContextLayer::new(OfTheMetric).layer(recorder))
+                metrics::set_global_recorder(TracingContextLayer::new(MetricLabels).layer(recorder))
                     .expect("no other recorder");
                 tracing_subscriber::registry().with(metrics_tracing_context::MetricsLayer::new()).init();
                 Recorded::ByHand(Recorder::new(handle, by_hand::TOTAL))
@@ -129,9 +129,9 @@ fn labelled_by_span(set: &LabelSet) {
 
 /// The counter has the label `stage_id` alone.
 #[derive(Clone)]
-struct OfTheMetric;
+struct MetricLabels;
 
-impl LabelFilter for OfTheMetric {
+impl LabelFilter for MetricLabels {
     fn should_include_label(&self, metric: &KeyName, label: &Label) -> bool {
         metric.as_str() != by_hand::TOTAL || !matches!(label.key(), "profile" | "run_id")
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// A child that has ended.
 pub(crate) struct Ended {
     /// From before its start until its end.
-    pub(crate) took: Duration,
+    pub(crate) elapsed: Duration,
     printed: String,
 }
 
@@ -18,11 +18,11 @@ pub(crate) fn run(arguments: &[&str]) -> Result<Ended, Box<dyn Error>> {
     command.arg("--child").args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
     let start = Instant::now();
     let output = command.spawn()?.wait_with_output()?;
-    let took = start.elapsed();
+    let elapsed = start.elapsed();
     if !output.status.success() {
         return Err(format!("{arguments:?} ended with {}", output.status).into());
     }
-    Ok(Ended { took, printed: String::from_utf8(output.stdout)? })
+    Ok(Ended { elapsed, printed: String::from_utf8(output.stdout)? })
 }
 
 impl Ended {
