@@ -1,6 +1,6 @@
-//! What stays in memory: of many spans that nobody scrapes, and of one more label set. Linux only.
+//! Memory of many spans without a scrape, and of one more label set. Linux only.
 //!
-//! With the cases of `span_cost`, each in a process of its own.
+//! Uses the cases of `span_cost`, each in a process of its own.
 //!
 //! `cargo bench --bench memory`
 
@@ -28,21 +28,21 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MIB: f64 = 1_048_576.0;
 
-/// Goal: what many spans may take.
-const AT_MOST: f64 = 4.0;
+/// Goal for the growth by many spans.
+const MAX_MIB: f64 = 4.0;
 
-/// Powers of two, as the cases want them.
+/// Powers of two, as the cases require.
 const FEW_SETS: usize = 1_024;
 const MANY_SETS: usize = 8_192;
 
 fn main() -> Result<()> {
     if let Some(arguments) = child::arguments() {
-        let [what, stack, number] = &arguments[..] else { return Err("--child WHAT STACK NUMBER".into()) };
+        let [figure, stack, number] = &arguments[..] else { return Err("--child FIGURE STACK NUMBER".into()) };
         let mut out = std::io::stdout().lock();
-        let bytes = match what.as_str() {
+        let bytes = match figure.as_str() {
             "spans" => of_spans(stack, number.parse()?)?,
             "sets" => of_sets(stack, number.parse()?)?,
-            _ => return Err(format!("nothing to measure is called {what}").into()),
+            _ => return Err(format!("unknown figure {figure}").into()),
         };
         return Ok(writeln!(out, "{bytes}")?);
     }
@@ -50,8 +50,8 @@ fn main() -> Result<()> {
     let spans: u64 = if child::is_bench() { 10_000_000 } else { 100_000 };
     writeln!(out, "{:<66} {:>10}", format!("{spans} spans without a scrape"), "peak MiB")?;
     for (stack, name, goal) in [
-        ("layer", "the layer", Some(AT_MOST)),
-        ("silent", "the layer, no recorder behind it", Some(AT_MOST)),
+        ("layer", "the layer", Some(MAX_MIB)),
+        ("silent", "the layer, no recorder behind it", Some(MAX_MIB)),
         ("keptpair", "kept handles of the exporter, no upkeep", None),
     ] {
         let [bytes] = child::run(&["spans", stack, &spans.to_string()])?.numbers::<u64, 1>()?;
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
         writeln!(out, "{name:<66} {mib:>10.2}{}", goal.unwrap_or_default())?;
     }
     writeln!(out, "\n{:<66} {:>10}", format!("a label set, from {FEW_SETS} to {MANY_SETS}"), "bytes")?;
-    // The floor keeps the label sets, to open spans with. By hand they go into the handles.
+    // The floor keeps the label sets to open spans with. The hand-written cases keep them in their handles.
     let floor = a_set_more("floor")?;
     writeln!(out, "{:<66} {:>10.0}", "the layer", a_set_more("layer")? - floor)?;
     writeln!(out, "{:<66} {:>10.0}", "the layer, no recorder behind it", a_set_more("silent")? - floor)?;
@@ -69,7 +69,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// How far the peak rises above what was there after the first spans.
+/// Growth of the peak over the memory after the first spans.
 fn of_spans(stack: &str, spans: u64) -> Result<u64> {
     let case = Case::named(&format!("{stack}/own"))?;
     let mut prepared = case.prepare();
@@ -86,7 +86,7 @@ fn of_spans(stack: &str, spans: u64) -> Result<u64> {
     Ok(peak.saturating_sub(start))
 }
 
-/// What is resident when each of so many label sets was seen once.
+/// Resident memory after this many label sets have been seen once each.
 fn of_sets(stack: &str, sets: usize) -> Result<u64> {
     let stack = Case::named(&format!("{stack}/own"))?.stack;
     let before = memory::resident()?;

@@ -1,5 +1,5 @@
-//! What it costs to render and push many label sets, and what a push costs a gateway that holds many groups: time and
-//! bytes, against a real Pushgateway where there is one.
+//! Cost of rendering and pushing many label sets, and of one push to a gateway that holds many groups: time and
+//! bytes, against a real Pushgateway if one is installed.
 //!
 //! `cargo bench --bench push_cost`
 
@@ -25,9 +25,9 @@ const SERIES: usize = 40;
 fn median(mut work: impl FnMut()) -> Duration {
     let mut times: Vec<_> = (0..ROUNDS)
         .map(|_| {
-            let begun = Instant::now();
+            let start = Instant::now();
             work();
-            begun.elapsed()
+            start.elapsed()
         })
         .collect();
     times.sort();
@@ -40,7 +40,7 @@ fn main() {
     by_groups();
 }
 
-/// How long the gateway takes for one push, and for a scrape, when it holds that many groups.
+/// Duration of one push and of a scrape, for a gateway that holds this many groups.
 fn by_groups() {
     let Some(gateway) = Gateway::start().unwrap() else {
         println!("LEFT OUT: the groups, there is no prometheus-pushgateway here");

@@ -1,6 +1,6 @@
-//! How many allocations a stage span makes. Fails where the layer makes one a span.
+//! Allocations of a stage span. Fails if the layer allocates once per span.
 //!
-//! Beside `span_cost` and with its cases, in a program of its own since counting slows down whoever allocates.
+//! Uses the cases of `span_cost` in a program of its own, because counting slows down every allocation.
 
 #[path = "span_cost/by_hand.rs"]
 mod by_hand;
@@ -19,11 +19,11 @@ use std::io::Write;
 use cases::{Case, Stack, Work};
 use process::Child;
 
-/// Each case that often: the exporter takes a block for every 64 samples, and so do its neighbours now and then.
-const TIMES: u64 = 64_000;
+/// Iterations of each case: the exporter allocates a block for every 64 samples, and its tables grow now and then.
+const ITERATIONS: u64 = 64_000;
 
-/// What the layer may allocate a span with the exporter: that block, and no more than a stray one beside it.
-const OF_THE_EXPORTER: f64 = 1.5 / 64.0;
+/// Allocations per span that the layer may cause with the exporter: that block, and few others.
+const EXPORTER_ALLOCATIONS: f64 = 1.5 / 64.0;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
@@ -34,21 +34,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut out = std::io::stdout().lock();
     let mut failed = Vec::new();
     writeln!(out, "{:<60} {:>12}", "allocations", "each time")?;
-    // The counter sees one thread.
+    // The counter covers one thread.
     for case in cases::all().into_iter().filter(|case| !matches!(case.work, Work::Threads(_))) {
         let mut child = Child::start(case)?;
-        // Until every label set is known and every table has its size.
-        child.run(TIMES)?;
-        let each = child.allocations(TIMES)? as f64 / TIMES as f64;
+        // Warm-up until every label set exists and every table has its final size.
+        child.run(ITERATIONS)?;
+        let each = child.allocations(ITERATIONS)? as f64 / ITERATIONS as f64;
         child.finish(case)?;
         writeln!(out, "{:<60} {each:>12.4}", case.name())?;
-        let allowed = match case.stack {
+        let limit = match case.stack {
             Stack::Silent => 0.0,
-            Stack::Layer => OF_THE_EXPORTER,
+            Stack::Layer => EXPORTER_ALLOCATIONS,
             _ => f64::INFINITY,
         };
-        if each > allowed {
-            failed.push(format!("{} allocates {each} times a span, {allowed} are allowed", case.name()));
+        if each > limit {
+            failed.push(format!("{} allocates {each} times a span, {limit} are allowed", case.name()));
         }
     }
     if failed.is_empty() { Ok(()) } else { Err(failed.join("; ").into()) }

@@ -1,6 +1,6 @@
-//! How long `install()` takes, in processes that have done nothing yet.
+//! Duration of `install()` in fresh processes.
 //!
-//! Nobody has to listen: `install()` checks and sets up, and the first push is the delivery thread's.
+//! No server has to listen: `install()` validates and sets up, and the delivery thread makes the first push.
 //!
 //! `cargo bench --bench start`
 
@@ -16,7 +16,7 @@ use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What is set up, its gateway, and the goal in milliseconds.
+/// What is installed, its gateway, and the goal in milliseconds.
 const CASES: &[(&str, &str, f64)] = &[
     ("no gateway", "", 2.0),
     ("a gateway, http", "http://127.0.0.1:9", 2.0),
@@ -30,18 +30,18 @@ fn main() -> Result<()> {
         return install(gateway);
     }
     let rounds = if child::is_bench() { 200 } else { 2 };
-    let mut took = vec![Vec::new(); CASES.len()];
+    let mut durations = vec![Vec::new(); CASES.len()];
     for _ in 0..rounds {
-        for ((_, gateway, _), took) in CASES.iter().zip(&mut took) {
+        for ((_, gateway, _), durations) in CASES.iter().zip(&mut durations) {
             let [nanoseconds] = child::run(&[gateway])?.numbers::<f64, 1>()?;
-            took.push(nanoseconds / 1e6);
+            durations.push(nanoseconds / 1e6);
         }
     }
     let mut out = std::io::stdout().lock();
     writeln!(out, "{:<40} {:>10} {:>10}", format!("install(), {rounds} processes"), "min ms", "median ms")?;
-    for ((name, _, goal), mut took) in CASES.iter().zip(took) {
-        took.sort_by(f64::total_cmp);
-        let (min, median) = (took[0], took[took.len() / 2]);
+    for ((name, _, goal), mut durations) in CASES.iter().zip(durations) {
+        durations.sort_by(f64::total_cmp);
+        let (min, median) = (durations[0], durations[durations.len() / 2]);
         let met = if median < *goal { "met" } else { "NOT MET" };
         writeln!(out, "{name:<40} {min:>10.2} {median:>10.2}  < {goal} {met}")?;
     }
@@ -54,9 +54,9 @@ fn install(gateway: &str) -> Result<()> {
     let builder =
         if gateway.is_empty() { builder } else { builder.with_pushgateway(Pushgateway::new(gateway, "start")?) };
     let installed = builder.install()?;
-    let took = start.elapsed();
-    writeln!(std::io::stdout(), "{}", took.as_nanos())?;
-    // Not the final flush, which is another matter.
+    let elapsed = start.elapsed();
+    writeln!(std::io::stdout(), "{}", elapsed.as_nanos())?;
+    // Skips the final flush, which is not measured here.
     std::mem::forget(installed);
     Ok(())
 }

@@ -251,7 +251,7 @@ async fn timed_out_stage_fails_only_under_proven_success() {
         assert_eq!(pipeline.now().totals(), [totals]);
     }
     let pipeline = Pipeline::under(FailurePolicy::ProvenSuccess);
-    tokio::time::timeout(support::PATIENCE, slow(yield_now())).await.unwrap().unwrap();
+    tokio::time::timeout(support::WAIT_TIMEOUT, slow(yield_now())).await.unwrap().unwrap();
     assert_eq!(pipeline.now().totals(), ["slow 1 0"]);
 }
 

@@ -36,7 +36,7 @@ use harness::{Harness, SLOTS};
 use history::{Certainty, Rule, Run, Violation};
 use support::measured::{Measured, measured};
 use support::random::Random;
-use support::{PATIENCE, servers};
+use support::{WAIT_TIMEOUT, servers};
 use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
 const DEFAULT_RUNS: usize = 48;
@@ -64,7 +64,7 @@ fn drain_spool(url: &str, spool: &Path) -> Vec<Violation> {
         .with_flush_timeout(Duration::from_secs(20))
         .with_spool_dir(spool);
     let Measured { guard, log, default: _default } = measured(builder);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !directory::payloads(spool).is_empty() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(5));
     }
@@ -72,7 +72,7 @@ fn drain_spool(url: &str, spool: &Path) -> Vec<Violation> {
     let mut violations = Vec::new();
     let payloads = directory::payloads(spool);
     if !payloads.is_empty() {
-        violations.push((Rule::SpoolEmpties, format!("{payloads:?} after {PATIENCE:?}; {}", log.text())));
+        violations.push((Rule::SpoolEmpties, format!("{payloads:?} after {WAIT_TIMEOUT:?}; {}", log.text())));
     }
     for name in directory::names(spool).into_iter().filter(|name| !name.ends_with(".spool")) {
         let modified = fs::metadata(spool.join(&name)).and_then(|metadata| metadata.modified());

@@ -303,7 +303,7 @@ fn credentials_in_a_response_are_redacted() {
         let answer = answer.with_header("Location", &format!("/login/{encoded}"));
         support::Reply::Answer(answer.with_body(&format!("You sent:\n{headers}\n{encoded}")))
     };
-    let server = support::MockGateway::start_by(echo_request);
+    let server = support::MockGateway::start_with(echo_request);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for gateway in [
         Pushgateway::new(format!("http://me-hush:pass-hush@{}", server.addr()), "quant").unwrap(),

@@ -37,7 +37,7 @@ fn fixture() -> Option<Fixture> {
     if !support::servers::installed(support::servers::PROMETHEUS) {
         return None;
     }
-    let rules = files::ending_in(".rules.yml").iter().map(|name| files::path(name)).collect::<Vec<_>>();
+    let rules = files::with_suffix(".rules.yml").iter().map(|name| files::path(name)).collect::<Vec<_>>();
     let rules: Vec<&Path> = rules.iter().map(|path| path.as_path()).collect();
     let prometheus = Prometheus::start_with_rules(&[("pushgateway", gateway.addr(), true)], &rules);
     Some(Fixture { gateway, prometheus, directory: tempfile::tempdir().unwrap() })

@@ -22,7 +22,7 @@ fn run(endpoint: &str) {
 fn increments_of_short_lived_processes_add_up() {
     let server = MockGateway::ok();
     (0..RUNS).for_each(|_| run(&server.url()));
-    let exports: Vec<_> = server.requests().iter().map(Export::of_http).collect();
+    let exports: Vec<_> = server.requests().iter().map(Export::from_http).collect();
     for export in &exports[1..] {
         assert_eq!(export.resource, exports[0].resource, "all processes have the same resource");
     }

@@ -49,7 +49,7 @@ fn in_a_terminal(mut command: Command) -> Vec<u8> {
         let _ = terminal.read_to_end(&mut written);
         written
     });
-    let ended = child::wait_timeout(&mut child, support::PATIENCE);
+    let ended = child::wait_timeout(&mut child, support::WAIT_TIMEOUT);
     if ended.is_none() {
         let _ = child.kill();
     }

@@ -214,7 +214,7 @@ fn concurrent_flushes_share_a_push() {
         let flush = || std::thread::Builder::new().name(NAME.to_owned()).spawn_scoped(scope, || guard.flush()).unwrap();
         let flushes: Vec<_> = (0..COUNT).map(|_| flush()).collect();
         // A thread that sleeps has requested its flush and waits for the answer.
-        let deadline = Instant::now() + support::PATIENCE;
+        let deadline = Instant::now() + support::WAIT_TIMEOUT;
         while sleeping(NAME) < COUNT {
             assert!(Instant::now() < deadline, "{} of {COUNT} threads wait", sleeping(NAME));
             std::thread::yield_now();

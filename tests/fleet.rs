@@ -99,10 +99,10 @@ async fn stale_group_is_deleted_by_its_grouping() {
         worker(instance).push_add("rows_total 1\n").await.unwrap();
     }
     worker("worker-7:1").delete().await.unwrap();
-    let deadline = std::time::Instant::now() + support::PATIENCE;
+    let deadline = std::time::Instant::now() + support::WAIT_TIMEOUT;
     // The gateway answers before it has deleted the group.
     while gateway.metrics().contains("worker-7:1") {
-        assert!(std::time::Instant::now() < deadline, "the gateway deletes the group in {:?}", support::PATIENCE);
+        assert!(std::time::Instant::now() < deadline, "the gateway deletes the group in {:?}", support::WAIT_TIMEOUT);
         tokio::task::yield_now().await;
     }
     assert!(gateway.metrics().contains("worker-8:1"));
@@ -173,7 +173,7 @@ async fn script_of_the_page_deletes_stale_instance_groups_alone() {
     // Deletes nothing: every group is less than a day old.
     clean_up(&gateway.url(), None);
     clean_up(&gateway.url(), Some(&format!("{:?}", cutoff + 1e-6)));
-    let deadline = std::time::Instant::now() + support::PATIENCE;
+    let deadline = std::time::Instant::now() + support::WAIT_TIMEOUT;
     while labels(&gateway) != kept {
         assert!(std::time::Instant::now() < deadline, "the groups are {:?}, not {kept:?}", labels(&gateway));
         tokio::task::yield_now().await;

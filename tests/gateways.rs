@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use support::measured::{Measured, measured, stage};
 use support::mock_gateway::Answer;
-use support::{MockGateway, PATIENCE, Reply, await_true, exposition, free_addr};
+use support::{MockGateway, Reply, WAIT_TIMEOUT, await_true, exposition, free_addr};
 use tracing::Level;
 use tracing_stage_metrics::{Error, MetricsLayer, MetricsLayerBuilder, Pushgateway};
 
@@ -73,7 +73,7 @@ fn pushes_do_not_queue_behind_a_slow_one() {
     const INTERVAL: Duration = Duration::from_millis(200);
     let server = MockGateway::start([Reply::Silent]);
     let start = Instant::now();
-    let builder = builder(&server.url()).with_push_interval(INTERVAL).with_flush_timeout(PATIENCE);
+    let builder = builder(&server.url()).with_push_interval(INTERVAL).with_flush_timeout(WAIT_TIMEOUT);
     let Measured { guard, log: _, default: _default } = measured(builder);
     let pushes = server.await_requests(6).len();
     let max = max_pushes(start.elapsed(), INTERVAL);

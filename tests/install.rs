@@ -94,7 +94,7 @@ fn second_install_is_an_error_without_side_effects() {
 
 /// Waits until the process has this number of delivery threads, and returns the number that it has.
 fn await_delivery_threads(expected: usize) -> usize {
-    let deadline = Instant::now() + support::PATIENCE;
+    let deadline = Instant::now() + support::WAIT_TIMEOUT;
     loop {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();
         let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());

@@ -1,6 +1,7 @@
-//! Beside other layers: in any order, filtered or not, wrapped, and beside layers that log themselves.
+//! `MetricsLayer` beside other layers: in any order, filtered, wrapped, and with layers that emit events of their
+//! own.
 #![cfg(feature = "pushgateway")]
-// Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
+// Clippy exempts `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -20,7 +21,7 @@ use support::pipeline::Heard;
 use tracing::{debug_span, error, info_span};
 use tracing_stage_metrics::MetricsLayer;
 
-/// A place to write a log to.
+/// An in-memory log writer.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -40,7 +41,7 @@ impl Write for Log {
     }
 }
 
-/// A layer that writes the log.
+/// A `fmt` layer that writes to the given [`Log`].
 macro_rules! fmt_layer {
     ($log:expr) => {{
         let log = $log.clone();
@@ -49,7 +50,7 @@ macro_rules! fmt_layer {
 }
 use fmt_layer;
 
-/// Stages and ordinary spans of several levels, with an error in one.
+/// Opens stages and plain spans at several levels; one of them has an error.
 fn program() {
     info_span!("pipeline", profile = "p", run_id = "r").in_scope(|| {
         info_span!("x", stage_id = "a").in_scope(|| {
@@ -60,24 +61,25 @@ fn program() {
     });
 }
 
-/// Checks what the layer says where it sees all of the program.
+/// Asserts the metrics of [`program`] when no span is hidden from the layer.
 #[track_caller]
-fn all_seen(pipeline: &Pipeline) {
+fn assert_all_spans_measured(pipeline: &Pipeline) {
     let now = pipeline.now();
     assert_eq!(now.runs(), ["a,p,r 1", "b,p,r 1", "fine,p,r 1"]);
     assert_eq!(now.totals(), ["a 1 0", "b 1 0", "fine 1 0"]);
 }
 
-/// Checks what it says where the spans of level DEBUG are hidden from it: the error lands on the stage around.
+/// Asserts the metrics of [`program`] when DEBUG spans are hidden from the layer: the error counts for the enclosing
+/// stage.
 #[track_caller]
-fn debug_hidden(pipeline: &Pipeline) {
+fn assert_debug_spans_hidden(pipeline: &Pipeline) {
     let now = pipeline.now();
     assert_eq!(now.runs(), ["a,p,r 1", "b,p,r 1"]);
     assert_eq!(now.failures(), ["a,p,error 1"]);
 }
 
-/// Runs the program in a pipeline with this stack.
-fn stacked(stack: impl FnOnce(MetricsLayer, Heard) -> tracing::Dispatch) -> Pipeline {
+/// Runs [`program`] under the subscriber that `stack` builds.
+fn run_program_under(stack: impl FnOnce(MetricsLayer, Heard) -> tracing::Dispatch) -> Pipeline {
     let pipeline = Pipeline::stacked(|builder| builder, stack);
     program();
     pipeline

@@ -1,4 +1,4 @@
-//! The table of metrics, row by row: name, type, labels, meaning, and when a series exists.
+//! The metrics of the schema, one by one: name, type, labels, value, and when a series exists.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
@@ -22,7 +22,7 @@ fn rendered(guard: &FlushGuard) -> Exposition {
     exposition::parse(&guard.render())
 }
 
-/// Runs `work` in a process under measurement and returns what the final flush delivers.
+/// Runs `work` under a pipeline of its own and returns what the final flush delivers.
 #[track_caller]
 fn final_state(builder: MetricsLayerBuilder, work: impl FnOnce(&FlushGuard)) -> Exposition {
     let directory = tempfile::tempdir().unwrap();
@@ -31,25 +31,25 @@ fn final_state(builder: MetricsLayerBuilder, work: impl FnOnce(&FlushGuard)) -> 
     let Measured { guard, log: _, default: _default } = measured(builder.with_textfile(&path).with_push_interval(HOUR));
     work(&guard);
     guard.shutdown().unwrap();
-    let found = exposition::parse(&std::fs::read_to_string(path).unwrap());
-    // With a gateway the file has its group.
-    if has_gateway { found.without(&[("job", "j")]) } else { found }
+    let exposition = exposition::parse(&std::fs::read_to_string(path).unwrap());
+    // With a gateway, the text file carries the group's labels.
+    if has_gateway { exposition.without(&[("job", "j")]) } else { exposition }
 }
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// The family is of this type, has a help text, and every series has exactly these labels, beside `le`.
+/// Asserts that the family has this type and a help text, and that every series has exactly these labels beside `le`.
 #[track_caller]
-fn assert_family(found: &Exposition, name: &str, kind: &str, labels: &[&str]) {
-    let family = found.family(name).unwrap_or_else(|| panic!("no {name}"));
+fn assert_family(exposition: &Exposition, name: &str, kind: &str, labels: &[&str]) {
+    let family = exposition.family(name).unwrap_or_else(|| panic!("no {name}"));
     assert_eq!(family.kind, kind, "{name}");
     let help = family.help.as_deref().unwrap_or_default();
     assert!(help.len() > 10 && help.ends_with('.'), "{name}: {help:?}");
     for sample in &family.samples {
-        let has: BTreeSet<&str> = sample.labels.keys().map(String::as_str).filter(|name| *name != "le").collect();
-        assert_eq!(has, labels.iter().copied().collect(), "{sample}");
+        let names: BTreeSet<&str> = sample.labels.keys().map(String::as_str).filter(|name| *name != "le").collect();
+        assert_eq!(names, labels.iter().copied().collect(), "{sample}");
     }
 }
 
@@ -58,7 +58,7 @@ const DURATION: &str = "quant_stage_duration_seconds";
 /// A row of the table in `docs/metrics.md`: name, type, labels.
 type Row = (String, String, BTreeSet<String>);
 
-fn rows_of_the_documentation() -> BTreeSet<Row> {
+fn documented_rows() -> BTreeSet<Row> {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
     let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>();
     let row = |line: &str| {
@@ -68,15 +68,15 @@ fn rows_of_the_documentation() -> BTreeSet<Row> {
     page.lines().filter(|line| line.starts_with("| `quant_")).map(row).collect()
 }
 
-/// Everything there is, from a run in which everything is switched on and everything happens.
+/// One run that produces every documented metric.
 #[test]
 #[cfg(feature = "resource-usage")]
-fn what_a_run_delivers_is_what_the_documentation_lists() {
+fn run_delivers_exactly_the_documented_metrics() {
     let server = MockGateway::ok();
     let spool = tempfile::tempdir().unwrap();
     let gateway = Pushgateway::new(server.url(), "j").unwrap();
     let builder = MetricsLayer::builder().with_pushgateway(gateway).with_spool_dir(spool.path());
-    let found = final_state(builder, |guard| {
+    let exposition = final_state(builder, |guard| {
         info_span!("s", stage_id = "a", profile = "p", run_id = "r").in_scope(|| ());
         guard.flush().unwrap();
     });
@@ -84,14 +84,14 @@ fn what_a_run_delivers_is_what_the_documentation_lists() {
         let labels = family.samples.iter().flat_map(|sample| sample.labels.keys());
         (family.name.clone(), family.kind.clone(), labels.filter(|label| *label != "le").cloned().collect())
     };
-    let delivered: BTreeSet<Row> = found.families.iter().map(row).collect();
-    assert_eq!(delivered, rows_of_the_documentation());
+    let delivered: BTreeSet<Row> = exposition.families.iter().map(row).collect();
+    assert_eq!(delivered, documented_rows());
 }
 
 #[test]
-fn stage_duration_seconds() {
+fn stage_duration_measures_every_finished_stage() {
     let before = SystemTime::now();
-    let found = final_state(MetricsLayer::builder().with_expected_stages(["b"]), |guard| {
+    let exposition = final_state(MetricsLayer::builder().with_expected_stages(["b"]), |guard| {
         assert!(rendered(guard).family(DURATION).is_none(), "an expected stage has no duration");
         for _ in 0..2 {
             info_span!("s", stage_id = "a", profile = "p", run_id = "r").in_scope(|| {
@@ -102,23 +102,23 @@ fn stage_duration_seconds() {
         }
         failing_stage("a");
     });
-    assert_family(&found, DURATION, "histogram", &["stage_id", "profile", "run_id"]);
+    assert_family(&exposition, DURATION, "histogram", &["stage_id", "profile", "run_id"]);
     let labels = [("stage_id", "a"), ("profile", "p"), ("run_id", "r")];
-    assert_eq!(found.expect("quant_stage_duration_seconds_count", &labels), 2.0);
-    let sum = found.expect("quant_stage_duration_seconds_sum", &labels);
+    assert_eq!(exposition.expect("quant_stage_duration_seconds_count", &labels), 2.0);
+    let sum = exposition.expect("quant_stage_duration_seconds_sum", &labels);
     let elapsed = before.elapsed().unwrap().as_secs_f64();
     assert!(sum >= 0.06 && sum < elapsed, "{sum} of {elapsed}");
-    let bucket = |le| found.expect("quant_stage_duration_seconds_bucket", &[&labels[..], &[("le", le)]].concat());
+    let bucket = |le| exposition.expect("quant_stage_duration_seconds_bucket", &[&labels[..], &[("le", le)]].concat());
     assert_eq!((bucket("0.025"), bucket("14400"), bucket("+Inf")), (0.0, 2.0, 2.0));
     let failed = [("stage_id", "a"), ("profile", ""), ("run_id", "")];
-    assert_eq!(found.expect("quant_stage_duration_seconds_count", &failed), 1.0, "failures are measured too");
+    assert_eq!(exposition.expect("quant_stage_duration_seconds_count", &failed), 1.0, "failed stages are measured too");
 }
 
 #[test]
-fn its_buckets_are_the_defaults_or_those_given() {
+fn stage_duration_buckets_follow_the_configuration() {
     let bounds = |builder| {
-        let found = final_state(builder, |_| stage("a"));
-        let buckets = found.matching("quant_stage_duration_seconds_bucket", &[]);
+        let exposition = final_state(builder, |_| stage("a"));
+        let buckets = exposition.matching("quant_stage_duration_seconds_bucket", &[]);
         buckets.iter().map(|bucket| bucket.labels["le"].clone()).collect::<Vec<_>>()
     };
     let text = |bounds: &[f64]| bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]).collect::<Vec<_>>();
@@ -129,33 +129,36 @@ fn its_buckets_are_the_defaults_or_those_given() {
 }
 
 #[test]
-fn stage_total() {
-    let total = |found: &Exposition, stage, status| {
-        found.value("quant_stage_total", &[("stage_id", stage), ("status", status)])
+fn stage_total_counts_both_statuses() {
+    let total = |exposition: &Exposition, stage, status| {
+        exposition.value("quant_stage_total", &[("stage_id", stage), ("status", status)])
     };
-    let found = final_state(MetricsLayer::builder(), |guard| {
-        assert!(rendered(guard).family("quant_stage_total").is_none(), "no stage is known yet");
+    let exposition = final_state(MetricsLayer::builder(), |guard| {
+        assert!(rendered(guard).family("quant_stage_total").is_none(), "no stage has opened");
         info_span!("s", stage_id = "open").in_scope(|| {
-            let found = rendered(guard);
-            assert_eq!((total(&found, "open", "success"), total(&found, "open", "failure")), (Some(0.0), Some(0.0)));
+            let exposition = rendered(guard);
+            assert_eq!(
+                (total(&exposition, "open", "success"), total(&exposition, "open", "failure")),
+                (Some(0.0), Some(0.0))
+            );
         });
         stage("good");
         stage("good");
         failing_stage("bad");
     });
-    assert_family(&found, "quant_stage_total", "counter", &["stage_id", "status"]);
+    assert_family(&exposition, "quant_stage_total", "counter", &["stage_id", "status"]);
     for (id, succeeded, failed) in [("open", 1.0, 0.0), ("good", 2.0, 0.0), ("bad", 0.0, 1.0)] {
         assert_eq!(
-            (total(&found, id, "success"), total(&found, id, "failure")),
+            (total(&exposition, id, "success"), total(&exposition, id, "failure")),
             (Some(succeeded), Some(failed)),
             "{id}"
         );
     }
-    assert_eq!(found.matching("quant_stage_total", &[]).len(), 6);
+    assert_eq!(exposition.matching("quant_stage_total", &[]).len(), 6);
 }
 
 #[test]
-fn expected_stages_are_there_with_zeros_at_once() {
+fn expected_stages_start_with_zeros() {
     let server = MockGateway::ok();
     let gateway = Pushgateway::new(server.url(), "j").unwrap();
     let builder = MetricsLayer::builder().with_expected_stages(["a", "b", "a"]).with_pushgateway(gateway);
@@ -171,97 +174,103 @@ fn expected_stages_are_there_with_zeros_at_once() {
 
 #[test]
 #[cfg(feature = "resource-usage")]
-fn engine_resource_usage() {
-    let found = final_state(MetricsLayer::builder(), |_| {});
-    assert_family(&found, "quant_engine_resource_usage", "gauge", &["resource_type", "node"]);
+fn engine_resource_usage_has_cpu_and_memory_of_the_node() {
+    let exposition = final_state(MetricsLayer::builder(), |_| {});
+    assert_family(&exposition, "quant_engine_resource_usage", "gauge", &["resource_type", "node"]);
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     for resource in ["cpu", "mem"] {
         let labels = [("resource_type", resource), ("node", host.trim())];
-        assert!(found.expect("quant_engine_resource_usage", &labels) > 0.0, "{resource}");
+        assert!(exposition.expect("quant_engine_resource_usage", &labels) > 0.0, "{resource}");
     }
-    assert_eq!(found.matching("quant_engine_resource_usage", &[]).len(), 2);
-    let found = final_state(MetricsLayer::builder().with_node("worker-7"), |_| {});
-    assert_eq!(found.matching("quant_engine_resource_usage", &[("node", "worker-7")]).len(), 2);
+    assert_eq!(exposition.matching("quant_engine_resource_usage", &[]).len(), 2);
+    let exposition = final_state(MetricsLayer::builder().with_node("worker-7"), |_| {});
+    assert_eq!(exposition.matching("quant_engine_resource_usage", &[("node", "worker-7")]).len(), 2);
 }
 
 #[test]
-fn stage_active() {
+fn stage_active_counts_open_stages_by_profile() {
     let active = |guard: &FlushGuard, profile: &str| {
         rendered(guard).value("quant_stage_active", &[("stage_id", "a"), ("profile", profile)])
     };
-    let found = final_state(MetricsLayer::builder(), |guard| {
+    let exposition = final_state(MetricsLayer::builder(), |guard| {
         let run = info_span!("run", profile = tracing::field::Empty);
         let first = info_span!(parent: &run, "s", stage_id = "a");
         assert_eq!(active(guard, ""), Some(1.0));
         let second = info_span!(parent: &run, "s", stage_id = "a");
         assert_eq!(active(guard, ""), Some(2.0));
         run.record("profile", "p");
-        assert_eq!((active(guard, ""), active(guard, "p")), (Some(0.0), Some(2.0)), "they move with the profile");
+        assert_eq!(
+            (active(guard, ""), active(guard, "p")),
+            (Some(0.0), Some(2.0)),
+            "open stages move to the recorded profile"
+        );
         drop(second);
         assert_eq!(active(guard, "p"), Some(1.0));
         drop(first);
         assert_eq!(active(guard, "p"), Some(0.0));
     });
-    assert_family(&found, "quant_stage_active", "gauge", &["stage_id", "profile"]);
+    assert_family(&exposition, "quant_stage_active", "gauge", &["stage_id", "profile"]);
 }
 
 #[test]
-fn stage_active_is_zero_after_the_final_flush_though_a_stage_is_open() {
+fn stage_active_is_zero_after_final_flush_with_open_stage() {
     let span = std::cell::RefCell::new(None);
-    let found = final_state(MetricsLayer::builder(), |_| {
+    let exposition = final_state(MetricsLayer::builder(), |_| {
         *span.borrow_mut() = Some(info_span!("s", stage_id = "a"));
     });
-    assert_eq!(found.expect("quant_stage_active", &[("stage_id", "a"), ("profile", "")]), 0.0);
+    assert_eq!(exposition.expect("quant_stage_active", &[("stage_id", "a"), ("profile", "")]), 0.0);
 }
 
 #[test]
-fn stage_failures_total() {
-    let failures = |found: &Exposition| -> Vec<(String, f64)> {
-        let samples = found.matching("quant_stage_failures_total", &[("stage_id", "a"), ("profile", "p")]);
+fn stage_failures_total_counts_by_reason() {
+    let failures = |exposition: &Exposition| -> Vec<(String, f64)> {
+        let samples = exposition.matching("quant_stage_failures_total", &[("stage_id", "a"), ("profile", "p")]);
         samples.iter().map(|sample| (sample.labels["reason"].clone(), sample.value)).collect()
     };
     let pairs = |wanted: &[(&str, f64)]| wanted.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect::<Vec<_>>();
     let span = || info_span!("s", stage_id = "a", profile = "p");
     let kept = std::cell::RefCell::new(None);
-    let found = final_state(MetricsLayer::builder(), |guard| {
-        span().in_scope(|| assert_eq!(failures(&rendered(guard)), pairs(&[("error", 0.0)]), "as soon as it is known"));
+    let exposition = final_state(MetricsLayer::builder(), |guard| {
+        span().in_scope(|| {
+            assert_eq!(failures(&rendered(guard)), pairs(&[("error", 0.0)]), "present once the stage id is known")
+        });
         span().in_scope(|| tracing::error!("an error"));
         let panicked = catch_unwind(AssertUnwindSafe(|| span().in_scope(|| std::panic::resume_unwind(Box::new("x")))));
         assert!(panicked.is_err());
         assert_eq!(failures(&rendered(guard)), pairs(&[("error", 1.0), ("panic", 1.0)]));
         *kept.borrow_mut() = Some((span(), span().entered()));
     });
-    assert_family(&found, "quant_stage_failures_total", "counter", &["stage_id", "profile", "reason"]);
+    assert_family(&exposition, "quant_stage_failures_total", "counter", &["stage_id", "profile", "reason"]);
     let all = [("error", 1.0), ("interrupted", 1.0), ("panic", 1.0), ("unfinished", 1.0)];
-    assert_eq!(failures(&found), pairs(&all));
+    assert_eq!(failures(&exposition), pairs(&all));
 
     let proven = MetricsLayer::builder().with_failure_policy(FailurePolicy::ProvenSuccess);
-    let found = final_state(proven, |_| span().in_scope(|| {}));
-    assert_eq!(failures(&found), pairs(&[("cancelled", 1.0), ("error", 0.0)]));
+    let exposition = final_state(proven, |_| span().in_scope(|| {}));
+    assert_eq!(failures(&exposition), pairs(&[("cancelled", 1.0), ("error", 0.0)]));
 }
 
 #[test]
-fn stage_last_duration_seconds() {
+fn stage_last_duration_is_that_of_the_last_finished_stage() {
     let name = "quant_stage_last_duration_seconds";
-    let found = final_state(MetricsLayer::builder(), |guard| {
+    let exposition = final_state(MetricsLayer::builder(), |guard| {
         info_span!("s", stage_id = "a", profile = "p").in_scope(|| {
-            assert!(rendered(guard).family(name).is_none(), "none has finished");
+            assert!(rendered(guard).family(name).is_none(), "no stage has finished");
             std::thread::sleep(Duration::from_millis(50));
         });
         let first = rendered(guard).expect(name, &[("stage_id", "a"), ("profile", "p")]);
         assert!(first >= 0.05, "{first}");
         info_span!("s", stage_id = "a", profile = "p").in_scope(|| tracing::error!("failed"));
     });
-    assert_family(&found, name, "gauge", &["stage_id", "profile"]);
-    let last = found.expect(name, &[("stage_id", "a"), ("profile", "p")]);
-    assert!(last > 0.0 && last < 0.05, "of the last one alone, failed or not: {last}");
+    assert_family(&exposition, name, "gauge", &["stage_id", "profile"]);
+    let last = exposition.expect(name, &[("stage_id", "a"), ("profile", "p")]);
+    assert!(last > 0.0 && last < 0.05, "the last stage alone, failed or not: {last}");
 }
 
 #[test]
-fn stage_last_success_timestamp_seconds() {
+fn stage_last_success_moves_on_success_only() {
     let name = "quant_stage_last_success_timestamp_seconds";
     let labels = [("stage_id", "stage"), ("profile", "")];
-    let found = final_state(MetricsLayer::builder(), |guard| {
+    let exposition = final_state(MetricsLayer::builder(), |guard| {
         failing_stage("stage");
         assert!(rendered(guard).family(name).is_none(), "no success yet");
         stage("stage");
@@ -269,100 +278,103 @@ fn stage_last_success_timestamp_seconds() {
         assert!((now() - 5.0..=now()).contains(&first), "{first}");
         failing_stage("stage");
         for _ in 0..100 {
-            assert_eq!(rendered(guard).expect(name, &labels), first, "nothing but a success moves it");
+            assert_eq!(rendered(guard).expect(name, &labels), first, "a failure does not move it");
         }
         std::thread::sleep(Duration::from_millis(50));
         stage("stage");
         let second = rendered(guard).expect(name, &labels);
-        assert!(second >= first + 0.04, "a success does: {first} {second}");
+        assert!(second >= first + 0.04, "a success moves it: {first} {second}");
     });
-    assert_family(&found, name, "gauge", &["stage_id", "profile"]);
+    assert_family(&exposition, name, "gauge", &["stage_id", "profile"]);
 }
 
 #[test]
-fn run_start_timestamp_seconds() {
+fn run_start_timestamp_is_set_once() {
     let name = "quant_run_start_timestamp_seconds";
-    let begun = now();
-    let at_first = std::cell::Cell::new(0.0);
-    let found = final_state(MetricsLayer::builder(), |guard| at_first.set(rendered(guard).expect(name, &[])));
-    assert_family(&found, name, "gauge", &[]);
-    assert_eq!(found.expect(name, &[]), at_first.get(), "set once");
-    assert!((begun..=now()).contains(&at_first.get()), "{}", at_first.get());
+    let before = now();
+    let first = std::cell::Cell::new(0.0);
+    let exposition = final_state(MetricsLayer::builder(), |guard| first.set(rendered(guard).expect(name, &[])));
+    assert_family(&exposition, name, "gauge", &[]);
+    assert_eq!(exposition.expect(name, &[]), first.get(), "set once");
+    assert!((before..=now()).contains(&first.get()), "{}", first.get());
 }
 
 #[test]
-fn the_gauges_of_the_end_of_the_run() {
-    const AT_THE_END: [&str; 4] = [
+fn end_of_run_gauges_appear_at_the_final_flush() {
+    const END_OF_RUN_GAUGES: [&str; 4] = [
         "quant_run_duration_seconds",
         "quant_run_last_completion_timestamp_seconds",
         "quant_run_cpu_seconds",
         "quant_run_peak_memory_bytes",
     ];
-    let begun = now();
-    let found = final_state(MetricsLayer::builder(), |guard| {
-        let found = rendered(guard);
-        for name in AT_THE_END {
-            assert!(found.family(name).is_none(), "{name} is set at the end");
+    let before = now();
+    let exposition = final_state(MetricsLayer::builder(), |guard| {
+        let exposition = rendered(guard);
+        for name in END_OF_RUN_GAUGES {
+            assert!(exposition.family(name).is_none(), "{name} is set by the final flush only");
         }
         std::thread::sleep(Duration::from_millis(20));
     });
-    let names = if cfg!(feature = "resource-usage") { &AT_THE_END[..] } else { &AT_THE_END[..2] };
+    let names = if cfg!(feature = "resource-usage") { &END_OF_RUN_GAUGES[..] } else { &END_OF_RUN_GAUGES[..2] };
     for name in names {
-        assert_family(&found, name, "gauge", &[]);
+        assert_family(&exposition, name, "gauge", &[]);
     }
-    let elapsed = now() - begun;
-    let took = found.expect(AT_THE_END[0], &[]);
-    assert!(took >= 0.02 && took <= elapsed, "{took} of {elapsed}");
-    let completed = found.expect(AT_THE_END[1], &[]);
-    assert!(completed >= begun && completed <= now(), "{completed}");
+    let elapsed = now() - before;
+    let duration = exposition.expect(END_OF_RUN_GAUGES[0], &[]);
+    assert!(duration >= 0.02 && duration <= elapsed, "{duration} of {elapsed}");
+    let completed = exposition.expect(END_OF_RUN_GAUGES[1], &[]);
+    assert!(completed >= before && completed <= now(), "{completed}");
 }
 
 #[test]
-fn run_last_success_timestamp_seconds() {
+fn run_last_success_exists_only_for_successful_runs() {
     let name = "quant_run_last_success_timestamp_seconds";
-    let found = final_state(MetricsLayer::builder().with_expected_stages(["a"]), |guard| {
+    let exposition = final_state(MetricsLayer::builder().with_expected_stages(["a"]), |guard| {
         stage("a");
-        assert!(rendered(guard).family(name).is_none(), "the run is not over");
+        assert!(rendered(guard).family(name).is_none(), "the run has not ended");
     });
-    assert_family(&found, name, "gauge", &[]);
-    assert_eq!(found.expect(name, &[]), found.expect("quant_run_last_completion_timestamp_seconds", &[]));
+    assert_family(&exposition, name, "gauge", &[]);
+    assert_eq!(exposition.expect(name, &[]), exposition.expect("quant_run_last_completion_timestamp_seconds", &[]));
     let absent = |builder: MetricsLayerBuilder, work: fn()| final_state(builder, |_| work()).family(name).is_none();
     assert!(absent(MetricsLayer::builder(), || {}), "nothing ran");
     assert!(absent(MetricsLayer::builder(), || failing_stage("a")), "a stage failed");
-    assert!(absent(MetricsLayer::builder().with_expected_stages(["a", "b"]), || stage("a")), "one never ran");
+    assert!(
+        absent(MetricsLayer::builder().with_expected_stages(["a", "b"]), || stage("a")),
+        "an expected stage never ran"
+    );
     let inner = || info_span!("s", stage_id = "a").in_scope(|| failing_stage("b"));
-    assert!(!absent(MetricsLayer::builder(), inner), "an inner stage is its outer one's affair");
+    assert!(!absent(MetricsLayer::builder(), inner), "a failed inner stage does not fail its outer stage");
 }
 
 #[test]
-fn telemetry_push_total() {
+fn telemetry_push_total_counts_pushes_by_result() {
     let name = "quant_telemetry_push_total";
     let server = MockGateway::start([Reply::ok(), Reply::status(404), Reply::ok()]);
     let gateway = Pushgateway::new(server.url(), "j").unwrap();
-    let found = final_state(MetricsLayer::builder().with_pushgateway(gateway), |guard| {
+    let exposition = final_state(MetricsLayer::builder().with_pushgateway(gateway), |guard| {
         server.await_requests(1);
         guard.flush().unwrap_err();
-        let found = rendered(guard);
-        let count = |result| found.expect(name, &[("result", result)]);
+        let exposition = rendered(guard);
+        let count = |result| exposition.expect(name, &[("result", result)]);
         assert_eq!((count("success"), count("failure")), (1.0, 1.0));
         guard.flush().unwrap();
     });
-    assert_family(&found, name, "counter", &["result"]);
-    // The last push cannot know how it ends.
-    let count = |result| found.expect(name, &[("result", result)]);
+    assert_family(&exposition, name, "counter", &["result"]);
+    // The last payload cannot contain its own result.
+    let count = |result| exposition.expect(name, &[("result", result)]);
     assert_eq!((count("success"), count("failure")), (2.0, 1.0));
     assert_eq!(server.requests().len(), 4);
 }
 
 #[test]
-fn telemetry_overflow_total() {
+fn telemetry_overflow_total_counts_stages_beyond_the_limit() {
     let name = "quant_telemetry_overflow_total";
-    let found = final_state(MetricsLayer::builder().with_max_series(2), |guard| {
+    let exposition = final_state(MetricsLayer::builder().with_max_series(2), |guard| {
         assert_eq!(rendered(guard).expect(name, &[]), 0.0);
         for id in ["a", "b", "c", "d", "a"] {
             stage(id);
         }
     });
-    assert_family(&found, name, "counter", &[]);
-    assert_eq!(found.expect(name, &[]), 2.0, "`c` and `d`");
+    assert_family(&exposition, name, "counter", &[]);
+    assert_eq!(exposition.expect(name, &[]), 2.0, "`c` and `d`");
 }

@@ -1,25 +1,25 @@
-//! `examples/monitoring`: the dashboard and the rules keep their conventions, leave no metric out, and the files fit
-//! together. What the queries return on real servers is in `dashboard_data.rs`.
+//! `examples/monitoring`: dashboard and rules keep their conventions and cover every metric, and the configuration
+//! files refer to each other correctly. `dashboard_data.rs` tests the query results on real servers.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
+#[path = "monitoring/config_files.rs"]
+mod config_files;
+#[path = "monitoring/coverage.rs"]
+mod coverage;
 #[path = "monitoring/dashboard.rs"]
 mod dashboard;
 #[path = "monitoring/files.rs"]
 mod files;
-#[path = "monitoring/fit_together.rs"]
-mod fit_together;
 #[path = "monitoring/lint.rs"]
 mod lint;
+#[path = "monitoring/panel_values.rs"]
+mod panel_values;
 #[path = "monitoring/promql.rs"]
 mod promql;
 #[path = "monitoring/render.rs"]
 mod render;
 #[path = "monitoring/rules.rs"]
 mod rules;
-#[path = "monitoring/shown.rs"]
-mod shown;
-#[path = "monitoring/states.rs"]
-mod states;

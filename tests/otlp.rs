@@ -1,5 +1,5 @@
-//! The same metrics at a collector: over HTTP and gRPC, as totals and as increments. In processes of their own, since
-//! the environment says where they go.
+//! OTLP export over HTTP and gRPC, as cumulative totals and as deltas. Each case runs in a process of its own,
+//! because environment variables configure it.
 #![cfg(feature = "otlp")]
 #![allow(clippy::unwrap_used)]
 
@@ -18,7 +18,7 @@ use support::{MockGateway, log::Log};
 use tracing_stage_metrics::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS, FlushGuard, MetricsLayer};
 use tracing_subscriber::prelude::*;
 
-/// Not a test: the processes.
+/// Entry point of the child processes; does nothing in an ordinary test run.
 #[test]
 fn scenarios() {
     let Some(scenario) = child::scenario() else { return };
@@ -32,12 +32,12 @@ fn scenarios() {
         "job" => job(guard, &log),
         "label sets" => label_sets(guard),
         "stages beyond the limit" => stages_beyond_the_limit(guard),
-        "equal names" => equal_names(guard),
+        "equal names" => names_equal_after_cleaning(guard),
         unknown => panic!("no scenario {unknown}"),
     }
 }
 
-/// It flushes once in its midst, so that there are two exports at least.
+/// Flushes once in the middle, so that there are at least two exports.
 fn job(guard: FlushGuard, log: &Log) {
     let work = |rows: u32| {
         let run = tracing::info_span!("run", profile = "crypto", run_id = "r-1");
@@ -58,23 +58,23 @@ fn job(guard: FlushGuard, log: &Log) {
     assert_eq!(log.own(), [""; 0]);
 }
 
-/// Each flush finds 500 more label sets of each kind of metric, up to 3 000, and new values of those that it knows.
+/// Each flush adds 500 label sets of each kind of metric, up to 3 000, and new values for the existing ones.
 fn label_sets(guard: FlushGuard) {
-    for known in (500..=3_000_u32).step_by(500) {
-        for set in 0..known {
+    for sets in (500..=3_000_u32).step_by(500) {
+        for set in 0..sets {
             counter!("sets_total", "n" => set.to_string()).increment(1);
             gauge!("level", "n" => set.to_string()).set(f64::from(set));
             histogram!("sizes", "n" => set.to_string()).record(1.0);
         }
         // An absolute value replaces the value of its own label set.
-        counter!("read_total", "n" => known.to_string()).absolute(u64::from(known));
+        counter!("read_total", "n" => sets.to_string()).absolute(u64::from(sets));
         guard.flush().unwrap();
     }
     guard.shutdown().unwrap();
 }
 
-/// Each of as many stages as there may be label sets, then with another run id, then with another profile, then more
-/// stages: three label sets of a metric for each that the limit allows, and one.
+/// As many stages as the limit allows label sets, again with another run id, again with another profile, and then
+/// more stages: three label sets per allowed stage, and one overflow set.
 fn stages_beyond_the_limit(guard: FlushGuard) {
     for (profile, run_id) in [("p", "r1"), ("p", "r2"), ("q", "r1")] {
         let run = tracing::info_span!("run", profile, run_id);
@@ -85,10 +85,11 @@ fn stages_beyond_the_limit(guard: FlushGuard) {
     guard.shutdown().unwrap();
 }
 
-fn equal_names(guard: FlushGuard) {
-    for (name, by) in [("größe", 1), ("grüße", 100), ("http.requests", 1), ("http_requests", 2), ("http-requests", 4)]
+fn names_equal_after_cleaning(guard: FlushGuard) {
+    for (name, value) in
+        [("größe", 1), ("grüße", 100), ("http.requests", 1), ("http_requests", 2), ("http-requests", 4)]
     {
-        counter!(name).increment(by);
+        counter!(name).increment(value);
     }
     counter!("labels", "a.b" => "x").increment(1);
     counter!("labels", "a_b" => "x").increment(10);
@@ -99,7 +100,7 @@ fn equal_names(guard: FlushGuard) {
     guard.shutdown().unwrap();
 }
 
-/// Runs the job, and returns what its text file says.
+/// Runs the job; returns the content of its text file.
 #[track_caller]
 fn run(variables: &[(&str, &str)]) -> Exposition {
     run_scenario("job", variables)
@@ -124,13 +125,13 @@ fn start(scenario: &str, variables: &[(&str, &str)], textfile: &Path) -> Ended {
 type Totals = BTreeMap<(String, Labels), Value>;
 
 fn exports(server: &MockGateway) -> Vec<Export> {
-    server.requests().iter().map(Export::of_http).collect()
+    server.requests().iter().map(Export::from_http).collect()
 }
 
 const DELTA: (&str, &str) = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
 
 #[test]
-fn over_http_a_collector_gets_what_the_text_says() {
+fn http_export_equals_the_text_file() {
     for variables in [&[][..], &[DELTA]] {
         let server = MockGateway::ok();
         let text = run(&[&[("OTEL_EXPORTER_OTLP_ENDPOINT", server.url().as_str())], variables].concat());
@@ -147,7 +148,7 @@ fn over_http_a_collector_gets_what_the_text_says() {
 }
 
 #[test]
-fn over_grpc_a_collector_gets_what_the_text_says() {
+fn grpc_export_equals_the_text_file() {
     for variables in [&[][..], &[DELTA], &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")]] {
         let server = GrpcCollector::start();
         let url = server.url();
@@ -158,7 +159,7 @@ fn over_grpc_a_collector_gets_what_the_text_says() {
 }
 
 #[test]
-fn names_units_help_and_buckets_are_ours() {
+fn exported_points_have_name_unit_help_and_buckets_of_the_schema() {
     let server = MockGateway::ok();
     run(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &server.url())]);
     let last = exports(&server).pop().unwrap();
@@ -186,42 +187,42 @@ fn names_units_help_and_buckets_are_ours() {
     assert!(point("quant_stage_duration_seconds").labels.keys().eq(labels));
 }
 
-/// Increments of one series follow each other without a gap or an overlap, so that a collector can add them up.
+/// Deltas of one series are adjacent in time, without gap or overlap, so that a collector can add them up.
 #[test]
-fn increments_follow_each_other_in_time() {
+fn deltas_are_adjacent_in_time() {
     let server = MockGateway::ok();
     run(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &server.url()), DELTA]);
     let exports = exports(&server);
     let counts = |export: &Export| {
         let labels = [("stage_id", "policy"), ("status", "failure")].map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let is = |point: &&Point| {
+        let is_policy_failure = |point: &&Point| {
             point.name == "quant_stage_total" && point.labels.iter().eq(labels.iter().map(|(k, v)| (k, v)))
         };
-        let found = export.points.iter().find(is).cloned();
-        found.map(|point| (point.start, point.time, point.value))
+        let point = export.points.iter().find(is_policy_failure).cloned();
+        point.map(|point| (point.start, point.time, point.value))
     };
-    let found: Vec<_> = exports.iter().filter_map(counts).collect();
-    let one = Value::Sum { value: 1.0, delta: true };
-    let values: Vec<_> = found.iter().map(|(_, _, value)| value.clone()).filter(|value| *value == one).collect();
-    assert_eq!(values.len(), 2, "one in each half: {found:?}");
-    for pair in found.windows(2) {
-        assert_eq!(pair[0].1, pair[1].0, "the next begins where this ends");
+    let deltas: Vec<_> = exports.iter().filter_map(counts).collect();
+    let one_run = Value::Sum { value: 1.0, delta: true };
+    let values: Vec<_> = deltas.iter().map(|(_, _, value)| value.clone()).filter(|value| *value == one_run).collect();
+    assert_eq!(values.len(), 2, "one in each half: {deltas:?}");
+    for window in deltas.windows(2) {
+        assert_eq!(window[0].1, window[1].0, "a delta starts where the one before ends");
     }
 }
 
 #[test]
-fn the_resource_names_the_service_and_with_totals_the_instance() {
+fn resource_names_the_service_and_cumulative_instance() {
     let resource = |variables: &[(&str, &str)]| {
         let server = MockGateway::ok();
         run(&[&[("OTEL_EXPORTER_OTLP_ENDPOINT", server.url().as_str())], variables].concat());
         exports(&server).pop().unwrap().resource
     };
-    let found = resource(&[]);
+    let attributes = resource(&[]);
     let program = std::env::current_exe().unwrap().file_stem().unwrap().to_str().unwrap().to_owned();
-    assert_eq!(found["service.name"], program);
+    assert_eq!(attributes["service.name"], program);
     let host = gethostname::gethostname().into_string().unwrap();
-    assert!(found["service.instance.id"].starts_with(&format!("{host}:")), "{found:?}");
-    // Increments of all processes add up, so they are of one series.
+    assert!(attributes["service.instance.id"].starts_with(&format!("{host}:")), "{attributes:?}");
+    // Deltas of all processes add up, so they belong to one series.
     assert_eq!(resource(&[DELTA]).get("service.instance.id"), None);
 
     let named =
@@ -229,14 +230,18 @@ fn the_resource_names_the_service_and_with_totals_the_instance() {
     assert_eq!([&named["service.name"], &named["team"], &named["service.instance.id"]], ["prices", "quant", "7"]);
 
     let encoded = "team=a%2Cb%20c, place = K%C3%B6ln ,no pair,=no name,stray=100%,service.name=%70rices,";
-    let found = resource(&[("OTEL_RESOURCE_ATTRIBUTES", encoded)]);
-    let values = ["team", "place", "stray", "service.name"].map(|name| found[name].as_str());
+    let attributes = resource(&[("OTEL_RESOURCE_ATTRIBUTES", encoded)]);
+    let values = ["team", "place", "stray", "service.name"].map(|name| attributes[name].as_str());
     assert_eq!(values, ["a,b c", "Köln", "100%", "prices"]);
-    assert!(!found.contains_key("no pair") && !found.contains_key(""), "{found:?}");
+    assert!(!attributes.contains_key("no pair") && !attributes.contains_key(""), "{attributes:?}");
 
-    let found = resource(&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=,service.instance.id= ,team=")]);
-    assert_eq!([&found["service.name"], &found["team"]], [program.as_str(), ""], "an empty name is none");
-    assert!(found["service.instance.id"].starts_with(&format!("{host}:")), "{found:?}");
+    let attributes = resource(&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=,service.instance.id= ,team=")]);
+    assert_eq!(
+        [&attributes["service.name"], &attributes["team"]],
+        [program.as_str(), ""],
+        "an empty name counts as unset"
+    );
+    assert!(attributes["service.instance.id"].starts_with(&format!("{host}:")), "{attributes:?}");
 
     let gateway = MockGateway::ok();
     let url = gateway.url();
@@ -245,7 +250,7 @@ fn the_resource_names_the_service_and_with_totals_the_instance() {
 }
 
 #[test]
-fn it_is_beside_the_gateway() {
+fn collector_and_gateway_get_the_same_metrics() {
     let (gateway, collector) = (MockGateway::ok(), MockGateway::ok());
     let text = run(&[
         ("TV_PROMETHEUS_PUSHGATEWAY", &gateway.url()),
@@ -258,7 +263,7 @@ fn it_is_beside_the_gateway() {
 }
 
 #[test]
-fn headers_and_compression_are_those_of_the_environment() {
+fn headers_and_compression_follow_the_environment() {
     let server = MockGateway::ok();
     run(&[
         ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", &format!("{}/prefix", server.url())),
@@ -266,7 +271,7 @@ fn headers_and_compression_are_those_of_the_environment() {
         ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "gzip"),
     ]);
     let request = server.requests().pop().unwrap();
-    assert_eq!(request.path, "/prefix", "the endpoint of the metrics is taken as it is");
+    assert_eq!(request.path, "/prefix", "the metrics endpoint is used unchanged");
     assert_eq!(request.header("authorization"), Some("Bearer abc"));
     assert_eq!(request.header("x-team"), Some("quant"));
     assert_eq!(request.header("content-encoding"), Some("gzip"));
@@ -282,7 +287,7 @@ fn headers_and_compression_are_those_of_the_environment() {
 }
 
 #[test]
-fn an_endpoint_alone_does_not_start_it() {
+fn endpoint_alone_does_not_enable_export() {
     for exporter in ["", "none", "prometheus"] {
         let server = MockGateway::ok();
         run(&[("OTEL_METRICS_EXPORTER", exporter), ("OTEL_EXPORTER_OTLP_ENDPOINT", &server.url())]);
@@ -291,22 +296,22 @@ fn an_endpoint_alone_does_not_start_it() {
 }
 
 #[test]
-fn it_can_be_switched_off() {
+fn sdk_disabled_turns_export_off() {
     let server = MockGateway::ok();
     run(&[("OTEL_SDK_DISABLED", "true"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &server.url())]);
     assert_eq!(server.requests(), []);
 }
 
 #[test]
-fn a_wrong_variable_ends_it_at_the_start() {
+fn invalid_variable_fails_install() {
     let directory = tempfile::tempdir().unwrap();
     let ended = start("job", &[("OTEL_EXPORTER_OTLP_TIMEOUT", "5s")], &directory.path().join("job.prom"));
     assert_ne!(ended.status.code(), Some(0));
-    let said = "OTEL_EXPORTER_OTLP_TIMEOUT is \"5s\": give a number of milliseconds without a unit";
-    assert!(ended.stderr.contains(said), "{ended:?}");
+    let message = "OTEL_EXPORTER_OTLP_TIMEOUT is \"5s\": give a number of milliseconds without a unit";
+    assert!(ended.stderr.contains(message), "{ended:?}");
 }
 
-/// What the exports of a scenario add up to.
+/// Sums up the exports of a scenario; returns the totals and the text file.
 #[track_caller]
 fn exported_by(scenario: &str, variables: &[(&str, &str)]) -> (Totals, Exposition) {
     let server = MockGateway::ok();
@@ -314,14 +319,14 @@ fn exported_by(scenario: &str, variables: &[(&str, &str)]) -> (Totals, Expositio
     (totals(&exports(&server)), text)
 }
 
-/// The value of each series of a metric, of a histogram how many samples it has.
+/// The value of each series of a metric; for a histogram, its number of samples.
 fn series<'a>(totals: &'a Totals, name: &str) -> Vec<(&'a Labels, f64)> {
-    let of_name = totals.iter().filter(|((known, _), _)| known == name);
+    let matching = totals.iter().filter(|((series, _), _)| series == name);
     let value = |value: &Value| match value {
         Value::Sum { value, .. } | Value::Gauge(value) => *value,
         Value::Histogram { count, .. } => *count as f64,
     };
-    of_name.map(|((_, labels), found)| (labels, value(found))).collect()
+    matching.map(|((_, labels), v)| (labels, value(v))).collect()
 }
 
 fn is_overflow(labels: &Labels) -> bool {
@@ -329,7 +334,7 @@ fn is_overflow(labels: &Labels) -> bool {
 }
 
 #[test]
-fn label_sets_beyond_the_limit_are_added_up_in_one() {
+fn label_sets_beyond_the_limit_share_one_overflow_set() {
     for variables in [&[][..], &[DELTA]] {
         let (totals, text) = exported_by("label sets", variables);
         for (name, expected) in [("sets_total", 10_500.0), ("sizes", 10_500.0), ("read_total", 10_500.0)] {
@@ -341,7 +346,10 @@ fn label_sets_beyond_the_limit_are_added_up_in_one() {
             assert_eq!(series.len(), 2_001, "{name} {variables:?}");
             let beyond: Vec<_> = series.iter().filter(|(labels, _)| is_overflow(labels)).collect();
             assert_eq!(beyond.iter().map(|(_, value)| *value).collect::<Vec<_>>(), [overflow], "{name} {variables:?}");
-            assert_eq!(beyond[0].0["otel.metric.overflow"], "Some(BoolValue(true))", "and no other label");
+            assert_eq!(
+                beyond[0].0["otel.metric.overflow"], "Some(BoolValue(true))",
+                "the overflow set has no other label"
+            );
             for (labels, value) in series.iter().filter(|(labels, _)| !is_overflow(labels)) {
                 let set: f64 = labels["n"].parse().unwrap();
                 let flushes = 6.0 - (set / 500.0).floor();
@@ -349,12 +357,12 @@ fn label_sets_beyond_the_limit_are_added_up_in_one() {
             }
         }
         let all: f64 = text.matching("sets_total", &[]).iter().map(|sample| sample.value).sum();
-        assert_eq!(all, 10_500.0, "the text has all of them");
+        assert_eq!(all, 10_500.0, "the text file has every label set");
     }
 }
 
 #[test]
-fn every_stage_has_the_label_set_of_the_text() {
+fn stages_beyond_the_limit_export_the_label_sets_of_the_text() {
     for variables in [&[][..], &[DELTA]] {
         let (totals, text) = exported_by("stages beyond the limit", variables);
         assert!(!totals.keys().any(|(_, labels)| is_overflow(labels)), "{variables:?}");
@@ -363,7 +371,7 @@ fn every_stage_has_the_label_set_of_the_text() {
 }
 
 #[test]
-fn metrics_have_the_names_and_labels_of_the_text() {
+fn exported_names_and_labels_equal_those_of_the_text() {
     for variables in [&[][..], &[DELTA]] {
         let server = MockGateway::ok();
         let url = server.url();
@@ -385,9 +393,9 @@ fn metrics_have_the_names_and_labels_of_the_text() {
     }
 }
 
-/// Counters as totals, which take no memory of what was sent; histograms as increments.
+/// `lowmemory`: cumulative counters, which need no state about earlier exports, and delta histograms.
 #[test]
-fn with_low_memory_counters_are_totals_and_histograms_increments() {
+fn low_memory_exports_cumulative_counters_and_delta_histograms() {
     let server = MockGateway::ok();
     let low = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "lowmemory");
     let text = run(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &server.url()), low]);
@@ -400,17 +408,20 @@ fn with_low_memory_counters_are_totals_and_histograms_increments() {
         Value::Gauge(_) => None,
     });
     assert_eq!(kinds.collect::<BTreeSet<_>>(), [("histogram", true), ("sum", false)].into());
-    assert!(exports[0].resource.contains_key("service.instance.id"), "totals of two processes are two series");
+    assert!(
+        exports[0].resource.contains_key("service.instance.id"),
+        "cumulative totals of two processes need two series"
+    );
 }
 
-/// What a real receiver prints of a metric.
+/// The blocks that the receiver printed for a metric.
 fn printed<'a>(output: &'a str, name: &str) -> Vec<&'a str> {
     let metrics = output.split("\nMetric #");
     metrics.filter(|metric| metric.contains(&format!("-> Name: {name}\n"))).collect()
 }
 
 #[test]
-fn a_real_receiver_understands_it() {
+fn real_receiver_decodes_the_export() {
     for protocol in ["http/protobuf", "grpc"] {
         let Some(mut rotel) = Rotel::start() else { return };
         let endpoint = format!("http://{}", if protocol == "grpc" { rotel.grpc } else { rotel.http });

@@ -1,4 +1,5 @@
-//! Collectors that are away, silent, or say no, and processes that end in every way: what arrives, and when.
+//! OTLP collectors that are unreachable, silent or refuse, and every ending of the process: which data arrives, and
+//! when.
 #![cfg(feature = "otlp")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -20,7 +21,7 @@ use tonic::Status;
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
 
-/// Not a test: the processes. Each tells what its flushes returned, how long they took, and what it said.
+/// Entry point of the child processes. Each prints the results and durations of its flushes, then the log.
 #[test]
 fn scenarios() {
     let Some(scenario) = child::scenario() else { return };
@@ -36,10 +37,10 @@ fn scenarios() {
         "flushes" => {
             for round in 1..=4 {
                 stage("a");
-                let begun = Instant::now();
+                let start = Instant::now();
                 let result = guard.flush();
                 println!("flush {round}: {result:?}");
-                println!("took {round}: {}", begun.elapsed().as_millis());
+                println!("elapsed {round}: {}", start.elapsed().as_millis());
             }
             stage("a");
         }
@@ -83,19 +84,19 @@ fn scenarios() {
         }
         unknown => panic!("no scenario {unknown}"),
     }
-    let begun = Instant::now();
+    let start = Instant::now();
     let result = guard.shutdown();
     println!("last: {result:?}");
-    println!("took last: {}", begun.elapsed().as_millis());
+    println!("elapsed last: {}", start.elapsed().as_millis());
     for entry in log.entries() {
-        println!("said: {}: {}", entry.target, entry.text);
+        println!("log: {}: {}", entry.target, entry.text);
     }
 }
 
 const DELTA: (&str, &str) = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
 const GRPC: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
 
-const AMPLE: (&str, &str) = ("TV_PROMETHEUS_FLUSH_TIMEOUT", "30s");
+const LONG_TIMEOUT: (&str, &str) = ("TV_PROMETHEUS_FLUSH_TIMEOUT", "30s");
 
 fn command(scenario: &str, endpoint: &str, variables: &[(&str, &str)]) -> Command {
     let mut command = child::command("scenarios", scenario);
@@ -111,127 +112,127 @@ fn flushes(endpoint: &str, variables: &[(&str, &str)]) -> Ended {
     ended
 }
 
-/// What comes after this on a line of its own.
+/// The rest of the first line that starts with `prefix`.
 #[track_caller]
-fn told<'a>(ended: &'a Ended, begin: &str) -> &'a str {
-    let found = ended.stdout.lines().find_map(|line| line.strip_prefix(begin));
-    found.unwrap_or_else(|| panic!("no {begin:?}: {ended:?}"))
+fn output<'a>(ended: &'a Ended, prefix: &str) -> &'a str {
+    let rest = ended.stdout.lines().find_map(|line| line.strip_prefix(prefix));
+    rest.unwrap_or_else(|| panic!("no {prefix:?}: {ended:?}"))
 }
 
-fn said(ended: &Ended) -> Vec<&str> {
-    ended.stdout.lines().filter_map(|line| line.strip_prefix("said: ")).collect()
+fn log_lines(ended: &Ended) -> Vec<&str> {
+    ended.stdout.lines().filter_map(|line| line.strip_prefix("log: ")).collect()
 }
 
-/// The flush timeout, and what a busy machine may add.
-const BUDGET: u64 = 1_500;
+/// The flush timeout, and a margin for a busy machine.
+const MAX_MILLIS: u64 = 1_500;
 
 #[track_caller]
 fn assert_bounded(ended: &Ended) {
     for round in ["1", "2", "3", "4", "last"] {
-        let took: u64 = told(ended, &format!("took {round}: ")).parse().unwrap();
-        assert!(took < BUDGET, "{round}: {took} ms: {ended:?}");
+        let elapsed: u64 = output(ended, &format!("elapsed {round}: ")).parse().unwrap();
+        assert!(elapsed < MAX_MILLIS, "{round}: {elapsed} ms: {ended:?}");
     }
 }
 
 #[test]
-fn a_collector_that_is_not_there_costs_no_more_than_the_timeout_and_one_warning() {
-    // Long enough for the exporter's own tries to come to their end, so that it says why.
+fn unreachable_collector_costs_at_most_the_timeout_and_one_warning() {
+    // Long enough for all tries of the exporter, so that the error names the cause.
     let ample = ("TV_PROMETHEUS_FLUSH_TIMEOUT", "3s");
     for variables in [&[ample][..], &[ample, GRPC]] {
         let ended = flushes(&format!("http://{}", free_addr()), variables);
         for round in ["flush 1: ", "flush 4: ", "last: "] {
-            assert!(told(&ended, round).contains("Connection refused"), "{ended:?}");
+            assert!(output(&ended, round).contains("Connection refused"), "{ended:?}");
         }
-        let took: u64 = told(&ended, "took last: ").parse().unwrap();
-        assert!(took < 2_000, "it gives up before the time is over: {ended:?}");
-        let said = said(&ended);
-        assert_eq!(said.len(), 1, "{said:?}");
-        assert!(said[0].contains("metrics are not delivered; tried again on the interval"), "{said:?}");
+        let elapsed: u64 = output(&ended, "elapsed last: ").parse().unwrap();
+        assert!(elapsed < 2_000, "the exporter gives up before the timeout: {ended:?}");
+        let log_lines = log_lines(&ended);
+        assert_eq!(log_lines.len(), 1, "{log_lines:?}");
+        assert!(log_lines[0].contains("metrics are not delivered; tried again on the interval"), "{log_lines:?}");
     }
 }
 
 #[test]
-fn a_name_that_is_unknown_is_told() {
+fn unknown_host_is_named_in_the_error() {
     let ended = flushes("http://collector.invalid:4318", &[]);
     assert_bounded(&ended);
-    assert!(told(&ended, "last: ").contains("the name of its host is unknown"), "{ended:?}");
+    assert!(output(&ended, "last: ").contains("the name of its host is unknown"), "{ended:?}");
 }
 
 #[test]
-fn a_collector_that_hangs_is_left_in_time() {
-    // The system takes connections for it, and it says nothing.
+fn hanging_collector_is_abandoned_at_the_timeout() {
+    // The system accepts connections for this listener; no response ever comes.
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", server.local_addr().unwrap());
     for protocol in [&[][..], &[GRPC]] {
         let ended = flushes(&url, protocol);
         assert_bounded(&ended);
-        let last = told(&ended, "last: ");
+        let last = output(&ended, "last: ");
         assert!(last.starts_with("Err(") && last.contains("gave no answer in the"), "{ended:?}");
     }
 }
 
 #[test]
-fn an_answer_without_end_is_not_read_to_its_end() {
+fn endless_response_is_cut_off() {
     let server = MockGateway::start([Reply::Endless]);
     let ended = flushes(&server.url(), &[]);
     assert_bounded(&ended);
-    assert_eq!(told(&ended, "last: "), "Ok(())");
+    assert_eq!(output(&ended, "last: "), "Ok(())");
 }
 
 #[test]
-fn a_refusal_says_why_and_shows_no_secret() {
+fn refusal_gives_the_reason_and_no_credentials() {
     let body = "the token has expired";
     let server = MockGateway::start([Reply::Answer(Answer::new(401).with_body(body))]);
     let ended = flushes(&server.url(), &[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush")]);
     let why = format!("Err(POST {}/v1/metrics was refused with 401 Unauthorized: {body})", server.url());
-    assert_eq!([told(&ended, "flush 1: "), told(&ended, "last: ")], [why.as_str(), why.as_str()]);
+    assert_eq!([output(&ended, "flush 1: "), output(&ended, "last: ")], [why.as_str(), why.as_str()]);
     assert!(!format!("{ended:?}").contains("hush"));
 
     let refusals = (0..99).map(|_| Status::unauthenticated("the token has expired"));
     let server = GrpcCollector::refusing(refusals);
     let ended = flushes(&server.url(), &[GRPC, ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush")]);
-    assert!(told(&ended, "last: ").contains("Unauthenticated"), "{ended:?}");
+    assert!(output(&ended, "last: ").contains("Unauthenticated"), "{ended:?}");
     assert!(!format!("{ended:?}").contains("hush"));
 }
 
 #[test]
-fn a_redirect_is_not_followed() {
+fn redirect_is_an_error_with_its_target() {
     let other = MockGateway::ok();
-    let to = format!("{}/v1/metrics", other.url());
-    let server = MockGateway::start([Reply::Answer(Answer::new(308).with_header("location", &to))]);
+    let target = format!("{}/v1/metrics", other.url());
+    let server = MockGateway::start([Reply::Answer(Answer::new(308).with_header("location", &target))]);
     let ended = flushes(&server.url(), &[]);
-    assert!(told(&ended, "last: ").contains(&format!("a redirect to {to}")), "{ended:?}");
+    assert!(output(&ended, "last: ").contains(&format!("a redirect to {target}")), "{ended:?}");
     assert_eq!(other.requests(), []);
 }
 
 #[test]
-fn what_a_collector_rejects_of_an_export_is_told() {
-    // The message of the protocol: three points, and the reason.
+fn partial_success_reports_rejected_points() {
+    // `ExportMetricsPartialSuccess` in protobuf: three points, and the reason.
     let partial = "\n\u{9}\u{8}\u{3}\u{12}\u{5}quota";
     let server = MockGateway::start([Reply::Answer(Answer::new(200).with_body(partial))]);
     let ended = flushes(&server.url(), &[]);
-    assert!(told(&ended, "last: ").contains("3 data points were rejected: quota"), "{ended:?}");
+    assert!(output(&ended, "last: ").contains("3 data points were rejected: quota"), "{ended:?}");
 }
 
 #[test]
-fn a_collector_of_the_other_protocol_is_told() {
+fn collector_of_the_other_protocol_is_an_error() {
     let server = GrpcCollector::start();
     let ended = flushes(&server.url(), &[]);
-    assert!(told(&ended, "last: ").starts_with("Err("), "{ended:?}");
+    assert!(output(&ended, "last: ").starts_with("Err("), "{ended:?}");
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", server.local_addr().unwrap());
     std::thread::spawn(move || {
         for mut connection in server.incoming().map_while(Result::ok) {
-            // Whoever asked may be gone by now.
+            // The client may have disconnected.
             let _ = connection.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
         }
     });
     let ended = flushes(&url, &[GRPC]);
     assert_bounded(&ended);
-    assert!(told(&ended, "last: ").starts_with("Err("), "{ended:?}");
+    assert!(output(&ended, "last: ").starts_with("Err("), "{ended:?}");
 }
 
-/// How often stage `a` ran by all exports together.
+/// Runs of stage `a` over all exports.
 fn runs(exports: &[Export]) -> f64 {
     let labels = [("stage_id", "a"), ("status", "success")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     match &totals(exports)[&("quant_stage_total".to_owned(), labels.into())] {
@@ -240,176 +241,177 @@ fn runs(exports: &[Export]) -> f64 {
     }
 }
 
-/// By the histogram.
+/// Samples of the stage duration histogram over all exports.
 fn durations(exports: &[Export]) -> u64 {
-    let found = totals(exports);
-    let counts = found.iter().filter(|((name, _), _)| name == "quant_stage_duration_seconds");
+    let totals = totals(exports);
+    let counts = totals.iter().filter(|((name, _), _)| name == "quant_stage_duration_seconds");
     counts.map(|(_, value)| if let Value::Histogram { count, .. } = value { *count } else { panic!("{value:?}") }).sum()
 }
 
 #[test]
-fn increments_that_did_not_arrive_are_sent_again_before_anything_new() {
+fn refused_deltas_are_resent_before_new_ones() {
     let refusals = (0..9).map(|_| Reply::status(503));
     let server = MockGateway::start(refusals.chain([Reply::ok()]));
     let ended = flushes(&server.url(), &[DELTA]);
-    assert!(told(&ended, "flush 1: ").starts_with("Err("), "{ended:?}");
-    assert_eq!(told(&ended, "last: "), "Ok(())");
-    let exports: Vec<_> = server.requests().iter().skip(9).map(Export::of_http).collect();
-    assert_eq!((runs(&exports), durations(&exports)), (5.0, 5), "no more and no less");
-    let said = said(&ended);
-    assert_eq!(said.len(), 2, "lost once, back once: {said:?}");
+    assert!(output(&ended, "flush 1: ").starts_with("Err("), "{ended:?}");
+    assert_eq!(output(&ended, "last: "), "Ok(())");
+    let exports: Vec<_> = server.requests().iter().skip(9).map(Export::from_http).collect();
+    assert_eq!((runs(&exports), durations(&exports)), (5.0, 5), "each run exactly once");
+    let log_lines = log_lines(&ended);
+    assert_eq!(log_lines.len(), 2, "one failure, one recovery: {log_lines:?}");
 }
 
-/// The request that came back is the one that was taken: once.
+/// The response confirms the retried request alone, so it counts once.
 #[test]
-fn an_export_that_arrives_on_another_try_is_no_failure_and_is_not_sent_twice() {
+fn export_accepted_on_retry_is_a_success_and_sent_once() {
     for status in [408, 429, 500, 503] {
         let server = MockGateway::start([Reply::ok(), Reply::status(status), Reply::status(status), Reply::ok()]);
         let ended = flushes(&server.url(), &[DELTA]);
         for flush in ["flush 1: ", "flush 2: ", "flush 3: ", "flush 4: ", "last: "] {
-            assert_eq!(told(&ended, flush), "Ok(())", "{status}: {ended:?}");
+            assert_eq!(output(&ended, flush), "Ok(())", "{status}: {ended:?}");
         }
-        assert_eq!(said(&ended), [""; 0], "{status}");
+        assert_eq!(log_lines(&ended), [""; 0], "{status}");
         let requests = server.requests();
         assert_eq!(requests[1].body, requests[2].body, "{status}");
         let taken = requests.iter().enumerate().filter(|(n, _)| !matches!(n, 1 | 2));
-        let exports: Vec<_> = taken.map(|(_, request)| Export::of_http(request)).collect();
+        let exports: Vec<_> = taken.map(|(_, request)| Export::from_http(request)).collect();
         assert_eq!((runs(&exports), durations(&exports)), (5.0, 5), "{status}");
     }
 }
 
 #[test]
-fn over_grpc_too() {
+fn refused_deltas_are_resent_over_grpc() {
     let server = GrpcCollector::refusing((0..9).map(|_| Status::unavailable("later")));
     let ended = flushes(&server.url(), &[DELTA, GRPC]);
-    assert!(told(&ended, "flush 1: ").starts_with("Err("), "{ended:?}");
-    assert_eq!(told(&ended, "last: "), "Ok(())");
+    assert!(output(&ended, "flush 1: ").starts_with("Err("), "{ended:?}");
+    assert_eq!(output(&ended, "last: "), "Ok(())");
     let exports = server.exports();
     assert_eq!((runs(&exports), durations(&exports)), (5.0, 5));
 }
 
 #[test]
-fn what_a_collector_does_not_want_is_not_sent_for_ever() {
-    // The first export goes out at the start.
+fn refused_export_is_not_sent_again() {
+    // The first export goes out at install.
     let server = MockGateway::start([Reply::ok(), Reply::status(400), Reply::ok()]);
     let ended = flushes(&server.url(), &[DELTA]);
-    assert!(told(&ended, "flush 1: ").contains("400 Bad Request"), "{ended:?}");
-    assert_eq!(told(&ended, "flush 2: "), "Ok(())");
-    let exports: Vec<_> = server.requests().iter().map(Export::of_http).collect();
-    assert_eq!((exports.len(), runs(&exports)), (6, 5.0), "what was refused is not in what came after");
+    assert!(output(&ended, "flush 1: ").contains("400 Bad Request"), "{ended:?}");
+    assert_eq!(output(&ended, "flush 2: "), "Ok(())");
+    let exports: Vec<_> = server.requests().iter().map(Export::from_http).collect();
+    assert_eq!((exports.len(), runs(&exports)), (6, 5.0), "later exports leave the refused deltas out");
 }
 
-/// Dropped for good: an error then, and at the end of the run too.
+/// Dropped deltas are an error of their flush, and again of the final flush.
 #[test]
-fn refused_increments_are_reported_as_dropped_and_at_the_end() {
+fn refused_deltas_are_reported_as_dropped_and_at_the_end() {
     let partial = "\n\u{9}\u{8}\u{3}\u{12}\u{5}quota";
     let answers = [Answer::new(400), Answer::new(422), Answer::new(200).with_body(partial)];
     for answer in answers {
         let server = MockGateway::start([Reply::ok(), Reply::Answer(answer.clone()), Reply::ok()]);
         let ended = flushes(&server.url(), &[DELTA]);
         for flush in ["flush 1: ", "last: "] {
-            let error = told(&ended, flush);
+            let error = output(&ended, flush);
             assert!(error.starts_with("Err(") && error.contains("dropped"), "{answer:?} {error}");
         }
-        assert_eq!(told(&ended, "flush 2: "), "Ok(())", "{answer:?}");
+        assert_eq!(output(&ended, "flush 2: "), "Ok(())", "{answer:?}");
         assert_eq!(server.requests().len(), 6, "{answer:?}");
     }
     let server = GrpcCollector::refusing([Status::invalid_argument("no")]);
     let ended = flushes(&server.url(), &[DELTA, GRPC]);
-    assert!(told(&ended, "last: ").contains("dropped"), "{ended:?}");
-    assert!(said(&ended)[0].contains("metrics are lost: they are not sent again"), "{ended:?}");
-    // It says so of the smallest request too, so that it is not the size.
+    assert!(output(&ended, "last: ").contains("dropped"), "{ended:?}");
+    assert!(log_lines(&ended)[0].contains("metrics are lost: they are not sent again"), "{ended:?}");
+    // The collector answers 413 to the smallest request as well, so splitting cannot help.
     let server = MockGateway::start([Reply::status(413)]);
     let ended = flushes(&server.url(), &[DELTA]);
-    assert!(told(&ended, "last: ").contains("dropped"), "{ended:?}");
+    assert!(output(&ended, "last: ").contains("dropped"), "{ended:?}");
     assert!(server.requests().len() < 100, "{}", server.requests().len());
-    // Of totals nothing is lost: the next ones have it all.
+    // Cumulative totals lose nothing: the next export contains everything.
     let server = MockGateway::start([Reply::ok(), Reply::status(400), Reply::ok()]);
     let ended = flushes(&server.url(), &[]);
     assert!(
-        told(&ended, "flush 1: ").starts_with("Err(") && !told(&ended, "flush 1: ").contains("dropped"),
+        output(&ended, "flush 1: ").starts_with("Err(") && !output(&ended, "flush 1: ").contains("dropped"),
         "{ended:?}"
     );
-    assert_eq!(told(&ended, "last: "), "Ok(())");
+    assert_eq!(output(&ended, "last: "), "Ok(())");
 }
 
-/// The head of a 200 says that it arrived, whatever becomes of its body.
+/// The head of a 200 response confirms the arrival, whatever happens to its body.
 #[test]
-fn an_answer_that_breaks_off_or_stalls_is_an_arrival() {
-    let cut_off = MockGateway::start([Reply::Raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nab")]);
-    let ended = flushes(&cut_off.url(), &[DELTA]);
+fn response_head_confirms_the_export_despite_broken_body() {
+    let truncating = MockGateway::start([Reply::Raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nab")]);
+    let ended = flushes(&truncating.url(), &[DELTA]);
     for flush in ["flush 1: ", "flush 4: ", "last: "] {
-        assert_eq!(told(&ended, flush), "Ok(())", "{ended:?}");
+        assert_eq!(output(&ended, flush), "Ok(())", "{ended:?}");
     }
-    let exports: Vec<_> = cut_off.requests().iter().map(Export::of_http).collect();
+    let exports: Vec<_> = truncating.requests().iter().map(Export::from_http).collect();
     assert_eq!((exports.len(), runs(&exports), durations(&exports)), (6, 5.0, 5));
 
     let stalls = MockGateway::start([Reply::Stalled("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nab")]);
     let ended = flushes(&stalls.url(), &[DELTA, ("TV_PROMETHEUS_FLUSH_TIMEOUT", "10s")]);
     for flush in ["flush 1: ", "flush 4: ", "last: "] {
-        assert_eq!(told(&ended, flush), "Ok(())", "{ended:?}");
+        assert_eq!(output(&ended, flush), "Ok(())", "{ended:?}");
     }
-    let took: u64 = told(&ended, "took last: ").parse().unwrap();
-    assert!(took < 5_000, "the rest of the body is not waited for: {ended:?}");
-    let exports: Vec<_> = stalls.requests().iter().map(Export::of_http).collect();
+    let elapsed: u64 = output(&ended, "elapsed last: ").parse().unwrap();
+    assert!(elapsed < 5_000, "the client does not wait for the body: {ended:?}");
+    let exports: Vec<_> = stalls.requests().iter().map(Export::from_http).collect();
     assert_eq!((exports.len(), runs(&exports), durations(&exports)), (6, 5.0, 5));
 }
 
-/// It may have arrived, so that each flush sends it once, in the same bytes.
+/// A request without a response may have arrived, so each flush sends the same bytes once.
 #[test]
-fn increments_without_an_answer_are_not_sent_again_at_once() {
+fn deltas_without_response_are_resent_by_the_next_flush() {
     let server = MockGateway::start([Reply::ok(), Reply::Silent, Reply::ok()]);
     let ended = flushes(&server.url(), &[DELTA, ("OTEL_EXPORTER_OTLP_TIMEOUT", "100")]);
-    assert!(told(&ended, "flush 1: ").contains("no answer within 100ms"), "{ended:?}");
+    assert!(output(&ended, "flush 1: ").contains("no answer within 100ms"), "{ended:?}");
     for flush in ["flush 2: ", "last: "] {
-        assert_eq!(told(&ended, flush), "Ok(())", "{ended:?}");
+        assert_eq!(output(&ended, flush), "Ok(())", "{ended:?}");
     }
     let requests = server.requests();
-    assert_eq!(requests.len(), 7, "the one without an answer twice");
+    assert_eq!(requests.len(), 7, "the unanswered one twice");
     assert_eq!(requests[1].body, requests[2].body);
     let taken = requests.iter().enumerate().filter(|(n, _)| *n != 1);
-    let exports: Vec<_> = taken.map(|(_, request)| Export::of_http(request)).collect();
+    let exports: Vec<_> = taken.map(|(_, request)| Export::from_http(request)).collect();
     assert_eq!((runs(&exports), durations(&exports)), (5.0, 5));
 }
 
-/// An export on the interval is not cut off by the next one.
+/// The next export does not cancel the one in flight.
 #[test]
-fn collector_that_is_slower_than_the_interval_counts_everything_once() {
-    // Some 40 bytes.
+fn slow_collector_counts_every_delta_once() {
+    // About 40 bytes.
     let server = MockGateway::start([Reply::Trickled(Answer::new(200), Duration::from_millis(15))]);
-    let ended = child::start(command("short interval", &server.url(), &[AMPLE, DELTA])).wait();
-    assert_eq!(told(&ended, "last: "), "Ok(())", "{ended:?}");
-    assert_eq!(said(&ended), [""; 0]);
+    let ended = child::start(command("short interval", &server.url(), &[LONG_TIMEOUT, DELTA])).wait();
+    assert_eq!(output(&ended, "last: "), "Ok(())", "{ended:?}");
+    assert_eq!(log_lines(&ended), [""; 0]);
     let requests = server.requests();
-    assert!(requests.len() > 3, "new increments leave before the end: {}", requests.len());
-    let exports: Vec<_> = requests.iter().map(Export::of_http).collect();
+    assert!(requests.len() > 3, "deltas leave before the end: {}", requests.len());
+    let exports: Vec<_> = requests.iter().map(Export::from_http).collect();
     assert_eq!((runs(&exports), durations(&exports)), (20.0, 20));
 }
 
-/// How many samples a histogram of the application has, in all label sets.
+/// Samples of one of the application's histograms, over all label sets.
 fn samples(exports: &[Export], name: &str) -> u64 {
-    let counts = totals(exports).into_iter().filter(|((known, _), _)| known == name);
+    let counts = totals(exports).into_iter().filter(|((series, _), _)| series == name);
     counts.map(|(_, value)| if let Value::Histogram { count, .. } = value { count } else { panic!("{value:?}") }).sum()
 }
 
 #[test]
-fn an_export_above_the_limit_of_a_collector_arrives_in_parts() {
+fn export_above_the_collectors_size_limit_arrives_in_parts() {
     const LIMIT: usize = 4 << 20;
-    let job = |scenario: &str, url: &str, variables: &[(&str, &str)]| {
-        let ended = child::start(command(scenario, url, &[&[AMPLE, DELTA], variables].concat())).wait();
+    let run_job = |scenario: &str, url: &str, variables: &[(&str, &str)]| {
+        let ended = child::start(command(scenario, url, &[&[LONG_TIMEOUT, DELTA], variables].concat())).wait();
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
-        assert_eq!([told(&ended, "flush: "), told(&ended, "last: ")], ["Ok(())"; 2], "{:?}", ended.stdout);
+        assert_eq!([output(&ended, "flush: "), output(&ended, "last: ")], ["Ok(())"; 2], "{:?}", ended.stdout);
     };
     let grpc = GrpcCollector::start();
-    job("many label sets", &grpc.url(), &[GRPC]);
+    run_job("many label sets", &grpc.url(), &[GRPC]);
     let too_large = |request: &mock_gateway::Request| request.body.len() > LIMIT;
-    let http = MockGateway::start_by(move |request| if too_large(request) { Reply::status(413) } else { Reply::ok() });
-    job("many label sets", &http.url(), &[]);
-    // A limit below the size of the requests that are sent.
-    let low = MockGateway::start_by(|request| Reply::status(if request.body.len() > 100_000 { 413 } else { 200 }));
-    job("many label sets", &low.url(), &[]);
+    let http =
+        MockGateway::start_with(move |request| if too_large(request) { Reply::status(413) } else { Reply::ok() });
+    run_job("many label sets", &http.url(), &[]);
+    // A limit far below the usual request size.
+    let low = MockGateway::start_with(|request| Reply::status(if request.body.len() > 100_000 { 413 } else { 200 }));
+    run_job("many label sets", &low.url(), &[]);
     let taken = |server: &MockGateway, limit: usize| -> Vec<_> {
-        server.requests().iter().filter(|request| request.body.len() <= limit).map(Export::of_http).collect()
+        server.requests().iter().filter(|request| request.body.len() <= limit).map(Export::from_http).collect()
     };
     for exports in [grpc.exports(), taken(&http, LIMIT), taken(&low, 100_000)] {
         assert_eq!((runs(&exports), samples(&exports, "sizes")), (2.0, 20_000));
@@ -418,71 +420,71 @@ fn an_export_above_the_limit_of_a_collector_arrives_in_parts() {
 }
 
 #[test]
-fn one_data_point_above_the_limit_of_a_collector_is_dropped_alone() {
+fn oversized_data_point_is_dropped_alone() {
     let (grpc, http) = (
         GrpcCollector::start(),
-        MockGateway::start_by(|request| Reply::status(if request.body.len() > 4 << 20 { 413 } else { 200 })),
+        MockGateway::start_with(|request| Reply::status(if request.body.len() > 4 << 20 { 413 } else { 200 })),
     );
-    for (url, variables) in [(grpc.url(), &[AMPLE, DELTA, GRPC][..]), (http.url(), &[AMPLE, DELTA])] {
+    for (url, variables) in [(grpc.url(), &[LONG_TIMEOUT, DELTA, GRPC][..]), (http.url(), &[LONG_TIMEOUT, DELTA])] {
         let ended = child::start(command("a large label", &url, variables)).wait();
         assert_eq!(ended.status.code(), Some(0), "{:?}", ended.status);
         for flush in ["flush: ", "last: "] {
-            let error = told(&ended, flush);
+            let error = output(&ended, flush);
             assert!(error.starts_with("Err(") && error.contains("1 data point was dropped"), "{error}");
         }
     }
-    let of_http: Vec<_> =
-        http.requests().iter().filter(|request| request.body.len() <= 4 << 20).map(Export::of_http).collect();
-    for exports in [grpc.exports(), of_http] {
-        let found = totals(&exports);
-        let arrived =
-            ["small_total", "large_total"].map(|name| found.keys().filter(|(known, _)| known == name).count());
+    let http_exports: Vec<_> =
+        http.requests().iter().filter(|request| request.body.len() <= 4 << 20).map(Export::from_http).collect();
+    for exports in [grpc.exports(), http_exports] {
+        let totals_by_series = totals(&exports);
+        let arrived = ["small_total", "large_total"]
+            .map(|name| totals_by_series.keys().filter(|(series, _)| series == name).count());
         assert_eq!(arrived, [1, 1]);
         assert_eq!(runs(&exports), 1.0);
     }
 }
 
 #[test]
-fn a_gateway_that_hangs_does_not_keep_an_export_waiting() {
+fn hanging_gateway_does_not_delay_exports() {
     let (gateway, collector) = (MockGateway::start([Reply::Silent]), MockGateway::ok());
     let variables = [("TV_PROMETHEUS_PUSHGATEWAY", gateway.url()), ("TV_PROMETHEUS_JOB", "j".to_owned())];
     let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
     let ended = flushes(&collector.url(), &variables);
-    assert!(told(&ended, "last: ").contains(&gateway.url()), "{ended:?}");
-    let exports: Vec<_> = collector.requests().iter().map(Export::of_http).collect();
+    assert!(output(&ended, "last: ").contains(&gateway.url()), "{ended:?}");
+    let exports: Vec<_> = collector.requests().iter().map(Export::from_http).collect();
     assert_eq!(runs(&exports), 5.0);
-    assert_eq!(exports.len(), 6, "at the start, at each flush, and at the end");
+    assert_eq!(exports.len(), 6, "at install, at each flush, and at the end");
 }
 
 #[test]
-fn a_collector_that_hangs_does_not_keep_a_push_waiting() {
+fn hanging_collector_does_not_delay_pushes() {
     let gateway = MockGateway::ok();
     let collector = TcpListener::bind("127.0.0.1:0").unwrap();
     let variables = [("TV_PROMETHEUS_PUSHGATEWAY", gateway.url()), ("TV_PROMETHEUS_JOB", "j".to_owned())];
     let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
     let ended = flushes(&format!("http://{}", collector.local_addr().unwrap()), &variables);
-    assert!(told(&ended, "flush 1: ").starts_with("Err("), "{ended:?}");
+    assert!(output(&ended, "flush 1: ").starts_with("Err("), "{ended:?}");
     let requests = gateway.requests();
-    assert_eq!(requests.len(), 6, "at the start, at each flush, and at the end");
+    assert_eq!(requests.len(), 6, "at install, at each flush, and at the end");
     for (round, request) in requests[1..5].iter().enumerate() {
-        let found = exposition::parse(request.text());
-        let stages = found.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
+        let exposition_pushed = exposition::parse(request.text());
+        let stages = exposition_pushed.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
         assert_eq!(stages, (round + 1) as f64);
     }
 }
 
 #[test]
-fn where_both_fail_both_are_told() {
+fn failures_of_gateway_and_collector_are_both_reported() {
     let (gateway, collector) = (MockGateway::start([Reply::status(403)]), MockGateway::start([Reply::status(401)]));
     let variables = [("TV_PROMETHEUS_PUSHGATEWAY", gateway.url()), ("TV_PROMETHEUS_JOB", "j".to_owned())];
     let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
     let ended = flushes(&collector.url(), &variables);
-    let last = told(&ended, "last: ");
+    let last = output(&ended, "last: ");
     assert!(last.contains("403 Forbidden; and POST") && last.contains("401 Unauthorized"), "{last}");
 }
 
 #[test]
-fn the_last_state_arrives_on_every_ending() {
+fn final_state_arrives_on_every_ending() {
     for protocol in ["http/protobuf", "grpc"] {
         for (scenario, signal, code, reason) in [
             ("a panic", None, Some(101), Some("panic")),
@@ -500,7 +502,7 @@ fn the_last_state_arrives_on_every_ending() {
             assert_eq!(ended.status.code(), code, "{scenario}: {ended:?}");
             let exports: Vec<_> = match protocol {
                 "grpc" => grpc.exports(),
-                _ => http.requests().iter().map(Export::of_http).collect(),
+                _ => http.requests().iter().map(Export::from_http).collect(),
             };
             let last = exports.last().unwrap();
             assert!(last.names().contains(&"quant_run_last_completion_timestamp_seconds"), "{scenario}");
@@ -517,7 +519,7 @@ fn the_last_state_arrives_on_every_ending() {
 }
 
 #[test]
-fn a_text_file_beside_it_is_whole_though_nothing_arrives() {
+fn text_file_is_complete_without_a_reachable_collector() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("job.prom");
     flushes(&format!("http://{}", free_addr()), &[("TV_PROMETHEUS_TEXTFILE", path.to_str().unwrap())]);
@@ -525,15 +527,15 @@ fn a_text_file_beside_it_is_whole_though_nothing_arrives() {
     assert_eq!(text.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]), 5.0);
 }
 
-/// As debugging servers and error pages of proxies do.
+/// Debugging servers and error pages of proxies echo requests.
 #[test]
-fn collector_that_shows_the_request_gives_no_token_away() {
-    let server = MockGateway::start_by(|request| {
+fn echoed_token_is_redacted() {
+    let server = MockGateway::start_with(|request| {
         let token = request.header("authorization").unwrap().to_owned();
         Reply::Answer(Answer::new(401).with_body(&format!("you sent \"{token}\"")))
     });
     let headers = ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20token-hush");
     let ended = flushes(&server.url(), &[headers]);
-    assert!(told(&ended, "last: ").contains("you sent \"***\""), "{ended:?}");
+    assert!(output(&ended, "last: ").contains("you sent \"***\""), "{ended:?}");
     assert!(!ended.stdout.contains("hush") && !ended.stderr.contains("hush"), "{ended:?}");
 }

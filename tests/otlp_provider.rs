@@ -1,4 +1,4 @@
-//! Metrics by way of a meter provider, or a meter, that the application has.
+//! Export through a meter provider or meter of the application.
 #![cfg(feature = "otlp")]
 #![allow(clippy::unwrap_used)]
 
@@ -23,13 +23,13 @@ use support::{child, exposition};
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
 
-/// One that exports when it is asked to, and not before.
+/// A provider that exports on demand only.
 fn provider(exporter: impl PushMetricExporter) -> SdkMeterProvider {
     let reader = PeriodicReader::builder(exporter).with_interval(Duration::from_secs(3_600)).build();
     SdkMeterProvider::builder().with_reader(reader).build()
 }
 
-/// The counters and gauges of the last export, by name and labels; of a histogram the number of its samples.
+/// Counters and gauges of the last export by name and labels; for a histogram, its number of samples.
 fn exported(exporter: &InMemoryMetricExporter) -> BTreeMap<String, f64> {
     let mut values = BTreeMap::new();
     let all = exporter.get_finished_metrics().unwrap();
@@ -37,7 +37,7 @@ fn exported(exporter: &InMemoryMetricExporter) -> BTreeMap<String, f64> {
         let name = metric.name();
         let mut add = |attributes: Vec<String>, value| {
             let before = values.insert(format!("{name}{{{}}}", attributes.join(",")), value);
-            assert_eq!(before, None, "a series twice");
+            assert_eq!(before, None, "a series exported twice");
         };
         macro_rules! labels {
             ($point:expr) => {
@@ -61,7 +61,7 @@ fn exported(exporter: &InMemoryMetricExporter) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn a_provider_gets_the_same_metrics_and_is_flushed() {
+fn provider_gets_all_metrics_and_is_flushed() {
     let exporter = InMemoryMetricExporter::default();
     let provider = provider(exporter.clone());
     let Measured { guard, log, default } = measured(MetricsLayer::builder().with_meter_provider(provider.clone()));
@@ -69,11 +69,11 @@ fn a_provider_gets_the_same_metrics_and_is_flushed() {
     failing_stage("b");
     let open = tracing::info_span!("open", stage_id = "c");
     guard.flush().unwrap();
-    let found = exported(&exporter);
-    assert_eq!(found["quant_stage_total{stage_id=a,status=success}"], 1.0);
-    assert_eq!(found["quant_stage_total{stage_id=b,status=failure}"], 1.0);
-    assert_eq!(found["quant_stage_duration_seconds{profile=,run_id=,stage_id=a}"], 1.0);
-    assert_eq!(found["quant_stage_active{profile=,stage_id=c}"], 1.0);
+    let values = exported(&exporter);
+    assert_eq!(values["quant_stage_total{stage_id=a,status=success}"], 1.0);
+    assert_eq!(values["quant_stage_total{stage_id=b,status=failure}"], 1.0);
+    assert_eq!(values["quant_stage_duration_seconds{profile=,run_id=,stage_id=a}"], 1.0);
+    assert_eq!(values["quant_stage_active{profile=,stage_id=c}"], 1.0);
     drop(open);
     let text = exposition::parse(&guard.render());
     assert_eq!(text.expect("quant_stage_active", &[("stage_id", "c"), ("profile", "")]), 0.0);
@@ -83,34 +83,34 @@ fn a_provider_gets_the_same_metrics_and_is_flushed() {
     assert!(last.contains_key("quant_run_last_completion_timestamp_seconds{}"));
     assert_eq!(log.own(), [""; 0]);
     drop(default);
-    // It is the application's, and goes on.
-    provider.meter("theirs").u64_counter("theirs").build().add(1, &[]);
+    // The provider belongs to the application and keeps working.
+    provider.meter("application").u64_counter("application").build().add(1, &[]);
     provider.force_flush().unwrap();
-    assert_eq!(exported(&exporter)["theirs{}"], 1.0);
+    assert_eq!(exported(&exporter)["application{}"], 1.0);
 }
 
-/// The provider collects when it likes: what it finds is of that moment, without a word to the layer.
+/// The provider may collect at any time; it must get the values of that moment without a flush by the layer.
 #[test]
-fn what_a_provider_collects_by_itself_is_up_to_date() {
+fn provider_collects_current_values_on_its_own() {
     let exporter = InMemoryMetricExporter::default();
     let provider = provider(exporter.clone());
-    let measured = measured(MetricsLayer::builder().with_meter(provider.meter("theirs")));
+    let measured = measured(MetricsLayer::builder().with_meter(provider.meter("application")));
     stage("a");
     let open = tracing::info_span!("open", stage_id = "b", profile = "p");
     provider.force_flush().unwrap();
-    let found = exported(&exporter);
-    assert_eq!(found["quant_stage_total{stage_id=a,status=success}"], 1.0);
-    assert_eq!(found["quant_stage_active{profile=p,stage_id=b}"], 1.0);
+    let values = exported(&exporter);
+    assert_eq!(values["quant_stage_total{stage_id=a,status=success}"], 1.0);
+    assert_eq!(values["quant_stage_active{profile=p,stage_id=b}"], 1.0);
     drop(open);
     provider.force_flush().unwrap();
-    let found = exported(&exporter);
-    assert_eq!(found["quant_stage_active{profile=p,stage_id=b}"], 0.0);
-    assert!(found["quant_stage_last_success_timestamp_seconds{profile=p,stage_id=b}"] > 1.7e9);
+    let values = exported(&exporter);
+    assert_eq!(values["quant_stage_active{profile=p,stage_id=b}"], 0.0);
+    assert!(values["quant_stage_last_success_timestamp_seconds{profile=p,stage_id=b}"] > 1.7e9);
     measured.guard.shutdown().unwrap();
 }
 
-/// Not a test: an application whose own observable instrument counts with the facade, under a name that is new, while
-/// the SDK collects.
+/// Entry point of the child process: an application whose observable instrument records new metrics through the
+/// `metrics` facade while the SDK collects.
 #[test]
 fn scenarios() {
     let Some(_) = child::scenario() else { return };
@@ -121,19 +121,19 @@ fn scenarios() {
         histogram!("new_sizes").record(1.0);
         seen.observe(1, &[]);
     };
-    provider.meter("theirs").u64_observable_counter("theirs").with_callback(observe).build();
+    provider.meter("application").u64_observable_counter("application").with_callback(observe).build();
     let (layer, guard) = MetricsLayer::builder().with_meter_provider(provider.clone()).install().unwrap();
     tracing_subscriber::registry().with(layer).init();
-    // With the sample of the first collection, which the instrument was not there for.
+    // Includes the sample of the first collection, during which the instrument was created.
     guard.flush().unwrap();
     counter!("of_main_total").increment(1);
     histogram!("of_main_sizes").record(1.0);
     guard.flush().unwrap();
-    let found = exported(&exporter);
+    let values = exported(&exporter);
     for (name, expected) in
         [("new_total{}", 2.0), ("new_sizes{}", 2.0), ("of_main_total{}", 1.0), ("of_main_sizes{}", 1.0)]
     {
-        assert_eq!(found.get(name), Some(&expected), "{name}: {found:?}");
+        assert_eq!(values.get(name), Some(&expected), "{name}: {values:?}");
     }
     let text = exposition::parse(&guard.render());
     assert_eq!((text.expect("new_total", &[]), text.expect("new_sizes_count", &[])), (2.0, 2.0));
@@ -141,23 +141,23 @@ fn scenarios() {
 }
 
 #[test]
-fn callback_of_the_application_may_register_metrics() {
+fn instrument_callback_may_register_metrics() {
     let ended = child::start(child::command("scenarios", "a callback that counts")).wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
 }
 
-/// Of one metric, over all label sets but that for the overflow, and of that one.
-fn summed(found: &BTreeMap<String, f64>, name: &str) -> (f64, Option<f64>) {
-    let of_name = found.iter().filter(|(series, _)| series.starts_with(&format!("{name}{{")));
+/// Sum of a metric over all label sets except the overflow set, and the overflow value.
+fn summed(values: &BTreeMap<String, f64>, name: &str) -> (f64, Option<f64>) {
+    let matching = values.iter().filter(|(series, _)| series.starts_with(&format!("{name}{{")));
     let (beyond, within): (Vec<_>, Vec<_>) =
-        of_name.partition(|(series, _)| series.contains("otel.metric.overflow=true"));
+        matching.partition(|(series, _)| series.contains("otel.metric.overflow=true"));
     assert!(beyond.len() <= 1, "{beyond:?}");
     (within.iter().map(|(_, value)| *value).sum(), beyond.first().map(|(_, value)| **value))
 }
 
-/// The SDK keeps 2 000 label sets of each metric, and assigns where it should add.
+/// The SDK keeps 2 000 label sets per metric and overwrites the overflow value instead of adding to it.
 #[test]
-fn label_sets_beyond_the_limit_of_the_sdk_are_added_up() {
+fn label_sets_beyond_the_sdk_limit_are_added_up() {
     for temporality in [Temporality::Cumulative, Temporality::Delta] {
         let exporter = InMemoryMetricExporterBuilder::new().with_temporality(temporality).build();
         let provider = provider(exporter.clone());
@@ -168,10 +168,10 @@ fn label_sets_beyond_the_limit_of_the_sdk_are_added_up() {
                 stage(&format!("s{n}"));
             }
             recorded.guard.flush().unwrap();
-            let found = exported(&exporter);
+            let values = exported(&exporter);
             exporter.reset();
-            let (within, beyond) = summed(&found, "quant_stage_total");
-            let (timed, _) = summed(&found, "quant_stage_duration_seconds");
+            let (within, beyond) = summed(&values, "quant_stage_total");
+            let (timed, _) = summed(&values, "quant_stage_duration_seconds");
             if temporality == Temporality::Delta {
                 totals += within + beyond.unwrap_or(0.0);
                 durations += timed;
@@ -186,13 +186,13 @@ fn label_sets_beyond_the_limit_of_the_sdk_are_added_up() {
     }
 }
 
-/// An exporter that comes back when it is released.
+/// An exporter that blocks until it is released.
 #[derive(Debug)]
 struct Stuck(Mutex<Receiver<()>>);
 
 impl PushMetricExporter for Stuck {
     fn export(&self, _: &ResourceMetrics) -> impl Future<Output = OTelSdkResult> + Send {
-        // The sender is gone, or the time has come: both end it.
+        // A message and a dropped sender both release it.
         let _ = self.0.lock().unwrap().recv();
         std::future::ready(Ok(()))
     }
@@ -216,7 +216,7 @@ fn stuck() -> (SyncSender<()>, SdkMeterProvider) {
 }
 
 #[test]
-fn a_provider_that_is_stuck_is_left_in_time() {
+fn blocked_provider_is_abandoned_at_the_timeout() {
     let (release, provider) = stuck();
     let builder = MetricsLayer::builder().with_meter_provider(provider).with_flush_timeout(Duration::from_millis(300));
     let Measured { guard, log: _log, default: _default } = measured(builder);
@@ -229,17 +229,17 @@ fn a_provider_that_is_stuck_is_left_in_time() {
         let error = guard.flush().unwrap_err();
         assert!(error.is_timeout(), "{error}");
     }
-    // Tests beside this one have threads too.
-    assert!(threads() < before + 4, "no thread for each flush: {before}, then {}", threads());
-    let begun = Instant::now();
+    // Concurrent tests have threads too.
+    assert!(threads() < before + 4, "flushes must not leak threads: {before}, then {}", threads());
+    let start = Instant::now();
     let error = guard.shutdown().unwrap_err();
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert!(error.is_timeout(), "{error}");
     drop(release);
 }
 
 #[test]
-fn a_recorder_of_the_application_leaves_no_place_for_it() {
+fn exposition_of_the_application_excludes_otlp() {
     let builder = MetricsLayer::builder().with_exposition(String::new).with_otlp();
     let error = builder.build().unwrap_err();
     assert!(error.is_config() && error.to_string().contains("`with_exposition`"), "{error}");

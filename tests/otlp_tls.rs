@@ -1,4 +1,4 @@
-//! Collectors behind https, over HTTP and gRPC: trusted by the certificates of the system, or not at all.
+//! OTLP collectors behind TLS, over HTTP and gRPC, with and without a trusted certificate.
 #![cfg(all(feature = "otlp", feature = "tls"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -18,7 +18,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tracing_stage_metrics::MetricsLayer;
 
-/// Not a test: a job that tells whether its metrics arrived.
+/// Entry point of the child processes: a job that prints the result of its delivery.
 #[test]
 fn scenarios() {
     let Some(scenario) = child::scenario() else { return };
@@ -33,35 +33,35 @@ fn scenarios() {
     println!("\nended: {:?}", measured.guard.shutdown());
 }
 
-/// Speaks TLS in front of a server that does not.
+/// A TLS terminator in front of a plain-text server.
 struct Terminator {
     addr: SocketAddr,
     certificate: tempfile::NamedTempFile,
 }
 
 impl Terminator {
-    fn before(server: SocketAddr) -> Self {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fn in_front_of(server: SocketAddr) -> Self {
+        let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let mut certificate = tempfile::NamedTempFile::new().unwrap();
-        certificate.write_all(made.cert.pem().as_bytes()).unwrap();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        certificate.write_all(generated.cert.pem().as_bytes()).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(generated.signing_key.serialize_der()));
         let builder = ServerConfig::builder().with_no_client_auth();
-        let mut config = builder.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        let mut config = builder.with_single_cert(vec![generated.cert.der().clone()], key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let (told, addr) = mpsc::channel();
+        let (addr_sender, addr) = mpsc::channel();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                told.send(listener.local_addr().unwrap()).unwrap();
+                addr_sender.send(listener.local_addr().unwrap()).unwrap();
                 loop {
                     let (connection, _) = listener.accept().await.unwrap();
-                    // Whoever does not trust it goes.
+                    // A client without trust in the certificate disconnects.
                     let Ok(mut outside) = acceptor.accept(connection).await else { continue };
                     tokio::spawn(async move {
                         let mut inside = TcpStream::connect(server).await.unwrap();
-                        // Both ends may go without a word.
+                        // Either end may disconnect.
                         let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
                     });
                 }
@@ -83,20 +83,20 @@ impl Terminator {
 }
 
 #[test]
-fn a_certificate_that_the_system_trusts_is_enough() {
+fn system_trusted_certificate_is_accepted() {
     let (http, grpc) = (MockGateway::ok(), GrpcCollector::start());
     for (protocol, server) in [("http/protobuf", http.addr()), ("grpc", grpc.addr)] {
-        let ended = Terminator::before(server).run(protocol, true);
+        let ended = Terminator::in_front_of(server).run(protocol, true);
         assert!(ended.stdout.contains("ended: Ok(())"), "{protocol}: {ended:?}");
     }
     assert!(!http.requests().is_empty() && !grpc.exports().is_empty());
 }
 
 #[test]
-fn one_that_nobody_trusts_is_told() {
+fn untrusted_certificate_is_named_in_the_error() {
     let (http, grpc) = (MockGateway::ok(), GrpcCollector::start());
     for (protocol, server) in [("http/protobuf", http.addr()), ("grpc", grpc.addr)] {
-        let ended = Terminator::before(server).run(protocol, false);
+        let ended = Terminator::in_front_of(server).run(protocol, false);
         let line =
             ended.stdout.lines().find(|line| line.starts_with("ended: Err(")).unwrap_or_else(|| panic!("{ended:?}"));
         assert!(line.to_lowercase().contains("certificate"), "{protocol}: {line}");
@@ -105,7 +105,7 @@ fn one_that_nobody_trusts_is_told() {
 }
 
 #[test]
-fn without_any_certificate_install_is_an_error_in_asynchronous_code_too() {
+fn missing_certificates_fail_install_in_async_code() {
     let empty = tempfile::NamedTempFile::new().unwrap();
     let mut command = child::command("scenarios", "install in asynchronous code");
     command.env("OTEL_METRICS_EXPORTER", "otlp").env("OTEL_EXPORTER_OTLP_ENDPOINT", "https://localhost:4318");

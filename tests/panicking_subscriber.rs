@@ -1,4 +1,4 @@
-//! A subscriber that panics when it hears of the crate's own trouble: the stages are counted and delivered all the same.
+//! A subscriber that panics on the crate's own events costs no measurement and no delivery.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
@@ -12,26 +12,26 @@ use tracing_stage_metrics::{FlushGuard, MetricsLayer, Pushgateway};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 
-/// As the `fmt` layer does when it cannot write and standard error is closed.
-struct Panics;
+/// Panics on the crate's events, as the `fmt` layer does when it cannot write and stderr is closed.
+struct PanicOnOwnEvent;
 
-impl<S: Subscriber> Layer<S> for Panics {
+impl<S: Subscriber> Layer<S> for PanicOnOwnEvent {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         assert_ne!(event.metadata().target(), "tracing_stage_metrics", "on purpose");
     }
 }
 
-fn started(server: &MockGateway) -> (impl Subscriber + Send + Sync + use<>, FlushGuard) {
+fn start(server: &MockGateway) -> (impl Subscriber + Send + Sync + use<>, FlushGuard) {
     let gateway = Pushgateway::new(server.addr().to_string(), "j").unwrap();
     let builder = MetricsLayer::builder().with_pushgateway(gateway).with_push_interval(Duration::from_millis(20));
     let (layer, guard) = builder.with_flush_timeout(Duration::from_secs(20)).build().unwrap();
-    (tracing_subscriber::registry().with(layer).with(Panics), guard)
+    (tracing_subscriber::registry().with(layer).with(PanicOnOwnEvent), guard)
 }
 
 #[test]
-fn dropping_the_guard_does_not_panic_and_every_open_stage_is_counted() {
+fn guard_drop_does_not_panic_and_counts_open_stages() {
     let server = MockGateway::ok();
-    let (subscriber, guard) = started(&server);
+    let (subscriber, guard) = start(&server);
     tracing::subscriber::with_default(subscriber, || {
         let open: Vec<_> = ["a", "b", "c"].map(|id| info_span!("x", stage_id = id)).into();
         drop(guard);
@@ -46,11 +46,11 @@ fn dropping_the_guard_does_not_panic_and_every_open_stage_is_counted() {
 }
 
 #[test]
-fn the_delivery_thread_goes_on() {
+fn delivery_thread_survives_the_panic() {
     let server = MockGateway::start([Reply::status(401)]);
-    let (subscriber, guard) = started(&server);
+    let (subscriber, guard) = start(&server);
     tracing::subscriber::with_default(subscriber, || {
-        // The second comes after the warning about the first.
+        // The crate logs a warning after the first push, before the second.
         server.await_requests(3);
         server.set_replies([Reply::ok()]);
         info_span!("x", stage_id = "a").in_scope(|| ());

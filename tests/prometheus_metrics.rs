@@ -1,5 +1,5 @@
-//! The seed: an instrumented function runs, and its metrics are on the gateway, in the very bytes the format asks for,
-//! and from there in Prometheus.
+//! End to end: an instrumented function runs, its metrics arrive at the gateway byte for byte, and Prometheus scrapes
+//! them.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
@@ -33,13 +33,13 @@ fn pipeline() -> io::Result<()> {
 fn builder(gateway: Pushgateway) -> MetricsLayerBuilder {
     MetricsLayer::builder()
         .with_pushgateway(gateway)
-        // One bound that every duration is above, and one that every duration is below.
+        // One bound below every duration, and one above.
         .with_buckets(&[1e-9, 60.0])
         .with_node("worker-7")
         .with_push_interval(Duration::from_secs(3_600))
 }
 
-/// What is the same in every push: the method, the group, how the body is described.
+/// Asserts the method, path and headers that every push has.
 #[track_caller]
 fn assert_is_push(request: &Request, path: &str) {
     assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", path));
@@ -124,10 +124,10 @@ quant_telemetry_push_total{result=\"failure\"} 0
 quant_telemetry_push_total{result=\"success\"} 2
 ";
 
-/// The one test of this binary that installs: the recorder is the process's.
+/// The only test of this binary that installs: the recorder is global to the process.
 #[test]
 #[cfg(feature = "resource-usage")]
-fn an_instrumented_function_is_pushed_byte_for_byte() {
+fn instrumented_function_is_pushed_byte_for_byte() {
     const PATH: &str = "/metrics/job/quant%20pipeline/team@base64/YS9i";
 
     let server = MockGateway::ok();
@@ -141,7 +141,7 @@ fn an_instrumented_function_is_pushed_byte_for_byte() {
     assert_matches(first.text(), AT_INSTALL);
 
     pipeline().unwrap();
-    // The second push, so that the number of pushes in the last one is known.
+    // A second push, so that the last one states a known number of pushes.
     guard.flush().unwrap();
     guard.shutdown().unwrap();
 
@@ -150,11 +150,11 @@ fn an_instrumented_function_is_pushed_byte_for_byte() {
     assert_is_push(&requests[2], PATH);
     assert_matches(requests[2].text(), AT_THE_END);
     support::exposition::parse(requests[2].text());
-    assert_eq!(log.own(), [""; 0], "nothing to say where all is well");
+    assert_eq!(log.own(), [""; 0], "a healthy run logs nothing");
 }
 
 #[test]
-fn a_failed_stage_keeps_the_run_from_being_a_success() {
+fn failed_stage_fails_the_run() {
     let server = MockGateway::ok();
     let measured = support::measured::measured(builder(Pushgateway::new(server.url(), "j").unwrap()));
     pipeline().unwrap();
@@ -164,7 +164,7 @@ fn a_failed_stage_keeps_the_run_from_being_a_success() {
 }
 
 #[test]
-fn prometheus_has_the_stages_from_the_real_gateway() {
+fn prometheus_scrapes_the_stages_from_a_real_gateway() {
     let Some(server) = support::pushgateway() else { return };
     let Some(prometheus) = support::prometheus(&[("pushgateway", server.addr(), true)]) else { return };
     let gateway = Pushgateway::new(server.url(), "quant_pipeline").unwrap();
@@ -173,11 +173,11 @@ fn prometheus_has_the_stages_from_the_real_gateway() {
     pipeline().unwrap();
     measured.guard.shutdown().unwrap();
 
-    let counts = prometheus.await_query("quant_stage_total", |found| found.len() == 2);
+    let totals = prometheus.await_query("quant_stage_total", |series| series.len() == 2);
     let status = |wanted: &str| {
-        let found: Vec<_> = counts.iter().filter(|(labels, _)| labels["status"] == wanted).collect();
-        assert_eq!(found.len(), 1, "{counts:?}");
-        found[0].clone()
+        let series: Vec<_> = totals.iter().filter(|(labels, _)| labels["status"] == wanted).collect();
+        assert_eq!(series.len(), 1, "{totals:?}");
+        series[0].clone()
     };
     let (labels, successes) = status("success");
     let labels: Vec<_> = labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -193,33 +193,36 @@ fn prometheus_has_the_stages_from_the_real_gateway() {
     );
     assert_eq!((successes, status("failure").1), (1.0, 1.0));
 
-    let set = "stage_id='foundation.ingest',profile='crypto_production',run_id='20260105-191332',job='quant_pipeline'";
-    let one = |query: &str| {
-        let found = prometheus.query(query);
-        assert_eq!(found.len(), 1, "{query}: {found:?}");
-        found[0].1
+    let labels =
+        "stage_id='foundation.ingest',profile='crypto_production',run_id='20260105-191332',job='quant_pipeline'";
+    let single_value = |query: &str| {
+        let series = prometheus.query(query);
+        assert_eq!(series.len(), 1, "{query}: {series:?}");
+        series[0].1
     };
-    assert_eq!(one(&format!("quant_stage_duration_seconds_count{{{set}}}")), 2.0);
-    assert_eq!(one(&format!("quant_stage_duration_seconds_bucket{{{set},le='60'}}")), 2.0);
-    let quantile = one("histogram_quantile(0.5, quant_stage_duration_seconds_bucket)");
+    assert_eq!(single_value(&format!("quant_stage_duration_seconds_count{{{labels}}}")), 2.0);
+    assert_eq!(single_value(&format!("quant_stage_duration_seconds_bucket{{{labels},le='60'}}")), 2.0);
+    let quantile = single_value("histogram_quantile(0.5, quant_stage_duration_seconds_bucket)");
     assert!(quantile > 0.0 && quantile <= 60.0, "{quantile}");
-    let mean = one(&format!("quant_stage_duration_seconds_sum{{{set}}} / quant_stage_duration_seconds_count{{{set}}}"));
+    let mean = single_value(&format!(
+        "quant_stage_duration_seconds_sum{{{labels}}} / quant_stage_duration_seconds_count{{{labels}}}"
+    ));
     assert!(mean > 0.0 && mean < 60.0, "{mean}");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
-    let completed = one("quant_run_last_completion_timestamp_seconds{job='quant_pipeline'}");
+    let completed = single_value("quant_run_last_completion_timestamp_seconds{job='quant_pipeline'}");
     assert!((now - 60.0..=now).contains(&completed), "{completed}");
-    assert_eq!(prometheus.query("quant_run_last_success_timestamp_seconds"), [], "one of its stages failed");
-    assert_eq!(prometheus_kinds(&prometheus), ["histogram", "counter", "gauge"]);
+    assert_eq!(prometheus.query("quant_run_last_success_timestamp_seconds"), [], "a stage of the run failed");
+    assert_eq!(types_in_prometheus(&prometheus), ["histogram", "counter", "gauge"]);
 }
 
-/// The types that Prometheus has on record for three of the metrics.
-fn prometheus_kinds(prometheus: &support::Prometheus) -> Vec<String> {
+/// Types of three metrics as Prometheus stores them.
+fn types_in_prometheus(prometheus: &support::Prometheus) -> Vec<String> {
     ["quant_stage_duration_seconds", "quant_stage_total", "quant_run_duration_seconds"]
         .iter()
         .map(|metric| {
-            let answer = prometheus.get_ok(&format!("/api/v1/metadata?metric={metric}"));
-            let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
-            answer["data"][metric][0]["type"].as_str().unwrap_or_default().to_owned()
+            let response = prometheus.get_ok(&format!("/api/v1/metadata?metric={metric}"));
+            let response: serde_json::Value = serde_json::from_str(&response).unwrap();
+            response["data"][metric][0]["type"].as_str().unwrap_or_default().to_owned()
         })
         .collect()
 }

@@ -1,28 +1,28 @@
-//! The public API, item by item, so that a change to it is seen where it is reviewed: in `public_api.txt`.
+//! The public API, item by item, in `public_api.txt`, so that every change shows up in review.
 //!
-//! `TSM_BLESS=1 cargo test --test public_api` writes the list anew. It is of all features, and made from what rustdoc
-//! writes for tools, whose format goes with the compiler: one that `public-api` does not know is left out.
+//! `TSM_BLESS=1 cargo test --test public_api` rewrites the list. It covers all features and comes from rustdoc's JSON
+//! output, whose format depends on the compiler; if `public-api` does not know the format, the test is skipped.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What rustdoc knows. Built beside everything else: `RUSTC_BOOTSTRAP`, which lets a stable compiler write it, would have
-/// half of it built anew.
+/// Builds rustdoc's JSON output in a target directory of its own: `RUSTC_BOOTSTRAP`, which lets a stable compiler
+/// write JSON, would invalidate half of the usual one.
 fn rustdoc_json() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("public-api");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTDOCFLAGS");
     cargo.args(["rustdoc", "--quiet", "--locked", "--lib", "--all-features", "--target-dir"]).arg(&target);
     cargo.args(["--", "-Z", "unstable-options", "--output-format", "json", "--cap-lints", "allow"]);
-    let built = cargo.output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     target.join("doc/tracing_stage_metrics.json")
 }
 
 #[test]
-fn the_public_api_is_the_one_that_is_listed() {
+fn public_api_equals_the_committed_list() {
     let api = public_api::Builder::from_rustdoc_json(rustdoc_json())
         .omit_blanket_impls(true)
         .omit_auto_trait_impls(true)
@@ -30,25 +30,28 @@ fn the_public_api_is_the_one_that_is_listed() {
         .build();
     let api = match api {
         Ok(api) => api,
-        Err(why) => {
+        Err(err) => {
             let required = std::env::var("TSM_REQUIRE_SERVERS").is_ok_and(|value| value == "1");
-            assert!(!required, "{why}");
-            // Not `eprintln!`: the harness swallows what a passing test prints with it.
-            let _ = writeln!(std::io::stderr(), "LEFT OUT: the public API: {why}");
+            assert!(!required, "{err}");
+            // `eprintln!` would not do: the harness captures what a passing test prints with it.
+            let _ = writeln!(std::io::stderr(), "LEFT OUT: the public API: {err}");
             return;
         }
     };
-    let found: String = api.items().map(|item| format!("{item}\n")).collect();
+    let current: String = api.items().map(|item| format!("{item}\n")).collect();
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/public_api.txt");
     if std::env::var_os("TSM_BLESS").is_some() {
-        std::fs::write(&list, &found).unwrap();
+        std::fs::write(&list, &current).unwrap();
     }
-    let listed = std::fs::read_to_string(&list).unwrap();
-    let (found, listed): (Vec<_>, Vec<_>) = (found.lines().collect(), listed.lines().collect());
-    let only = |these: &[&str], those: &[&str], sign: &str| -> String {
-        these.iter().filter(|line| !those.contains(line)).map(|line| format!("{sign} {line}\n")).collect()
+    let committed = std::fs::read_to_string(&list).unwrap();
+    let (current, committed): (Vec<_>, Vec<_>) = (current.lines().collect(), committed.lines().collect());
+    let lines_only_in = |a: &[&str], b: &[&str], sign: &str| -> String {
+        a.iter().filter(|line| !b.contains(line)).map(|line| format!("{sign} {line}\n")).collect()
     };
-    let difference = only(&listed, &found, "-") + &only(&found, &listed, "+");
-    assert!(difference.is_empty(), "the public API has changed; if it is to, run this with TSM_BLESS=1:\n{difference}");
-    assert!(found.len() > 50, "{}", found.len());
+    let difference = lines_only_in(&committed, &current, "-") + &lines_only_in(&current, &committed, "+");
+    assert!(
+        difference.is_empty(),
+        "the public API has changed; if that is intended, run this test with TSM_BLESS=1:\n{difference}"
+    );
+    assert!(current.len() > 50, "{}", current.len());
 }

@@ -1,4 +1,4 @@
-//! The Pushgateway client on its own: against servers that misbehave, over TLS, through a proxy, and against the real
+//! The Pushgateway client on its own: against misbehaving servers, over TLS, through a proxy, and against a real
 //! gateway.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "the lints are meant for the library")]
@@ -17,7 +17,7 @@ use tracing_stage_metrics::{Error, Pushgateway};
 
 const METRIC: &str = "rows 42\n";
 
-// ---- A server that answers as it is told, and keeps what it was asked.
+// ---- A server with scripted responses that keeps its requests.
 
 struct Server {
     address: SocketAddr,
@@ -26,30 +26,30 @@ struct Server {
 }
 
 impl Server {
-    /// Reads each request to its end, then leaves the connection to `answer`.
-    async fn start<F, A>(answer: F) -> Self
+    /// Reads each request completely, then hands the connection to `respond`.
+    async fn start<F, R>(respond: F) -> Self
     where
-        F: Fn(TcpStream) -> A + Send + 'static,
-        A: Future<Output = ()> + Send + 'static,
+        F: Fn(TcpStream) -> R + Send + 'static,
+        R: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::<Mutex<Vec<String>>>::default();
-        let kept = Arc::clone(&requests);
+        let request_log = Arc::clone(&requests);
         let task = tokio::spawn(async move {
             loop {
                 let (mut connection, _) = listener.accept().await.unwrap();
                 let request = read_request(&mut connection).await;
-                kept.lock().unwrap().push(request);
-                tokio::spawn(answer(connection));
+                request_log.lock().unwrap().push(request);
+                tokio::spawn(respond(connection));
             }
         });
         Self { address, requests, task }
     }
 
-    async fn answering(answer: &'static str) -> Self {
+    async fn responding(response: &'static str) -> Self {
         Self::start(move |mut connection| async move {
-            connection.write_all(answer.as_bytes()).await.unwrap();
+            connection.write_all(response.as_bytes()).await.unwrap();
         })
         .await
     }
@@ -85,7 +85,7 @@ async fn read_request(connection: &mut (impl AsyncRead + Unpin)) -> String {
         }
         let mut chunk = vec![0; 64 * 1024];
         let length = connection.read(&mut chunk).await.unwrap();
-        assert_ne!(length, 0, "the request broke off: {text}");
+        assert_ne!(length, 0, "the connection closed within the request: {text}");
         request.extend_from_slice(&chunk[..length]);
     }
 }
@@ -96,22 +96,22 @@ fn header<'a>(request: &'a str, name: &str) -> Option<&'a str> {
         .skip(1)
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.split_once(": "))
-        .find(|(known, _)| known.eq_ignore_ascii_case(name))
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))
         .map(|(_, value)| value)
 }
 
-/// Both ways in which an error may be printed.
-fn shown(error: &Error) -> String {
+/// Both printed forms of an error.
+fn display_and_debug(error: &Error) -> String {
     format!("{error} | {error:?}")
 }
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-// ---- What is sent.
+// ---- Requests.
 
 #[tokio::test]
-async fn a_push_is_a_post_of_the_text_to_the_group() {
-    let server = Server::answering(OK).await;
+async fn push_add_posts_the_text_to_the_group() {
+    let server = Server::responding(OK).await;
     let gateway = Pushgateway::new(format!("http://{}/prefix/", server.address), "a/b").unwrap();
     gateway.with_grouping_label("team", "x y").unwrap().push_add(METRIC).await.unwrap();
     let request = server.request();
@@ -125,8 +125,8 @@ async fn a_push_is_a_post_of_the_text_to_the_group() {
 }
 
 #[tokio::test]
-async fn replacing_is_a_put_and_removing_a_delete() {
-    let server = Server::answering(OK).await;
+async fn push_replace_is_a_put_and_delete_a_delete() {
+    let server = Server::responding(OK).await;
     server.gateway().push_replace(METRIC).await.unwrap();
     server.gateway().delete().await.unwrap();
     let requests = server.requests.lock().unwrap();
@@ -138,7 +138,7 @@ async fn replacing_is_a_put_and_removing_a_delete() {
 
 #[tokio::test]
 async fn credentials_and_headers_are_sent() {
-    let server = Server::answering(OK).await;
+    let server = Server::responding(OK).await;
     let from_url = Pushgateway::new(format!("http://us%40er:p%2Fss@{}", server.address), "job").unwrap();
     from_url.push_add(METRIC).await.unwrap();
     from_url.clone().with_basic_auth("Aladdin", "open sesame").push_add(METRIC).await.unwrap();
@@ -153,17 +153,17 @@ async fn credentials_and_headers_are_sent() {
 }
 
 #[tokio::test]
-async fn a_header_that_cannot_be_sent_is_an_error_of_the_push() {
-    let server = Server::answering(OK).await;
+async fn invalid_header_fails_the_push() {
+    let server = Server::responding(OK).await;
     let error = server.gateway().with_header("X-Key", "hush\n").push_add(METRIC).await.unwrap_err();
     assert!(error.is_config());
-    assert!(!shown(&error).contains("hush"));
+    assert!(!display_and_debug(&error).contains("hush"));
     assert!(server.requests.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn large_texts_arrive_whole() {
-    let server = Server::answering(OK).await;
+async fn large_text_arrives_complete() {
+    let server = Server::responding(OK).await;
     let text = METRIC.repeat(500_000);
     server.gateway().without_compression().push_add(&text).await.unwrap();
     assert!(server.request().ends_with(&text));
@@ -171,8 +171,8 @@ async fn large_texts_arrive_whole() {
 }
 
 #[tokio::test]
-async fn large_texts_are_compressed_and_small_ones_are_not() {
-    let server = Server::answering(OK).await;
+async fn only_large_texts_are_compressed() {
+    let server = Server::responding(OK).await;
     server.gateway().push_add(METRIC).await.unwrap();
     server.gateway().push_add(&METRIC.repeat(10_000)).await.unwrap();
     let requests = server.requests.lock().unwrap();
@@ -183,9 +183,9 @@ async fn large_texts_are_compressed_and_small_ones_are_not() {
 }
 
 #[test]
-fn a_client_outlives_the_runtime_it_was_first_used_on() {
+fn client_works_on_several_runtimes() {
     let serving = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let server = serving.block_on(Server::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"));
+    let server = serving.block_on(Server::responding("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"));
     let gateway = server.gateway();
     for _ in 0..3 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -194,22 +194,22 @@ fn a_client_outlives_the_runtime_it_was_first_used_on() {
     assert_eq!(server.requests.lock().unwrap().len(), 3);
 }
 
-// ---- What comes back.
+// ---- Responses.
 
 #[tokio::test]
 async fn only_200_and_202_are_success() {
-    Server::answering("HTTP/1.1 202 Accepted\r\n\r\n").await.gateway().push_add(METRIC).await.unwrap();
-    for (answer, status) in [("HTTP/1.1 201 Created\r\n\r\n", 201), ("HTTP/1.1 204 No Content\r\n\r\n", 204)] {
-        let error = Server::answering(answer).await.gateway().push_add(METRIC).await.unwrap_err();
+    Server::responding("HTTP/1.1 202 Accepted\r\n\r\n").await.gateway().push_add(METRIC).await.unwrap();
+    for (response, status) in [("HTTP/1.1 201 Created\r\n\r\n", 201), ("HTTP/1.1 204 No Content\r\n\r\n", 204)] {
+        let error = Server::responding(response).await.gateway().push_add(METRIC).await.unwrap_err();
         assert!(error.is_refused());
         assert_eq!(error.status(), Some(status));
     }
 }
 
 #[tokio::test]
-async fn a_redirect_is_a_refusal_that_says_where_it_leads() {
-    let answer = "HTTP/1.1 301 Moved Permanently\r\nLocation: /metrics/job/x\r\nContent-Length: 0\r\n\r\n";
-    let server = Server::answering(answer).await;
+async fn redirect_is_a_refusal_with_its_target() {
+    let response = "HTTP/1.1 301 Moved Permanently\r\nLocation: /metrics/job/x\r\nContent-Length: 0\r\n\r\n";
+    let server = Server::responding(response).await;
     let error = server.gateway().push_add(METRIC).await.unwrap_err();
     assert_eq!(error.status(), Some(301));
     let base = format!("http://{}", server.address);
@@ -222,17 +222,18 @@ async fn a_redirect_is_a_refusal_that_says_where_it_leads() {
     );
     assert!(server.request().starts_with("POST "));
 
-    let answer = "HTTP/1.1 307 Temporary Redirect\r\nLocation: http://hush:hush@127.0.0.1:1/x?hush\r\n\r\n";
-    let error = Server::answering(answer).await.gateway().push_add(METRIC).await.unwrap_err();
+    let response = "HTTP/1.1 307 Temporary Redirect\r\nLocation: http://hush:hush@127.0.0.1:1/x?hush\r\n\r\n";
+    let error = Server::responding(response).await.gateway().push_add(METRIC).await.unwrap_err();
     assert_eq!(error.status(), Some(307));
     assert!(error.to_string().contains(" a redirect to http://127.0.0.1:1/x?***: "), "{error}");
-    assert!(!shown(&error).contains("hush"));
+    assert!(!display_and_debug(&error).contains("hush"));
 }
 
 #[tokio::test]
-async fn a_refusal_carries_what_the_gateway_says() {
-    let answer = "HTTP/1.1 400 Bad Request\r\nContent-Length: 44\r\n\r\npushed metrics are invalid:\r\n  type conflict";
-    let server = Server::answering(answer).await;
+async fn refusal_contains_the_gateways_message() {
+    let response =
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: 44\r\n\r\npushed metrics are invalid:\r\n  type conflict";
+    let server = Server::responding(response).await;
     let error = server.gateway().push_replace(METRIC).await.unwrap_err();
     assert!(error.is_refused() && !error.is_timeout() && !error.is_config());
     assert_eq!(error.status(), Some(400));
@@ -244,7 +245,7 @@ async fn a_refusal_carries_what_the_gateway_says() {
         )
     );
 
-    let server = Server::answering("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
+    let server = Server::responding("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
     let error = server.gateway().delete().await.unwrap_err();
     assert_eq!(error.status(), Some(500));
     let expected =
@@ -253,7 +254,7 @@ async fn a_refusal_carries_what_the_gateway_says() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_text_is_shown_as_far_as_it_is() {
+async fn invalid_utf8_in_the_body_is_replaced() {
     let server = Server::start(|mut connection| async move {
         connection.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\nbad \xff\xfe\x1b value").await.unwrap();
     })
@@ -263,7 +264,7 @@ async fn a_body_that_is_no_text_is_shown_as_far_as_it_is() {
 }
 
 #[tokio::test]
-async fn an_endless_body_neither_fills_memory_nor_holds_the_push() {
+async fn endless_body_is_cut_off() {
     let server = Server::start(|mut connection| async move {
         connection.write_all(b"HTTP/1.1 500 Internal Server Error\r\n\r\n").await.unwrap();
         while connection.write_all(&[b'x'; 8192]).await.is_ok() {}
@@ -285,7 +286,7 @@ async fn an_endless_body_neither_fills_memory_nor_holds_the_push() {
 }
 
 #[tokio::test]
-async fn a_body_that_dribbles_does_not_hold_the_push() {
+async fn slow_body_does_not_delay_the_push() {
     let server = Server::start(|mut connection| async move {
         connection.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\nbusy").await.unwrap();
         while connection.write_all(b".").await.is_ok() {
@@ -301,7 +302,7 @@ async fn a_body_that_dribbles_does_not_hold_the_push() {
 }
 
 #[tokio::test]
-async fn an_answer_that_dribbles_runs_into_the_timeout() {
+async fn slow_response_head_times_out() {
     let server = Server::start(|mut connection| async move {
         for byte in b"HTTP/1.1 200 OK\r\n".iter().chain(std::iter::repeat(&b'x')) {
             if connection.write_all(&[*byte]).await.is_err() {
@@ -318,7 +319,7 @@ async fn an_answer_that_dribbles_runs_into_the_timeout() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_silent_runs_into_the_timeout() {
+async fn silent_gateway_times_out() {
     let server = Server::start(|connection| async move {
         let _open = connection;
         std::future::pending::<()>().await;
@@ -335,38 +336,38 @@ async fn a_gateway_that_is_silent_runs_into_the_timeout() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_not_there_is_told_as_that() {
+async fn refused_connection_is_named_in_the_error() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let gateway = Pushgateway::new(format!("http://hush:hush@{address}"), "job").unwrap();
     let error = gateway.push_add(METRIC).await.unwrap_err();
     assert!(!error.is_timeout() && !error.is_refused() && !error.is_config());
     assert_eq!(error.to_string(), format!("POST http://{address}/metrics/job/job failed: nobody answers there"));
     assert!(format!("{error:?}").to_lowercase().contains("connection refused"), "{error:?}");
-    assert!(!shown(&error).contains("hush"));
+    assert!(!display_and_debug(&error).contains("hush"));
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_a_broken_connection() {
-    for answer in ["SSH-2.0-OpenSSH_9.2\r\n", "", "HTTP/1.1 2"] {
-        let server = Server::answering(answer).await;
+async fn invalid_http_is_a_broken_connection() {
+    for response in ["SSH-2.0-OpenSSH_9.2\r\n", "", "HTTP/1.1 2"] {
+        let server = Server::responding(response).await;
         let error = server.gateway().push_add(METRIC).await.unwrap_err();
         assert!(!error.is_timeout() && !error.is_refused() && !error.is_config());
         assert!(
             error.to_string().ends_with("failed: the connection broke, or carried no HTTP"),
-            "{answer:?}: {error:?}"
+            "{response:?}: {error:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn nothing_shows_credentials() {
+async fn errors_and_debug_output_redact_credentials() {
     let silent = Server::start(|connection| async move {
         let _open = connection;
         std::future::pending::<()>().await;
     })
     .await;
-    let refusing = Server::answering("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await;
-    let garbled = Server::answering("hello\r\n").await;
+    let refusing = Server::responding("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await;
+    let garbled = Server::responding("hello\r\n").await;
     for server in [&silent, &refusing, &garbled] {
         let gateway = Pushgateway::new(format!("http://hush:hu%73h@{}", server.address), "job")
             .unwrap()
@@ -376,18 +377,18 @@ async fn nothing_shows_credentials() {
             [gateway.clone(), gateway.clone().with_basic_auth("hush", "hush"), gateway.with_bearer_token("hush")]
         {
             let error = gateway.push_add(METRIC).await.unwrap_err();
-            let text = format!("{} {gateway:?} {gateway:#?}", shown(&error));
+            let text = format!("{} {gateway:?} {gateway:#?}", display_and_debug(&error));
             // base64 of "hush:hush"
             assert!(!text.contains("hush") && !text.contains("aHVzaDpodXNo"), "{text}");
         }
     }
 }
 
-// ---- What needs environment variables, and so a process of its own.
+// ---- Tests that need environment variables, and so a child process.
 
-/// Pushes to `PUSH_URL` and prints what came of it. Run by [`push_in_child`].
+/// Pushes to `PUSH_URL` and prints the result. [`push_in_child`] runs it.
 #[test]
-#[ignore = "other tests run it, in a process of its own"]
+#[ignore = "other tests run it in a child process"]
 fn child() {
     let Ok(url) = std::env::var("PUSH_URL") else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -411,22 +412,22 @@ async fn push_in_child(url: &str, variables: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn a_host_that_is_unknown_is_told_as_that() {
+async fn unknown_host_is_named_in_the_error() {
     let result = push_in_child("http://gateway.invalid:9091", &[]).await;
     let expected = "Err(POST http://gateway.invalid:9091/metrics/job/job failed: the name of its host is unknown: ";
     assert!(result.starts_with(expected), "{result}");
 }
 
 #[tokio::test]
-async fn a_proxy_is_used_but_not_for_this_machine() {
-    let proxy = Server::answering(OK).await;
+async fn proxy_is_used_except_for_loopback() {
+    let proxy = Server::responding(OK).await;
     let proxy_url = format!("http://{}", proxy.address);
     let result = push_in_child("http://gateway.invalid:9091", &[("HTTP_PROXY", &proxy_url)]).await;
     assert_eq!(result, "Ok(())");
     let request = proxy.request();
     assert!(request.starts_with("POST http://gateway.invalid:9091/metrics/job/job HTTP/1.1\r\n"), "{request}");
 
-    let gateway = Server::answering(OK).await;
+    let gateway = Server::responding(OK).await;
     for host in ["127.0.0.1", "localhost"] {
         let url = format!("http://{host}:{}", gateway.address.port());
         assert_eq!(push_in_child(&url, &[("HTTP_PROXY", &proxy_url), ("ALL_PROXY", &proxy_url)]).await, "Ok(())");
@@ -436,12 +437,12 @@ async fn a_proxy_is_used_but_not_for_this_machine() {
 }
 
 #[tokio::test]
-async fn an_error_of_the_way_to_a_proxy_names_the_proxy_and_not_its_password() {
+async fn proxy_error_names_the_proxy_without_its_password() {
     let url = "http://gateway.invalid:9091";
-    let away = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let with_password = format!("http://user:hush@hush@{away}");
+    let closed_port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let with_password = format!("http://user:hush@hush@{closed_port}");
     let result = push_in_child(url, &[("HTTP_PROXY", &with_password)]).await;
-    let expected = format!("Err(POST {url}/metrics/job/job failed: nobody answers at the proxy http://{away}: ");
+    let expected = format!("Err(POST {url}/metrics/job/job failed: nobody answers at the proxy http://{closed_port}: ");
     assert!(result.starts_with(&expected) && !result.contains("hush"), "{result}");
 
     let result = push_in_child(url, &[("ALL_PROXY", "proxy.invalid")]).await;
@@ -449,25 +450,25 @@ async fn an_error_of_the_way_to_a_proxy_names_the_proxy_and_not_its_password() {
         format!("Err(POST {url}/metrics/job/job failed: the name of the proxy http://proxy.invalid:80 is unknown: ");
     assert!(result.starts_with(&expected), "{result}");
 
-    // What the proxy says of the gateway is not the gateway's word.
-    let proxy = Server::answering("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n").await;
+    // A response of the proxy must not look like one of the gateway.
+    let proxy = Server::responding("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n").await;
     let proxy_url = format!("http://{}", proxy.address);
     let result = push_in_child(url, &[("HTTP_PROXY", &proxy_url)]).await;
     let expected =
         format!("Err(POST {url}/metrics/job/job was refused with 502 Bad Gateway through the proxy {proxy_url})");
     assert_eq!(result, expected);
 
-    // One that does not apply is not blamed.
+    // A proxy that does not apply is not named.
     let variables = [("HTTP_PROXY", proxy_url.as_str()), ("NO_PROXY", "gateway.invalid")];
     let result = push_in_child(url, &variables).await;
     let expected = "Err(POST http://gateway.invalid:9091/metrics/job/job failed: the name of its host is unknown: ";
     assert!(result.starts_with(expected), "{result}");
 }
 
-/// A proxy that forwards every request to one server, whatever host it is for.
+/// A proxy that forwards every request to one server, whatever its host.
 struct ForwardingProxy {
     url: String,
-    asked: Arc<Mutex<Vec<String>>>,
+    requested_hosts: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -475,8 +476,8 @@ impl ForwardingProxy {
     async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let asked = Arc::<Mutex<Vec<String>>>::default();
-        let kept = Arc::clone(&asked);
+        let requested_hosts = Arc::<Mutex<Vec<String>>>::default();
+        let request_log = Arc::clone(&requested_hosts);
         let task = tokio::spawn(async move {
             loop {
                 let (mut client, _) = listener.accept().await.unwrap();
@@ -484,20 +485,20 @@ impl ForwardingProxy {
                 let (line, rest) = request.split_once("\r\n").unwrap();
                 let [method, url, version] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
                 let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
-                kept.lock().unwrap().push(host.to_owned());
+                request_log.lock().unwrap().push(host.to_owned());
                 let mut upstream = TcpStream::connect(server).await.unwrap();
                 upstream.write_all(format!("{method} /{path} {version}\r\n{rest}").as_bytes()).await.unwrap();
-                let mut answer = vec![0; 1024];
-                let length = upstream.read(&mut answer).await.unwrap();
-                client.write_all(&answer[..length]).await.unwrap();
+                let mut response = vec![0; 1024];
+                let length = upstream.read(&mut response).await.unwrap();
+                client.write_all(&response[..length]).await.unwrap();
             }
         });
-        Self { url, asked, task }
+        Self { url, requested_hosts, task }
     }
 
-    /// The hosts of the requests since this was last called.
-    fn take_asked(&self) -> Vec<String> {
-        std::mem::take(&mut self.asked.lock().unwrap())
+    /// Hosts of the requests since the last call.
+    fn take_requested_hosts(&self) -> Vec<String> {
+        std::mem::take(&mut self.requested_hosts.lock().unwrap())
     }
 }
 
@@ -507,21 +508,21 @@ impl Drop for ForwardingProxy {
     }
 }
 
-/// An address of this machine in its network; `None`, said out loud, where it has none.
+/// A non-loopback address of this machine; without one, prints that and returns `None`.
 fn own_address() -> Option<std::net::IpAddr> {
-    // Nothing is sent: the system says which address it would send from.
+    // Sends nothing: `connect` on a UDP socket only selects the source address.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     let address = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr());
-    let found = address.ok().map(|address| address.ip()).filter(|address| !address.is_loopback());
-    if found.is_none() {
-        eprintln!("LEFT OUT: this machine has no network, nothing was tested with its address");
+    let ip = address.ok().map(|address| address.ip()).filter(|address| !address.is_loopback());
+    if ip.is_none() {
+        eprintln!("LEFT OUT: this machine has no network address to test with");
     }
-    found
+    ip
 }
 
 #[tokio::test]
-async fn only_loopback_and_no_proxy_are_exempt_from_the_proxy() {
-    let server = Server::answering(OK).await;
+async fn proxy_is_bypassed_for_loopback_and_no_proxy_only() {
+    let server = Server::responding(OK).await;
     let proxy = ForwardingProxy::start(server.address).await;
     let port = server.address.port();
     let push = async |host: &str, no_proxy: &str| {
@@ -530,20 +531,20 @@ async fn only_loopback_and_no_proxy_are_exempt_from_the_proxy() {
     };
     for host in ["127.0.0.1", "localhost", "LOCALHOST", "0.0.0.0", "[::ffff:127.0.0.1]"] {
         assert_eq!(push(host, "").await, "Ok(())", "{host}");
-        assert_eq!(proxy.take_asked(), [""; 0], "{host} is this machine");
+        assert_eq!(proxy.take_requested_hosts(), [""; 0], "{host} is a loopback address");
     }
-    // The server does not listen there.
+    // The server does not listen on these addresses.
     for host in ["127.8.8.8", "[::1]", "gateway.localhost"] {
         let result = push(host, "").await;
         assert!(result.contains(" failed: "), "{host}: {result}");
-        assert_eq!(proxy.take_asked(), [""; 0], "{host} is this machine");
+        assert_eq!(proxy.take_requested_hosts(), [""; 0], "{host} is a loopback address");
     }
     let own = gethostname::gethostname().into_string().unwrap();
     let own_address = own_address().map(|address| address.to_string());
     let hosts = ["gateway.example", own.as_str(), "192.0.2.7"].into_iter().chain(own_address.as_deref());
     for host in hosts {
         assert_eq!(push(host, "").await, "Ok(())", "{host}");
-        assert_eq!(proxy.take_asked(), [format!("{host}:{port}")]);
+        assert_eq!(proxy.take_requested_hosts(), [format!("{host}:{port}")]);
     }
     assert!(
         server.requests.lock().unwrap().iter().all(|request| request.starts_with("POST /metrics/job/job HTTP/1.1"))
@@ -553,19 +554,19 @@ async fn only_loopback_and_no_proxy_are_exempt_from_the_proxy() {
     for no_proxy in ["gateway.invalid", "invalid", ".invalid", "other.example, gateway.invalid", "*"] {
         let result = push("gateway.invalid", no_proxy).await;
         assert!(result.contains(unknown), "NO_PROXY={no_proxy}: {result}");
-        assert_eq!(proxy.take_asked(), [""; 0], "NO_PROXY={no_proxy}");
+        assert_eq!(proxy.take_requested_hosts(), [""; 0], "NO_PROXY={no_proxy}");
     }
     for no_proxy in ["way.invalid", "other.example"] {
         let result = push("gateway.invalid", no_proxy).await;
         assert_eq!(result, "Ok(())", "NO_PROXY={no_proxy}");
-        assert_eq!(proxy.take_asked(), [format!("gateway.invalid:{port}")]);
+        assert_eq!(proxy.take_requested_hosts(), [format!("gateway.invalid:{port}")]);
     }
     if let Some(address) = own_address {
-        // The server listens on the loopback address alone, so that it is not reached without the proxy.
+        // The server listens on loopback only, so a request without the proxy fails.
         for no_proxy in [address.clone(), format!("{address}/16")] {
             let result = push(&address, &no_proxy).await;
             assert!(result.contains("failed: nobody answers there: "), "NO_PROXY={no_proxy}: {result}");
-            assert_eq!(proxy.take_asked(), [""; 0], "NO_PROXY={no_proxy}");
+            assert_eq!(proxy.take_requested_hosts(), [""; 0], "NO_PROXY={no_proxy}");
         }
     }
 }
@@ -589,14 +590,14 @@ mod tls {
     }
 
     impl Certificate {
-        fn of(host: &str) -> Self {
-            let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
+        fn for_host(host: &str) -> Self {
+            let generated = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
             let mut pem = tempfile::NamedTempFile::new().unwrap();
-            pem.write_all(made.cert.pem().as_bytes()).unwrap();
-            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+            pem.write_all(generated.cert.pem().as_bytes()).unwrap();
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(generated.signing_key.serialize_der()));
             let config = ServerConfig::builder()
                 .with_no_client_auth()
-                .with_single_cert(vec![made.cert.der().clone()], key)
+                .with_single_cert(vec![generated.cert.der().clone()], key)
                 .unwrap();
             Self { pem, config: Arc::new(config) }
         }
@@ -606,33 +607,33 @@ mod tls {
         }
     }
 
-    /// Answers with 200 whoever trusts the certificate; others are let go.
+    /// Responds with 200 to clients that trust the certificate; other handshakes fail.
     async fn start(certificate: &Certificate) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let acceptor = TlsAcceptor::from(Arc::clone(&certificate.config));
         let requests = Arc::<Mutex<Vec<String>>>::default();
-        let kept = Arc::clone(&requests);
+        let request_log = Arc::clone(&requests);
         tokio::spawn(async move {
             loop {
                 let (connection, _) = listener.accept().await.unwrap();
                 let Ok(mut connection) = acceptor.accept(connection).await else { continue };
-                answer(&mut connection, &kept).await;
+                respond(&mut connection, &request_log).await;
             }
         });
         (address, requests)
     }
 
-    async fn answer(connection: &mut (impl AsyncRead + AsyncWrite + Unpin), kept: &Mutex<Vec<String>>) {
+    async fn respond(connection: &mut (impl AsyncRead + AsyncWrite + Unpin), request_log: &Mutex<Vec<String>>) {
         let request = read_request(connection).await;
-        kept.lock().unwrap().push(request);
+        request_log.lock().unwrap().push(request);
         connection.write_all(OK.as_bytes()).await.unwrap();
         connection.shutdown().await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_certificate_that_the_system_trusts_is_enough() {
-        let certificate = Certificate::of("localhost");
+    async fn system_trusted_certificate_is_accepted() {
+        let certificate = Certificate::for_host("localhost");
         let (address, requests) = start(&certificate).await;
         let url = format!("https://user:password@localhost:{}/gw", address.port());
         let result = push_in_child(&url, &[("SSL_CERT_FILE", certificate.path())]).await;
@@ -644,12 +645,12 @@ mod tls {
     }
 
     #[tokio::test]
-    async fn any_other_certificate_is_an_error() {
-        let certificate = Certificate::of("localhost");
+    async fn untrusted_or_mismatched_certificate_is_an_error() {
+        let certificate = Certificate::for_host("localhost");
         let (address, requests) = start(&certificate).await;
         let url = format!("https://hush:hush@localhost:{}", address.port());
-        let other = Certificate::of("localhost");
-        // One that is not trusted, and one for another host.
+        let other = Certificate::for_host("localhost");
+        // An untrusted certificate, and one for another host.
         let untrusted = push_in_child(&url, &[("SSL_CERT_FILE", other.path())]).await;
         let by_address = format!("https://hush:hush@{address}");
         let wrong_host = push_in_child(&by_address, &[("SSL_CERT_FILE", certificate.path())]).await;
@@ -664,25 +665,25 @@ mod tls {
     }
 
     #[tokio::test]
-    async fn without_any_certificate_the_text_says_what_to_do() {
+    async fn missing_certificates_are_an_error_for_https_only() {
         let empty = tempfile::NamedTempFile::new().unwrap();
         let result = push_in_child("https://localhost:1", &[("SSL_CERT_FILE", empty.path().to_str().unwrap())]).await;
         assert!(result.starts_with("Err(cannot set up a client for gateway https://localhost:1: "), "{result}");
-        // Plain http asks for none.
-        let server = Server::answering(OK).await;
+        // Plain HTTP needs no certificates.
+        let server = Server::responding(OK).await;
         let url = format!("http://{}", server.address);
         assert_eq!(push_in_child(&url, &[("SSL_CERT_FILE", empty.path().to_str().unwrap())]).await, "Ok(())");
     }
 
     #[tokio::test]
-    async fn a_gateway_that_speaks_no_tls_is_an_error() {
+    async fn plain_text_gateway_is_an_error_for_https() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let plain = tokio::spawn(async move {
             let (mut connection, _) = listener.accept().await.unwrap();
             connection.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\nthis is plain http").await.unwrap();
         });
-        let certificate = Certificate::of("localhost");
+        let certificate = Certificate::for_host("localhost");
         let result = push_in_child(&url, &[("SSL_CERT_FILE", certificate.path())]).await;
         let start = format!("Err(POST {url}/metrics/job/job failed: could not connect: ");
         assert!(result.starts_with(&start), "{result}");
@@ -690,7 +691,7 @@ mod tls {
     }
 }
 
-// ---- The real gateway.
+// ---- A real gateway.
 
 struct RealGateway {
     process: Child,
@@ -700,13 +701,13 @@ struct RealGateway {
 
 impl Drop for RealGateway {
     fn drop(&mut self) {
-        // It may be gone already.
+        // Both fail if the process has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// A gateway under `prefix`, ready to be pushed to; `None`, and said out loud, where none is installed.
+/// Starts a gateway under `prefix` and waits until it is ready; without the program, prints that and returns `None`.
 async fn real_gateway(prefix: &str) -> Option<RealGateway> {
     const BINARY: &str = "prometheus-pushgateway";
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -726,9 +727,9 @@ async fn real_gateway(prefix: &str) -> Option<RealGateway> {
                 assert_ne!(
                     std::env::var("TSM_REQUIRE_SERVERS").as_deref(),
                     Ok("1"),
-                    "{BINARY} is not installed, and TSM_REQUIRE_SERVERS=1 asks for it"
+                    "{BINARY} is not installed, but TSM_REQUIRE_SERVERS=1 requires it"
                 );
-                eprintln!("LEFT OUT: {BINARY} is not installed, nothing was tested against it");
+                eprintln!("LEFT OUT: {BINARY} is not installed, skipping this test");
                 return None;
             }
             Err(error) => panic!("cannot start {BINARY}: {error}"),
@@ -737,8 +738,8 @@ async fn real_gateway(prefix: &str) -> Option<RealGateway> {
         let mut gateway = RealGateway { process, base, http: http.clone() };
         let give_up = Instant::now() + Duration::from_secs(20);
         while Instant::now() < give_up && gateway.process.try_wait().unwrap().is_none() {
-            let answer = gateway.get("/-/ready").await;
-            if answer.is_ok_and(|answer| answer.status().is_success()) {
+            let response = gateway.get("/-/ready").await;
+            if response.is_ok_and(|response| response.status().is_success()) {
                 return Some(gateway);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -756,12 +757,12 @@ impl RealGateway {
         self.http.get(format!("{}{path}", self.base)).send().await
     }
 
-    /// The groups as its API lists them.
+    /// Groups as listed by the gateway's API.
     async fn groups(&self) -> Vec<serde_json::Value> {
         let text = self.get("/api/v1/metrics").await.unwrap().text().await.unwrap();
-        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(answer["status"], "success", "{text}");
-        answer["data"].as_array().cloned().unwrap_or_default()
+        let response: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(response["status"], "success", "{text}");
+        response["data"].as_array().cloned().unwrap_or_default()
     }
 
     async fn exposition(&self) -> String {
@@ -788,24 +789,24 @@ async fn post_put_and_delete(gateway: &RealGateway) {
 
     client.delete().await.unwrap();
     client.delete().await.unwrap();
-    // It answers 202 and removes the group shortly after.
+    // The gateway answers 202 and removes the group shortly afterwards.
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     let mut text = gateway.exposition().await;
     while text.contains("profile=\"a/b\"") {
         assert!(std::time::Instant::now() < deadline, "DELETE removes the group: {text}");
         text = gateway.exposition().await;
     }
-    assert!(text.contains("rows{instance=\"\",job=\"batch\",profile=\"c\"} 7\n"), "and no other: {text}");
+    assert!(text.contains("rows{instance=\"\",job=\"batch\",profile=\"c\"} 7\n"), "DELETE keeps other groups: {text}");
 }
 
 #[tokio::test]
-async fn the_real_gateway_keeps_replaces_and_removes() {
+async fn real_gateway_adds_replaces_and_deletes() {
     let Some(gateway) = real_gateway("/").await else { return };
     post_put_and_delete(&gateway).await;
 }
 
 #[tokio::test]
-async fn the_real_gateway_is_reached_under_a_path_prefix() {
+async fn real_gateway_is_reached_under_a_path_prefix() {
     let Some(gateway) = real_gateway("/gw").await else { return };
     post_put_and_delete(&gateway).await;
     let root = gateway.base.strip_suffix("/gw").unwrap();
@@ -814,7 +815,7 @@ async fn the_real_gateway_is_reached_under_a_path_prefix() {
 }
 
 #[tokio::test]
-async fn the_real_gateway_says_why_it_refuses() {
+async fn real_gateway_refusal_gives_the_reason() {
     let Some(gateway) = real_gateway("/").await else { return };
     let error = gateway.client("batch").push_add("rows one\n").await.unwrap_err();
     assert_eq!(error.status(), Some(400));
@@ -826,7 +827,7 @@ async fn the_real_gateway_says_why_it_refuses() {
     assert_eq!(error.to_string(), expected);
 }
 
-/// Any text at all, with what is special in paths and URLs more often than chance has it.
+/// Arbitrary text, biased towards characters that are special in paths and URLs.
 fn value() -> impl Strategy<Value = String> {
     let special = [
         "", ".", "..", "/", "//", "%2F", "%2e", "%", "+", " ", "\\", "\"", "\n", "\0", "?", "#", ";", "=", "ä", "日本",
@@ -840,7 +841,7 @@ fn value() -> impl Strategy<Value = String> {
 }
 
 #[test]
-fn any_job_and_value_comes_back_from_the_real_gateway() {
+fn any_job_and_grouping_value_round_trips_through_a_real_gateway() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let Some(gateway) = runtime.block_on(real_gateway("/")) else { return };
     let persistence = FileFailurePersistence::SourceParallel("proptest-regressions");
@@ -849,15 +850,15 @@ fn any_job_and_value_comes_back_from_the_real_gateway() {
         failure_persistence: Some(Box::new(persistence)),
         ..Config::with_cases(200)
     };
-    let given = (value().prop_filter("a job has a name", |job| !job.is_empty()), value(), value());
-    let result = TestRunner::new(config).run(&given, |(job, first, second)| {
+    let strategy = (value().prop_filter("a job has a name", |job| !job.is_empty()), value(), value());
+    let result = TestRunner::new(config).run(&strategy, |(job, first, second)| {
         runtime.block_on(async {
             let client = gateway.client(&job).with_grouping_label("first", &first).unwrap();
             let client = client.with_grouping_label("second", &second).unwrap();
             client.push_add(METRIC).await.map_err(|error| TestCaseError::fail(format!("{error:?}")))?;
             let groups = gateway.groups().await;
             client.delete().await.map_err(|error| TestCaseError::fail(format!("{error:?}")))?;
-            // It answers 202 and removes the group shortly after.
+            // The gateway answers 202 and removes the group shortly afterwards.
             let deadline = std::time::Instant::now() + Duration::from_secs(10);
             while !gateway.groups().await.is_empty() {
                 prop_assert!(std::time::Instant::now() < deadline, "the group is not removed");

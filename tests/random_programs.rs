@@ -1,6 +1,7 @@
-//! Random programs of spans, run for real and by a model written from the contract: the metrics must be the same.
+//! Random programs of spans, executed with real spans and by a model of the contract; both must give the same
+//! metrics.
 #![cfg(feature = "pushgateway")]
-// Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
+// Clippy exempts `#[test]` functions only, not the functions they share.
 #![allow(clippy::print_stderr, clippy::unwrap_used)]
 
 mod support;
@@ -9,8 +10,8 @@ mod support;
 mod model;
 #[path = "random_programs/program.rs"]
 mod program;
-#[path = "random_programs/real.rs"]
-mod real;
+#[path = "random_programs/runner.rs"]
+mod runner;
 
 use program::{Node, node};
 use proptest::prelude::*;
@@ -18,31 +19,31 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use support::Pipeline;
 use tracing_stage_metrics::FailurePolicy::{self, ErrorEvents, ErrorsWithin, ReturnedError};
 
-/// What is compared: the series that are not zero, and the active gauges each time the program looked.
+/// The compared results: series that are not zero, and the active gauges at each `ReadActive` step.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Seen {
+struct Observed {
     totals: Vec<String>,
     runs: Vec<String>,
     failures: Vec<String>,
-    looks: Vec<Vec<String>>,
+    active_readings: Vec<Vec<String>>,
 }
 
-fn really(programs: &[Node], policy: FailurePolicy) -> Seen {
+fn measure(programs: &[Node], policy: FailurePolicy) -> Observed {
     let pipeline = Pipeline::under(policy);
-    let looks = real::run(&pipeline, programs);
+    let active_readings = runner::run(&pipeline, programs);
     let now = pipeline.now();
     assert!(now.active().is_empty(), "{:?}", now.active());
     let mut totals = now.totals();
-    // A stage whose id changed is known under both.
+    // A stage whose id changed has series under both ids.
     totals.retain(|line| !line.ends_with(" 0 0"));
-    Seen { totals, runs: now.runs(), failures: now.failures(), looks }
+    Observed { totals, runs: now.runs(), failures: now.failures(), active_readings }
 }
 
 fn check(cases: u32, programs: impl Strategy<Value = Vec<Node>>) {
-    // The panics that are on purpose say nothing.
+    // Intended panics print nothing.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if !info.payload().is::<real::OnPurpose>() {
+        if !info.payload().is::<runner::IntendedPanic>() {
             hook(info);
         }
     }));
@@ -54,27 +55,27 @@ fn check(cases: u32, programs: impl Strategy<Value = Vec<Node>>) {
     let policy = prop_oneof![Just(ErrorEvents), Just(ReturnedError), Just(ErrorsWithin)];
     let result = TestRunner::new(config).run(&(programs, policy), |(programs, policy)| {
         let expected = model::run(&programs, policy);
-        prop_assume!(expected.is_some(), "the contract leaves it open");
-        prop_assert_eq!(really(&programs, policy), expected.unwrap());
+        prop_assume!(expected.is_some(), "the contract leaves this program open");
+        prop_assert_eq!(measure(&programs, policy), expected.unwrap());
         Ok(())
     });
     result.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[test]
-fn random_programs_are_measured_as_the_contract_says() {
+fn random_programs_give_the_metrics_of_the_model() {
     check(400, prop::collection::vec(node(), 1..5));
 }
 
 #[test]
-fn the_model_tells_programs_apart() {
+fn model_counts_stages_errors_and_panics() {
     let stage = |stage: &'static str| Node { stage: Some(stage), ..Node::stage() };
-    let of = |program: Node| model::run(&[program], ErrorEvents).unwrap();
-    assert_eq!(of(stage("a")).runs, ["a,, 1"]);
-    assert_eq!(of(stage("b")).totals, ["b 1 0"]);
+    let observed = |program: Node| model::run(&[program], ErrorEvents).unwrap();
+    assert_eq!(observed(stage("a")).runs, ["a,, 1"]);
+    assert_eq!(observed(stage("b")).totals, ["b 1 0"]);
     let failing = Node { steps: vec![program::Step::Error], ..stage("a") };
-    assert_eq!(of(failing).failures, ["a,,error 1"]);
+    assert_eq!(observed(failing).failures, ["a,,error 1"]);
     let panicking = Node { steps: vec![program::Step::Panic], ..stage("a") };
-    assert_eq!(of(panicking.clone()).failures, ["a,,panic 1"]);
-    assert_eq!(of(panicking.clone()), really(&[panicking], ErrorEvents));
+    assert_eq!(observed(panicking.clone()).failures, ["a,,panic 1"]);
+    assert_eq!(observed(panicking.clone()), measure(&[panicking], ErrorEvents));
 }

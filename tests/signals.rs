@@ -1,15 +1,16 @@
-//! SIGTERM and SIGINT with `with_flush_on_signals()`: the last state is delivered, then the process dies of that signal.
+//! SIGTERM and SIGINT with `with_flush_on_signals()`: the final state is delivered, then the signal kills the
+//! process.
 #![cfg(all(feature = "pushgateway", unix))]
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 mod support;
 
+#[path = "signals/not_caught.rs"]
+mod not_caught;
 #[path = "signals/one_guard.rs"]
 mod one_guard;
 #[path = "signals/scenarios.rs"]
 mod scenarios;
-#[path = "signals/without_it.rs"]
-mod without_it;
 
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
@@ -23,32 +24,32 @@ use support::exposition::{self, Exposition};
 use support::mock_gateway::Answer;
 use support::{MockGateway, Reply, servers};
 
-/// What a busy machine may add to a time that is kept.
+/// Margin for a busy machine on top of a deadline.
 const SLACK: Duration = Duration::from_millis(1_500);
 
 fn command(scenario: &str, url: &str) -> Command {
-    let mut command = child::command("scenarios::end_as_told", scenario);
+    let mut command = child::command("scenarios::run_scenario", scenario);
     command.env("TV_PROMETHEUS_PUSHGATEWAY", url).env("TV_PROMETHEUS_JOB", "j");
     command.env("TV_PROMETHEUS_PUSH_INTERVAL", "1h").env("TV_PROMETHEUS_FLUSH_TIMEOUT", "20s");
     command
 }
 
-/// A child that has run its stage, and the gateway that took its first push.
+/// Starts a child and waits until it has run its stage and the gateway has its first push.
 #[track_caller]
-fn started(scenario: &str, server: &MockGateway) -> Running {
+fn start_and_await_push(scenario: &str, server: &MockGateway) -> Running {
     let mut running = child::start(command(scenario, &server.url()));
     running.await_line("it works");
     server.await_requests(1);
     running
 }
 
-fn holding_gate() -> MockGateway {
+fn held_gate() -> MockGateway {
     MockGateway::start([Reply::Held(Answer::new(200))])
 }
 
-/// The same, at the gate: it asks there when its first push is through.
+/// Starts a child and waits until it asks at the gate and the gateway has its first push.
 #[track_caller]
-fn at_the_gate(scenario: &str, server: &MockGateway, gate: &MockGateway) -> Running {
+fn start_at_gate(scenario: &str, server: &MockGateway, gate: &MockGateway) -> Running {
     let mut command = command(scenario, &server.url());
     command.env(GATE, gate.addr().to_string());
     let running = child::start(command);
@@ -62,10 +63,10 @@ fn last_push(server: &MockGateway) -> Exposition {
     exposition::parse(server.requests().last().unwrap().text())
 }
 
-/// The one series with these labels, whatever the gateway adds.
+/// The value of the only series with these labels; the gateway may add more labels.
 #[track_caller]
-fn value(found: &Exposition, name: &str, labels: &[(&str, &str)]) -> f64 {
-    let samples = found.matching(name, labels);
+fn value(exposition: &Exposition, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let samples = exposition.matching(name, labels);
     assert_eq!(samples.len(), 1, "{name}{labels:?}: {samples:?}");
     samples[0].value
 }
@@ -81,26 +82,29 @@ fn assert_reported(ended: &Ended, report: &str) {
     assert!(ended.stdout.contains(report), "{ended:?}");
 }
 
-/// What the final flush of a run that a signal ended carries.
+/// Asserts the final state of a run that a signal ended.
 #[track_caller]
-fn assert_interrupted(found: &Exposition) {
-    assert_eq!(value(found, "last_value", &[]), 42.0, "the last recorded value");
-    assert_eq!(value(found, "quant_stage_total", &[("stage_id", "done"), ("status", "success")]), 1.0);
-    assert_eq!(value(found, "quant_stage_total", &[("stage_id", "open"), ("status", "failure")]), 1.0);
-    assert_eq!(value(found, "quant_stage_failures_total", &[("stage_id", "open"), ("reason", "interrupted")]), 1.0);
-    assert_eq!(value(found, "quant_stage_duration_seconds_count", &[("stage_id", "open")]), 1.0);
-    assert_eq!(value(found, "quant_stage_active", &[("stage_id", "open")]), 0.0);
-    assert_eq!(value(found, "quant_stage_active", &[("stage_id", "done")]), 0.0);
-    assert!(value(found, "quant_run_duration_seconds", &[]) > 0.0);
-    assert!(value(found, "quant_run_last_completion_timestamp_seconds", &[]) > 1.7e9);
-    assert!(found.family("quant_run_last_success_timestamp_seconds").is_none(), "it was no success");
+fn assert_interrupted(exposition: &Exposition) {
+    assert_eq!(value(exposition, "last_value", &[]), 42.0, "the last recorded value");
+    assert_eq!(value(exposition, "quant_stage_total", &[("stage_id", "done"), ("status", "success")]), 1.0);
+    assert_eq!(value(exposition, "quant_stage_total", &[("stage_id", "open"), ("status", "failure")]), 1.0);
+    assert_eq!(
+        value(exposition, "quant_stage_failures_total", &[("stage_id", "open"), ("reason", "interrupted")]),
+        1.0
+    );
+    assert_eq!(value(exposition, "quant_stage_duration_seconds_count", &[("stage_id", "open")]), 1.0);
+    assert_eq!(value(exposition, "quant_stage_active", &[("stage_id", "open")]), 0.0);
+    assert_eq!(value(exposition, "quant_stage_active", &[("stage_id", "done")]), 0.0);
+    assert!(value(exposition, "quant_run_duration_seconds", &[]) > 0.0);
+    assert!(value(exposition, "quant_run_last_completion_timestamp_seconds", &[]) > 1.7e9);
+    assert!(exposition.family("quant_run_last_success_timestamp_seconds").is_none(), "the run is no success");
 }
 
 #[test]
-fn a_signal_flushes_reports_once_and_kills() {
+fn signal_flushes_reports_once_and_kills() {
     for signal in [Signal::TERM, Signal::INT] {
         let server = MockGateway::ok();
-        let running = started("in a stage", &server);
+        let running = start_and_await_push("in a stage", &server);
         running.signal(signal);
         let ended = running.wait();
         assert_died_of(&ended, signal);
@@ -112,7 +116,7 @@ fn a_signal_flushes_reports_once_and_kills() {
 }
 
 #[test]
-fn the_real_gateway_has_it() {
+fn signal_delivers_to_a_real_gateway() {
     let Some(server) = support::pushgateway() else { return };
     for signal in [Signal::TERM, Signal::INT] {
         let mut running = child::start(command("in a stage", &server.url()));
@@ -124,9 +128,9 @@ fn the_real_gateway_has_it() {
 }
 
 #[test]
-fn in_the_middle_of_a_runtime() {
+fn signal_interrupts_tasks_of_a_runtime() {
     let server = MockGateway::ok();
-    let running = started("runtime", &server);
+    let running = start_and_await_push("runtime", &server);
     running.signal(Signal::TERM);
     let ended = running.wait();
     assert_died_of(&ended, Signal::TERM);
@@ -139,7 +143,7 @@ fn in_the_middle_of_a_runtime() {
 }
 
 #[test]
-fn a_silent_gateway_does_not_keep_it_alive() {
+fn silent_gateway_delays_death_until_the_timeout_only() {
     for replies in [vec![Reply::Silent], vec![Reply::ok(), Reply::Silent]] {
         let server = MockGateway::start(replies);
         let mut command = command("in a stage", &server.url());
@@ -147,10 +151,10 @@ fn a_silent_gateway_does_not_keep_it_alive() {
         let mut running = child::start(command);
         running.await_line("it works");
         server.await_requests(1);
-        let begun = Instant::now();
+        let start = Instant::now();
         running.signal(Signal::TERM);
         let ended = running.wait();
-        assert!(begun.elapsed() < Duration::from_millis(700) + SLACK, "{:?}", begun.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(700) + SLACK, "{:?}", start.elapsed());
         assert_died_of(&ended, Signal::TERM);
         assert_reported(&ended, "the report: done (1, 0), open (1, 1)");
         assert_eq!(ended.stderr.matches("the last state of the metrics was not delivered").count(), 1, "{ended:?}");
@@ -158,27 +162,27 @@ fn a_silent_gateway_does_not_keep_it_alive() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_kills_at_once() {
     for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
         let server = MockGateway::start([Reply::ok(), Reply::Silent]);
-        let running = started("in a stage", &server);
+        let running = start_and_await_push("in a stage", &server);
         running.signal(first);
         server.await_requests(2);
-        let begun = Instant::now();
+        let start = Instant::now();
         running.signal(second);
         let ended = running.wait();
-        assert!(begun.elapsed() < SLACK, "it has 20 s for the flush and took {:?}", begun.elapsed());
+        assert!(start.elapsed() < SLACK, "the flush timeout is 20 s, the process took {:?}", start.elapsed());
         assert_died_of(&ended, second);
         assert_eq!(ended.stdout.matches("the report: ").count(), 0, "{ended:?}");
     }
 }
 
 #[test]
-fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+fn signal_ignored_at_start_stays_ignored() {
     for (ignored, other) in [(Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)] {
         let name = if ignored == Signal::TERM { "TERM" } else { "INT" };
-        let (server, gate) = (MockGateway::ok(), holding_gate());
-        let running = ignoring(name, "through the gate", &server, &gate);
+        let (server, gate) = (MockGateway::ok(), held_gate());
+        let running = start_ignoring(name, "through the gate", &server, &gate);
         running.signal(ignored);
         gate.release();
         let ended = running.wait();
@@ -188,9 +192,9 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
         assert_eq!(value(&last, "last_value", &[]), 42.0);
         assert!(value(&last, "quant_run_last_success_timestamp_seconds", &[]) > 1.7e9, "the run was a success");
 
-        // The other one is not.
-        let (server, gate) = (MockGateway::ok(), holding_gate());
-        let running = ignoring(name, "through the gate", &server, &gate);
+        // The other signal is still caught.
+        let (server, gate) = (MockGateway::ok(), held_gate());
+        let running = start_ignoring(name, "through the gate", &server, &gate);
         running.signal(other);
         let ended = running.wait();
         assert_died_of(&ended, other);
@@ -200,9 +204,9 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     }
 }
 
-/// A child at the gate, started as `nohup` would: with a signal ignored.
+/// Starts a child at the gate with a signal ignored, as `nohup` does.
 #[track_caller]
-fn ignoring(signal: &str, scenario: &str, server: &MockGateway, gate: &MockGateway) -> Running {
+fn start_ignoring(signal: &str, scenario: &str, server: &MockGateway, gate: &MockGateway) -> Running {
     let inner = command(scenario, &server.url());
     let mut command = Command::new("sh");
     command.args(["-c", &format!("trap '' {signal}; exec \"$0\" \"$@\"")]);
@@ -215,7 +219,7 @@ fn ignoring(signal: &str, scenario: &str, server: &MockGateway, gate: &MockGatew
 }
 
 #[test]
-fn with_the_guard_gone_signals_act_as_if_never_caught() {
+fn signal_after_the_guard_takes_its_default_action() {
     for signal in [Signal::TERM, Signal::INT] {
         let server = MockGateway::ok();
         let mut running = child::start(command("guard gone", &server.url()));
@@ -229,11 +233,12 @@ fn with_the_guard_gone_signals_act_as_if_never_caught() {
     }
 }
 
-/// The run has ended well when the signal comes: it is delivered so, once, and then the process dies of the signal.
+/// The run has succeeded before the signal arrives: that state is delivered once, then the process dies of the
+/// signal.
 #[test]
-fn while_the_guard_makes_its_own_final_flush() {
+fn signal_during_shutdown_keeps_one_final_flush() {
     let (server, gate) = (MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]), MockGateway::ok());
-    let running = at_the_gate("shutdown through the gate", &server, &gate);
+    let running = start_at_gate("shutdown through the gate", &server, &gate);
     server.await_requests(2);
     running.signal(Signal::TERM);
     server.release();
@@ -246,13 +251,13 @@ fn while_the_guard_makes_its_own_final_flush() {
     assert!(value(&last, "quant_run_last_success_timestamp_seconds", &[]) > 1.7e9);
 }
 
-/// However close it comes to the end of the flush, the signal is not lost: the process would go on for ever.
+/// A lost signal would leave the process running for ever.
 #[test]
-fn a_signal_as_the_final_flush_ends_is_not_lost() {
+fn signal_at_the_end_of_the_final_flush_is_not_lost() {
     for round in 0..30 {
         let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]);
         let gate = MockGateway::ok();
-        let running = at_the_gate("shutdown through the gate", &server, &gate);
+        let running = start_at_gate("shutdown through the gate", &server, &gate);
         server.await_requests(2);
         if round % 2 == 0 {
             server.release();
@@ -269,29 +274,30 @@ fn a_signal_as_the_final_flush_ends_is_not_lost() {
     }
 }
 
-/// `exit` is under way already: its code, or the signal, never another end, and the flush is whole.
+/// `exit` has begun: the process ends with its code, and the flush is complete.
 #[test]
-fn while_the_guard_exits() {
+fn signal_during_exit_keeps_the_exit_code() {
     let (server, gate) = (MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]), MockGateway::ok());
-    let running = at_the_gate("exit through the gate", &server, &gate);
+    let running = start_at_gate("exit through the gate", &server, &gate);
     server.await_requests(2);
     running.signal(Signal::TERM);
     server.release();
     let ended = running.wait();
-    assert_eq!(ended.status.code(), Some(3), "the flush that was first ends it: {ended:?}");
+    assert_eq!(ended.status.code(), Some(3), "the first final flush decides the ending: {ended:?}");
     assert_reported(&ended, "the report: done (1, 0), open (0, 0)");
     assert_eq!(server.requests().len(), 2, "one final flush");
 }
 
-/// The final flush of a signal holds everything else until the process is dead: a panic on another thread too.
+/// The final flush of a signal blocks every other ending until the process is dead, a panic on another thread
+/// included.
 #[test]
-fn a_panic_during_the_flush_of_a_signal() {
-    let (server, gate) = (MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]), holding_gate());
-    let running = at_the_gate("panic later", &server, &gate);
+fn panic_during_the_flush_of_a_signal_dies_of_the_signal() {
+    let (server, gate) = (MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]), held_gate());
+    let running = start_at_gate("panic later", &server, &gate);
     running.signal(Signal::TERM);
     server.await_requests(2);
     gate.release();
-    // Its end may come before or after the answer: it waits for the same flush.
+    // The panic may happen before or after the response: it waits for the same flush.
     server.release();
     let ended = running.wait();
     assert_died_of(&ended, Signal::TERM);
@@ -299,19 +305,19 @@ fn a_panic_during_the_flush_of_a_signal() {
     assert_eq!(server.requests().len(), 2, "one final flush");
 }
 
-/// A child that is process 1 of a namespace of its own; `None`, said out loud, where that is not permitted.
+/// Starts a child as process 1 of a PID namespace; if that is not permitted, prints so and returns `None`.
 #[track_caller]
-fn as_process_1(server: &MockGateway) -> Option<(Running, Pid)> {
+fn start_as_process_1(server: &MockGateway) -> Option<(Running, Pid)> {
     const NAMESPACE: [&str; 3] = ["--pid", "--fork", "--kill-child"];
     if !servers::installed("unshare") {
         return None;
     }
     let probe = Command::new("unshare").args(NAMESPACE).arg("true").stderr(Stdio::piped()).output().unwrap();
     if !probe.status.success() {
-        let why = String::from_utf8_lossy(&probe.stderr).trim().to_owned();
+        let err = String::from_utf8_lossy(&probe.stderr).trim().to_owned();
         let thread = std::thread::current();
         let test = thread.name().unwrap_or("a test");
-        let _ = writeln!(std::io::stderr(), "LEFT OUT: {test} ({}): no process 1 may be made here: {why}", file!());
+        let _ = writeln!(std::io::stderr(), "LEFT OUT: {test} ({}): cannot create a PID namespace: {err}", file!());
         return None;
     }
     let mut outer = Command::new("unshare");
@@ -325,10 +331,10 @@ fn as_process_1(server: &MockGateway) -> Option<(Running, Pid)> {
 }
 
 #[test]
-fn process_1_of_a_container_exits_with_128_and_the_number() {
+fn process_1_exits_with_128_plus_the_signal() {
     for signal in [Signal::TERM, Signal::INT] {
         let server = MockGateway::ok();
-        let Some((running, process_1)) = as_process_1(&server) else { return };
+        let Some((running, process_1)) = start_as_process_1(&server) else { return };
         kill_process(process_1, signal).unwrap();
         let ended = running.wait();
         assert_eq!(ended.status.code(), Some(128 + signal.as_raw()), "{ended:?}");
@@ -340,15 +346,15 @@ fn process_1_of_a_container_exits_with_128_and_the_number() {
 }
 
 #[test]
-fn a_second_signal_ends_process_1_at_once() {
+fn second_signal_ends_process_1_at_once() {
     let server = MockGateway::start([Reply::ok(), Reply::Silent]);
-    let Some((running, process_1)) = as_process_1(&server) else { return };
+    let Some((running, process_1)) = start_as_process_1(&server) else { return };
     kill_process(process_1, Signal::TERM).unwrap();
     server.await_requests(2);
-    let begun = Instant::now();
+    let start = Instant::now();
     kill_process(process_1, Signal::TERM).unwrap();
     let ended = running.wait();
-    assert!(begun.elapsed() < SLACK, "it has 20 s for the flush and took {:?}", begun.elapsed());
+    assert!(start.elapsed() < SLACK, "the flush timeout is 20 s, the process took {:?}", start.elapsed());
     assert_eq!(ended.status.code(), Some(128 + 15), "{ended:?}");
     assert_eq!(ended.stdout.matches("the report: ").count(), 0, "{ended:?}");
 }

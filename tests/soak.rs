@@ -1,7 +1,7 @@
-//! Stages from several threads while the gateway goes away and comes back at random: the counts are exact at the end,
-//! and nothing grows or is left over.
+//! Stages from several threads while the gateway disappears and returns at random: counts are exact at the end, and
+//! no resource grows or leaks.
 //!
-//! A few seconds of it by default; `TSM_SOAK_SECONDS=900` for the long one. The figures go to stderr.
+//! Runs a few seconds by default; `TSM_SOAK_SECONDS=900` makes a long run. The figures go to stderr.
 #![cfg(all(feature = "pushgateway", unix))]
 #![allow(clippy::unwrap_used)]
 
@@ -14,17 +14,17 @@ use std::time::{Duration, Instant};
 
 use support::log::Log;
 use support::random::Random;
-use support::{PATIENCE, exposition, servers};
+use support::{WAIT_TIMEOUT, exposition, servers};
 use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 use tracing_subscriber::prelude::*;
 
 const THREADS: usize = 4;
 const DEFAULT_SECONDS: u64 = 8;
-/// How much more memory may be resident at the end than after a quarter of the time.
-const GROWTH: u64 = 6 << 20;
+/// Allowed growth of resident memory between a quarter of the run and its end.
+const MAX_GROWTH: u64 = 6 << 20;
 const SEED: u64 = 0x5eed;
 
-/// What a process has: the threads and file handles it holds, and its resident memory.
+/// Number of entries in a directory.
 fn entries(directory: &str) -> usize {
     fs::read_dir(directory).unwrap().count()
 }
@@ -33,7 +33,7 @@ fn threads() -> usize {
     entries("/proc/self/task")
 }
 
-/// What the open file handles lead to.
+/// Targets of the open file handles.
 fn handles() -> Vec<String> {
     let handles =
         fs::read_dir("/proc/self/fd").unwrap().filter_map(|handle| fs::read_link(handle.unwrap().path()).ok());
@@ -46,41 +46,41 @@ fn resident_bytes() -> u64 {
     line.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() << 10
 }
 
-/// What one thread did.
+/// Spans of one thread.
 #[derive(Clone, Copy, Default)]
-struct Done {
+struct Counts {
     outer: u64,
     failed: u64,
     inner: u64,
 }
 
-/// A stage within a stage, over and over; every seventh fails.
-fn work(thread: usize, over: &AtomicBool) -> Done {
+/// Opens a stage within a stage in a loop; every seventh outer stage fails.
+fn work(thread: usize, stop: &AtomicBool) -> Counts {
     let (outer, inner) = (format!("t{thread}"), format!("t{thread}.inner"));
-    let mut done = Done::default();
-    while !over.load(Ordering::Relaxed) {
+    let mut counts = Counts::default();
+    while !stop.load(Ordering::Relaxed) {
         for _ in 0..50 {
             let span = tracing::info_span!("outer", stage_id = outer, profile = "soak", run_id = "1");
             span.in_scope(|| {
                 tracing::info_span!("inner", stage_id = inner)
                     .in_scope(|| metrics::counter!("rows_total").increment(3));
-                if done.outer % 7 == 6 {
-                    tracing::error!("as told");
-                    done.failed += 1;
+                if counts.outer % 7 == 6 {
+                    tracing::error!("on purpose");
+                    counts.failed += 1;
                 }
             });
-            done.outer += 1;
-            done.inner += 1;
+            counts.outer += 1;
+            counts.inner += 1;
         }
-        // Leaves the others some of the processor.
+        // Leaves processor time to the other threads.
         std::thread::sleep(Duration::from_micros(500));
     }
-    done
+    counts
 }
 
-/// Takes the gateway away and brings it back, until the time is over. It is there at the end.
-fn take_away_and_bring_back(server: &mut support::Pushgateway, random: &mut Random, end: Instant) -> [u32; 3] {
-    let mut times = [0; 3];
+/// Freezes, stops and restarts the gateway until `end`; it is up afterwards. Returns how often each happened.
+fn disrupt_gateway(server: &mut support::Pushgateway, random: &mut Random, end: Instant) -> [u32; 3] {
+    let mut disruptions = [0; 3];
     while Instant::now() < end {
         std::thread::sleep(random.millis(50, 500));
         let action = random.below(3) as usize;
@@ -97,35 +97,35 @@ fn take_away_and_bring_back(server: &mut support::Pushgateway, random: &mut Rand
             }
             _ => server.restart(),
         }
-        times[action] += 1;
+        disruptions[action] += 1;
     }
-    times
+    disruptions
 }
 
 #[track_caller]
 fn await_true(condition: impl Fn() -> bool, what: impl Fn() -> String) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {}", what());
+        assert!(Instant::now() < deadline, "not in {WAIT_TIMEOUT:?}: {}", what());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 /// The only test of this binary: it counts the threads and handles of the process.
 #[test]
-fn counts_are_exact_and_nothing_grows_whatever_the_gateway_does() {
+fn counts_stay_exact_and_resources_bounded_under_gateway_outages() {
     if !servers::installed(servers::PUSHGATEWAY) {
         return;
     }
     let seconds = std::env::var("TSM_SOAK_SECONDS").map_or(DEFAULT_SECONDS, |text| text.parse().unwrap());
     let duration = Duration::from_secs(seconds);
-    let threads_at_first = threads();
+    let initial_threads = threads();
     let mut server = support::Pushgateway::start();
     let spool = tempfile::tempdir().unwrap();
-    // What a runtime makes once in a process, the socket for its signals for one, is no leak.
+    // A first runtime creates process-wide resources, such as the socket for signals; they are no leak.
     let (_layer, first) = MetricsLayer::builder().build().unwrap();
     first.shutdown().unwrap();
-    await_true(|| threads() == threads_at_first, || format!("no thread is left: {} of {threads_at_first}", threads()));
+    await_true(|| threads() == initial_threads, || format!("threads have ended: {} of {initial_threads}", threads()));
     let (threads_before, handles_before) = (threads(), handles().len());
 
     let (layer, guard) = MetricsLayer::builder()
@@ -137,79 +137,92 @@ fn counts_are_exact_and_nothing_grows_whatever_the_gateway_does() {
         .install()
         .unwrap();
     let log = Log::default();
-    let own = tracing_subscriber::filter::filter_fn(|metadata| metadata.target() == support::log::OWN_TARGET);
-    tracing_subscriber::registry().with(layer).with(log.clone().with_filter(own)).init();
+    let own_target = tracing_subscriber::filter::filter_fn(|metadata| metadata.target() == support::log::OWN_TARGET);
+    tracing_subscriber::registry().with(layer).with(log.clone().with_filter(own_target)).init();
 
-    let (over, mut random, begun) = (AtomicBool::new(false), Random::new(SEED), Instant::now());
-    let (done, memory, times) = std::thread::scope(|scope| {
-        let over = &over;
-        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || work(thread, over))).collect();
+    let (stop, mut random, start) = (AtomicBool::new(false), Random::new(SEED), Instant::now());
+    let (counts, memory, disruptions) = std::thread::scope(|scope| {
+        let stop = &stop;
+        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || work(thread, stop))).collect();
         let memory = scope.spawn(move || {
             let mut memory = Vec::new();
-            while !over.load(Ordering::Relaxed) {
-                memory.push((begun.elapsed(), resident_bytes()));
+            while !stop.load(Ordering::Relaxed) {
+                memory.push((start.elapsed(), resident_bytes()));
                 std::thread::sleep(duration / 100);
             }
             memory
         });
-        let times = take_away_and_bring_back(&mut server, &mut random, begun + duration);
-        over.store(true, Ordering::Relaxed);
-        let done: Vec<Done> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-        (done, memory.join().unwrap(), times)
+        let disruptions = disrupt_gateway(&mut server, &mut random, start + duration);
+        stop.store(true, Ordering::Relaxed);
+        let counts: Vec<Counts> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        (counts, memory.join().unwrap(), disruptions)
     });
     guard.shutdown().unwrap();
-    await_true(|| threads() == threads_before, || format!("no thread is left: {} of {threads_before}", threads()));
-    await_true(|| handles().len() == handles_before, || format!("no file handle is left: {:?}", handles()));
+    await_true(|| threads() == threads_before, || format!("threads have ended: {} of {threads_before}", threads()));
+    await_true(|| handles().len() == handles_before, || format!("file handles are closed: {:?}", handles()));
 
     let settled = memory.iter().filter(|(at, _)| *at >= duration / 4).map(|(_, bytes)| *bytes);
-    let (first, last, most) =
+    let (first, last, peak) =
         (settled.clone().next().unwrap(), settled.clone().next_back().unwrap(), settled.max().unwrap());
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let stages: u64 = done.iter().map(|done| done.outer + done.inner).sum();
-    let found = exposition::parse(&server.metrics());
-    let of_job = |name: &str, labels: &[(&str, &str)]| {
-        found.expect(name, &[labels, &[("instance", ""), ("job", "soak")]].concat())
+    let stages: u64 = counts.iter().map(|counts| counts.outer + counts.inner).sum();
+    let exposition = exposition::parse(&server.metrics());
+    let job_value = |name: &str, labels: &[(&str, &str)]| {
+        exposition.expect(name, &[labels, &[("instance", ""), ("job", "soak")]].concat())
     };
-    let pushes = ["success", "failure"].map(|result| of_job("quant_telemetry_push_total", &[("result", result)]));
+    let pushes = ["success", "failure"].map(|result| job_value("quant_telemetry_push_total", &[("result", result)]));
     let _ = writeln!(
         std::io::stderr(),
         "soak, {seconds} s: {stages} stages; gateway frozen {} times, stopped {}, restarted {}; pushes {} ok, {} \
          failed; resident {:.1} MiB after a quarter, {:.1} at the end, {:.1} at most; {threads_before} threads and \
          {handles_before} handles before and after",
-        times[0],
-        times[1],
-        times[2],
+        disruptions[0],
+        disruptions[1],
+        disruptions[2],
         pushes[0],
         pushes[1],
         mebibytes(first),
         mebibytes(last),
-        mebibytes(most),
+        mebibytes(peak),
     );
 
-    for (thread, done) in done.iter().enumerate() {
+    for (thread, counts) in counts.iter().enumerate() {
         let (outer, inner) = (format!("t{thread}"), format!("t{thread}.inner"));
-        let total = |stage: &str, status| of_job("quant_stage_total", &[("stage_id", stage), ("status", status)]);
-        assert_eq!(total(&outer, "success"), (done.outer - done.failed) as f64, "{outer}");
-        assert_eq!(total(&outer, "failure"), done.failed as f64, "{outer}");
-        assert_eq!((total(&inner, "success"), total(&inner, "failure")), (done.inner as f64, 0.0), "{inner}");
-        for (stage, runs) in [(&outer, done.outer), (&inner, done.inner)] {
+        let total = |stage: &str, status| job_value("quant_stage_total", &[("stage_id", stage), ("status", status)]);
+        assert_eq!(total(&outer, "success"), (counts.outer - counts.failed) as f64, "{outer}");
+        assert_eq!(total(&outer, "failure"), counts.failed as f64, "{outer}");
+        assert_eq!((total(&inner, "success"), total(&inner, "failure")), (counts.inner as f64, 0.0), "{inner}");
+        for (stage, runs) in [(&outer, counts.outer), (&inner, counts.inner)] {
             let labels = [("stage_id", stage.as_str()), ("profile", "soak"), ("run_id", "1")];
-            assert_eq!(of_job("quant_stage_duration_seconds_count", &labels), runs as f64, "{stage}");
-            assert_eq!(of_job("quant_stage_active", &labels[..2]), 0.0, "{stage}");
+            assert_eq!(job_value("quant_stage_duration_seconds_count", &labels), runs as f64, "{stage}");
+            assert_eq!(job_value("quant_stage_active", &labels[..2]), 0.0, "{stage}");
         }
-        assert!(done.outer >= 50, "thread {thread} did not come to work");
+        assert!(counts.outer >= 50, "thread {thread} did too little work");
     }
-    let inner: u64 = done.iter().map(|done| done.inner).sum();
-    assert_eq!(of_job("rows_total", &[]), 3.0 * inner as f64);
-    assert!(last < first + GROWTH, "{:.1} MiB after a quarter, {:.1} at the end", mebibytes(first), mebibytes(last));
-    assert!(most < first + 2 * GROWTH, "{:.1} MiB after a quarter, {:.1} at most", mebibytes(first), mebibytes(most));
+    let inner: u64 = counts.iter().map(|counts| counts.inner).sum();
+    assert_eq!(job_value("rows_total", &[]), 3.0 * inner as f64);
+    assert!(
+        last < first + MAX_GROWTH,
+        "{:.1} MiB after a quarter, {:.1} at the end",
+        mebibytes(first),
+        mebibytes(last)
+    );
+    assert!(
+        peak < first + 2 * MAX_GROWTH,
+        "{:.1} MiB after a quarter, {:.1} at most",
+        mebibytes(first),
+        mebibytes(peak)
+    );
     assert_eq!(entries(spool.path().to_str().unwrap()), 0, "the spool is empty");
 
-    // Lost, back, lost, back: never the same word twice in a row.
-    let said = log.own();
-    for (number, text) in said.iter().enumerate() {
+    // Outage and recovery alternate: the same message never comes twice in a row.
+    let warnings = log.own();
+    for (number, text) in warnings.iter().enumerate() {
         let expected = ["metrics are not delivered", "metrics are delivered again"][number % 2];
-        assert!(text.starts_with(expected), "{number}: {said:#?}");
+        assert!(text.starts_with(expected), "{number}: {warnings:#?}");
     }
-    assert!(times.iter().sum::<u32>() > 0 && pushes[1] > 0.0, "the gateway was never away: {times:?}, {pushes:?}");
+    assert!(
+        disruptions.iter().sum::<u32>() > 0 && pushes[1] > 0.0,
+        "the gateway was never down: {disruptions:?}, {pushes:?}"
+    );
 }

@@ -1,5 +1,5 @@
-//! The spool: what was not delivered is delivered by a later run, whatever happened to the process, the gateway or the
-//! directory in between.
+//! The spool: a later run delivers what an earlier one could not, whatever happened to the process, the gateway or
+//! the directory in between.
 #![cfg(all(feature = "pushgateway", unix))]
 #![allow(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used)]
 
@@ -7,32 +7,32 @@ mod support;
 
 #[path = "spool/bounds.rs"]
 mod bounds;
-#[path = "spool/crowd.rs"]
-mod crowd;
-#[path = "spool/damage.rs"]
-mod damage;
+#[path = "spool/concurrent_processes.rs"]
+mod concurrent_processes;
+#[path = "spool/damaged_files.rs"]
+mod damaged_files;
 #[path = "spool/delivered_later.rs"]
 mod delivered_later;
 #[path = "spool/directory.rs"]
 mod directory;
+#[path = "spool/failing_replay.rs"]
+mod failing_replay;
 #[path = "spool/file_systems.rs"]
 mod file_systems;
-#[path = "spool/fixed_files.rs"]
-mod fixed_files;
-#[path = "spool/in_the_way.rs"]
-mod in_the_way;
 #[path = "spool/killed.rs"]
 mod killed;
-#[path = "spool/newer.rs"]
-mod newer;
-#[path = "spool/on_disk.rs"]
-mod on_disk;
-#[path = "spool/own_payload_first.rs"]
-mod own_payload_first;
-#[path = "spool/replayed.rs"]
-mod replayed;
+#[path = "spool/newer_state.rs"]
+mod newer_state;
+#[path = "spool/replay_order.rs"]
+mod replay_order;
+#[path = "spool/replay_priority.rs"]
+mod replay_priority;
 #[path = "spool/scenarios.rs"]
 mod scenarios;
+#[path = "spool/system_calls.rs"]
+mod system_calls;
+#[path = "spool/undeletable_files.rs"]
+mod undeletable_files;
 
 use std::path::Path;
 use std::time::Duration;
@@ -42,11 +42,11 @@ use support::mock_gateway::Request;
 use support::{MockGateway, Reply};
 use tracing_stage_metrics::{MetricsLayer, MetricsLayerBuilder, Pushgateway};
 
-/// What a busy machine may add to a time that is kept.
+/// Margin for a busy machine on top of a deadline.
 const SLACK: Duration = Duration::from_millis(1_500);
 
-/// A run that pushes when it begins, when it is told to, and when it ends. What earlier runs left is for its gateway: the
-/// stand-ins of a test are one gateway with several addresses.
+/// A run that pushes at install, on request and at the end. Waiting payloads are readdressed to its gateway: the mock
+/// servers of a test stand for one gateway.
 fn builder(url: &str, job: &str, spool: &Path) -> MetricsLayerBuilder {
     directory::readdress(spool, url);
     MetricsLayer::builder()
@@ -56,40 +56,40 @@ fn builder(url: &str, job: &str, spool: &Path) -> MetricsLayerBuilder {
         .with_spool_dir(spool)
 }
 
-/// A run of one stage that leaves its final payload in the spool: the gateway refuses it, without a second try.
+/// A run of one stage that leaves its final payload in the spool: the gateway refuses it without a retry.
 #[track_caller]
-fn leave(spool: &Path, job: &str, stage_id: &str) {
-    leave_by(spool, stage_id, |url| builder(url, job, spool));
+fn leave_payload(spool: &Path, job: &str, stage_id: &str) {
+    leave_payload_with(spool, stage_id, |url| builder(url, job, spool));
 }
 
 #[track_caller]
-fn leave_by(spool: &Path, stage_id: &str, builder: impl FnOnce(&str) -> MetricsLayerBuilder) {
+fn leave_payload_with(spool: &Path, stage_id: &str, builder: impl FnOnce(&str) -> MetricsLayerBuilder) {
     let refusing = MockGateway::start([Reply::status(401)]);
     let before = directory::payloads(spool).len();
     let Measured { guard, log: _, default: _default } = measured(builder(&refusing.url()));
     stage(stage_id);
     assert_eq!(guard.shutdown().unwrap_err().status(), Some(401));
-    assert_eq!(directory::payloads(spool).len(), before + 1, "it left its payload");
+    assert_eq!(directory::payloads(spool).len(), before + 1, "the run leaves its payload");
 }
 
-/// "POST job/a", "GET /metrics": what was asked, without the address.
-fn asked(request: &Request) -> String {
+/// Method and path of a request, without the address: `POST job/a`, `GET /metrics`.
+fn request_line(request: &Request) -> String {
     let path = request.path.strip_prefix("/metrics/").unwrap_or(&request.path);
     format!("{} {path}", request.method)
 }
 
-fn all_asked(server: &MockGateway) -> Vec<String> {
-    server.requests().iter().map(asked).collect()
+fn request_lines(server: &MockGateway) -> Vec<String> {
+    server.requests().iter().map(request_line).collect()
 }
 
-/// How many pushes of this job came.
-fn pushes_of(server: &MockGateway, job: &str) -> usize {
-    all_asked(server).iter().filter(|asked| **asked == format!("POST job/{job}")).count()
+/// Number of pushes of this job.
+fn push_count(server: &MockGateway, job: &str) -> usize {
+    request_lines(server).iter().filter(|line| **line == format!("POST job/{job}")).count()
 }
 
-/// The stage is in this payload as one that succeeded once.
+/// Asserts that the stage succeeded once in this payload.
 #[track_caller]
 fn assert_has_stage(text: &str, stage_id: &str) {
-    let found = support::exposition::parse(text);
-    assert_eq!(found.expect("quant_stage_total", &[("stage_id", stage_id), ("status", "success")]), 1.0);
+    let exposition = support::exposition::parse(text);
+    assert_eq!(exposition.expect("quant_stage_total", &[("stage_id", stage_id), ("status", "success")]), 1.0);
 }

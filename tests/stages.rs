@@ -1,14 +1,14 @@
-//! What is a stage, under which id it is counted, and how long it took.
+//! Stage spans: which spans are stages, their stage id, and their duration.
 #![cfg(feature = "pushgateway")]
-// Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
+// Clippy exempts `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 #[path = "stages/durations.rs"]
 mod durations;
-#[path = "stages/helpers.rs"]
-mod helpers;
+#[path = "stages/nested_same_stage.rs"]
+mod nested_same_stage;
 #[path = "stages/values.rs"]
 mod values;
 
@@ -17,7 +17,7 @@ use tracing::field::Empty;
 use tracing::{Span, info_span, instrument};
 
 #[test]
-fn a_span_with_a_stage_id_is_a_stage() {
+fn span_with_stage_id_is_a_stage() {
     let pipeline = Pipeline::start();
     info_span!("pipeline").in_scope(|| {
         info_span!("ingest", stage_id = "foundation.ingest", rows = 3).in_scope(|| {
@@ -30,7 +30,7 @@ fn a_span_with_a_stage_id_is_a_stage() {
 }
 
 #[test]
-fn an_instrumented_function_is_a_stage() {
+fn instrumented_function_is_a_stage() {
     #[instrument(fields(stage_id = "alpha.inference"), skip_all)]
     fn infer(rows: u32) -> u32 {
         rows + 1
@@ -45,7 +45,7 @@ fn an_instrumented_function_is_a_stage() {
 }
 
 #[test]
-fn a_stage_id_that_is_never_recorded_is_the_name_of_the_span() {
+fn span_name_is_the_stage_id_if_none_is_recorded() {
     let pipeline = Pipeline::start();
     drop(info_span!("ingest", stage_id = Empty));
     info_span!("features", stage_id = Empty).in_scope(|| ());
@@ -54,7 +54,7 @@ fn a_stage_id_that_is_never_recorded_is_the_name_of_the_span() {
 }
 
 #[test]
-fn nothing_shows_a_stage_whose_id_is_not_known_yet() {
+fn stage_is_hidden_until_its_id_is_recorded() {
     let pipeline = Pipeline::start();
     let stage = info_span!("ingest", stage_id = Empty);
     stage.in_scope(|| {
@@ -72,7 +72,7 @@ fn nothing_shows_a_stage_whose_id_is_not_known_yet() {
 }
 
 #[test]
-fn a_stage_id_recorded_late_counts() {
+fn late_stage_id_counts() {
     let pipeline = Pipeline::start();
     let span = info_span!("ingest", stage_id = Empty);
     let entered = span.enter();
@@ -90,7 +90,7 @@ fn a_stage_id_recorded_late_counts() {
 }
 
 #[test]
-fn both_statuses_exist_from_the_moment_the_id_is_known() {
+fn both_statuses_exist_once_the_id_is_known() {
     let pipeline = Pipeline::with(|builder| builder.with_expected_stages(["expected"]));
     assert_eq!(pipeline.now().totals(), ["expected 0 0"]);
     let open = info_span!("x", stage_id = "open").entered();
@@ -108,28 +108,28 @@ fn both_statuses_exist_from_the_moment_the_id_is_known() {
 }
 
 #[test]
-fn spans_of_the_crates_own_target_are_no_stages() {
+fn spans_of_the_own_target_are_not_stages() {
     let pipeline = Pipeline::start();
     info_span!(target: "tracing_stage_metrics", "x", stage_id = "own").in_scope(|| ());
     assert!(pipeline.now().totals().is_empty());
 }
 
 #[test]
-fn explicit_parents_and_roots() {
+fn explicit_parents_and_roots_decide_inheritance() {
     let pipeline = Pipeline::start();
     let outer = info_span!("outer", stage_id = "outer", profile = "p");
-    let elsewhere = info_span!("elsewhere", profile = "q").entered();
+    let unrelated = info_span!("elsewhere", profile = "q").entered();
     info_span!(parent: &outer, "child", stage_id = "child").in_scope(|| ());
     info_span!(parent: &outer, "same", stage_id = "outer").in_scope(|| ());
     info_span!(parent: None, "root", stage_id = "root").in_scope(|| ());
     info_span!(parent: Span::none(), "none", stage_id = "none").in_scope(|| ());
-    drop(elsewhere);
+    drop(unrelated);
     drop(outer);
     assert_eq!(pipeline.now().runs(), ["child,p, 1", "none,, 1", "outer,p, 1", "root,, 1"]);
 }
 
 #[test]
-fn ids_that_are_used_again_are_new_stages() {
+fn reused_span_ids_are_new_stages() {
     let pipeline = Pipeline::start();
     let mut ids = std::collections::HashSet::new();
     for n in 0..10_000 {
@@ -144,7 +144,7 @@ fn ids_that_are_used_again_are_new_stages() {
             span.in_scope(|| tracing::error!("x"));
         }
     }
-    assert!(ids.len() < 10_000, "the registry gives ids again");
+    assert!(ids.len() < 10_000, "the registry reuses ids");
     let now = pipeline.now();
     assert_eq!(now.totals(), ["even 4000 1000", "odd 4000 1000"]);
     assert_eq!(now.runs(), ["even,p, 5000", "odd,, 5000"]);
@@ -152,7 +152,7 @@ fn ids_that_are_used_again_are_new_stages() {
 }
 
 #[test]
-fn a_stage_may_be_opened_entered_and_closed_on_different_threads() {
+fn stage_may_move_between_threads() {
     let pipeline = Pipeline::start();
     let dispatch = pipeline.dispatch();
     let root = info_span!("root", profile = "p");
@@ -171,7 +171,7 @@ fn a_stage_may_be_opened_entered_and_closed_on_different_threads() {
 }
 
 #[test]
-fn more_stages_at_once_than_anyone_has() {
+fn thousands_of_concurrent_stages_are_counted() {
     let pipeline = Pipeline::start();
     let root = info_span!("root", profile = "p").entered();
     let spans: Vec<Span> = (0..5_000).map(|_| info_span!("x", stage_id = "many")).collect();

@@ -1,16 +1,16 @@
-//! The trace of a failed stage: in the run report, and in one warning for each stage.
+//! The trace id of a failed stage, in the run report and in one warning per stage.
 #![cfg(feature = "trace-id")]
-// Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
+// Clippy exempts `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-#[path = "trace_ids/at_the_end.rs"]
-mod at_the_end;
-#[path = "trace_ids/beside_others.rs"]
-mod beside_others;
+#[path = "trace_ids/coexistence.rs"]
+mod coexistence;
 #[path = "trace_ids/failures.rs"]
 mod failures;
+#[path = "trace_ids/open_stages.rs"]
+mod open_stages;
 #[path = "trace_ids/warnings.rs"]
 mod warnings;
 
@@ -27,7 +27,7 @@ use tracing_stage_metrics::{FailurePolicy, FlushGuard, MetricsLayerBuilder, RunR
 use tracing_subscriber::Registry;
 use tracing_subscriber::layer::SubscriberExt;
 
-/// Which of the two layers is nearer to the registry and is told everything first.
+/// The layer nearer to the registry, which gets every callback first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum First {
     Traces,
@@ -36,21 +36,21 @@ enum First {
 
 const ORDERS: [First; 2] = [First::Traces, First::Metrics];
 
-/// A pipeline with traces beside it.
+/// A pipeline beside a `tracing-opentelemetry` layer.
 struct Traced {
     pipeline: Pipeline,
     spans: InMemorySpanExporter,
     reported: Receiver<RunReport>,
 }
 
-/// A tracer that keeps its spans where they can be seen.
+/// A tracer that keeps finished spans in memory.
 fn tracer(sampler: Sampler) -> (SdkTracer, InMemorySpanExporter) {
     let spans = InMemorySpanExporter::default();
     let provider = SdkTracerProvider::builder().with_simple_exporter(spans.clone()).with_sampler(sampler).build();
     (provider.tracer("test"), spans)
 }
 
-fn beside(
+fn pipeline_with_traces(
     tracer: SdkTracer,
     first: First,
     configure: impl FnOnce(MetricsLayerBuilder) -> MetricsLayerBuilder,
@@ -69,17 +69,17 @@ impl Traced {
     fn with(first: First, policy: FailurePolicy, sampler: Sampler) -> Self {
         let (tracer, spans) = tracer(sampler);
         let (report, reported) = channel();
-        let told = move |taken| drop(report.send(taken));
-        let configure = |builder: MetricsLayerBuilder| builder.with_failure_policy(policy).with_run_report(told);
-        Self { pipeline: beside(tracer, first, configure), spans, reported }
+        let send_report = move |finished| drop(report.send(finished));
+        let configure = |builder: MetricsLayerBuilder| builder.with_failure_policy(policy).with_run_report(send_report);
+        Self { pipeline: pipeline_with_traces(tracer, first, configure), spans, reported }
     }
 
-    /// The trace id in the report.
+    /// The trace id of the stage in the run report.
     fn reported(&self, stage: &str) -> Option<String> {
         self.pipeline.guard().report().stage(stage).unwrap().trace_id().map(str::to_owned)
     }
 
-    /// The trace ids of the spans of this stage that were exported, in the order in which they closed.
+    /// Trace ids of the exported spans of this stage, in the order of their close.
     fn exported(&self, stage: &str) -> Vec<String> {
         trace_ids(&self.spans, stage)
     }
@@ -95,18 +95,18 @@ impl Traced {
 }
 
 fn trace_ids(spans: &InMemorySpanExporter, stage: &str) -> Vec<String> {
-    let is_of_stage =
+    let has_stage_id =
         |attribute: &opentelemetry::KeyValue| attribute.key.as_str() == "stage_id" && attribute.value.as_str() == stage;
     let spans = spans.get_finished_spans().unwrap().into_iter();
-    let of_stage = spans.filter(|span| span.attributes.iter().any(is_of_stage));
+    let of_stage = spans.filter(|span| span.attributes.iter().any(has_stage_id));
     of_stage.map(|span| span.span_context.trace_id().to_string()).collect()
 }
 
-fn panicking<T>(run: impl FnOnce() -> T) {
-    assert!(catch_unwind(AssertUnwindSafe(run)).is_err(), "it did not panic");
+fn assert_panics<T>(run: impl FnOnce() -> T) {
+    assert!(catch_unwind(AssertUnwindSafe(run)).is_err(), "no panic");
 }
 
-/// Shared by the threads of a test.
+/// Two handles to one value, for the threads of a test.
 fn shared<T>(value: T) -> [Arc<T>; 2] {
     let value = Arc::new(value);
     [Arc::clone(&value), value]

@@ -1,9 +1,9 @@
-//! What a flush takes: from the start of a process until its metrics are on the gateway and it is gone, and how long,
-//! and in how much memory, many label sets are rendered and pushed. Against a real Pushgateway. Linux only.
+//! Duration of a flush: from the start of a process until its metrics are on the gateway and the process has ended; and
+//! duration and memory of rendering and pushing many label sets. Against a real Pushgateway. Linux only.
 //!
-//! Beside it are programs that do no more than that: one with the exporter and the HTTP client that are in use here,
-//! and for many label sets one with the crate `prometheus`, whose text goes out through the same client. (Its own pusher
-//! is another major version of that client, and of protobuf.)
+//! Two minimal programs serve as comparison: one with the exporter and the HTTP client that the crate uses, and for many
+//! label sets one with the crate `prometheus`, whose text goes out through the same client. (Its own pusher uses another
+//! major version of that client, and of protobuf.)
 //!
 //! ```text
 //! cargo bench --bench flush                     whole processes, and many label sets
@@ -30,13 +30,13 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MIB: f64 = 1_048_576.0;
 
-/// What a flush of many label sets took, in the order in which a child prints it.
+/// Figures of a flush of many label sets, in the order in which a child prints them.
 struct Flushed {
     milliseconds: f64,
-    /// Resident when it began.
+    /// Resident memory before the flush.
     before: f64,
     peak: f64,
-    /// Of the text.
+    /// Length of the text.
     bytes: f64,
 }
 
@@ -66,16 +66,16 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Whole processes in turn. `false` where there is no gateway.
+/// Runs whole processes in turn. Returns `false` without a gateway.
 fn processes(out: &mut impl Write, rounds: usize, stages: usize) -> Result<bool> {
     let Some(gateway) = Gateway::start()? else { return Ok(false) };
     let programs = ["empty", "minimal", "ours"];
-    let mut took = programs.map(|_| Vec::new());
+    let mut durations = programs.map(|_| Vec::new());
     for _ in 0..rounds {
-        for (program, took) in programs.iter().zip(&mut took) {
+        for (program, durations) in programs.iter().zip(&mut durations) {
             let arguments = [program, &gateway.url()[..], &stages.to_string()];
             let ended = child::run(if *program == "empty" { &arguments[..1] } else { &arguments })?;
-            took.push(ended.took.as_secs_f64() * 1e3);
+            durations.push(ended.elapsed.as_secs_f64() * 1e3);
         }
     }
     let scraped = gateway.scrape()?;
@@ -88,14 +88,14 @@ fn processes(out: &mut impl Write, rounds: usize, stages: usize) -> Result<bool>
         "median ms"
     )?;
     let mut shown = Vec::new();
-    for (program, mut took) in programs.into_iter().zip(took) {
+    for (program, mut durations) in programs.into_iter().zip(durations) {
         let job = format!("job=\"{program}\"");
         let series = scraped.lines().filter(|line| line.contains(&job)).count();
         if program != "empty" && stages::on_gateway(&scraped, &job) != stages {
             return Err(format!("not all stages of {program} are on the gateway").into());
         }
-        took.sort_by(f64::total_cmp);
-        let (min, median) = (took[0], took[took.len() / 2]);
+        durations.sort_by(f64::total_cmp);
+        let (min, median) = (durations[0], durations[durations.len() / 2]);
         shown.push((min, median));
         writeln!(out, "{program:<44} {series:>8} {min:>10.2} {median:>10.2}")?;
     }
@@ -106,7 +106,7 @@ fn processes(out: &mut impl Write, rounds: usize, stages: usize) -> Result<bool>
     Ok(true)
 }
 
-/// Many label sets, each program with a gateway of its own.
+/// Flushes many label sets; each program has a gateway of its own.
 fn many(out: &mut impl Write, sets: usize) -> Result<()> {
     let title = format!("{sets} label sets");
     writeln!(out, "{title:<44} {:>8} {:>10} {:>10} {:>10}", "MiB text", "ms", "MiB before", "peak MiB")?;

@@ -1,4 +1,4 @@
-//! The least that pushes the same: the exporter's recorder, its text, one request.
+//! The minimum that pushes the same metrics: the exporter's recorder, its text, one request.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,19 +17,19 @@ pub(crate) fn run(url: &str, stages: usize) -> Result<()> {
     Ok(push(&format!("{url}/metrics/job/minimal"), exporter.render())?)
 }
 
-/// Records what the layer does of a stage.
+/// Records what the layer records for a stage.
 fn stage(stage_id: String) {
     let start = Instant::now();
     let pair = [("stage_id", stage_id.clone()), ("profile", stages::PROFILE.to_owned())];
     let active = gauge!("quant_stage_active", &pair);
     active.increment(1.0);
     active.decrement(1.0);
-    let took = start.elapsed();
+    let elapsed = start.elapsed();
     histogram!(
         "quant_stage_duration_seconds",
         "stage_id" => stage_id.clone(), "profile" => stages::PROFILE, "run_id" => stages::RUN_ID
     )
-    .record(took);
+    .record(elapsed);
     counter!("quant_stage_total", "stage_id" => stage_id.clone(), "status" => "success").increment(1);
     counter!("quant_stage_total", "stage_id" => stage_id.clone(), "status" => "failure").absolute(0);
     counter!(
@@ -37,12 +37,12 @@ fn stage(stage_id: String) {
         "stage_id" => stage_id, "profile" => stages::PROFILE, "reason" => "error"
     )
     .absolute(0);
-    gauge!("quant_stage_last_duration_seconds", &pair).set(took);
+    gauge!("quant_stage_last_duration_seconds", &pair).set(elapsed);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     gauge!("quant_stage_last_success_timestamp_seconds", &pair).set(now);
 }
 
-/// One request, with the settings the layer has for a gateway on this machine.
+/// Sends one request with the layer's settings for a gateway on this machine.
 pub(crate) fn push(url: &str, text: String) -> reqwest::Result<()> {
     let client = Client::builder()
         .user_agent("flush")

@@ -1,4 +1,4 @@
-//! A program with the layer.
+//! The program with the layer.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use tracing_subscriber::prelude::*;
 
 use super::{Flushed, Result, memory, stages};
 
-/// What a job does that has so many stages.
+/// A job with this many stages.
 pub(crate) fn run(url: &str, stages: usize) -> Result<()> {
     let gateway = Pushgateway::new(url, "ours")?;
     let (layer, guard) = MetricsLayer::builder().with_pushgateway(gateway).install()?;
@@ -21,18 +21,18 @@ pub(crate) fn run(url: &str, stages: usize) -> Result<()> {
     Ok(guard.shutdown()?)
 }
 
-/// A flush of that many label sets.
+/// Flushes this many label sets.
 pub(crate) fn large(url: &str, sets: usize) -> Result<Flushed> {
     const LONG: Duration = Duration::from_secs(3_600);
     let (layer, guard) = MetricsLayer::builder()
         .with_max_series(sets)
         .with_pushgateway(Pushgateway::new(url, "ours")?)
-        // Pushes on demand only, and those as long as the gateway wants.
+        // Pushes on demand only, and never times out.
         .with_push_interval(LONG)
         .with_flush_timeout(LONG)
         .install()?;
     tracing_subscriber::registry().with(layer).init();
-    // The first push is over, and the client has its connection.
+    // After the first push the client has its connection.
     guard.flush()?;
     for (stage, run_id) in stages::sets(sets) {
         info_span!("stage", stage_id = stage, profile = stages::PROFILE, run_id).in_scope(|| ());
@@ -44,7 +44,7 @@ pub(crate) fn large(url: &str, sets: usize) -> Result<Flushed> {
     let milliseconds = start.elapsed().as_secs_f64() * 1e3;
     let peak = memory::peak()? as f64;
     let bytes = guard.render().len() as f64;
-    // The final flush would be another one.
+    // Skips the final flush, which would be a second one.
     std::mem::forget(guard);
     Ok(Flushed { milliseconds, before, peak, bytes })
 }

@@ -1,4 +1,4 @@
-//! The same label sets with the crate `prometheus`.
+//! The same label sets through the crate `prometheus`.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use tracing_stage_metrics::DEFAULT_BUCKETS;
 
 use super::{Flushed, Result, memory, minimal, stages};
 
-/// Gathers, encodes and pushes that many label sets.
+/// Gathers, encodes and pushes this many label sets.
 pub(crate) fn large(url: &str, sets: usize) -> Result<Flushed> {
     let registry = Registry::new();
     record(&registry, sets)?;
@@ -22,7 +22,7 @@ pub(crate) fn large(url: &str, sets: usize) -> Result<Flushed> {
     Ok(Flushed { milliseconds, before, peak: memory::peak()? as f64, bytes })
 }
 
-/// What the layer records of each.
+/// The metrics that the layer records for each label set.
 fn record(registry: &Registry, sets: usize) -> prometheus::Result<()> {
     let pair = ["stage_id", "profile"];
     let duration =

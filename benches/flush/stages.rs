@@ -7,15 +7,15 @@ pub(crate) fn name(n: usize) -> String {
     format!("foundation.ingest_{n}")
 }
 
-/// Many sets are of this many stages, and of as many runs as that takes.
+/// Number of distinct stages; more label sets differ in their run id.
 const STAGES: usize = 100;
 
-/// Stage and run id.
+/// Stage id and run id of a label set.
 pub(crate) fn sets(number: usize) -> impl Iterator<Item = (String, String)> {
     (0..number).map(|n| (name(n % STAGES), format!("20260105-{:06}", n / STAGES)))
 }
 
-/// How many stages of a job the gateway says have succeeded once.
+/// Number of stages of a job that have succeeded once, as the gateway reports it.
 pub(crate) fn on_gateway(scraped: &str, job: &str) -> usize {
     let of_job = scraped.lines().filter(|line| line.starts_with("quant_stage_total{") && line.contains(job));
     of_job.filter(|line| line.contains("status=\"success\"") && line.ends_with(" 1")).count()

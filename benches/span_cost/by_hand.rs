@@ -1,4 +1,4 @@
-//! What a user would write instead: handles kept for the purpose, the macros, and a layer as written in an hour.
+//! Hand-written alternatives: kept handles, the macros, and a simple layer.
 
 use std::fmt;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -21,17 +21,17 @@ const ACTIVE: &str = "quant_stage_active";
 const LAST_DURATION: &str = "quant_stage_last_duration_seconds";
 const LAST_SUCCESS: &str = "quant_stage_last_success_timestamp_seconds";
 
-/// The exporter's recorder, with the buckets the layer gives it.
+/// The exporter's recorder, with the layer's buckets.
 pub(crate) fn exporter() -> Result<(PrometheusRecorder, PrometheusHandle), BuildError> {
     let recorder = PrometheusBuilder::new().set_buckets(&DEFAULT_BUCKETS)?.build_recorder();
     let handle = recorder.handle();
     Ok((recorder, handle))
 }
 
-/// What there is to read of an exporter that is installed.
+/// Reads the figures of an installed exporter.
 pub(crate) struct Recorder {
     handle: PrometheusHandle,
-    /// The counter of stages.
+    /// Value of the stage counter.
     counter: &'static str,
 }
 
@@ -44,7 +44,7 @@ impl Recorder {
         self.handle.run_upkeep();
     }
 
-    /// The sum over the counter of finished stages.
+    /// Sum over the counter of finished stages.
     pub(crate) fn stages(&self) -> u64 {
         let text = self.handle.render();
         let samples = text.lines().filter(|line| line.starts_with(self.counter));
@@ -52,7 +52,7 @@ impl Recorder {
     }
 }
 
-/// The handles of one stage.
+/// Handles of one stage.
 pub(crate) struct Handles {
     duration: Histogram,
     success: Counter,
@@ -75,7 +75,7 @@ impl Handles {
         }
     }
 
-    /// Duration and count.
+    /// Records duration and count.
     #[inline]
     pub(crate) fn pair(&self) {
         let start = Instant::now();
@@ -83,21 +83,21 @@ impl Handles {
         self.success.increment(1);
     }
 
-    /// Everything the layer records of a stage.
+    /// Records everything that the layer records for a stage.
     #[inline]
     pub(crate) fn full(&self) {
         let start = Instant::now();
         self.active.increment(1.0);
         self.active.decrement(1.0);
-        let took = start.elapsed().as_secs_f64();
-        self.duration.record(took);
+        let elapsed = start.elapsed().as_secs_f64();
+        self.duration.record(elapsed);
         self.success.increment(1);
-        self.last_duration.set(took);
+        self.last_duration.set(elapsed);
         self.last_success.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
     }
 }
 
-/// Duration and count, by the macros as their documentation shows them.
+/// Records duration and count through the macros, as their documentation shows.
 #[inline]
 pub(crate) fn macros(set: &LabelSet) {
     record(&set.stage, &set.profile, &set.run_id, Instant::now());
@@ -111,8 +111,8 @@ fn record(stage: &str, profile: &str, run_id: &str, start: Instant) {
     counter!(TOTAL, "stage_id" => stage.to_owned(), "status" => "success").increment(1);
 }
 
-/// A layer that keeps its strings in the span's extensions and calls the macros when the span closes. No inheritance,
-/// no failures, no gauges.
+/// A layer that keeps its strings in the span's extensions and calls the macros when the span closes. It has no
+/// inheritance, no failures and no gauges.
 pub(crate) struct AnHour;
 
 struct Stage {

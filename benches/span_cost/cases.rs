@@ -1,4 +1,4 @@
-//! What is measured: a kind of work, on a stack that does it.
+//! The measured cases: a kind of work, on a stack that records it.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -15,28 +15,28 @@ use super::peers::Peer;
 pub(crate) const PROFILE: &str = "crypto_production";
 pub(crate) const RUN_ID: &str = "20260105-191332";
 
-/// What is done again and again.
+/// The repeated work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     /// A stage span with `stage_id`, `profile` and `run_id`: created, entered, left, closed.
     Own,
     /// A stage span with `stage_id`, in a root span with `profile` and `run_id`.
     Child,
-    /// The same with a plain span between the two.
+    /// As `Child`, with a plain span between the two.
     Through,
-    /// A span without any of the three.
+    /// A span without any of the three fields.
     Untagged,
-    /// An event that is no error, in a stage.
+    /// An event that is no error, inside a stage.
     Event,
-    /// A stage that is open entered and left, as a future is that is polled.
+    /// Enter and exit of an open stage, as for a future that is polled.
     Reenter,
-    /// As `Own`, going round so many label sets.
+    /// As `Own`, cycling through this many label sets.
     Sets(usize),
-    /// As `Own`, on so many threads, a stage each.
+    /// As `Own`, on this many threads, each with a stage of its own.
     Threads(usize),
 }
 
-/// Who does it.
+/// The stack that records the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stack {
     /// A registry with a layer that does nothing.
@@ -47,13 +47,13 @@ pub(crate) enum Stack {
     Layer,
     /// Handles kept in a struct: histogram and counter.
     KeptPair,
-    /// The same, and the gauges the layer keeps too: active, last duration, last success.
+    /// As `KeptPair`, plus the layer's gauges: active, last duration, last success.
     KeptFull,
-    /// `histogram!` and `counter!` with their labels, each time.
+    /// `histogram!` and `counter!` with their labels, on every call.
     Macros,
-    /// A layer as written in an hour.
+    /// A simple layer.
     AnHour,
-    /// What else there is to pick.
+    /// A published alternative.
     Peer(Peer),
 }
 
@@ -121,7 +121,7 @@ impl Case {
             .ok_or_else(|| format!("no case {name:?}; there are {}", names()))
     }
 
-    /// How many stages are recorded when it runs that many times.
+    /// Number of stages recorded by this many iterations.
     pub(crate) fn stages_in(self, times: u64) -> u64 {
         match (self.stack, self.work) {
             (Stack::Floor, _) | (_, Work::Untagged | Work::Event | Work::Reenter) => 0,
@@ -129,7 +129,7 @@ impl Case {
         }
     }
 
-    /// Installs what it needs in this process, for good.
+    /// Installs the stack in this process, for good.
     pub(crate) fn prepare(self) -> Prepared {
         let recorded = Recorded::install(self.stack);
         let run = match self.stack {
@@ -151,7 +151,7 @@ impl Case {
         Prepared { run, recorded, rested: Instant::now() }
     }
 
-    /// Runs it in this process, for a profiler.
+    /// Runs the case in this process, for a profiler.
     pub(crate) fn alone(self, times: u64) {
         let mut prepared = self.prepare();
         prepared.warm_up();
@@ -221,7 +221,7 @@ fn child() {
     drop(info_span!("stage", stage_id = black_box("foundation.ingest")).entered());
 }
 
-/// The values of the three labels.
+/// Values of the three labels.
 pub(crate) struct LabelSet {
     pub(crate) stage: String,
     pub(crate) profile: String,
@@ -249,7 +249,7 @@ impl LabelSet {
     }
 }
 
-/// Goes through the numbers below a power of two, back and forth.
+/// Cycles through the numbers below a power of two, back and forth.
 struct Order {
     last: usize,
     mask: usize,
@@ -266,7 +266,7 @@ impl Order {
     }
 }
 
-/// Runs a case so many times and says how long that took.
+/// Runs a case this many times; returns the duration.
 type Run = Box<dyn FnMut(u64) -> Duration>;
 
 fn timed(mut once: impl FnMut() + 'static) -> Run {
@@ -290,7 +290,7 @@ fn within(span: tracing::Span, mut once: impl FnMut() + 'static) -> Run {
     })
 }
 
-/// Each thread runs it so many times; the slowest counts.
+/// Every thread runs the case this many times; the slowest thread counts.
 fn on_threads<F: FnMut()>(threads: usize, make: impl Fn(usize) -> F + Sync + 'static) -> Run {
     Box::new(move |times| {
         let ready = Barrier::new(threads);
@@ -310,7 +310,7 @@ fn on_threads<F: FnMut()>(threads: usize, make: impl Fn(usize) -> F + Sync + 'st
     })
 }
 
-/// A case that is ready to run.
+/// A prepared case.
 pub(crate) struct Prepared {
     run: Run,
     recorded: Recorded,
@@ -318,20 +318,20 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// What happens once has happened after it: callsites and series are known, and the delivery thread has gone to
-    /// sleep. While that is at work it has a default subscriber of its own, which makes every other thread look for one.
+    /// Afterwards all one-time work is done: callsites and series exist, and the delivery thread sleeps. While it
+    /// works it has a default subscriber of its own, which makes every other thread look one up.
     pub(crate) fn warm_up(&mut self) {
         (self.run)(64);
         thread::sleep(Duration::from_millis(300));
     }
 
-    // The profiler that counts instructions counts within this function alone: see `benches/instructions`.
+    // The instruction profiler counts inside this function only: see `benches/instructions`.
     #[inline(never)]
     pub(crate) fn run(&mut self, times: u64) -> Duration {
         (self.run)(times)
     }
 
-    /// What need not happen within the time that is measured: as often as the layer's own thread does it.
+    /// Work outside the measured time, as often as the layer's own thread does it.
     pub(crate) fn rest(&mut self) {
         if let Recorded::ByHand(recorder) = &self.recorded
             && self.rested.elapsed() >= Duration::from_secs(1)
@@ -341,7 +341,7 @@ impl Prepared {
         }
     }
 
-    /// The stages recorded so far.
+    /// Stages recorded so far.
     pub(crate) fn recorded(&self) -> u64 {
         match &self.recorded {
             Recorded::Nothing => 0,
@@ -352,7 +352,7 @@ impl Prepared {
     }
 }
 
-/// Where the records of a case are.
+/// Location of a case's records.
 pub(crate) enum Recorded {
     Nothing,
     ByLayer(FlushGuard),
@@ -363,7 +363,7 @@ pub(crate) enum Recorded {
 impl Recorded {
     #[expect(clippy::expect_used, reason = "a benchmark that cannot be set up has nothing to go on with")]
     fn install(stack: Stack) -> Self {
-        // Above the number of sets that any case has.
+        // Above the number of label sets of every case.
         let builder = || MetricsLayer::builder().with_max_series(10_000);
         match stack {
             Stack::Floor => {
@@ -397,7 +397,7 @@ impl Recorded {
     }
 }
 
-/// The floor: a registry without any layer keeps its spans for ever, and is slower.
+/// The floor. A registry without any layer never frees its spans, and is slower.
 struct Nothing;
 
 impl<S: Subscriber> tracing_subscriber::Layer<S> for Nothing {}

@@ -1,22 +1,21 @@
-//! What a stage span costs: beside a registry that measures nothing, beside metrics written by hand, and beside what
-//! else there is to pick.
+//! Cost of a stage span, compared with a registry that measures nothing, with hand-written metrics, and with published
+//! alternatives.
 //!
-//! Every case runs in a process of its own, with the global subscriber and the global recorder an application would
-//! have. The processes take turns, a few milliseconds each, round after round: what slows the machine down for a
-//! while slows every case down, so the ratios of one run hold where its nanoseconds do not. (`criterion` and `divan`
-//! measure one case to its end before they begin the next, and print no ratios between cases; hence a `main` of our
-//! own.) After the last round each process says how many stages it recorded, and that must be how many it was asked
-//! to run.
+//! Every case runs in a process of its own, with the global subscriber and the global recorder of an application. The
+//! processes take turns of a few milliseconds, round after round: a disturbance of the machine slows every case down, so
+//! the ratios of one run hold even if its nanoseconds do not. (`criterion` and `divan` finish one case before they start
+//! the next, and print no ratios between cases; hence a `main` of its own.) After the last round each process reports its
+//! number of recorded stages, which must equal the number of stages it ran.
 //!
 //! ```text
 //! cargo bench --bench span_cost                           the table
 //! cargo bench --bench span_cost -- --rounds 500           more rounds than the default
-//! cargo bench --bench span_cost -- sets                   the cases whose name contains this
+//! cargo bench --bench span_cost -- sets                   the cases whose name contains `sets`
 //! cargo bench --bench span_cost -- --alone layer/own 1000000      one case in this process, for a profiler
 //! ```
 //!
-//! Allocations are counted by `span_allocations`: counting them slows down whoever allocates. Instructions are counted
-//! by `benches/instructions`, which runs this under valgrind.
+//! `span_allocations` counts allocations, because counting slows them down. `benches/instructions` counts instructions:
+//! it runs this program under valgrind.
 
 mod by_hand;
 mod cases;
@@ -32,10 +31,10 @@ use cases::{Case, Work};
 use process::Child;
 use table::Measured;
 
-/// How long a case runs before it is another's turn.
+/// Duration of a case's turn.
 const TURN: Duration = Duration::from_millis(3);
 
-/// The same where there are many label sets: each is to come up several times in a turn.
+/// Duration with many label sets: each label set must occur several times in a turn.
 const LONG_TURN: Duration = Duration::from_millis(20);
 
 struct Options {
@@ -63,20 +62,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     if options.rounds == 0 {
-        // `cargo test --benches` only wants to see it work.
+        // `cargo test --benches` only checks that it works.
         options.rounds = if is_bench { 150 } else { 2 };
     }
     measure(&options)
 }
 
-/// Warms a case up, and finds how many times it fits into a turn.
+/// Warms a case up, and finds how many iterations fit into a turn.
 fn calibrate(child: &mut Child, turn: Duration) -> Result<u64, Box<dyn Error>> {
     let mut times = 64;
     while child.run(times)? < turn {
         times *= 2;
     }
-    let took = child.run(times)?;
-    Ok((times as f64 * turn.as_secs_f64() / took.as_secs_f64()).ceil() as u64)
+    let elapsed = child.run(times)?;
+    Ok((times as f64 * turn.as_secs_f64() / elapsed.as_secs_f64()).ceil() as u64)
 }
 
 fn measure(options: &Options) -> Result<(), Box<dyn Error>> {

@@ -1,4 +1,4 @@
-//! What a user would pick instead, set up as its documentation shows: each times the same stage.
+//! Published alternatives, set up as their documentation shows; each measures the same stage.
 
 use std::borrow::Cow;
 use std::hint::black_box;
@@ -24,16 +24,16 @@ use tracing_timing::group::ByField;
 use super::by_hand::{self, Recorder};
 use super::cases::{LabelSet, Recorded};
 
-/// The longest duration `tracing-timing` is to tell apart, as long as the last bucket of the others.
+/// The longest duration that `tracing-timing` distinguishes, equal to the last bucket of the others.
 const LONGEST: Duration = Duration::from_secs(14_400);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     /// `tracing-timing`: a histogram for each `stage_id`, one sample when the span closes.
     Timing,
-    /// `metrics-tracing-context`: histogram and counter by their macros, the labels from the span around.
+    /// `metrics-tracing-context`: histogram and counter through their macros, labels from the enclosing span.
     TracingContext,
-    /// `autometrics`: histogram and counter of a function. Its labels are the function's, it knows no stage.
+    /// `autometrics`: histogram and counter of a function. The labels describe the function; there are no stages.
     Autometrics,
     /// `tracing-opentelemetry`, with a provider that takes every span and discards it.
     OpenTelemetry,
@@ -70,7 +70,7 @@ impl Peer {
             Self::Timing => Recorded::Counted(timing()),
             Self::TracingContext => {
                 let (recorder, handle) = by_hand::exporter().expect("the Prometheus recorder");
-                metrics::set_global_recorder(TracingContextLayer::new(OfTheMetric).layer(recorder))
+                metrics::set_global_recorder(TracingContextLayer::new(MetricLabels).layer(recorder))
                     .expect("no other recorder");
                 tracing_subscriber::registry().with(metrics_tracing_context::MetricsLayer::new()).init();
                 Recorded::ByHand(Recorder::new(handle, by_hand::TOTAL))
@@ -117,7 +117,7 @@ fn timing() -> Box<dyn Fn() -> u64> {
     })
 }
 
-/// The labels of [`by_hand::macros`], but those the span has are taken from it.
+/// As [`by_hand::macros`], with the labels that the span has taken from it.
 fn labelled_by_span(set: &LabelSet) {
     let LabelSet { stage, profile, run_id } = black_box(set);
     let span = info_span!("stage", stage_id = stage, profile, run_id = %run_id).entered();
@@ -127,11 +127,11 @@ fn labelled_by_span(set: &LabelSet) {
     drop(span);
 }
 
-/// The counter has `stage_id` alone.
+/// The counter has the label `stage_id` alone.
 #[derive(Clone)]
-struct OfTheMetric;
+struct MetricLabels;
 
-impl LabelFilter for OfTheMetric {
+impl LabelFilter for MetricLabels {
     fn should_include_label(&self, metric: &KeyName, label: &Label) -> bool {
         metric.as_str() != by_hand::TOTAL || !matches!(label.key(), "profile" | "run_id")
     }
@@ -140,7 +140,7 @@ impl LabelFilter for OfTheMetric {
 #[autometrics]
 fn ingest(_: &LabelSet) {}
 
-/// Takes everything, counts it and keeps nothing.
+/// Counts every span and discards it.
 #[derive(Clone, Debug, Default)]
 struct Count(Arc<AtomicU64>);
 

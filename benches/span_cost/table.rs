@@ -1,4 +1,4 @@
-//! Minima, ratios, and what they say about the goals.
+//! Minima and ratios, compared with the goals.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::cases::{Case, Stack, Work};
 use super::peers::Peer;
 
-/// The nanoseconds of one case, a value a round.
+/// Nanoseconds of one case, one value per round.
 pub(crate) struct Measured {
     pub(crate) case: Case,
     rounds: Vec<f64>,
@@ -39,13 +39,13 @@ impl Table<'_> {
         self.0.iter().find(|measured| measured.case == Case { work, stack }).map(Measured::min)
     }
 
-    /// What a case costs: what it adds to its floor, or all of it where no span is opened.
+    /// Cost of a case above its floor; the whole cost if it opens no spans.
     fn over(&self, work: Work, stack: Stack) -> Option<f64> {
         let min = self.min(work, stack)?;
         if has_spans(stack) { Some(min - self.min(work, Stack::Floor)?) } else { Some(min) }
     }
 
-    /// Beside handles that did the same, on as many threads and with as many label sets.
+    /// Ratio to handles that do the same, on as many threads and with as many label sets.
     fn to_kept(&self, work: Work, stack: Stack, kept: Stack) -> Option<f64> {
         let same = if self.min(work, kept).is_some() { work } else { Work::Own };
         Some(self.over(work, stack)? / self.min(same, kept)?)
@@ -79,7 +79,7 @@ fn name_of(stack: Stack) -> &'static str {
     }
 }
 
-/// Whether it opens spans at all.
+/// Whether the case opens spans.
 fn has_spans(stack: Stack) -> bool {
     !matches!(stack, Stack::KeptPair | Stack::KeptFull | Stack::Macros | Stack::Peer(Peer::Autometrics))
 }
@@ -126,7 +126,7 @@ fn column(value: Option<f64>, digits: usize) -> String {
 fn goals(out: &mut impl Write, table: &Table<'_>) -> io::Result<()> {
     use Stack::{AnHour, KeptFull, KeptPair, Layer, Silent};
     let ratio = |a: Option<f64>, b: Option<f64>| Some(a? / b?);
-    // Spans per second of two threads, beside one.
+    // Spans per second of two threads, relative to one.
     let scales = |stack| ratio(table.min(Work::Threads(1), stack), table.min(Work::Threads(2), stack)).map(|r| 2.0 * r);
     let at_most = [
         ("a stage over the floor / the full set of kept handles", 0.8, table.to_kept(Work::Own, Layer, KeptFull)),

@@ -1,4 +1,4 @@
-//! A real Pushgateway on a free port, gone with the value that stands for it.
+//! A real Pushgateway on a free port, stopped on drop.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// `None` where it is not installed.
+    /// Returns `None` if it is not installed.
     pub(crate) fn start() -> io::Result<Option<Self>> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let process = Command::new("prometheus-pushgateway")
@@ -41,7 +41,7 @@ impl Gateway {
         TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))
     }
 
-    /// What a Prometheus would scrape.
+    /// Returns the text that a Prometheus would scrape.
     pub(crate) fn scrape(&self) -> io::Result<String> {
         let mut stream = self.connect()?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;

@@ -1,14 +1,14 @@
-//! The memory of this process, as Linux counts it.
+//! Memory of this process as Linux counts it.
 
 use std::fs;
 use std::io;
 
-/// Bytes resident now.
+/// Resident bytes now.
 pub(crate) fn resident() -> io::Result<u64> {
     read("VmRSS:")
 }
 
-/// The most that was resident since [`forget_peak`], or the start.
+/// Peak of the resident bytes since [`forget_peak`], or since the start.
 pub(crate) fn peak() -> io::Result<u64> {
     read("VmHWM:")
 }

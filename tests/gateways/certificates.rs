@@ -15,7 +15,7 @@ use tracing_stage_metrics::MetricsLayer;
 
 use super::support::child::{self, Ended};
 use super::support::measured::{Measured, measured, stage};
-use super::support::{PATIENCE, exposition};
+use super::support::{WAIT_TIMEOUT, exposition};
 
 struct Gateway {
     /// With the host name of the certificate.
@@ -120,7 +120,7 @@ fn untrusted_certificate_is_an_error() {
     assert!(ended.stdout.contains(&expected), "{ended:?}");
     assert!(ended.stdout.contains("invalid peer certificate"), "the error has its cause: {ended:?}");
     assert!(
-        gateway.bodies.recv_timeout(PATIENCE.min(Duration::from_millis(50))).is_err(),
+        gateway.bodies.recv_timeout(WAIT_TIMEOUT.min(Duration::from_millis(50))).is_err(),
         "the client sends no request"
     );
 }

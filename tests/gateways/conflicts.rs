@@ -17,7 +17,7 @@ fn refusing(metric: &'static str) -> MockGateway {
          the same name and label values\n"
     );
     let groups = "push_time_seconds{instance=\"\",job=\"j\"} 1.7e+09\n";
-    MockGateway::start_by(move |request| {
+    MockGateway::start_with(move |request| {
         let answer = match request.method.as_str() {
             "GET" => Answer::new(200).with_body(groups),
             _ if request.text().contains(&format!("TYPE {metric} ")) => Answer::new(400).with_body(&body),

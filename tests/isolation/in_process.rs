@@ -138,7 +138,7 @@ fn event_in_a_callback_does_not_deadlock_with_a_reload() {
         guard.shutdown().unwrap();
         done.send(()).unwrap();
     });
-    is_done.recv_timeout(support::PATIENCE).unwrap();
+    is_done.recv_timeout(support::WAIT_TIMEOUT).unwrap();
 }
 
 #[test]

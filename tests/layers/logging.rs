@@ -1,4 +1,4 @@
-//! Layers that log from their own callbacks, and the crate's warnings under the filters of others.
+//! Layers that emit events from their own callbacks, and this crate's warnings under the filters of other layers.
 
 use std::cell::Cell;
 
@@ -14,75 +14,75 @@ use super::support::pipeline::Heard;
 use super::{Log, Pipeline, fmt_layer, program};
 
 thread_local! {
-    static TALKING: Cell<bool> = const { Cell::new(false) };
-    static SAID: Cell<u32> = const { Cell::new(0) };
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+    static EMITTED: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Emits events from every callback.
-struct Talks {
+struct LoggingLayer {
     errors: bool,
 }
 
-impl Talks {
-    fn talk(&self, about: &str) {
-        if TALKING.replace(true) {
+impl LoggingLayer {
+    fn emit(&self, about: &str) {
+        if IN_CALLBACK.replace(true) {
             return;
         }
-        SAID.set(SAID.get() + 1);
+        EMITTED.set(EMITTED.get() + 1);
         info!("{about}");
         if self.errors {
             error!("{about}");
             info!(error = about);
         }
-        TALKING.set(false);
+        IN_CALLBACK.set(false);
     }
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Talks {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LoggingLayer {
     fn on_new_span(&self, _: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
-        self.talk("new span");
+        self.emit("new span");
     }
     fn on_record(&self, _: &Id, _: &Record<'_>, _: Context<'_, S>) {
-        self.talk("record");
+        self.emit("record");
     }
     fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
-        self.talk("event");
+        self.emit("event");
     }
     fn on_enter(&self, _: &Id, _: Context<'_, S>) {
-        self.talk("enter");
+        self.emit("enter");
     }
     fn on_exit(&self, _: &Id, _: Context<'_, S>) {
-        self.talk("exit");
+        self.emit("exit");
     }
     fn on_close(&self, _: Id, _: Context<'_, S>) {
-        self.talk("close");
+        self.emit("close");
     }
 }
 
 #[test]
-fn beside_a_layer_that_logs_what_happens() {
+fn events_of_other_layers_do_not_change_metrics() {
     for first in [true, false] {
-        let talks = Talks { errors: false };
-        SAID.set(0);
-        let pipeline = super::stacked(|layer, _| match first {
-            true => Registry::default().with(layer).with(talks).into(),
-            false => Registry::default().with(talks).with(layer).into(),
+        let logging_layer = LoggingLayer { errors: false };
+        EMITTED.set(0);
+        let pipeline = super::run_program_under(|layer, _| match first {
+            true => Registry::default().with(layer).with(logging_layer).into(),
+            false => Registry::default().with(logging_layer).with(layer).into(),
         });
-        super::all_seen(&pipeline);
-        assert!(SAID.get() > 20, "{}", SAID.get());
+        super::assert_all_spans_measured(&pipeline);
+        assert!(EMITTED.get() > 20, "{}", EMITTED.get());
     }
 }
 
 #[test]
-fn beside_a_layer_that_logs_errors_each_stage_is_still_counted_once() {
+fn errors_logged_by_other_layers_do_not_count_stages_twice() {
     for first in [true, false] {
         for policy in [FailurePolicy::ErrorEvents, FailurePolicy::ErrorsWithin, FailurePolicy::ProvenSuccess] {
-            let talks = Talks { errors: true };
+            let logging_layer = LoggingLayer { errors: true };
             let pipeline = Pipeline::stacked(
                 |builder| builder.with_failure_policy(policy).with_max_series(1),
                 |layer, _| match first {
-                    true => Registry::default().with(layer).with(talks).into(),
-                    false => Registry::default().with(talks).with(layer).into(),
+                    true => Registry::default().with(layer).with(logging_layer).into(),
+                    false => Registry::default().with(logging_layer).with(layer).into(),
                 },
             );
             program();
@@ -100,8 +100,8 @@ fn beside_a_layer_that_logs_errors_each_stage_is_still_counted_once() {
     }
 }
 
-/// Brings out each of the crate's warnings: an overflow, stages that cannot prove their success, one that is open at
-/// the end, one that opens after it. Between them events whose way through the filters must not be disturbed.
+/// Provokes each of the crate's warnings: an overflow, stages without proof of success, a stage open at the end, and
+/// a stage opened after the end. Application events in between must still pass the filters.
 fn warnings(stack: impl FnOnce(tracing_stage_metrics::MetricsLayer, Heard) -> Dispatch) -> Vec<String> {
     let pipeline = Pipeline::stacked(
         |builder| builder.with_failure_policy(FailurePolicy::ProvenSuccess).with_max_series(1),
@@ -121,7 +121,7 @@ fn warnings(stack: impl FnOnce(tracing_stage_metrics::MetricsLayer, Heard) -> Di
     ended.heard()
 }
 
-/// How many times `events` runs in it.
+/// Number of `events` calls that [`warnings`] makes with an open pipeline or after it.
 const EVENTS: usize = 10;
 
 fn events(times: usize) {
@@ -133,7 +133,7 @@ fn events(times: usize) {
 }
 
 #[track_caller]
-fn all_warnings(heard: &[String]) {
+fn assert_all_warnings(heard: &[String]) {
     assert_eq!(heard.len(), 4, "{heard:#?}");
     for part in ["_overflow", "err, ret", "still open", "_guard"] {
         assert!(heard.iter().any(|line| line.contains(part)), "{part}: {heard:#?}");
@@ -141,16 +141,16 @@ fn all_warnings(heard: &[String]) {
 }
 
 #[test]
-fn the_crates_warnings_pass_through_the_filters_of_others() {
+fn own_warnings_pass_filters_of_other_layers() {
     let log = Log::default();
     macro_rules! strict {
         () => {
             fmt_layer!(log).with_filter(LevelFilter::ERROR)
         };
     }
-    all_warnings(&warnings(|layer, heard| Registry::default().with(layer).with(strict!()).with(heard).into()));
-    all_warnings(&warnings(|layer, heard| Registry::default().with(strict!()).with(heard).with(layer).into()));
-    all_warnings(&warnings(|layer, heard| {
+    assert_all_warnings(&warnings(|layer, heard| Registry::default().with(layer).with(strict!()).with(heard).into()));
+    assert_all_warnings(&warnings(|layer, heard| Registry::default().with(strict!()).with(heard).with(layer).into()));
+    assert_all_warnings(&warnings(|layer, heard| {
         let layer = layer.with_filter(LevelFilter::INFO);
         Registry::default().with(layer).with(strict!()).with(heard.with_filter(LevelFilter::WARN)).into()
     }));
@@ -161,7 +161,7 @@ fn the_crates_warnings_pass_through_the_filters_of_others() {
 }
 
 #[test]
-fn the_crates_warnings_are_in_the_log() {
+fn own_warnings_appear_in_the_log() {
     let log = Log::default();
     warnings(|layer, heard| {
         let fmt = fmt_layer!(log).with_filter(EnvFilter::new("warn"));
@@ -174,7 +174,7 @@ fn the_crates_warnings_are_in_the_log() {
 }
 
 #[test]
-fn where_nobody_wants_them_the_crates_warnings_do_no_harm() {
+fn filtered_own_warnings_do_not_disturb_other_events() {
     let log = Log::default();
     let heard = warnings(|layer, heard| {
         let silent = filter_fn(|metadata| metadata.target() != "tracing_stage_metrics");
@@ -184,5 +184,5 @@ fn where_nobody_wants_them_the_crates_warnings_do_no_harm() {
     assert_eq!(log.text().matches("of level debug").count(), EVENTS);
     let heard =
         warnings(|layer, heard| Registry::default().with(EnvFilter::new("error")).with(layer).with(heard).into());
-    assert!(heard.is_empty(), "spans of level INFO are hidden, and so is what there is to warn of: {heard:#?}");
+    assert!(heard.is_empty(), "the filter hides the INFO spans, so no warning is due: {heard:#?}");
 }

@@ -1,4 +1,4 @@
-//! Inside `Option`, `Box`, `Vec` and `reload`, twice, and where spans are unknown to it.
+//! The layer inside `Option`, `Box`, `Vec` and `reload`, two layers at once, and spans that opened without the layer.
 
 use tracing::subscriber::with_default;
 use tracing::{Dispatch, error, info_span};
@@ -8,30 +8,36 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use super::support::pipeline::Measured;
-use super::{Log, all_seen, debug_hidden, fmt_layer, program, stacked};
+use super::{Log, assert_all_spans_measured, assert_debug_spans_hidden, fmt_layer, program, run_program_under};
 
 #[test]
-fn in_an_option() {
-    all_seen(&stacked(|layer, _| Registry::default().with(Some(layer)).into()));
-    debug_hidden(&stacked(|layer, _| Registry::default().with(Some(layer.with_filter(LevelFilter::INFO))).into()));
+fn layer_works_in_option() {
+    assert_all_spans_measured(&run_program_under(|layer, _| Registry::default().with(Some(layer)).into()));
+    assert_debug_spans_hidden(&run_program_under(|layer, _| {
+        Registry::default().with(Some(layer.with_filter(LevelFilter::INFO))).into()
+    }));
     with_default(Registry::default().with(None::<MetricsLayer>), program);
 }
 
 #[test]
-fn in_a_box() {
+fn layer_works_in_box() {
     let log = Log::default();
-    all_seen(&stacked(|layer, _| Registry::default().with(layer.boxed()).with(fmt_layer!(log)).into()));
-    all_seen(&stacked(|layer, _| {
+    assert_all_spans_measured(&run_program_under(|layer, _| {
+        Registry::default().with(layer.boxed()).with(fmt_layer!(log)).into()
+    }));
+    assert_all_spans_measured(&run_program_under(|layer, _| {
         let layer: Box<dyn Layer<Registry> + Send + Sync> = Box::new(layer);
         Registry::default().with(layer).into()
     }));
-    debug_hidden(&stacked(|layer, _| Registry::default().with(layer.with_filter(LevelFilter::INFO).boxed()).into()));
+    assert_debug_spans_hidden(&run_program_under(|layer, _| {
+        Registry::default().with(layer.with_filter(LevelFilter::INFO).boxed()).into()
+    }));
 }
 
 #[test]
-fn in_a_vec() {
+fn layer_works_in_vec() {
     let log = Log::default();
-    all_seen(&stacked(|layer, heard| {
+    assert_all_spans_measured(&run_program_under(|layer, heard| {
         let fmt = fmt_layer!(log).with_filter(LevelFilter::WARN);
         Registry::default().with(vec![fmt.boxed(), layer.boxed(), heard.boxed()]).into()
     }));
@@ -39,34 +45,36 @@ fn in_a_vec() {
 }
 
 #[test]
-fn composed_with_another_layer() {
+fn layer_works_with_and_then() {
     let log = Log::default();
-    all_seen(&stacked(|layer, _| Registry::default().with(layer.and_then(fmt_layer!(log))).into()));
-    debug_hidden(&stacked(|layer, _| {
+    assert_all_spans_measured(&run_program_under(|layer, _| {
+        Registry::default().with(layer.and_then(fmt_layer!(log))).into()
+    }));
+    assert_debug_spans_hidden(&run_program_under(|layer, _| {
         Registry::default().with(layer.and_then(fmt_layer!(log)).with_filter(LevelFilter::INFO)).into()
     }));
     assert_eq!(log.text().matches("it broke").count(), 2);
 }
 
 #[test]
-fn reloadable() {
-    all_seen(&stacked(|layer, _| {
+fn layer_works_in_reload() {
+    assert_all_spans_measured(&run_program_under(|layer, _| {
         let (layer, _) = reload::Layer::new(layer);
         Registry::default().with(layer).into()
     }));
 }
 
 #[test]
-fn taken_out_while_stages_run_and_put_back() {
+fn layer_removed_and_restored_ignores_spans_opened_meanwhile() {
     let mut handle = None;
-    // With another layer, since spans that no layer wants are not opened.
-    let pipeline = stacked(|layer, heard| {
+    // A second layer is needed: spans that no layer enables are not opened.
+    let pipeline = run_program_under(|layer, heard| {
         let (layer, reload) = reload::Layer::new(Some(layer));
         handle = Some(reload);
         Registry::default().with(layer).with(heard).into()
     });
     let handle = handle.unwrap();
-    all_seen(&pipeline);
+    assert_all_spans_measured(&pipeline);
 
     let before = info_span!("x", stage_id = "before").entered();
     let mut taken = None;
@@ -74,7 +82,7 @@ fn taken_out_while_stages_run_and_put_back() {
     let without = info_span!("x", stage_id = "without", profile = "without").entered();
     without.record("profile", "late");
     handle.modify(|layer| *layer = taken.take()).unwrap();
-    // Of this one the layer knows nothing.
+    // The current span opened without the layer.
     error!("it broke");
     without.record("profile", "later");
     info_span!("x", stage_id = "inside").in_scope(|| ());
@@ -84,11 +92,11 @@ fn taken_out_while_stages_run_and_put_back() {
     assert_eq!(totals, ["a 1 0", "b 1 0", "before 1 0", "fine 1 0", "inside 1 0"]);
 }
 
-/// The layer hears nothing of what happens meanwhile.
+/// The removed layer gets no callback in the meantime.
 #[test]
-fn stage_that_closes_while_the_layer_is_taken_out_is_not_active_for_ever() {
+fn stage_closed_without_the_layer_is_removed_from_the_active_gauge() {
     let mut handle = None;
-    let pipeline = stacked(|layer, heard| {
+    let pipeline = run_program_under(|layer, heard| {
         let (layer, reload) = reload::Layer::new(Some(layer));
         handle = Some(reload);
         Registry::default().with(layer).with(heard).into()
@@ -103,11 +111,11 @@ fn stage_that_closes_while_the_layer_is_taken_out_is_not_active_for_ever() {
     drop((entered, left));
     handle.modify(|layer| *layer = taken.take()).unwrap();
     assert_eq!(pipeline.now().active(), ["kept, 1", "left, 1", "lost, 1"]);
-    // At the next stage that is entered it can be found out.
+    // The next stage to be entered reveals the closed spans.
     info_span!(parent: None, "x", stage_id = "next").in_scope(|| ());
     let now = pipeline.now();
     assert_eq!(now.active(), ["kept, 1"]);
-    // As a stage that is still open at the end of the run.
+    // They fail as stages that are open at the end of the run do.
     assert_eq!(now.failures(), ["left,,unfinished 1", "lost,,interrupted 1"]);
     drop(kept);
     let totals = pipeline.end().last.totals();
@@ -115,10 +123,10 @@ fn stage_that_closes_while_the_layer_is_taken_out_is_not_active_for_ever() {
 }
 
 #[test]
-fn replaced_by_another_while_stages_run() {
+fn replaced_layer_ends_its_open_stages_at_shutdown() {
     let (second, guard) = MetricsLayer::builder().build().unwrap();
     let mut handle = None;
-    let pipeline = stacked(|layer, _| {
+    let pipeline = run_program_under(|layer, _| {
         let (layer, reload) = reload::Layer::new(layer);
         handle = Some(reload);
         Registry::default().with(layer).into()
@@ -128,59 +136,65 @@ fn replaced_by_another_while_stages_run() {
     info_span!("x", stage_id = "new").in_scope(|| ());
     open.record("profile", "late");
     drop(open);
-    assert_eq!(Measured::read(&guard.render()).runs(), ["new,, 1"], "what the first had open, it does not know");
-    assert!(pipeline.now().active().is_empty(), "the first does not know either when that closes");
+    assert_eq!(
+        Measured::read(&guard.render()).runs(),
+        ["new,, 1"],
+        "the second layer ignores stages that the first opened"
+    );
+    assert!(pipeline.now().active().is_empty(), "the first layer gets no close of its open stage");
     let first = pipeline.end();
-    // It was entered when the first layer was told of it last.
+    // The last callback of the first layer found the stage entered.
     assert_eq!(first.last.failures(), ["open,p,interrupted 1"]);
     guard.shutdown().unwrap();
 }
 
 #[test]
-fn two_in_one_subscriber_are_two_pipelines() {
+fn two_layers_in_one_subscriber_measure_independently() {
     let (second, guard) = MetricsLayer::builder().with_namespace("second").build().unwrap();
-    let pipeline = stacked(|layer, _| {
+    let pipeline = run_program_under(|layer, _| {
         let second = second.with_filter(LevelFilter::INFO);
         Registry::default().with(layer).with(second).into()
     });
-    all_seen(&pipeline);
+    assert_all_spans_measured(&pipeline);
     let text = guard.render();
     assert!(text.contains("second_stage_total{stage_id=\"a\",status=\"failure\"} 1\n"), "{text}");
     assert!(!text.contains("\"fine\""), "{text}");
 }
 
 #[test]
-fn two_subscribers_whose_span_ids_are_the_same() {
-    let (first, second) = (stacked_quietly(), stacked_quietly());
+fn two_subscribers_with_equal_span_ids_measure_independently() {
+    let (first, second) = (layer_alone(), layer_alone());
     let spans: Vec<_> = (0..10)
         .map(|n| {
-            let one = tracing::dispatcher::with_default(&first.1, || info_span!("x", stage_id = "one", profile = n));
-            let two = tracing::dispatcher::with_default(&second.1, || info_span!("x", stage_id = "two", profile = n));
-            assert_eq!(one.id(), two.id());
-            (one, two)
+            let in_first =
+                tracing::dispatcher::with_default(&first.1, || info_span!("x", stage_id = "one", profile = n));
+            let in_second =
+                tracing::dispatcher::with_default(&second.1, || info_span!("x", stage_id = "two", profile = n));
+            assert_eq!(in_first.id(), in_second.id());
+            (in_first, in_second)
         })
         .collect();
-    for (n, (one, two)) in spans.into_iter().enumerate() {
-        one.in_scope(|| two.in_scope(|| ()));
-        two.record("profile", n + 100);
-        drop((one, two));
+    for (n, (in_first, in_second)) in spans.into_iter().enumerate() {
+        in_first.in_scope(|| in_second.in_scope(|| ()));
+        in_second.record("profile", n + 100);
+        drop((in_first, in_second));
     }
     assert_eq!(Measured::read(&first.0.render()).totals(), ["one 10 0"]);
     assert_eq!(Measured::read(&second.0.render()).runs()[0], "two,100, 1");
 }
 
-fn stacked_quietly() -> (tracing_stage_metrics::FlushGuard, Dispatch) {
+fn layer_alone() -> (tracing_stage_metrics::FlushGuard, Dispatch) {
     let (layer, guard) = MetricsLayer::builder().build().unwrap();
     (guard, Dispatch::new(Registry::default().with(layer)))
 }
 
 #[test]
-fn it_goes_wherever_a_layer_goes() {
+fn layer_is_accepted_by_generic_code() {
     fn generic<S>(layer: MetricsLayer) -> impl Layer<S> + Send + Sync + 'static
     where
         S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
     {
         layer
     }
-    all_seen(&stacked(|layer, _| Registry::default().with(generic(layer)).into()));
+    assert_all_spans_measured(&run_program_under(|layer, _| Registry::default().with(generic(layer)).into()));
 }

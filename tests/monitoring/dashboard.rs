@@ -1,41 +1,41 @@
-//! The parts of a Grafana dashboard that the tests look at.
+//! Accessors for the parts of a Grafana dashboard.
 
 use serde_json::Value;
 
-/// The member as text, empty where it is none.
+/// Returns the member's string, or "" if it is absent or of another type.
 pub(crate) fn text<'a>(value: &'a Value, member: &str) -> &'a str {
     value[member].as_str().unwrap_or_default()
 }
 
-/// The members of an array, none where it is none.
+/// Returns the elements of an array; none for any other value.
 pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// All panels, those of folded rows and the rows themselves included.
+/// All panels: rows themselves, and panels inside collapsed rows.
 pub(crate) fn with_rows<'a>(dashboard: &'a Value) -> Vec<&'a Value> {
     let within = |panel: &'a Value| std::iter::once(panel).chain(list(&panel["panels"]));
     list(&dashboard["panels"]).iter().flat_map(within).collect()
 }
 
-/// The panels that show something.
+/// All panels except rows.
 pub(crate) fn panels(dashboard: &Value) -> Vec<&Value> {
     with_rows(dashboard).into_iter().filter(|panel| text(panel, "type") != "row").collect()
 }
 
-/// The variables at the top.
+/// The template variables.
 pub(crate) fn variables(dashboard: &Value) -> &[Value] {
     list(&dashboard["templating"]["list"])
 }
 
-/// Each query of a panel, after the title of the panel.
+/// Each query, with the title of its panel.
 pub(crate) fn queries<'a>(dashboard: &'a Value) -> Vec<(&'a str, &'a str)> {
-    let of =
+    let titled_queries =
         |panel: &'a Value| list(&panel["targets"]).iter().map(|target| (text(panel, "title"), text(target, "expr")));
-    panels(dashboard).into_iter().flat_map(of).collect()
+    panels(dashboard).into_iter().flat_map(titled_queries).collect()
 }
 
-/// What `label_values(SELECTOR, LABEL)` of each variable that has it asks for, after the name of the variable.
+/// Selector and label of each `label_values(SELECTOR, LABEL)` query, with the name of its variable.
 pub(crate) fn variable_queries<'a>(dashboard: &'a Value) -> Vec<(&'a str, &'a str, &'a str)> {
     let parts = |variable: &'a Value| {
         let query = text(&variable["query"], "query").strip_prefix("label_values(")?.strip_suffix(')')?;

@@ -1,4 +1,4 @@
-//! What a PromQL query asks for.
+//! The metrics, functions and labels that a PromQL query uses.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -6,41 +6,41 @@ use std::convert::Infallible;
 use promql_parser::parser::{self, Expr, VectorSelector};
 use promql_parser::util::{ExprVisitor, walk_expr};
 
-/// One query, taken apart.
+/// A parsed query.
 #[derive(Debug, Default)]
 pub(crate) struct Query {
     pub(crate) selectors: Vec<Selector>,
     pub(crate) functions: BTreeSet<&'static str>,
-    /// The labels of all `by (…)`.
+    /// Labels of every `by (…)` clause.
     pub(crate) kept: BTreeSet<String>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Selector {
     pub(crate) metric: String,
-    /// As they are written, variables of the dashboard and all: label, operator, value.
+    /// Label, operator and value as written, dashboard variables included.
     pub(crate) matchers: Vec<(String, String, String)>,
 }
 
 impl Selector {
-    /// Whether it has this matcher, `job=~"$job"`.
+    /// Whether the selector contains this matcher, such as `job=~"$job"`.
     pub(crate) fn has(&self, matcher: &str) -> bool {
         self.matchers.iter().any(|(label, operator, value)| format!("{label}{operator}{value:?}") == matcher)
     }
 
-    /// The value the label is tied to by `=`.
-    pub(crate) fn fixed(&self, label: &str) -> Option<&str> {
-        let fixed = |(name, operator, _): &&(String, String, String)| name == label && operator == "=";
-        self.matchers.iter().find(fixed).map(|(_, _, value)| value.as_str())
+    /// Returns the value of the label's `=` matcher.
+    pub(crate) fn exact_value(&self, label: &str) -> Option<&str> {
+        let exact_value = |(name, operator, _): &&(String, String, String)| name == label && operator == "=";
+        self.matchers.iter().find(exact_value).map(|(_, _, value)| value.as_str())
     }
 }
 
-/// Parses a query, in which `$__range` may stand for a duration.
+/// Parses a query; `$__range` stands for a duration.
 pub(crate) fn parse(query: &str) -> Result<Query, String> {
     let expression = parser::parse(&query.replace("$__range", "1h"))?;
-    let mut found = Query::default();
-    let Ok(_) = walk_expr(&mut found, &expression);
-    Ok(found)
+    let mut query = Query::default();
+    let Ok(_) = walk_expr(&mut query, &expression);
+    Ok(query)
 }
 
 impl ExprVisitor for Query {
@@ -66,20 +66,20 @@ impl ExprVisitor for Query {
 impl From<&VectorSelector> for Selector {
     fn from(selector: &VectorSelector) -> Self {
         let matchers = selector.matchers.matchers.iter();
-        let matchers = matchers.map(|one| (one.name.clone(), one.op.to_string(), one.value.clone()));
+        let matchers = matchers.map(|m| (m.name.clone(), m.op.to_string(), m.value.clone()));
         Self { metric: selector.name.clone().unwrap_or_default(), matchers: matchers.collect() }
     }
 }
 
 #[test]
-fn a_query_is_taken_apart() {
+fn query_parses_into_selectors_functions_and_labels() {
     let query =
         parse(r#"sum by (stage_id) (rate(a_total{job=~"$job|x"}[$__range])) / on (job) b{c="d"} > time()"#).unwrap();
     let names: Vec<_> = query.selectors.iter().map(|selector| selector.metric.as_str()).collect();
     assert_eq!(names, ["a_total", "b"]);
     let [first, second] = &query.selectors[..] else { panic!("two selectors: {query:?}") };
     assert!(first.has(r#"job=~"$job|x""#) && !first.has(r#"job="$job|x""#) && !second.has(r#"job=~"$job|x""#));
-    assert_eq!((first.fixed("job"), second.fixed("c")), (None, Some("d")));
+    assert_eq!((first.exact_value("job"), second.exact_value("c")), (None, Some("d")));
     assert_eq!(query.functions, ["rate", "time"].into());
     assert_eq!(query.kept, ["stage_id".to_owned()].into());
     assert!(parse("sum(a").is_err() && parse("a{").is_err() && parse("").is_err());

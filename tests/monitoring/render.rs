@@ -1,4 +1,5 @@
-//! The rules are what `render-rules` prints, for any namespace, and promtool is content with them and with their cases.
+//! The committed rules equal the output of `render-rules`, for any namespace, and promtool accepts them and their
+//! cases.
 
 use std::process::{Command, Output};
 
@@ -18,14 +19,14 @@ fn rendered(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_rules_are_what_the_script_prints() {
+fn committed_rules_equal_the_scripts_output() {
     let committed = files::text("quant.rules.yml");
     assert!(rendered(&[]) == committed, "examples/monitoring/render-rules > examples/monitoring/quant.rules.yml");
     assert!(rendered(&["quant", "15d"]) == committed, "the defaults");
 }
 
 #[test]
-fn namespace_and_history_are_parameters() {
+fn namespace_and_history_replace_the_defaults() {
     let committed = files::text("quant.rules.yml");
     let other = rendered(&["acme_jobs", "30d"]);
     let expected = in_namespace(&committed, "acme_jobs").replace("15d", "30d");
@@ -34,7 +35,7 @@ fn namespace_and_history_are_parameters() {
 }
 
 #[test]
-fn what_is_no_namespace_is_refused() {
+fn invalid_arguments_are_refused_with_usage() {
     for arguments in [&["a-b"][..], &["a b"], &["1a"], &["a/"], &["quant", "15"], &["quant", "0d"], &["a", "1d", "b"]] {
         let output = render(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -42,7 +43,7 @@ fn what_is_no_namespace_is_refused() {
     }
 }
 
-/// The names of the metrics, of the rules that are recorded and of the groups; not the function `quantile_over_time`.
+/// Renames metrics, recorded rules and groups; `quantile_over_time` keeps its name.
 fn in_namespace(text: &str, namespace: &str) -> String {
     ["_", ":", "-"]
         .iter()
@@ -61,37 +62,37 @@ pub(crate) fn promtool(arguments: &[&str], files: &[std::path::PathBuf]) {
 }
 
 #[test]
-fn promtool_takes_the_configuration_with_its_rules() {
+fn promtool_accepts_configuration_and_rules() {
     if !installed("promtool") {
         return;
     }
     promtool(&["check", "config"], &[files::path("prometheus.yml")]);
     promtool(
         &["check", "rules"],
-        &files::ending_in(".rules.yml").iter().map(|name| files::path(name)).collect::<Vec<_>>(),
+        &files::with_suffix(".rules.yml").iter().map(|name| files::path(name)).collect::<Vec<_>>(),
     );
 }
 
 #[test]
-fn the_cases_hold() {
+fn rule_cases_pass() {
     if !installed("promtool") {
         return;
     }
     promtool(
         &["test", "rules"],
-        &files::ending_in(".test.yml").iter().map(|name| files::path(name)).collect::<Vec<_>>(),
+        &files::with_suffix(".test.yml").iter().map(|name| files::path(name)).collect::<Vec<_>>(),
     );
 }
 
 #[test]
-fn they_hold_in_another_namespace() {
+fn rule_cases_pass_in_another_namespace() {
     if !installed("promtool") {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("quant.rules.yml"), rendered(&["acme"])).unwrap();
-    // The long ones take their time, and say nothing new of names.
-    let cases = files::ending_in(".test.yml").into_iter().filter(|name| name != "history.test.yml").map(|name| {
+    // The history cases are slow and add nothing about names.
+    let cases = files::with_suffix(".test.yml").into_iter().filter(|name| name != "history.test.yml").map(|name| {
         let to = directory.path().join(&name);
         std::fs::write(&to, in_namespace(&files::text(&name), "acme").replace("acme.rules", "quant.rules")).unwrap();
         to

@@ -1,4 +1,4 @@
-//! The conventions of the rules: what an alert has to say, and which cases show what it does.
+//! Conventions of the rules: texts and labels of an alert, and cases that show its behaviour.
 
 use std::collections::BTreeMap;
 
@@ -8,87 +8,89 @@ use super::dashboard::{list, text};
 use super::lint::MEANINGLESS;
 use super::{files, promql};
 
-/// The rules of a file of rules.
+/// Returns the rules of a rule file.
 pub(crate) fn rules(file: &Value) -> Vec<&Value> {
     list(&file["groups"]).iter().flat_map(|group| list(&group["rules"])).collect()
 }
 
-/// What is not as it should be.
+/// Every violation of a convention.
 pub(crate) fn complaints(file: &Value) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut complaints = Vec::new();
     for rule in rules(file) {
         let name = format!("{}{}", text(rule, "alert"), text(rule, "record"));
-        let mut of_rule = Vec::new();
+        let mut rule_complaints = Vec::new();
         match promql::parse(text(rule, "expr")) {
-            Ok(query) => of_rule.extend(
+            Ok(query) => rule_complaints.extend(
                 query.functions.iter().filter(|name| MEANINGLESS.contains(name)).map(|name| format!("{name}()")),
             ),
-            Err(why) => of_rule.push(why),
+            Err(why) => rule_complaints.push(why),
         }
         if !text(rule, "alert").is_empty() {
-            of_rule.extend(alert(rule));
+            rule_complaints.extend(alert(rule));
         }
-        found.extend(of_rule.into_iter().map(|complaint| format!("{name}: {complaint}")));
+        complaints.extend(rule_complaints.into_iter().map(|complaint| format!("{name}: {complaint}")));
     }
-    found
+    complaints
 }
 
 fn alert(rule: &Value) -> Vec<String> {
     let (summary, description) = (text(&rule["annotations"], "summary"), text(&rule["annotations"], "description"));
     let name = text(rule, "alert");
-    let mut found = Vec::new();
+    let mut complaints = Vec::new();
     let mut check = |good: bool, complaint: &str| {
         if !good {
-            found.push(complaint.to_owned());
+            complaints.push(complaint.to_owned());
         }
     };
     check(matches!(text(&rule["labels"], "severity"), "critical" | "warning"), "no severity");
-    for (what, said) in [("summary", summary), ("description", description)] {
-        check(said.contains("{{ $labels.job }}"), &format!("the {what} names no job"));
-        // The gateway has none.
+    for (annotation, text_of_annotation) in [("summary", summary), ("description", description)] {
+        check(text_of_annotation.contains("{{ $labels.job }}"), &format!("the {annotation} names no job"));
+        // The gateway alert has no profile.
         let is_of_the_gateway = name == "BatchGatewayDown";
         check(
-            said.contains("{{ with $labels.profile }}") || is_of_the_gateway,
-            &format!("the {what} names no profile"),
+            text_of_annotation.contains("{{ with $labels.profile }}") || is_of_the_gateway,
+            &format!("the {annotation} names no profile"),
         );
-        let names_stage = said.contains("{{ $labels.stage_id }}");
-        check(names_stage || !name.starts_with("BatchStage"), &format!("the {what} names no stage"));
+        let names_stage = text_of_annotation.contains("{{ $labels.stage_id }}");
+        check(names_stage || !name.starts_with("BatchStage"), &format!("the {annotation} names no stage"));
     }
     check(description.contains("First"), "the description does not say what to do first");
-    found
+    complaints
 }
 
-/// The alerts of which the cases do not show that they do not fire, then fire, then end.
+/// Alerts without a case in which they are inactive, then fire, then end.
 pub(crate) fn without_cases(file: &Value, cases: &[Value]) -> Vec<String> {
     let alerts = rules(file).into_iter().map(|rule| text(rule, "alert")).filter(|name| !name.is_empty());
-    let shown = |name: &&str| cases.iter().flat_map(|file| list(&file["tests"])).any(|case| fires_and_ends(case, name));
-    alerts.filter(|name| !shown(name)).map(str::to_owned).collect()
+    let has_case =
+        |name: &&str| cases.iter().flat_map(|file| list(&file["tests"])).any(|case| fires_and_ends(case, name));
+    alerts.filter(|name| !has_case(name)).map(str::to_owned).collect()
 }
 
-/// Whether in this case the alert is looked at before it fires, when it does, and afterwards.
+/// Whether the case evaluates the alert before it fires, while it fires, and afterwards.
 fn fires_and_ends(case: &Value, alert: &str) -> bool {
-    let looks = list(&case["alert_rule_test"]).iter().filter(|look| text(look, "alertname") == alert);
-    let by_time: BTreeMap<u64, bool> =
-        looks.map(|look| (minutes(text(look, "eval_time")), !list(&look["exp_alerts"]).is_empty())).collect();
+    let evaluations = list(&case["alert_rule_test"]).iter().filter(|evaluation| text(evaluation, "alertname") == alert);
+    let by_time: BTreeMap<u64, bool> = evaluations
+        .map(|evaluation| (minutes(text(evaluation, "eval_time")), !list(&evaluation["exp_alerts"]).is_empty()))
+        .collect();
     let mut changes: Vec<bool> = by_time.into_values().collect();
     changes.dedup();
     changes == [false, true, false]
 }
 
-/// `90m` or `2h`.
+/// Parses `90m` or `2h` into minutes.
 fn minutes(time: &str) -> u64 {
     let (number, unit) = time.split_at(time.len() - 1);
     let unit = match unit {
         "m" => 1,
         "h" => 60,
-        _ => panic!("no time in minutes or hours: {time}"),
+        _ => panic!("not a time in minutes or hours: {time}"),
     };
     number.parse::<u64>().unwrap() * unit
 }
 
-/// The files of cases for promtool.
+/// Returns the promtool test files.
 pub(crate) fn cases() -> Vec<Value> {
-    files::ending_in(".test.yml").iter().map(|name| files::yaml(name)).collect()
+    files::with_suffix(".test.yml").iter().map(|name| files::yaml(name)).collect()
 }
 
 #[cfg(test)]
@@ -96,40 +98,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rules_keep_them() {
-        for name in files::ending_in(".rules.yml") {
+    fn committed_rules_keep_conventions() {
+        for name in files::with_suffix(".rules.yml") {
             assert_eq!(complaints(&files::yaml(&name)), Vec::<String>::new(), "{name}");
         }
     }
 
     #[test]
-    fn each_alert_has_cases_in_which_it_does_not_fire_fires_and_ends() {
+    fn each_alert_has_a_case_that_fires_and_ends() {
         assert_eq!(without_cases(&files::yaml("quant.rules.yml"), &cases()), Vec::<String>::new());
     }
 
     #[test]
-    fn a_case_that_is_missing_is_found() {
+    fn missing_case_is_reported() {
         let cases = cases();
         let rules = files::yaml("quant.rules.yml");
         let all = without_cases(&rules, &[]);
         assert!(all.len() > 10 && all.iter().any(|name| name == "BatchRunFailed"), "{all:?}");
-        // Without the last look at each, none ends; without the first, none begins.
+        // Without its last evaluation no alert ends; without its first none begins.
         for drop_last in [true, false] {
             let mut cut = cases.clone();
             for case in cut.iter_mut().flat_map(|file| file["tests"].as_array_mut().unwrap()) {
-                let Some(looks) = case["alert_rule_test"].as_array_mut() else { continue };
-                let fires = |look: &Value| !list(&look["exp_alerts"]).is_empty();
-                let Some(at) = looks.iter().position(fires) else { continue };
-                if drop_last { looks.truncate(at + 1) } else { drop(looks.drain(..at)) }
+                let Some(evaluations) = case["alert_rule_test"].as_array_mut() else { continue };
+                let fires = |evaluation: &Value| !list(&evaluation["exp_alerts"]).is_empty();
+                let Some(at) = evaluations.iter().position(fires) else { continue };
+                if drop_last { evaluations.truncate(at + 1) } else { drop(evaluations.drain(..at)) }
             }
             assert_eq!(without_cases(&rules, &cut), all);
         }
     }
 
     #[test]
-    fn each_of_them_can_be_broken() {
+    fn each_broken_rule_convention_is_reported() {
         let file = files::text("quant.rules.yml");
-        let of = |from: &str, to: &str| {
+        let complaints_after_replacing = |from: &str, to: &str| {
             let broken = file.replace(from, to);
             assert_ne!(broken, file, "{from}");
             complaints(&serde_saphyr::from_str(&broken).unwrap()).join("\n")
@@ -148,8 +150,8 @@ mod tests {
             ("stage {{ $labels.stage_id }}", "stage", "BatchStageSlow: the summary names no stage"),
             ("First", "Then", "BatchRunFailed: the description does not say what to do first"),
         ] {
-            let found = of(from, to);
-            assert!(found.contains(complaint), "{from} -> {to}: {found}");
+            let complaints = complaints_after_replacing(from, to);
+            assert!(complaints.contains(complaint), "{from} -> {to}: {complaints}");
         }
     }
 }

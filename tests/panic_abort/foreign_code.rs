@@ -1,4 +1,4 @@
-//! Code of the application that the crate calls, or waits for, panics or blocks: the last state arrives all the same, and the
+//! Application code that the crate calls or waits for panics or blocks; the final state still arrives, and the
 //! process aborts.
 
 use std::os::unix::process::ExitStatusExt;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use super::support::child::{self, Ended, Running, Signal};
 use super::support::exposition::{self, Exposition};
 use super::support::{MockGateway, Reply};
-use super::{SLACK, built};
+use super::{SLACK, example_program};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// A flush timeout that nothing may wait for.
+/// A flush timeout too long to wait for.
 const LONG: Duration = Duration::from_secs(20);
 
-/// `None`, said out loud, where the program is not built.
+/// Starts the program for one scenario; `None` if it was not built.
 #[track_caller]
 fn start(scenario: &str, server: &MockGateway, timeout: Duration) -> Option<Running> {
-    let mut command = Command::new(built("panic_abort_program")?);
+    let mut command = Command::new(example_program("panic_abort_program")?);
     for (name, _) in std::env::vars_os() {
         if ["TV_PROMETHEUS_", "OTEL_", "RUST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             command.env_remove(&name);
@@ -50,7 +50,8 @@ fn assert_interrupted(last: &Exposition) {
     assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0);
 }
 
-/// After the push at install and the flush that was answered, so many more pushes have the rendering of that flush.
+/// Asserts that after the push at install and the answered flush came `pushes` more, all with the rendering of that
+/// flush.
 #[track_caller]
 fn assert_last_rendering(server: &MockGateway, pushes: usize) {
     let requests = server.requests();
@@ -60,17 +61,17 @@ fn assert_last_rendering(server: &MockGateway, pushes: usize) {
 }
 
 #[test]
-fn a_recorder_that_panics_with_its_lock_held_has_its_last_rendering_delivered() {
+fn recorder_panic_with_held_lock_delivers_the_last_rendering() {
     let server = MockGateway::ok();
     let Some(running) = start("recorder", &server, TIMEOUT) else { return };
     assert_aborted(&running.wait(), TIMEOUT + SLACK);
     assert_last_rendering(&server, 1);
 }
 
-/// The final flush does not wait for the thread that makes it.
+/// The final flush does not wait for the rendering thread, which has panicked.
 #[test]
-fn an_exposition_that_panics_has_its_last_rendering_delivered_at_once() {
-    // The flush in which it panics has it too.
+fn exposition_panic_delivers_the_last_rendering_at_once() {
+    // The flush during which the exposition panics delivers the last rendering too.
     for (scenario, pushes) in [("exposition", 2), ("exposition at the end", 1)] {
         let server = MockGateway::ok();
         let Some(running) = start(scenario, &server, LONG) else { return };
@@ -80,7 +81,7 @@ fn an_exposition_that_panics_has_its_last_rendering_delivered_at_once() {
 }
 
 #[test]
-fn a_subscriber_that_panics_in_an_event_of_the_crate_does_not_cost_the_last_state() {
+fn subscriber_panic_in_an_own_event_does_not_lose_the_final_state() {
     let server = MockGateway::start([Reply::status(401), Reply::ok()]);
     let Some(running) = start("subscriber", &server, LONG) else { return };
     assert_aborted(&running.wait(), TIMEOUT + SLACK);
@@ -88,13 +89,13 @@ fn a_subscriber_that_panics_in_an_event_of_the_crate_does_not_cost_the_last_stat
     assert_interrupted(&last_push(&server));
 }
 
-/// It prints to a pipe that nobody reads, for one. The process is not ended before the hook returns.
+/// Such a hook may print to a pipe that nobody reads. The process does not end before the hook returns.
 #[test]
-fn an_earlier_panic_hook_that_blocks_does_not_cost_the_last_state() {
+fn blocking_panic_hook_does_not_lose_the_final_state() {
     let server = MockGateway::ok();
-    let begun = Instant::now();
+    let started = Instant::now();
     let Some(_running) = start("hook", &server, TIMEOUT) else { return };
     let last = server.await_request(|request| request.text().contains("quant_run_duration_seconds "));
-    assert!(begun.elapsed() < TIMEOUT + SLACK, "{:?}", begun.elapsed());
+    assert!(started.elapsed() < TIMEOUT + SLACK, "{:?}", started.elapsed());
     assert_interrupted(&exposition::parse(last.text()));
 }

@@ -1,5 +1,5 @@
-//! A program of the test `panic_abort`, built with panics that abort: code of the application panics where the crate is
-//! about to wait for it.
+//! A program for the test `panic_abort`, built with aborting panics: application code panics where the crate is about
+//! to wait for it.
 #![allow(clippy::unwrap_used)]
 
 use std::panic;
@@ -15,8 +15,8 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::prelude::*;
 
-/// An increment that panics.
-const UNLUCKY: u64 = 13;
+/// A counter increment that panics.
+const PANICKING_INCREMENT: u64 = 13;
 
 fn main() {
     let scenario = std::env::args().nth(1).unwrap();
@@ -40,7 +40,7 @@ fn park() -> ! {
     }
 }
 
-/// A recorder whose counters take a lock, and so does its rendering.
+/// A recorder whose counters and rendering share a lock.
 struct LockingRecorder {
     inner: PrometheusRecorder,
     lock: Arc<Mutex<()>>,
@@ -52,13 +52,13 @@ struct LockingCounter {
 }
 
 impl LockingRecorder {
-    /// Makes it the global one. The second value renders it.
+    /// Installs it as the global recorder; returns the function that renders it.
     fn install() -> impl Fn() -> String + Send + Sync {
         let (inner, lock) = (PrometheusBuilder::new().build_recorder(), Arc::new(Mutex::new(())));
-        let (handle, wanted): (PrometheusHandle, _) = (inner.handle(), Arc::clone(&lock));
+        let (handle, render_lock): (PrometheusHandle, _) = (inner.handle(), Arc::clone(&lock));
         metrics::set_global_recorder(Self { inner, lock }).unwrap();
         move || {
-            let _held = wanted.lock();
+            let _held = render_lock.lock();
             handle.render()
         }
     }
@@ -67,7 +67,7 @@ impl LockingRecorder {
 impl CounterFn for LockingCounter {
     fn increment(&self, value: u64) {
         let _held = self.lock.lock();
-        assert_ne!(value, UNLUCKY, "on purpose");
+        assert_ne!(value, PANICKING_INCREMENT, "on purpose");
         self.inner.increment(value);
     }
 
@@ -109,10 +109,10 @@ fn recorder_panics_with_its_lock_held() {
     tracing_subscriber::registry().with(layer).init();
     metrics::counter!("rows_total").increment(7);
     guard.flush().unwrap();
-    metrics::counter!("rows_total").increment(UNLUCKY);
+    metrics::counter!("rows_total").increment(PANICKING_INCREMENT);
 }
 
-/// When the recorder is rendered.
+/// The render during which the exposition panics.
 enum Moment {
     Flush,
     Shutdown,
@@ -121,9 +121,9 @@ enum Moment {
 fn exposition_panics(moment: Moment) {
     let recorder = PrometheusBuilder::new().install_recorder().unwrap();
     let panics = Arc::new(AtomicBool::new(false));
-    let is_told = Arc::clone(&panics);
+    let panics_now = Arc::clone(&panics);
     let render = move || {
-        assert!(!is_told.load(Ordering::SeqCst), "on purpose");
+        assert!(!panics_now.load(Ordering::SeqCst), "on purpose");
         recorder.render()
     };
     let (layer, guard) = builder().with_exposition(render).install().unwrap();
@@ -138,19 +138,19 @@ fn exposition_panics(moment: Moment) {
     park();
 }
 
-/// As the `fmt` layer does when it cannot write and standard error is closed.
-struct Panics;
+/// Panics on the crate's events, as the `fmt` layer does when it cannot write and stderr is closed.
+struct PanicOnOwnEvent;
 
-impl<S: Subscriber> Layer<S> for Panics {
+impl<S: Subscriber> Layer<S> for PanicOnOwnEvent {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         assert_ne!(event.metadata().target(), "tracing_stage_metrics", "on purpose");
     }
 }
 
-/// The first push is refused, which the crate reports.
+/// The gateway refuses the first push, and the crate reports that.
 fn subscriber_panics() {
     let (layer, _guard) = builder().install().unwrap();
-    tracing_subscriber::registry().with(layer).with(Panics).init();
+    tracing_subscriber::registry().with(layer).with(PanicOnOwnEvent).init();
     let _open = info_span!("work", stage_id = "open").entered();
     park();
 }

@@ -1,23 +1,23 @@
-//! What a random program is made of.
+//! The shape of a random program.
 
 use proptest::prelude::*;
 
-/// A span and what happens while it is open.
+/// A span and the steps while it is open.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) kind: Kind,
-    /// The values given when the span is created.
+    /// Values at the creation of the span.
     pub(crate) stage: Option<&'static str>,
     pub(crate) profile: Option<&'static str>,
     pub(crate) run_id: Option<&'static str>,
     pub(crate) entered: bool,
-    /// Its parent is named, not the current span.
+    /// The span has an explicit parent instead of the current span.
     pub(crate) explicit: bool,
-    /// Its handle is kept until the span around it ends.
+    /// The handle lives until the parent span ends.
     pub(crate) kept: bool,
-    /// It runs on a thread of its own, which is joined.
+    /// The span runs on a thread of its own, which is joined.
     pub(crate) thread: bool,
-    /// A panic in it ends there.
+    /// The parent catches a panic of this span.
     pub(crate) caught: bool,
     pub(crate) steps: Vec<Step>,
 }
@@ -41,13 +41,13 @@ pub(crate) enum Field {
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Child(Node),
-    /// Runs when the span ends, by a panic too. Nothing in it panics.
+    /// Runs when the span ends, by a panic or otherwise. Never panics itself.
     Cleanup(Node),
     Error,
-    /// A late record on the span that is so many steps up.
+    /// A late record on the ancestor that is this many steps up.
     Record(usize, Field, &'static str),
-    /// Compares the active gauges. Not on other threads.
-    Look,
+    /// Reads the active gauges. Skipped on other threads.
+    ReadActive,
     Panic,
 }
 
@@ -73,8 +73,8 @@ fn value(values: &'static [&'static str]) -> impl Strategy<Value = &'static str>
     prop::sample::select(values)
 }
 
-/// Few, so that they often agree. `stage` is also the name of the spans. Some are the same one after the other, where they
-/// are told apart by where each begins.
+/// Few values, so that they often agree. `stage` is also the name of the spans. Some label sets are equal when
+/// concatenated and differ only in where each value begins.
 const STAGES: &[&str] = &["a", "b", "ap", "stage"];
 const VALUES: &[&str] = &["p", "q", "pq", ""];
 
@@ -87,14 +87,14 @@ fn record() -> impl Strategy<Value = Step> {
 }
 
 fn without_children() -> impl Strategy<Value = Step> {
-    prop_oneof![2 => Just(Step::Error), 4 => record(), 1 => Just(Step::Look), 1 => Just(Step::Panic)]
+    prop_oneof![2 => Just(Step::Error), 4 => record(), 1 => Just(Step::ReadActive), 1 => Just(Step::Panic)]
 }
 
 fn with(steps: impl Strategy<Value = Vec<Step>>) -> impl Strategy<Value = Node> {
     let kind = prop_oneof![3 => Just(Kind::Stage), 1 => Just(Kind::Context), 1 => Just(Kind::Plain)];
     let rarely = || prop::bool::weighted(0.2);
-    let given = |values| prop::option::weighted(0.4, value(values));
-    let values = (prop::option::weighted(0.7, value(STAGES)), given(VALUES), given(VALUES));
+    let optional_value = |values| prop::option::weighted(0.4, value(values));
+    let values = (prop::option::weighted(0.7, value(STAGES)), optional_value(VALUES), optional_value(VALUES));
     let flags = (prop::bool::weighted(0.8), rarely(), rarely(), rarely(), prop::bool::weighted(0.4));
     (kind, values, flags, steps).prop_map(|(kind, values, flags, steps)| {
         let (stage, profile, run_id) = values;

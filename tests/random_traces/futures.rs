@@ -1,4 +1,4 @@
-//! Small futures the programs are put together from.
+//! Small futures that the programs are composed of.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) type Caught<T> = Result<T, Box<dyn Any + Send>>;
 
-/// Ends a panic in the future.
+/// Catches a panic of the future.
 pub(crate) async fn caught<T>(mut future: Boxed<T>) -> Caught<T> {
     std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(Poll::Pending) => Poll::Pending,
@@ -18,7 +18,7 @@ pub(crate) async fn caught<T>(mut future: Boxed<T>) -> Caught<T> {
     .await
 }
 
-/// Drops the future after so many polls; `None` where it was not ready by then.
+/// Drops the future after this many polls; `None` if it was not ready by then.
 pub(crate) async fn dropped_after<T>(polls: Option<u8>, future: Boxed<T>) -> Option<T> {
     let mut left = polls;
     let mut future = Some(future);
@@ -33,10 +33,10 @@ pub(crate) async fn dropped_after<T>(polls: Option<u8>, future: Boxed<T>) -> Opt
     .await
 }
 
-/// The result of a future that does not wait.
+/// Returns the result of a future that never waits.
 pub(crate) fn now<T>(mut future: Boxed<T>) -> T {
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
-        Poll::Pending => panic!("it waits, in code that is not asynchronous"),
+        Poll::Pending => panic!("a future waits in synchronous code"),
     }
 }

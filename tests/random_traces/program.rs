@@ -1,45 +1,45 @@
-//! What a random program is made of.
+//! The shape of a random program.
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-/// A span and what happens while it is open.
+/// A span and the steps while it is open.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) id: Id,
-    /// Below the level of the filter, where there is one.
+    /// The span's level is below the filter, if there is one.
     pub(crate) hidden: bool,
-    /// A status given when the span is created.
-    pub(crate) status: Option<Word>,
+    /// A status field at the creation of the span.
+    pub(crate) status: Option<StatusField>,
     pub(crate) entered: Entered,
     pub(crate) place: Place,
-    /// Its parent is named, not the current span.
+    /// The span has an explicit parent instead of the current span.
     pub(crate) explicit: bool,
-    /// Its handle is kept until the span around it ends.
+    /// The handle lives until the parent span ends.
     pub(crate) kept: bool,
-    /// It is dropped after so many polls. Not in code that is not asynchronous.
+    /// The span's future is dropped after this many polls. Has no effect in synchronous code.
     pub(crate) polls: Option<u8>,
-    /// A panic in it ends there.
+    /// The parent catches a panic of this span.
     pub(crate) caught: bool,
     pub(crate) steps: Vec<Step>,
 }
 
-/// Whether it is a stage, and when its id is known.
+/// Whether the span is a stage, and when its id is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Id {
     None,
     AtCreation,
-    /// Before it is entered.
-    Soon,
-    /// Between its last exit and its close.
-    Late,
+    /// Before the first enter.
+    BeforeEnter,
+    /// Between the last exit and the close.
+    AfterLastExit,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entered {
     Never,
-    /// Once, around code that is not asynchronous.
+    /// Once, around synchronous code.
     Once,
     /// At every poll.
     EveryPoll,
@@ -48,39 +48,39 @@ pub(crate) enum Entered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Here,
-    /// A thread of its own, with a runtime of its own, which is joined.
+    /// A thread with a runtime of its own, which is joined.
     Thread,
-    /// A task, which is joined at once.
+    /// A task that is joined at once.
     Task,
-    /// A task that is joined when the span around it ends.
-    Beside,
+    /// A task that is joined when the parent span ends.
+    Concurrent,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Child(Arc<Node>),
-    /// Runs when the span ends, by a panic too. Nothing in it panics.
+    /// Runs when the span ends, by a panic or otherwise. Never panics itself.
     Cleanup(Arc<Node>),
-    Say(Target, Said),
-    /// A status recorded on the span that is so many steps up.
-    Declare(usize, Word),
-    /// Waits for its next turn.
+    Event(Target, EventKind),
+    /// A status field recorded on the ancestor that is this many steps up.
+    SetStatus(usize, StatusField),
+    /// Yields to the scheduler once.
     Yield,
-    /// Works, for longer than the clocks may drift apart.
+    /// Works for longer than the clocks may drift apart.
     Work,
     Panic,
 }
 
-/// The span an event is told of.
+/// The parent span of an event.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     Current,
-    /// So many steps up.
-    Around(usize),
+    /// The ancestor this many steps up.
+    Ancestor(usize),
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Said {
+pub(crate) enum EventKind {
     Error,
     ErrorWithField,
     FieldAlone,
@@ -92,7 +92,7 @@ pub(crate) enum Said {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Word {
+pub(crate) enum StatusField {
     Ok,
     Error,
     Other,
@@ -100,7 +100,7 @@ pub(crate) enum Word {
 }
 
 impl Node {
-    /// A stage without anything in it.
+    /// A stage without any step.
     pub(crate) fn stage() -> Self {
         Self {
             id: Id::AtCreation,
@@ -117,30 +117,30 @@ impl Node {
     }
 }
 
-fn word() -> impl Strategy<Value = Word> {
-    prop::sample::select(&[Word::Ok, Word::Error, Word::Other, Word::Description][..])
+fn status_field() -> impl Strategy<Value = StatusField> {
+    prop::sample::select(&[StatusField::Ok, StatusField::Error, StatusField::Other, StatusField::Description][..])
 }
 
-fn said() -> impl Strategy<Value = Said> {
+fn event_kind() -> impl Strategy<Value = EventKind> {
     prop_oneof![
-        3 => Just(Said::Error),
-        1 => Just(Said::ErrorWithField),
-        2 => Just(Said::FieldAlone),
-        1 => Just(Said::FieldAloneHidden),
-        1 => Just(Said::FieldBeforeMessage),
-        1 => Just(Said::FieldAndMessage),
-        1 => Just(Said::Fine),
+        3 => Just(EventKind::Error),
+        1 => Just(EventKind::ErrorWithField),
+        2 => Just(EventKind::FieldAlone),
+        1 => Just(EventKind::FieldAloneHidden),
+        1 => Just(EventKind::FieldBeforeMessage),
+        1 => Just(EventKind::FieldAndMessage),
+        1 => Just(EventKind::Fine),
     ]
 }
 
 fn target() -> impl Strategy<Value = Target> {
-    prop_oneof![2 => Just(Target::Current), 1 => (0..3_usize).prop_map(Target::Around)]
+    prop_oneof![2 => Just(Target::Current), 1 => (0..3_usize).prop_map(Target::Ancestor)]
 }
 
 fn without_children() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (target(), said()).prop_map(|(target, said)| Step::Say(target, said)),
-        5 => (0..3_usize, word()).prop_map(|(up, word)| Step::Declare(up, word)),
+        4 => (target(), event_kind()).prop_map(|(target, event_kind)| Step::Event(target, event_kind)),
+        5 => (0..3_usize, status_field()).prop_map(|(up, status_field)| Step::SetStatus(up, status_field)),
         3 => Just(Step::Yield),
         2 => Just(Step::Work),
         1 => Just(Step::Panic),
@@ -148,13 +148,12 @@ fn without_children() -> impl Strategy<Value = Step> {
 }
 
 fn with(steps: impl Strategy<Value = Vec<Step>>) -> impl Strategy<Value = Node> {
-    let id = prop_oneof![1 => Just(Id::None), 4 => Just(Id::AtCreation), 1 => Just(Id::Soon), 1 => Just(Id::Late)];
+    let id = prop_oneof![1 => Just(Id::None), 4 => Just(Id::AtCreation), 1 => Just(Id::BeforeEnter), 1 => Just(Id::AfterLastExit)];
     let entered = prop_oneof![2 => Just(Entered::Never), 3 => Just(Entered::Once), 4 => Just(Entered::EveryPoll)];
-    let place =
-        prop_oneof![5 => Just(Place::Here), 1 => Just(Place::Thread), 2 => Just(Place::Task), 2 => Just(Place::Beside)];
+    let place = prop_oneof![5 => Just(Place::Here), 1 => Just(Place::Thread), 2 => Just(Place::Task), 2 => Just(Place::Concurrent)];
     let rarely = || prop::bool::weighted(0.2);
     let flags = (rarely(), rarely(), rarely(), prop::bool::weighted(0.4));
-    let status = prop::option::weighted(0.15, word());
+    let status = prop::option::weighted(0.15, status_field());
     let polls = prop::option::weighted(0.15, 0..4_u8);
     (id, entered, place, status, polls, flags, steps).prop_map(|(id, entered, place, status, polls, flags, steps)| {
         let (hidden, explicit, kept, caught) = flags;

@@ -1,30 +1,30 @@
-//! One guard of a process has the signals at a time.
+//! Only one guard of a process owns the signals at a time.
 
 use std::time::Duration;
 
 use super::support::child::{self, Signal};
 use super::support::mock_gateway::Answer;
 use super::support::{MockGateway, Reply};
-use super::{assert_died_of, assert_interrupted, assert_reported, command, last_push, started, value};
+use super::{assert_died_of, assert_interrupted, assert_reported, command, last_push, start_and_await_push, value};
 
 #[test]
-fn a_second_guard_that_wants_them_is_a_configuration_error_and_the_first_keeps_them() {
+fn second_guard_with_signals_is_a_config_error() {
     let server = MockGateway::ok();
-    let running = started("two guards at once", &server);
+    let running = start_and_await_push("two guards at once", &server);
     running.signal(Signal::TERM);
     let ended = running.wait();
     assert_died_of(&ended, Signal::TERM);
     assert_reported(&ended, "the report: done (1, 0), open (1, 1)");
-    assert_eq!(server.requests().len(), 2, "at install and at the end, and none of a second guard");
+    assert_eq!(server.requests().len(), 2, "at install and at the end, none from a second guard");
     assert_interrupted(&last_push(&server));
 }
 
-/// Whether the one before was shut down, dropped, or never came to be. Its last push takes longer than those before look
-/// for signals that came at their end.
+/// Holds whether the guard before was shut down, dropped, or never built. The last push takes longer than the time
+/// for which earlier guards still look for late signals.
 #[test]
-fn a_guard_that_comes_after_another_has_them_as_that_had() {
+fn later_guard_catches_signals_after_an_earlier_one() {
     for signal in [Signal::TERM, Signal::INT] {
-        let server = MockGateway::start_by(|request| match request.text().contains("stage_id=\"last\"") {
+        let server = MockGateway::start_with(|request| match request.text().contains("stage_id=\"last\"") {
             true => Reply::Trickled(Answer::new(200), Duration::from_millis(5)),
             false => Reply::ok(),
         });

@@ -1,4 +1,4 @@
-//! A spool directory from outside.
+//! A spool directory as seen from outside the crate.
 
 use std::fs;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use super::support::await_true;
 
-/// The names of all files, sorted.
+/// Names of all files, sorted.
 pub(crate) fn names(spool: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(spool) else { return Vec::new() };
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -14,12 +14,12 @@ pub(crate) fn names(spool: &Path) -> Vec<String> {
     names
 }
 
-/// The payloads that wait, oldest first.
+/// Waiting payloads, oldest first.
 pub(crate) fn payloads(spool: &Path) -> Vec<PathBuf> {
     names(spool).into_iter().filter(|name| name.ends_with(".spool")).map(|name| spool.join(name)).collect()
 }
 
-/// The one payload that waits.
+/// The only waiting payload.
 #[track_caller]
 pub(crate) fn only_payload(spool: &Path) -> PathBuf {
     let mut payloads = payloads(spool);
@@ -27,7 +27,7 @@ pub(crate) fn only_payload(spool: &Path) -> PathBuf {
     payloads.remove(0)
 }
 
-/// The group's path and the exposition of a file.
+/// Returns group path and exposition of a payload.
 #[track_caller]
 pub(crate) fn content(payload: &Path) -> (String, String) {
     let text = fs::read_to_string(payload).unwrap();
@@ -36,9 +36,9 @@ pub(crate) fn content(payload: &Path) -> (String, String) {
     (group.to_owned(), exposition.to_owned())
 }
 
-/// Leaves a payload, with these times in its head.
+/// Writes a payload with these times in its header.
 #[track_caller]
-pub(crate) fn put(spool: &Path, gateway: &str, job: &str, times: &[(&str, f64)], text: &str) {
+pub(crate) fn write_payload(spool: &Path, gateway: &str, job: &str, times: &[(&str, f64)], text: &str) {
     let mut crc = flate2::Crc::new();
     crc.update(text.as_bytes());
     let times: String = times.iter().map(|(key, time)| format!("{key}: {time}\n")).collect();
@@ -52,17 +52,17 @@ pub(crate) fn put(spool: &Path, gateway: &str, job: &str, times: &[(&str, f64)],
     fs::write(spool.join(format!("{number:020}-{:08x}-17-{number:016x}.spool", 0xbad_cafe)), head + text).unwrap();
 }
 
-/// Makes all payloads ones for the gateway at this URL. The files stay the same, with their locks.
+/// Readdresses all payloads to the gateway at this URL, without replacing the files, so that locks hold.
 pub(crate) fn readdress(spool: &Path, url: &str) {
     for payload in payloads(spool) {
-        edit(&payload, |line| line.starts_with("gateway: ").then(|| format!("gateway: {url}")));
+        edit_header(&payload, |line| line.starts_with("gateway: ").then(|| format!("gateway: {url}")));
     }
 }
 
-/// Replaces lines of a payload's head.
+/// Replaces header lines of a payload.
 #[track_caller]
-pub(crate) fn edit(payload: &Path, replace: impl Fn(&str) -> Option<String>) {
-    // One that is not ours, not whole, or gone already stays as it is.
+pub(crate) fn edit_header(payload: &Path, replace: impl Fn(&str) -> Option<String>) {
+    // Foreign, damaged and already removed files stay as they are.
     let Ok(text) = fs::read_to_string(payload) else { return };
     let Some((head, exposition)) = text.split_once("\n\n") else { return };
     let lines: Vec<_> = head.lines().map(|line| replace(line).unwrap_or_else(|| line.to_owned())).collect();

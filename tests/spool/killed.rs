@@ -1,4 +1,4 @@
-//! SIGKILL at every step of writing to the spool, pushing and delivering what was left: nothing is lost.
+//! SIGKILL at every step of spooling, pushing and replaying: no payload is lost.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,27 +9,27 @@ use super::support::exposition;
 use super::support::measured::{Measured, measured};
 use super::support::mock_gateway::{Answer, Request};
 use super::support::{self, MockGateway, Reply};
-use super::{all_asked, asked, builder, directory, leave, pushes_of, scenarios};
+use super::{builder, directory, leave_payload, push_count, request_line, request_lines, scenarios};
 
 fn held() -> Reply {
     Reply::Held(Answer::new(200))
 }
 
-/// A run that finds everything in order and delivers what is there.
+/// A run that delivers every waiting payload without any warning.
 #[track_caller]
 fn last_run(server: &MockGateway, spool: &Path) {
     let Measured { guard, log, default: _default } = measured(builder(&server.url(), "last", spool));
     directory::await_no_payload(spool);
-    age(spool);
+    age_temporary_files(spool);
     guard.shutdown().unwrap();
     assert_eq!(directory::names(spool), [""; 0]);
     assert_eq!(log.own(), [""; 0]);
 }
 
-/// Lets an hour go by for what killed processes left half written: what is young may be in the making.
-fn age(spool: &Path) {
+/// Ages the temporary files of killed processes by an hour: younger files may still be written.
+fn age_temporary_files(spool: &Path) {
     for name in directory::names(spool) {
-        assert!(name.starts_with('.') && name.ends_with(".tmp"), "neither a payload nor half of one: {name}");
+        assert!(name.starts_with('.') && name.ends_with(".tmp"), "neither a payload nor a temporary file: {name}");
         let file = std::fs::File::options().write(true).open(spool.join(name)).unwrap();
         file.set_modified(SystemTime::now() - Duration::from_secs(3_600)).unwrap();
     }
@@ -41,9 +41,9 @@ fn kill(running: Running) {
     running.wait();
 }
 
-/// The payload is written while it is pushed, and the two are the same.
+/// The payload is written during the push, with the same content.
 #[test]
-fn while_the_final_push_is_on_its_way() {
+fn kill_during_the_final_push_leaves_the_payload() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     let server = MockGateway::start([Reply::ok(), held()]);
@@ -57,17 +57,17 @@ fn while_the_final_push_is_on_its_way() {
 
     let server = MockGateway::ok();
     last_run(&server, spool);
-    let delivered = server.await_request(|request| asked(request) == "POST job/killed");
+    let delivered = server.await_request(|request| request_line(request) == "POST job/killed");
     assert_eq!(delivered.text(), text);
 }
 
 #[test]
-fn while_what_was_left_is_on_its_way() {
+fn kill_during_a_replay_leaves_the_payloads() {
     for requests in [2, 3] {
         let directory = tempfile::tempdir().unwrap();
         let spool = directory.path();
         for job in ["one", "two"] {
-            leave(spool, job, "left");
+            leave_payload(spool, job, "left");
         }
         let mut replies = vec![Reply::ok(); requests - 1];
         replies.push(held());
@@ -79,13 +79,14 @@ fn while_what_was_left_is_on_its_way() {
 
         let server = MockGateway::ok();
         last_run(&server, spool);
-        assert_eq!((pushes_of(&server, "one"), pushes_of(&server, "two")), (1, 1), "{:?}", all_asked(&server));
+        assert_eq!((push_count(&server, "one"), push_count(&server, "two")), (1, 1), "{:?}", request_lines(&server));
     }
 }
 
-/// With a gateway that keeps the time of its pushes: what was delivered of a group is no reason to drop what waits behind it.
+/// The gateway records the time of each push: the delivery of one payload of a group must not make the later ones
+/// look outdated.
 #[test]
-fn between_two_payloads_of_one_group() {
+fn kill_between_two_payloads_of_a_group_keeps_the_later_ones() {
     let Some(server) = support::pushgateway() else { return };
     let mut killed_between = 0;
     for round in 0..8 {
@@ -93,7 +94,7 @@ fn between_two_payloads_of_one_group() {
         let spool = directory.path();
         let job = format!("left{round}");
         for id in ["monday", "tuesday", "wednesday"] {
-            leave(spool, &job, id);
+            leave_payload(spool, &job, id);
         }
         let running = child::start(scenarios::command("stay", &server.url(), "killed", spool));
         directory::await_true("the first is delivered", || directory::payloads(spool).len() < 3);
@@ -102,34 +103,33 @@ fn between_two_payloads_of_one_group() {
         let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "last", spool));
         directory::await_no_payload(spool);
         guard.shutdown().unwrap();
-        let found = exposition::parse(&server.metrics());
+        let exposition = exposition::parse(&server.metrics());
         let labels = [("instance", ""), ("job", &job), ("stage_id", "wednesday"), ("status", "success")];
-        assert_eq!(found.expect("quant_stage_total", &labels), 1.0);
-        assert_eq!(found.matching("quant_stage_total", &labels[1..2]).len(), 2, "of wednesday alone");
+        assert_eq!(exposition.expect("quant_stage_total", &labels), 1.0);
+        assert_eq!(exposition.matching("quant_stage_total", &labels[1..2]).len(), 2, "only wednesday's stage remains");
     }
-    assert!(killed_between > 0, "each process had delivered all before it was killed");
+    assert!(killed_between > 0, "every process delivered everything before it was killed");
 }
 
-/// Delays that cover a span evenly, in an order that is the same in every run.
+/// Delays that cover a time span evenly, in a fixed shuffled order.
 fn delays(span: Duration, count: u32) -> impl Iterator<Item = Duration> {
-    // Steps that share no factor with the count visit each place once.
+    // The step shares no factor with the count, so each delay occurs once.
     (0..count).map(move |round| span * (round * 7 % count) / count)
 }
 
-fn is_final(request: &Request) -> bool {
+fn is_final_push(request: &Request) -> bool {
     exposition::parse(request.text()).value("quant_run_duration_seconds", &[]).is_some()
 }
 
-/// A gateway that takes a while to answer, in which a payload is on disk.
+/// A slow response, during which the payload is on disk.
 fn slow() -> Reply {
     Reply::Trickled(Answer::new(200), Duration::from_micros(500))
 }
 
-/// Kills children at all times from before the final flush to after it. What was in the spool at that time arrives, and
-/// so does what a child that came to its end delivered; only a child that was killed before its payload was written
-/// has none.
+/// Kills children at times from before the final flush to after it. Every spooled payload arrives, and so does the
+/// state of every child that finished; only a child killed before its payload was written delivers nothing.
 #[test]
-fn at_any_time_of_the_final_flush() {
+fn kill_at_any_time_of_the_final_flush_loses_no_payload() {
     const ROUNDS: u32 = 41;
     let server = MockGateway::start([slow()]);
     let start = |job: &str, spool: &Path| {
@@ -137,18 +137,18 @@ fn at_any_time_of_the_final_flush() {
         running.await_line("go");
         (running, Instant::now())
     };
-    // How long the flush and the end of the process take.
+    // Measures the duration of the flush and the process exit.
     let directory = tempfile::tempdir().unwrap();
-    let (running, begun) = start("measured", directory.path());
+    let (running, start_time) = start("measured", directory.path());
     running.wait();
-    let span = begun.elapsed();
+    let span = start_time.elapsed();
 
     let (mut ended, mut spooled) = (BTreeSet::new(), BTreeSet::new());
     for (round, delay) in delays(span * 3 / 2, ROUNDS).enumerate() {
         let (job, directory) = (format!("k{round}"), tempfile::tempdir().unwrap());
         let spool = directory.path();
-        let (running, begun) = start(&job, spool);
-        std::thread::sleep(delay.saturating_sub(begun.elapsed()));
+        let (running, start_time) = start(&job, spool);
+        std::thread::sleep(delay.saturating_sub(start_time.elapsed()));
         running.signal(Signal::KILL);
         if running.wait().status.success() {
             ended.insert(job.clone());
@@ -157,7 +157,7 @@ fn at_any_time_of_the_final_flush() {
             let (group, text) = directory::content(&payload);
             assert_eq!(group, format!("/metrics/job/{job}"));
             let duration = exposition::parse(&text).value("quant_run_duration_seconds", &[]);
-            assert!(duration.is_some(), "it is the last state");
+            assert!(duration.is_some(), "the payload has the final state");
             spooled.insert(job.clone());
         }
         server.set_replies([Reply::ok()]);
@@ -167,27 +167,27 @@ fn at_any_time_of_the_final_flush() {
     let arrived: BTreeSet<String> = server
         .requests()
         .iter()
-        .filter(|request| request.method == "POST" && is_final(request))
+        .filter(|request| request.method == "POST" && is_final_push(request))
         .map(|request| request.path.replace("/metrics/job/", ""))
         .collect();
-    println!("of {ROUNDS} in {span:?}: {} came to their end, {} left a payload", ended.len(), spooled.len());
+    println!("{ROUNDS} processes in {span:?}: {} finished, {} left a payload", ended.len(), spooled.len());
     assert!(ended.is_subset(&arrived), "{ended:?} of {arrived:?}");
     assert!(spooled.is_subset(&arrived), "{spooled:?} of {arrived:?}");
-    // There were both kinds of ends, or it proves nothing.
-    assert!(!ended.is_empty() && ended.len() < ROUNDS as usize, "{} came to their end", ended.len());
+    // Both kinds of endings must occur, or the test shows nothing.
+    assert!(!ended.is_empty() && ended.len() < ROUNDS as usize, "{} finished", ended.len());
     assert!(!spooled.is_empty(), "no process was killed while its payload was on disk");
 }
 
-/// The same for processes that deliver what others left.
+/// Kills processes while they replay the payloads of others.
 #[test]
-fn at_any_time_of_a_replay() {
-    const LEFT: usize = 60;
+fn kill_at_any_time_of_a_replay_loses_no_payload() {
+    const PAYLOADS: usize = 60;
     const ROUNDS: u32 = 23;
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    let left: BTreeSet<String> = (0..LEFT).map(|number| format!("left{number}")).collect();
+    let left: BTreeSet<String> = (0..PAYLOADS).map(|number| format!("left{number}")).collect();
     for job in &left {
-        leave(spool, job, "left");
+        leave_payload(spool, job, "left");
     }
     let server = MockGateway::ok();
     for (round, delay) in delays(Duration::from_millis(6), ROUNDS).enumerate() {
@@ -198,14 +198,14 @@ fn at_any_time_of_a_replay() {
         kill(running);
     }
     let remaining = directory::payloads(spool).len();
-    println!("{remaining} of {LEFT} were left after {ROUNDS} processes were killed");
-    assert!((1..LEFT).contains(&remaining), "none was killed between two deliveries");
+    println!("{remaining} of {PAYLOADS} payloads remain after {ROUNDS} killed processes");
+    assert!((1..PAYLOADS).contains(&remaining), "no process was killed between two deliveries");
     last_run(&server, spool);
     let posts: Vec<String> =
-        all_asked(&server).iter().filter_map(|asked| Some(asked.strip_prefix("POST job/")?.into())).collect();
+        request_lines(&server).iter().filter_map(|line| Some(line.strip_prefix("POST job/")?.into())).collect();
     let arrived: BTreeSet<String> = posts.iter().filter(|job| job.starts_with("left")).cloned().collect();
     assert_eq!(arrived, left);
-    // At most what a killed process had just sent came twice.
+    // Only the payload in flight at each kill may arrive twice.
     let times = posts.iter().filter(|job| job.starts_with("left")).count();
-    assert!(times <= LEFT + ROUNDS as usize, "{times} times");
+    assert!(times <= PAYLOADS + ROUNDS as usize, "{times} times");
 }

@@ -1,4 +1,4 @@
-//! What the child processes do.
+//! Scenarios of the child processes.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,7 +15,7 @@ use super::support::measured::stage;
 #[track_caller]
 pub(crate) fn command(scenario: &str, url: &str, job: &str, spool: &std::path::Path) -> Command {
     super::directory::readdress(spool, url);
-    let mut command = child::command("scenarios::end_as_told", scenario);
+    let mut command = child::command("scenarios::run_scenario", scenario);
     command
         .env("TV_PROMETHEUS_PUSHGATEWAY", url)
         .env("TV_PROMETHEUS_JOB", job)
@@ -25,9 +25,9 @@ pub(crate) fn command(scenario: &str, url: &str, job: &str, spool: &std::path::P
     command
 }
 
-/// Not a test: what the children do.
+/// Entry point of the child processes; does nothing in an ordinary test run.
 #[test]
-fn end_as_told() {
+fn run_scenario() {
     let Some(scenario) = child::scenario() else { return };
     let builder = MetricsLayer::builder().with_env().unwrap().with_flush_on_signals();
     let (layer, guard) = builder.install().unwrap();

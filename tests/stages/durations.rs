@@ -1,4 +1,4 @@
-//! From the creation of the span to its last exit.
+//! Durations: from the creation of the span to its last exit.
 
 use std::time::{Duration, Instant};
 
@@ -8,29 +8,29 @@ use super::Pipeline;
 
 const PAUSE: Duration = Duration::from_millis(30);
 
-/// Lets time pass without a sleep, and says how much.
-fn pass() -> f64 {
-    let begun = Instant::now();
-    while begun.elapsed() < PAUSE {
+/// Busy-waits; returns the elapsed seconds.
+fn busy_wait() -> f64 {
+    let start = Instant::now();
+    while start.elapsed() < PAUSE {
         std::hint::spin_loop();
     }
-    begun.elapsed().as_secs_f64()
+    start.elapsed().as_secs_f64()
 }
 
-/// Runs it and returns how long that took by the clock of the test.
+/// Runs the closure; returns its duration by the test's own clock.
 fn timed(run: impl FnOnce()) -> f64 {
-    let begun = Instant::now();
+    let start = Instant::now();
     run();
-    begun.elapsed().as_secs_f64()
+    start.elapsed().as_secs_f64()
 }
 
 #[test]
-fn from_the_creation_of_the_span() {
+fn duration_starts_at_creation() {
     let pipeline = Pipeline::start();
     let mut before = 0.0;
     let whole = timed(|| {
         let span = info_span!("x", stage_id = "a");
-        before = pass();
+        before = busy_wait();
         span.in_scope(|| ());
     });
     let seconds = pipeline.now().seconds("a");
@@ -38,47 +38,47 @@ fn from_the_creation_of_the_span() {
 }
 
 #[test]
-fn to_its_last_exit_however_long_a_handle_is_kept() {
+fn duration_ends_at_the_last_exit_despite_kept_handles() {
     let pipeline = Pipeline::start();
     let mut until_exit = 0.0;
     let mut span = tracing::Span::none();
     until_exit += timed(|| {
         span = info_span!("x", stage_id = "a");
-        span.in_scope(pass);
+        span.in_scope(busy_wait);
     });
     let (kept, child) = (span.clone(), info_span!(parent: &span, "detached"));
-    pass();
+    busy_wait();
     drop(span);
-    pass();
+    busy_wait();
     drop((kept, child));
     let seconds = pipeline.now().seconds("a");
     assert!((PAUSE.as_secs_f64()..=until_exit).contains(&seconds), "{seconds} {until_exit}");
 }
 
 #[test]
-fn the_last_of_several_exits() {
+fn duration_ends_at_the_last_of_several_exits() {
     let pipeline = Pipeline::start();
-    let mut least = 0.0;
+    let mut min = 0.0;
     let span = info_span!("x", stage_id = "a");
-    let begun = Instant::now();
+    let start = Instant::now();
     for _ in 0..3 {
-        least += pass();
+        min += busy_wait();
         span.in_scope(|| ());
     }
-    let most = begun.elapsed().as_secs_f64() + 0.01;
-    pass();
+    let max = start.elapsed().as_secs_f64() + 0.01;
+    busy_wait();
     drop(span);
     let seconds = pipeline.now().seconds("a");
-    assert!((least..=most).contains(&seconds), "{least} {seconds} {most}");
+    assert!((min..=max).contains(&seconds), "{min} {seconds} {max}");
 }
 
 #[test]
-fn to_its_close_where_it_was_never_entered() {
+fn duration_without_enter_ends_at_close() {
     let pipeline = Pipeline::start();
     let mut passed = 0.0;
     let whole = timed(|| {
         let span = info_span!("x", stage_id = "a");
-        passed = pass();
+        passed = busy_wait();
         drop(span);
     });
     let seconds = pipeline.now().seconds("a");
@@ -86,7 +86,7 @@ fn to_its_close_where_it_was_never_entered() {
 }
 
 #[test]
-fn emitted_when_it_closes() {
+fn duration_is_recorded_at_close() {
     let pipeline = Pipeline::start();
     let span = info_span!("x", stage_id = "a");
     span.in_scope(|| ());
@@ -98,10 +98,10 @@ fn emitted_when_it_closes() {
 }
 
 #[test]
-fn the_buckets_are_the_ones_asked_for() {
+fn duration_buckets_follow_the_builder() {
     let pipeline = Pipeline::with(|builder| builder.with_buckets(&[0.001, 3_600.0]));
     let span = info_span!("x", stage_id = "a");
-    pass();
+    busy_wait();
     drop(span);
     let now = pipeline.now();
     let bucket = |le| {
@@ -113,17 +113,17 @@ fn the_buckets_are_the_ones_asked_for() {
 }
 
 #[test]
-fn the_last_duration_and_the_last_success_are_those_of_the_last() {
+fn last_duration_and_last_success_follow_the_latest_stage() {
     let pipeline = Pipeline::start();
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     let slow = info_span!("x", stage_id = "a");
-    pass();
+    busy_wait();
     drop(slow);
     info_span!("x", stage_id = "a").in_scope(|| tracing::error!("it fails"));
     let now = pipeline.now();
     let labels = [("stage_id", "a"), ("profile", "")];
     let last = now.exposition.expect("quant_stage_last_duration_seconds", &labels);
-    assert!(last < now.seconds("a") - 0.9 * PAUSE.as_secs_f64(), "the one that failed was fast: {last}");
+    assert!(last < now.seconds("a") - 0.9 * PAUSE.as_secs_f64(), "the failed stage was fast: {last}");
     let success = now.exposition.expect("quant_stage_last_success_timestamp_seconds", &labels);
     let until = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!((since - 0.01..=until + 0.01).contains(&success), "{since} {success} {until}");
@@ -134,7 +134,7 @@ fn the_last_duration_and_the_last_success_are_those_of_the_last() {
 }
 
 #[test]
-fn last_success_does_not_go_back_when_a_kept_handle_is_dropped() {
+fn last_success_does_not_decrease_when_a_kept_handle_drops() {
     let pipeline = Pipeline::start();
     let now = || {
         let now = pipeline.now();
@@ -143,17 +143,17 @@ fn last_success_does_not_go_back_when_a_kept_handle_is_dropped() {
     };
     let kept = info_span!("x", stage_id = "a");
     let first = timed(|| {
-        kept.in_scope(pass);
+        kept.in_scope(busy_wait);
     });
-    pass();
+    busy_wait();
     info_span!("x", stage_id = "a").in_scope(|| ());
     let [success, duration] = now();
     assert!(duration < PAUSE.as_secs_f64(), "{duration}");
     drop(kept);
     let [success_after, duration] = now();
     assert_eq!(success_after, success);
-    // The stage that closed last.
+    // The duration of the stage that closed last.
     assert!((PAUSE.as_secs_f64()..=first + PAUSE.as_secs_f64()).contains(&duration), "{duration}");
-    info_span!("x", stage_id = "a").in_scope(pass);
+    info_span!("x", stage_id = "a").in_scope(busy_wait);
     assert!(now()[0] > success);
 }

@@ -1,4 +1,4 @@
-//! The label is what the value prints, whatever its type.
+//! Label values: the label is what the recorded value prints, whatever its type.
 
 use std::fmt;
 
@@ -7,21 +7,21 @@ use tracing::{Span, info_span};
 
 use super::Pipeline;
 
-struct Shown;
+struct Sample;
 
-impl fmt::Display for Shown {
+impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("shown")
+        f.write_str("displayed")
     }
 }
 
-impl fmt::Debug for Shown {
+impl fmt::Debug for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Debugged { it }")
+        f.write_str("Debugged { sample }")
     }
 }
 
-/// The one stage this span is, with its three labels.
+/// Runs the span as the only stage; returns its three labels.
 #[track_caller]
 fn labels(span: impl FnOnce() -> Span) -> String {
     let pipeline = Pipeline::start();
@@ -38,14 +38,14 @@ macro_rules! all_three {
 }
 
 #[test]
-fn every_type_of_value() {
+fn every_value_type_prints_as_its_label() {
     let owned = String::from("owned");
     assert_eq!(all_three!("text"), "text,text,text");
     assert_eq!(all_three!(owned), "owned,owned,owned");
     assert_eq!(all_three!(owned.as_str()), "owned,owned,owned");
     assert_eq!(all_three!(Some("option")), "option,option,option");
-    assert_eq!(all_three!(%Shown), "shown,shown,shown");
-    assert_eq!(all_three!(?Shown), "Debugged { it },Debugged { it },Debugged { it }");
+    assert_eq!(all_three!(%Sample), "displayed,displayed,displayed");
+    assert_eq!(all_three!(?Sample), "Debugged { sample },Debugged { sample },Debugged { sample }");
     assert_eq!(all_three!(?"quoted"), r#""quoted","quoted","quoted""#);
     assert_eq!(all_three!(display(7)), "7,7,7");
     assert_eq!(all_three!(debug(Some(7))), "Some(7),Some(7),Some(7)");
@@ -63,7 +63,7 @@ fn every_type_of_value() {
 }
 
 #[test]
-fn every_type_of_value_recorded_late() {
+fn every_late_value_type_prints_as_its_label() {
     #[track_caller]
     fn late(record: impl for<'a> Fn(&'a Span, &'static str) -> &'a Span) -> String {
         use tracing::field::Empty;
@@ -77,7 +77,7 @@ fn every_type_of_value_recorded_late() {
     }
     assert_eq!(late(|span, label| span.record(label, "text")), "text,text,text");
     assert_eq!(late(|span, label| span.record(label, String::from("s"))), "s,s,s");
-    assert_eq!(late(|span, label| span.record(label, display(Shown))), "shown,shown,shown");
+    assert_eq!(late(|span, label| span.record(label, display(Sample))), "displayed,displayed,displayed");
     assert_eq!(late(|span, label| span.record(label, debug(Some(1)))), "Some(1),Some(1),Some(1)");
     assert_eq!(late(|span, label| span.record(label, -1)), "-1,-1,-1");
     assert_eq!(late(|span, label| span.record(label, 1.5)), "1.5,1.5,1.5");
@@ -85,38 +85,38 @@ fn every_type_of_value_recorded_late() {
 }
 
 #[test]
-fn values_with_what_the_format_escapes_come_back_whole() {
+fn escaped_characters_round_trip() {
     for value in ["a\"b", "a\\b", "a\\\\b", "a\nb", "\\n", "{x=\"y\"}", "ü…🦀", "\t", " a ", ","] {
         assert_eq!(all_three!(value), format!("{value},{value},{value}"));
     }
 }
 
 #[test]
-fn a_value_may_be_as_long_as_256_bytes() {
+fn value_is_cut_beyond_256_bytes() {
     let (longest, longer) = ("x".repeat(256), "x".repeat(257));
     assert_eq!(all_three!(longest), format!("{longest},{longest},{longest}"));
     for cut in all_three!(longer).split(',') {
-        let kept = cut.strip_suffix('…').unwrap();
-        assert!(longer.starts_with(kept) && kept.len() > 240 && cut.len() <= 256, "{cut}");
+        let prefix = cut.strip_suffix('…').unwrap();
+        assert!(longer.starts_with(prefix) && prefix.len() > 240 && cut.len() <= 256, "{cut}");
     }
 }
 
 #[test]
-fn a_value_is_cut_at_a_character() {
-    // Characters of 2, 3 and 4 bytes, shifted so that each possible place of the cut falls inside of one.
+fn value_is_cut_at_a_character_boundary() {
+    // Characters of 2, 3 and 4 bytes, shifted so that the limit falls on every byte of a character.
     for character in ["ü", "€", "🦀"] {
         for shift in 0..4 {
             let long = format!("{}{}", "-".repeat(shift), character.repeat(200));
             let labels = all_three!(%long);
             let cut = labels.split(',').next().unwrap();
-            let kept = cut.strip_suffix('…').unwrap();
-            assert!(long.starts_with(kept) && kept.len() > 240 && cut.len() <= 256, "{cut}");
+            let prefix = cut.strip_suffix('…').unwrap();
+            assert!(long.starts_with(prefix) && prefix.len() > 240 && cut.len() <= 256, "{cut}");
         }
     }
 }
 
 #[test]
-fn values_that_differ_only_behind_the_cut_are_one_stage() {
+fn values_equal_up_to_the_cut_are_one_stage() {
     let pipeline = Pipeline::start();
     for end in ["a", "b"] {
         drop(info_span!("x", stage_id = format!("{}{end}", "x".repeat(300))));
@@ -127,11 +127,11 @@ fn values_that_differ_only_behind_the_cut_are_one_stage() {
 }
 
 #[test]
-fn a_value_whose_printing_opens_spans() {
+fn value_that_opens_spans_while_printing_is_recorded() {
     struct Nested;
     impl fmt::Display for Nested {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            drop(info_span!("inner", stage_id = %Shown));
+            drop(info_span!("inner", stage_id = %Sample));
             f.write_str("nested")
         }
     }
@@ -139,17 +139,17 @@ fn a_value_whose_printing_opens_spans() {
     let span = info_span!("x", stage_id = %Nested, profile = %Nested);
     span.record("profile", display(Nested));
     drop(span);
-    // While a span is created the thread's subscriber is out of reach, so that nothing inside is seen then.
+    // During the creation of a span the thread has no subscriber, so the inner span is not measured then.
     let runs = pipeline.now().runs();
     assert!(runs.contains(&"nested,nested, 1".to_owned()), "{runs:?}");
 }
 
 #[test]
-fn a_value_whose_printing_fails_or_panics_leaves_the_layer_working() {
+fn failing_or_panicking_value_leaves_the_layer_working() {
     struct Fails;
     impl fmt::Debug for Fails {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("begun")?;
+            f.write_str("partial")?;
             Err(fmt::Error)
         }
     }
@@ -164,5 +164,5 @@ fn a_value_whose_printing_fails_or_panics_leaves_the_layer_working() {
     std::panic::catch_unwind(|| drop(info_span!("x", stage_id = ?Panics))).unwrap_err();
     drop(info_span!("x", stage_id = ?"after"));
     let totals = pipeline.now().totals();
-    assert!(totals.contains(&"begun 1 0".to_owned()) && totals.contains(&"\"after\" 1 0".to_owned()), "{totals:?}");
+    assert!(totals.contains(&"partial 1 0".to_owned()) && totals.contains(&"\"after\" 1 0".to_owned()), "{totals:?}");
 }

@@ -32,7 +32,7 @@ use rustix::process::{Pid, kill_process};
 
 pub use rustix::process::Signal;
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 /// The environment variable with the scenario of a child.
 const SCENARIO: &str = "TSM_SCENARIO";
@@ -174,7 +174,7 @@ impl Running {
     /// the child ends before.
     #[track_caller]
     pub fn await_line(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
                 panic!("the child did not print {text:?}; its output:\n{}", self.stdout);
@@ -189,7 +189,7 @@ impl Running {
     /// Waits for the end of the child. Panics on a timeout.
     #[track_caller]
     pub fn wait(self) -> Ended {
-        self.wait_for(PATIENCE)
+        self.wait_for(WAIT_TIMEOUT)
     }
 
     /// Waits for the end of the child with a timeout of the caller's. Kills the child and panics on a timeout.
@@ -200,7 +200,7 @@ impl Running {
         };
         let elapsed = self.started.elapsed();
         // The channel closes with the pipe: at the end of the child, unless it left children of its own.
-        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+        while let Ok(line) = self.lines.recv_timeout(WAIT_TIMEOUT) {
             self.push_line(&line);
         }
         let stderr: Vec<String> = self.readers.drain(..).map(|reader| reader.join().expect("a reader")).collect();

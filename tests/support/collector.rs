@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 use super::child::{Ended, Running, Signal};
 use super::exposition::Exposition;
-use super::{PATIENCE, child, free_addr, mock_gateway, servers};
+use super::{WAIT_TIMEOUT, child, free_addr, mock_gateway, servers};
 
 /// The real receiver, a program from the Python registry.
 pub const ROTEL: &str = "rotel-agent";
@@ -57,12 +57,12 @@ const DELTA: i32 = 1;
 impl Export {
     /// Decodes the body of an HTTP request. Panics if the body is not an export.
     #[track_caller]
-    pub fn of_http(request: &mock_gateway::Request) -> Self {
+    pub fn from_http(request: &mock_gateway::Request) -> Self {
         assert_eq!(request.header("content-type"), Some("application/x-protobuf"));
-        Self::of(ExportMetricsServiceRequest::decode(&request.body[..]).expect("an export of metrics"))
+        Self::from_request(ExportMetricsServiceRequest::decode(&request.body[..]).expect("an export of metrics"))
     }
 
-    fn of(request: ExportMetricsServiceRequest) -> Self {
+    fn from_request(request: ExportMetricsServiceRequest) -> Self {
         let mut export = Self { resource: Labels::new(), scopes: Vec::new(), points: Vec::new() };
         for resource in request.resource_metrics {
             export.resource.extend(labels(&resource.resource.unwrap_or_default().attributes));
@@ -227,7 +227,7 @@ impl MetricsService for Shared {
         if let Some(refusal) = state.refusals.pop() {
             return Err(refusal);
         }
-        state.exports.push(Export::of(request.into_inner()));
+        state.exports.push(Export::from_request(request.into_inner()));
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
@@ -293,7 +293,7 @@ impl Rotel {
                 .args(["--debug-log", "metrics", "--debug-log-verbosity", "detailed"])
                 .args(["--otlp-grpc-endpoint", &grpc.to_string(), "--otlp-http-endpoint", &http.to_string()]);
             let child = child::start(command);
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + WAIT_TIMEOUT;
             while [grpc, http].iter().any(|addr| std::net::TcpStream::connect(addr).is_err()) {
                 assert!(Instant::now() < deadline, "rotel does not listen on {grpc} and {http}");
                 std::thread::sleep(std::time::Duration::from_millis(10));

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{PATIENCE, http};
+use super::{WAIT_TIMEOUT, http};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -132,11 +132,11 @@ impl MockGateway {
     /// Answers the requests in turn with these replies, and all later ones with the last reply. Without replies it
     /// answers 200.
     pub fn start(replies: impl IntoIterator<Item = Reply>) -> Self {
-        Self::start_by(in_turn(replies))
+        Self::start_with(in_turn(replies))
     }
 
     /// Answers each request with the reply that `choose` returns.
-    pub fn start_by(choose: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
+    pub fn start_with(choose: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let shared = Arc::new(Shared {
             addr: listener.local_addr().expect("the address of the listener"),
@@ -185,9 +185,9 @@ impl MockGateway {
     /// the requests on a timeout.
     #[track_caller]
     pub fn await_request(&self, matches: impl Fn(&Request) -> bool) -> Request {
-        match self.await_request_for(PATIENCE, matches) {
+        match self.await_request_for(WAIT_TIMEOUT, matches) {
             Some(request) => request,
-            None => panic!("no such request in {PATIENCE:?}; there were: {:#?}", self.summaries()),
+            None => panic!("no such request in {WAIT_TIMEOUT:?}; there were: {:#?}", self.summaries()),
         }
     }
 
@@ -201,8 +201,8 @@ impl MockGateway {
     /// Waits for this number of requests and returns all of them. Panics with a list of the requests on a timeout.
     #[track_caller]
     pub fn await_requests(&self, count: usize) -> Vec<Request> {
-        let requests = self.shared.await_state(PATIENCE, |state| state.requests.len() >= count).requests.clone();
-        assert!(requests.len() >= count, "not {count} requests in {PATIENCE:?}: {:#?}", self.summaries());
+        let requests = self.shared.await_state(WAIT_TIMEOUT, |state| state.requests.len() >= count).requests.clone();
+        assert!(requests.len() >= count, "not {count} requests in {WAIT_TIMEOUT:?}: {:#?}", self.summaries());
         requests
     }
 

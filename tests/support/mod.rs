@@ -37,7 +37,7 @@ pub use pipeline::Pipeline;
 pub use servers::{NodeExporter, Prometheus, Pushgateway};
 
 /// The timeout of a wait for an expected event. Only a failing test waits this long.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Starts a Pushgateway for this test. Prints a message and returns `None` if it is not installed.
 #[track_caller]
@@ -63,9 +63,9 @@ pub fn node_exporter(textfile_dir: &Path) -> Option<NodeExporter> {
 /// timeout.
 #[track_caller]
 pub fn await_true(description: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {description}");
+        assert!(Instant::now() < deadline, "not in {WAIT_TIMEOUT:?}: {description}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
-use super::{PATIENCE, child, free_addr, http};
+use super::{WAIT_TIMEOUT, child, free_addr, http};
 
 /// The interval at which a start polls the server.
 const POLL: Duration = Duration::from_millis(10);
@@ -85,7 +85,7 @@ impl Process {
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.thaw();
-        let status = child::wait_timeout(&mut self.child, PATIENCE).expect("a server that ends on SIGTERM");
+        let status = child::wait_timeout(&mut self.child, WAIT_TIMEOUT).expect("a server that ends on SIGTERM");
         self.running = false;
         status
     }
@@ -107,7 +107,7 @@ impl Process {
     #[track_caller]
     pub fn restart(&mut self) {
         self.stop();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         // The port may be in use for a moment, for example as the local port of an outgoing connection.
         loop {
             match spawn_ready(&self.launch, self.addr, self.ready_path, &self.stderr) {
@@ -149,7 +149,7 @@ fn spawn_ready(launch: &Launch, addr: SocketAddr, ready_path: &str, stderr: &Tem
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let mut child = command.spawn().map_err(|err| StartError::Other(format!("{command:?}: {err}")))?;
 
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         // Checks for the end of the process first: on a taken port the other server would answer.
         if let Some(status) = child.try_wait().map_err(|err| StartError::Other(err.to_string()))? {
@@ -166,7 +166,7 @@ fn spawn_ready(launch: &Launch, addr: SocketAddr, ready_path: &str, stderr: &Tem
         if Instant::now() > deadline {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(StartError::Other(format!("not ready in {PATIENCE:?}, stderr:\n{}", read_stderr(stderr))));
+            return Err(StartError::Other(format!("not ready in {WAIT_TIMEOUT:?}, stderr:\n{}", read_stderr(stderr))));
         }
         std::thread::sleep(POLL);
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 use super::http::percent_encode;
 use super::process::Process;
 
@@ -157,9 +157,9 @@ impl Prometheus {
     /// Repeats a query until its result matches. Panics with the last result on a timeout.
     #[track_caller]
     pub fn await_query(&self, promql: &str, matches: impl Fn(&[Series]) -> bool) -> Vec<Series> {
-        match self.await_query_for(PATIENCE, promql, matches) {
+        match self.await_query_for(WAIT_TIMEOUT, promql, matches) {
             Ok(result) => result,
-            Err(last) => panic!("the query {promql} has no such result in {PATIENCE:?}, last: {last:?}"),
+            Err(last) => panic!("the query {promql} has no such result in {WAIT_TIMEOUT:?}, last: {last:?}"),
         }
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 const POLL: Duration = Duration::from_millis(5);
 
@@ -38,7 +38,7 @@ pub fn connections(server: SocketAddr) -> Vec<Connection> {
 /// Waits until one request has been pending without interruption for `duration`, and returns its connection.
 #[track_caller]
 pub fn await_pending(server: SocketAddr, duration: Duration) -> Connection {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     let mut since: Option<(Connection, Instant)> = None;
     loop {
         let all = connections(server);
@@ -61,7 +61,7 @@ pub fn await_pending(server: SocketAddr, duration: Duration) -> Connection {
 /// has returned.
 #[track_caller]
 pub fn await_connections(server: SocketAddr, expected: &[Connection]) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while connections(server) != expected {
         assert!(Instant::now() < deadline, "{server} has {:?}, expected {expected:?}", connections(server));
         std::thread::sleep(POLL);

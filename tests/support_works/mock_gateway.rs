@@ -53,7 +53,7 @@ fn replies_are_used_in_turn_and_the_last_one_repeats() {
 
 #[test]
 fn reply_can_depend_on_the_request() {
-    let gateway = MockGateway::start_by(|request| Reply::status(if request.path == "/a" { 404 } else { 202 }));
+    let gateway = MockGateway::start_with(|request| Reply::status(if request.path == "/a" { 404 } else { 202 }));
     let ask = |path| http::get(gateway.addr(), path).unwrap().status;
     assert_eq!([ask("/a"), ask("/b"), ask("/a")], [404, 202, 404]);
 }
@@ -103,7 +103,7 @@ fn held_answer_waits_for_the_release() {
     gateway.await_requests(1);
     assert_eq!(read_all(&mut stream), (String::new(), Some(ErrorKind::WouldBlock)));
     gateway.release();
-    stream.set_read_timeout(Some(super::support::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(super::support::WAIT_TIMEOUT)).unwrap();
     let mut start = [0; 12];
     stream.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 200");
@@ -126,7 +126,7 @@ fn endless_body_does_not_end() {
     const ENOUGH: u64 = 1 << 20;
     let gateway = MockGateway::start([Reply::Endless]);
     let mut stream = connect(&gateway);
-    stream.set_read_timeout(Some(super::support::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(super::support::WAIT_TIMEOUT)).unwrap();
     push(&mut stream);
     assert_eq!(io::copy(&mut (&mut stream).take(ENOUGH), &mut io::sink()).unwrap(), ENOUGH);
     // The test includes the drop of the gateway while its writer is blocked.
@@ -148,7 +148,7 @@ fn request_that_is_not_http_fails_the_test() {
     for garbage in ["hello\r\n", "GET /\r\n\r\n", "GET / HTTP/1.1\n\n", "GET / HTTP/1.1\r\nnonsense\r\n\r\n"] {
         let gateway = MockGateway::ok();
         let mut stream = connect(&gateway);
-        stream.set_read_timeout(Some(super::support::PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(super::support::WAIT_TIMEOUT)).unwrap();
         stream.write_all(garbage.as_bytes()).unwrap();
         // The thread of the gateway has panicked once it closes the connection.
         assert_eq!(read_all(&mut stream).0, "");

@@ -89,7 +89,7 @@ fn frozen_gateway_answers_after_the_thaw() {
     let mut start = [0; 8];
     assert_eq!(stream.read(&mut start).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     gateway.thaw();
-    stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(support::WAIT_TIMEOUT)).unwrap();
     stream.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.0");
 }

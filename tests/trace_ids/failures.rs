@@ -1,4 +1,4 @@
-//! Every way in which a stage that closes may have failed.
+//! Trace ids for every kind of failure of a closed stage.
 
 use opentelemetry_sdk::trace::Sampler;
 use tokio::task::yield_now;
@@ -6,11 +6,12 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, error, info, info_span, instrument};
 use tracing_stage_metrics::FailurePolicy::{self, ErrorEvents, ErrorsWithin, ProvenSuccess, ReturnedError};
 
-use super::{First, ORDERS, Traced, panicking};
+use super::{First, ORDERS, Traced, assert_panics};
 
-/// Runs it in both orders; its stage `a` must fail for this reason, and be reported with the trace it is exported with.
+/// Runs the scenario in both orders; asserts that stage `a` failed for this reason and is reported with its exported
+/// trace id.
 #[track_caller]
-fn known<T>(policy: FailurePolicy, reason: &str, scenario: impl Fn() -> T) {
+fn assert_trace_reported<T>(policy: FailurePolicy, reason: &str, scenario: impl Fn() -> T) {
     for first in ORDERS {
         let traced = Traced::with(first, policy, Sampler::AlwaysOn);
         drop(scenario());
@@ -21,83 +22,87 @@ fn known<T>(policy: FailurePolicy, reason: &str, scenario: impl Fn() -> T) {
     }
 }
 
-fn a() -> Span {
+fn failing_span() -> Span {
     info_span!("x", stage_id = "a", otel.status_code = Empty)
 }
 
 #[instrument(fields(stage_id = "a"), err, ret)]
-fn stage(answer: Result<u32, u32>) -> Result<u32, u32> {
-    answer
+fn stage(result: Result<u32, u32>) -> Result<u32, u32> {
+    result
 }
 
 #[instrument(fields(stage_id = "a"), err, ret)]
-async fn task(answer: Result<u32, u32>) -> Result<u32, u32> {
+async fn task(result: Result<u32, u32>) -> Result<u32, u32> {
     yield_now().await;
-    answer
+    result
 }
 
 #[test]
-fn an_error_that_was_returned() {
+fn returned_error_has_its_trace() {
     for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
-        known(policy, "error", || stage(Err(1)));
+        assert_trace_reported(policy, "error", || stage(Err(1)));
     }
 }
 
 #[test]
-fn an_error_event() {
-    known(ErrorEvents, "error", || a().in_scope(|| error!("it broke")));
-    known(ErrorEvents, "error", || a().in_scope(|| info!(error = "x")));
+fn error_event_has_its_trace() {
+    assert_trace_reported(ErrorEvents, "error", || failing_span().in_scope(|| error!("it broke")));
+    assert_trace_reported(ErrorEvents, "error", || failing_span().in_scope(|| info!(error = "x")));
 }
 
 #[test]
-fn an_error_event_below() {
-    known(ErrorsWithin, "error", || a().in_scope(|| info_span!("y").in_scope(|| error!("it broke"))));
-    known(ErrorsWithin, "error", || {
-        let stage = a();
+fn error_in_a_descendant_has_its_trace() {
+    assert_trace_reported(ErrorsWithin, "error", || {
+        failing_span().in_scope(|| info_span!("y").in_scope(|| error!("it broke")))
+    });
+    assert_trace_reported(ErrorsWithin, "error", || {
+        let stage = failing_span();
         let below = stage.in_scope(|| info_span!("y"));
         below.in_scope(|| error!("it broke after the stage was left"));
     });
 }
 
 #[test]
-fn a_declared_error() {
-    known(ErrorEvents, "error", || info_span!("x", stage_id = "a", otel.status_code = "error").in_scope(|| ()));
-    known(ErrorEvents, "error", || {
-        let stage = a();
+fn declared_error_has_its_trace() {
+    assert_trace_reported(ErrorEvents, "error", || {
+        info_span!("x", stage_id = "a", otel.status_code = "error").in_scope(|| ())
+    });
+    assert_trace_reported(ErrorEvents, "error", || {
+        let stage = failing_span();
         stage.in_scope(|| stage.record("otel.status_code", "error"));
     });
 }
 
 #[test]
-fn what_is_told_after_the_last_exit() {
-    known(ErrorEvents, "error", || {
-        let stage = a();
+fn failure_after_the_last_exit_has_its_trace() {
+    assert_trace_reported(ErrorEvents, "error", || {
+        let stage = failing_span();
         stage.in_scope(|| ());
         stage.record("otel.status_code", "error");
     });
-    known(ErrorEvents, "error", || {
-        let stage = a();
+    assert_trace_reported(ErrorEvents, "error", || {
+        let stage = failing_span();
         stage.in_scope(|| ());
         error!(parent: &stage, "late");
     });
 }
 
 #[test]
-fn a_panic() {
+fn panic_has_its_trace() {
     for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
-        known(policy, "panic", || panicking(|| a().in_scope(|| panic!("on purpose"))));
+        assert_trace_reported(policy, "panic", || assert_panics(|| failing_span().in_scope(|| panic!("on purpose"))));
     }
-    known(ErrorEvents, "panic", || {
+    assert_trace_reported(ErrorEvents, "panic", || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let task = runtime.spawn(async { panic!("on purpose") }.instrument(a()));
+        let task = runtime.spawn(async { panic!("on purpose") }.instrument(failing_span()));
         assert!(runtime.block_on(task).unwrap_err().is_panic());
     });
 }
 
 #[test]
-fn a_stage_that_did_not_prove_its_success() {
-    known(ProvenSuccess, "cancelled", || a().in_scope(|| ()));
-    known(ProvenSuccess, "cancelled", || {
+fn unproven_success_has_its_trace() {
+    assert_trace_reported(ProvenSuccess, "cancelled", || failing_span().in_scope(|| ()));
+    assert_trace_reported(ProvenSuccess, "cancelled", || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let timed_out = async { tokio::time::timeout(std::time::Duration::ZERO, pending()).await };
         assert!(runtime.block_on(timed_out).is_err());
@@ -110,19 +115,19 @@ async fn pending() -> Result<u32, u32> {
 }
 
 #[test]
-fn an_asynchronous_stage() {
+fn async_stage_has_its_trace() {
     for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        known(policy, "error", || runtime.block_on(task(Err(1))));
+        assert_trace_reported(policy, "error", || runtime.block_on(task(Err(1))));
     }
 }
 
 #[test]
-fn a_child_is_in_the_trace_of_its_parent() {
+fn child_stage_has_the_trace_of_its_parent() {
     for first in ORDERS {
         let traced = Traced::start(first);
         info_span!("pipeline").in_scope(|| {
-            info_span!("x", stage_id = "parent").in_scope(|| a().in_scope(|| error!("it broke")));
+            info_span!("x", stage_id = "parent").in_scope(|| failing_span().in_scope(|| error!("it broke")));
         });
         assert_eq!([traced.reported("a")], traced.exported("parent").first().cloned().map(Some).as_slice());
         assert_eq!(traced.reported("parent"), None);
@@ -130,7 +135,7 @@ fn a_child_is_in_the_trace_of_its_parent() {
 }
 
 #[test]
-fn a_stage_that_went_well_has_none() {
+fn successful_stage_has_no_trace() {
     for first in ORDERS {
         for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
             let traced = Traced::with(first, policy, Sampler::AlwaysOn);
@@ -144,10 +149,10 @@ fn a_stage_that_went_well_has_none() {
 }
 
 #[test]
-fn an_error_that_was_taken_back_has_none() {
+fn error_overridden_by_ok_has_no_trace() {
     for first in ORDERS {
         let traced = Traced::start(first);
-        let stage = a();
+        let stage = failing_span();
         stage.in_scope(|| error!("it broke"));
         stage.record("otel.status_code", "ok");
         drop(stage);
@@ -156,11 +161,11 @@ fn an_error_that_was_taken_back_has_none() {
 }
 
 #[test]
-fn the_last_failure_is_the_one_that_is_reported() {
+fn last_failure_is_reported() {
     for first in ORDERS {
         let traced = Traced::start(first);
-        for answer in [Err(1), Ok(1), Err(2), Ok(2)] {
-            let _ = stage(answer);
+        for result in [Err(1), Ok(1), Err(2), Ok(2)] {
+            let _ = stage(result);
         }
         let exported = traced.exported("a");
         assert_eq!(traced.reported("a").as_ref(), exported.get(2));
@@ -168,36 +173,40 @@ fn the_last_failure_is_the_one_that_is_reported() {
     }
 }
 
-/// Nothing may be left of the span that had the slot before.
+/// No trace of the slot's previous span may remain.
 #[test]
-fn the_trace_of_an_earlier_span_is_not_taken_for_that_of_a_later_one() {
+fn trace_of_an_earlier_span_is_not_reused() {
     let traced = Traced::with(First::Metrics, ErrorEvents, Sampler::AlwaysOn);
     stage(Err(1)).unwrap_err();
-    // This one is exported, and its failure is told when it is closed to no layer that knows its trace.
-    let known = traced.reported("a");
+    // This stage is exported; no layer that knows its trace sees the failure at its close.
+    let first_reported = traced.reported("a");
     for _ in 0..100 {
         stage(Err(1)).unwrap_err();
         let (reported, exported) = (traced.reported("a"), traced.exported("a"));
         assert_eq!(reported.as_ref(), exported.last());
-        assert_ne!(reported, known);
+        assert_ne!(reported, first_reported);
     }
 }
 
-/// The layer of the traces has forgotten such a span when this one hears that it closes, where it is nearer to the
-/// registry. To ask before would start the span, and its parent could not be set any more.
+/// If the traces layer is nearer to the registry, it has dropped such a span before this layer sees the close. An
+/// earlier query would start the span, after which its parent is fixed.
 #[test]
-fn a_stage_that_was_never_entered_has_one_where_the_metrics_are_told_first() {
-    for (first, is_known) in [(First::Traces, false), (First::Metrics, true)] {
+fn stage_never_entered_has_its_trace_if_metrics_come_first() {
+    for (first, has_trace) in [(First::Traces, false), (First::Metrics, true)] {
         for declared_late in [false, true] {
             let traced = Traced::start(first);
-            let stage = if declared_late { a() } else { info_span!("x", stage_id = "a", otel.status_code = "error") };
+            let stage = if declared_late {
+                failing_span()
+            } else {
+                info_span!("x", stage_id = "a", otel.status_code = "error")
+            };
             if declared_late {
                 stage.record("otel.status_code", "error");
             }
             drop(stage);
             assert_eq!(traced.pipeline.now().totals(), ["a 0 1"]);
             let exported = traced.exported("a");
-            assert_eq!(traced.reported("a").as_ref(), exported.first().filter(|_| is_known), "{first:?}");
+            assert_eq!(traced.reported("a").as_ref(), exported.first().filter(|_| has_trace), "{first:?}");
         }
     }
 }

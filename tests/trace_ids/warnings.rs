@@ -1,4 +1,4 @@
-//! The warning that has the trace id, and the run report that has it.
+//! Trace ids in warnings and in the run report.
 
 use opentelemetry::trace::Status;
 use opentelemetry_sdk::trace::Sampler;
@@ -7,16 +7,16 @@ use tracing_stage_metrics::FailurePolicy::{ErrorsWithin, ProvenSuccess};
 
 use super::{ORDERS, Traced};
 
-fn failing(stage_id: &str) {
+fn failing_stage(stage_id: &str) {
     info_span!("x", stage_id, profile = "crypto", run_id = 42).in_scope(|| error!("it broke"));
 }
 
 #[test]
-fn one_for_each_stage_with_its_first_failure() {
+fn first_failure_of_each_stage_logs_one_warning() {
     for first in ORDERS {
         let traced = Traced::start(first);
         for stage in ["a", "b", "a", "a", "b"] {
-            failing(stage);
+            failing_stage(stage);
         }
         info_span!("x", stage_id = "c").in_scope(|| ());
         let heard = traced.pipeline.heard();
@@ -36,13 +36,13 @@ fn one_for_each_stage_with_its_first_failure() {
 }
 
 #[test]
-fn threads_share_the_one_warning() {
+fn threads_share_one_warning() {
     for first in ORDERS {
         let traced = Traced::start(first);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 let dispatch = traced.pipeline.dispatch();
-                scope.spawn(move || tracing::dispatcher::with_default(&dispatch, || failing("a")));
+                scope.spawn(move || tracing::dispatcher::with_default(&dispatch, || failing_stage("a")));
             }
         });
         assert_eq!(traced.pipeline.heard().len(), 1, "{:?}", traced.pipeline.heard());
@@ -50,24 +50,24 @@ fn threads_share_the_one_warning() {
     }
 }
 
-/// It is emitted on a thread of its own, so it is an event of no span.
+/// The warning comes from a thread of its own, so it belongs to no span.
 #[test]
-fn it_makes_no_span_red_and_no_stage_fail() {
+fn warning_fails_no_span_and_no_stage() {
     for first in ORDERS {
         let traced = Traced::with(first, ErrorsWithin, Sampler::AlwaysOn);
-        info_span!("x", stage_id = "around").in_scope(|| failing("a"));
+        info_span!("x", stage_id = "around").in_scope(|| failing_stage("a"));
         assert_eq!(traced.pipeline.now().totals(), ["a 0 1", "around 1 0"]);
         assert_eq!(traced.pipeline.heard().len(), 1);
         let spans = traced.spans.get_finished_spans().unwrap();
-        let around = spans.last().unwrap();
-        assert_eq!(around.status, Status::Unset);
-        assert!(around.events.is_empty(), "{:?}", around.events);
+        let outer = spans.last().unwrap();
+        assert_eq!(outer.status, Status::Unset);
+        assert!(outer.events.is_empty(), "{:?}", outer.events);
     }
 }
 
-/// Each says something of its own.
+/// The two warnings say different things.
 #[test]
-fn a_cancelled_stage_has_both_its_warnings() {
+fn cancelled_stage_has_both_warnings() {
     for first in ORDERS {
         let traced = Traced::with(first, ProvenSuccess, Sampler::AlwaysOn);
         for _ in 0..2 {
@@ -80,12 +80,12 @@ fn a_cancelled_stage_has_both_its_warnings() {
 }
 
 #[test]
-fn the_report_has_the_trace_below_the_stage() {
+fn report_has_the_trace_below_the_stage() {
     for first in ORDERS {
         let traced = Traced::start(first);
-        failing("a");
+        failing_stage("a");
         info_span!("x", stage_id = "b").in_scope(|| ());
-        failing("c");
+        failing_stage("c");
         let trace = |stage| traced.exported(stage).concat();
         let text = traced.pipeline.guard().report().to_string();
         let lines: Vec<_> = text.lines().collect();

@@ -6,7 +6,7 @@ mod by_hand;
 #[path = "../../span_cost/cases.rs"]
 mod cases;
 
-/// There are none here.
+/// The profiled cases need no published alternatives.
 mod peers {
     use super::cases::{LabelSet, Recorded};
 

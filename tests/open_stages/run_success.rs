@@ -1,4 +1,4 @@
-//! Whether the run was a success, for all endings that leave the process alive.
+//! Success of the run, for every ending that leaves the process alive.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,7 +16,7 @@ fn bad(stage_id: &str) {
     info_span!("x", stage_id).in_scope(|| error!("it broke"));
 }
 
-/// Whether a run with these stages and this ending is a success. The gauges of the run must be there in any case.
+/// Whether a run with these stages and this ending is a success. Asserts that the run's gauges exist in either case.
 #[track_caller]
 fn succeeds_by(
     configure: impl FnOnce(MetricsLayerBuilder) -> MetricsLayerBuilder,
@@ -48,7 +48,7 @@ fn succeeds(stages: impl FnOnce()) -> bool {
 }
 
 #[test]
-fn at_least_one_outermost_stage_finished_and_none_failed() {
+fn run_succeeds_with_a_finished_outermost_stage_and_no_failure() {
     assert!(succeeds(|| good("a")));
     assert!(succeeds(|| (0..3).for_each(|_| good("a"))));
     assert!(!succeeds(|| ()));
@@ -66,15 +66,18 @@ fn at_least_one_outermost_stage_finished_and_none_failed() {
 }
 
 #[test]
-fn a_stage_inside_another_may_fail() {
+fn failed_inner_stage_does_not_fail_the_run() {
     assert!(succeeds(|| {
         info_span!("x", stage_id = "outer").in_scope(|| info_span!("plain").in_scope(|| bad("inner")));
     }));
-    assert!(!succeeds(|| info_span!("pipeline", profile = "p").in_scope(|| bad("a"))), "the pipeline is no stage");
+    assert!(
+        !succeeds(|| info_span!("pipeline", profile = "p").in_scope(|| bad("a"))),
+        "the pipeline span is not a stage"
+    );
 }
 
 #[test]
-fn a_stage_that_is_open_at_the_end_is_a_failure() {
+fn open_stage_fails_the_run() {
     let mut open = Vec::new();
     assert!(!succeeds(|| {
         good("a");
@@ -84,8 +87,8 @@ fn a_stage_that_is_open_at_the_end_is_a_failure() {
 }
 
 #[test]
-fn a_stage_that_is_open_inside_one_that_finished() {
-    // The stage around cannot have closed either: both are open.
+fn open_inner_stage_fails_the_run() {
+    // The outer stage cannot have closed either: both are open.
     let mut open = Vec::new();
     assert!(!succeeds(|| {
         good("a");
@@ -94,7 +97,7 @@ fn a_stage_that_is_open_inside_one_that_finished() {
 }
 
 #[test]
-fn every_expected_stage_must_have_succeeded() {
+fn every_expected_stage_must_succeed() {
     let expecting = |stages: fn()| {
         succeeds_by(|builder| builder.with_expected_stages(["a", "b"]), stages, |guard| guard.shutdown().unwrap())
     };
@@ -116,7 +119,7 @@ fn every_expected_stage_must_have_succeeded() {
 }
 
 #[test]
-fn by_each_ending() {
+fn run_success_follows_the_ending() {
     let ends_well = |ending: fn(FlushGuard)| succeeds_by(|builder| builder, || good("a"), ending);
     assert!(ends_well(|guard| guard.shutdown().unwrap()));
     assert!(ends_well(drop));
@@ -153,7 +156,7 @@ fn by_each_ending() {
 }
 
 #[test]
-fn finish_with_an_error_does_not_cut_off_what_waits() {
+fn finish_with_error_leaves_waiting_stage_unfinished() {
     let pipeline = Pipeline::start();
     let waits = info_span!("x", stage_id = "a");
     let ended = pipeline.end_by(|guard| guard.finish(Err::<(), _>("no")).unwrap_err());

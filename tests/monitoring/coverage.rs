@@ -1,11 +1,12 @@
-//! Each metric of the schema is on the dashboard or in a rule, and nothing else that looks like one of them.
+//! Dashboard and rules use every metric of the schema, and no other metric with the crate's prefix.
 
 use std::collections::BTreeSet;
 
 use super::dashboard::{queries, text, variable_queries};
 use super::{files, promql, rules};
 
-/// The metrics of the documentation's table, which a test in `src/schema.rs` keeps equal to the schema: name and type.
+/// Name and type of each metric in the table of `docs/metrics.md`; a test in `src/schema.rs` keeps it equal to the
+/// schema.
 fn schema() -> Vec<(String, String)> {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
     let row = |line: &str| {
@@ -13,12 +14,12 @@ fn schema() -> Vec<(String, String)> {
         let name = cells.next()?.strip_suffix('`')?;
         name.starts_with("quant_").then(|| (name.to_owned(), cells.next().unwrap_or_default().to_owned()))
     };
-    let found: Vec<_> = page.lines().filter_map(row).collect();
-    assert!(found.len() >= 18, "{found:?}");
-    found
+    let rows: Vec<_> = page.lines().filter_map(row).collect();
+    assert!(rows.len() >= 18, "{rows:?}");
+    rows
 }
 
-/// The names under which the series of the metrics are stored.
+/// Series names of the metrics as Prometheus stores them.
 fn series(schema: &[(String, String)]) -> BTreeSet<String> {
     let names = |(name, kind): &(String, String)| match kind.as_str() {
         "histogram" => ["_bucket", "_sum", "_count"].map(|suffix| format!("{name}{suffix}")).to_vec(),
@@ -27,8 +28,8 @@ fn series(schema: &[(String, String)]) -> BTreeSet<String> {
     schema.iter().flat_map(names).collect()
 }
 
-/// The metrics that all the queries ask for.
-fn asked_for() -> BTreeSet<String> {
+/// Names of all metrics that the queries select.
+fn queried_metrics() -> BTreeSet<String> {
     let dashboard = files::dashboard();
     let rules = files::yaml("quant.rules.yml");
     let panels = queries(&dashboard).into_iter().map(|(_, query)| query);
@@ -38,34 +39,35 @@ fn asked_for() -> BTreeSet<String> {
     parsed.flat_map(|query| query.selectors).map(|selector| selector.metric).collect()
 }
 
-/// Metrics of which nobody asks for any series.
-fn missing<'a>(schema: &'a [(String, String)], asked: &BTreeSet<String>) -> Vec<&'a str> {
-    let is_missing = |one: &&(String, String)| series(std::slice::from_ref(*one)).is_disjoint(asked);
+/// Metrics of which no query selects a series.
+fn missing<'a>(schema: &'a [(String, String)], queried: &BTreeSet<String>) -> Vec<&'a str> {
+    let is_missing = |metric: &&(String, String)| series(std::slice::from_ref(*metric)).is_disjoint(queried);
     schema.iter().filter(is_missing).map(|(name, _)| name.as_str()).collect()
 }
 
 #[test]
-fn each_metric_is_shown_or_alerted_on() {
-    assert_eq!(missing(&schema(), &asked_for()), Vec::<&str>::new());
+fn each_metric_is_queried() {
+    assert_eq!(missing(&schema(), &queried_metrics()), Vec::<&str>::new());
 }
 
 #[test]
-fn a_metric_that_appears_nowhere_is_found() {
+fn unused_metric_is_reported() {
     let mut schema = schema();
     schema.push(("quant_stage_new_total".to_owned(), "counter".to_owned()));
     schema.push(("quant_stage_new_seconds".to_owned(), "histogram".to_owned()));
-    assert_eq!(missing(&schema, &asked_for()), ["quant_stage_new_total", "quant_stage_new_seconds"]);
+    assert_eq!(missing(&schema, &queried_metrics()), ["quant_stage_new_total", "quant_stage_new_seconds"]);
 }
 
-/// A misspelt one would be a panel that is empty for ever, or an alert that never fires.
+/// A misspelt name would make a panel that stays empty or an alert that never fires.
 #[test]
-fn nothing_else_is_asked_for() {
-    let (known, asked) = (series(&schema()), asked_for());
-    let unknown: Vec<_> = asked.iter().filter(|name| name.starts_with("quant_") && !known.contains(*name)).collect();
+fn queries_use_no_unknown_metric() {
+    let (existing, queried) = (series(&schema()), queried_metrics());
+    let unknown: Vec<_> =
+        queried.iter().filter(|name| name.starts_with("quant_") && !existing.contains(*name)).collect();
     assert_eq!(unknown, Vec::<&String>::new());
     let rules = files::yaml("quant.rules.yml");
     let recorded: BTreeSet<_> = rules::rules(&rules).into_iter().map(|rule| text(rule, "record").to_owned()).collect();
-    let of_others = ["ALERTS", "job:period_seconds", "push_failure_time_seconds", "push_time_seconds", "up"];
-    let others = asked.iter().filter(|name| !name.starts_with("quant_") && !recorded.contains(*name));
-    assert_eq!(others.collect::<Vec<_>>(), of_others);
+    let foreign = ["ALERTS", "job:period_seconds", "push_failure_time_seconds", "push_time_seconds", "up"];
+    let others = queried.iter().filter(|name| !name.starts_with("quant_") && !recorded.contains(*name));
+    assert_eq!(others.collect::<Vec<_>>(), foreign);
 }

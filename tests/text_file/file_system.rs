@@ -1,4 +1,5 @@
-//! Where the text file is, and who can read it: other users, links, mounts, other processes, what killed ones leave.
+//! The text file in its file system: other users, links, mount points, concurrent processes, and leftovers of killed
+//! ones.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
@@ -14,7 +15,7 @@ use super::support::child::{self, Ended, Signal};
 use super::support::measured::{Measured, failing_stage, measured, stage};
 use super::support::{NodeExporter, exposition, free_addr, servers};
 
-/// Not a test: what the children do, in the directory they are started in.
+/// Entry point of the child processes, which run in the directory they are started in.
 #[test]
 fn scenarios() {
     let Some(scenario) = child::scenario() else { return };
@@ -30,28 +31,28 @@ fn scenarios() {
             let gateway = Pushgateway::new(free_addr().to_string(), "j").unwrap();
             let (_layer, guard) = builder.with_spool_dir("spool").with_pushgateway(gateway).install().unwrap();
             std::env::set_current_dir("/").unwrap();
-            assert!(guard.shutdown().is_err(), "nobody takes the push");
+            assert!(guard.shutdown().is_err(), "no server accepts the push");
         }
         "install" => println!("\nthe error: {}", builder.install().unwrap_err()),
-        // More than the process may write to a file: the system kills it in the midst of it.
+        // Exceeds the file size limit, so the system kills the process in the middle of the write.
         "write too much" => {
             let large = series_of(1 << 20);
             let (_layer, guard) = builder.with_exposition(move || large.clone()).build().unwrap();
             let _ = guard.flush();
-            unreachable!("it was written");
+            unreachable!("the file size limit did not apply");
         }
         unknown => panic!("no scenario {unknown}"),
     }
 }
 
-/// One series of this many bytes.
+/// One series with a label value of this many bytes.
 fn series_of(size: usize) -> String {
     format!("rows{{text=\"{}\"}} 1\n", "x".repeat(size))
 }
 
 #[track_caller]
 fn run(directory: &Path, scenario: &str, shell: &str) -> Ended {
-    let mut command = child::command("places::scenarios", scenario);
+    let mut command = child::command("file_system::scenarios", scenario);
     command.current_dir(directory);
     let mut outer = Command::new("sh");
     outer.args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")]);
@@ -82,23 +83,23 @@ fn names(directory: &Path) -> Vec<PathBuf> {
     names
 }
 
-/// As of cron jobs and hardened services.
+/// Cron jobs and hardened services have such a umask.
 #[test]
-fn other_users_can_read_it_whatever_the_umask() {
+fn text_file_is_readable_by_others_whatever_the_umask() {
     let directory = directory();
     let path = directory.path().join("job.prom");
-    for kept in [None, Some(0o644), Some(0o640), Some(0o600)] {
-        if let Some(mode) = kept {
+    for existing_mode in [None, Some(0o644), Some(0o640), Some(0o600)] {
+        if let Some(mode) = existing_mode {
             set_mode(&path, mode);
         }
         run(directory.path(), "run", "umask 077");
-        assert_eq!(mode(&path), kept.unwrap_or(0o644));
+        assert_eq!(mode(&path), existing_mode.unwrap_or(0o644));
         assert_eq!(names(directory.path()), std::slice::from_ref(&path));
     }
 }
 
 #[test]
-fn node_exporter_of_another_user_reads_it_through_a_link() {
+fn node_exporter_of_another_user_reads_the_text_file_through_a_link() {
     if !servers::installed(servers::NODE_EXPORTER) {
         return;
     }
@@ -107,21 +108,21 @@ fn node_exporter_of_another_user_reads_it_through_a_link() {
     symlink(&target, job.path().join("job.prom")).unwrap();
     let exporter = NodeExporter::start_as_another_user(collected.path());
     run(job.path(), "run", "umask 077");
-    let found = exposition::parse(&exporter.metrics());
-    assert_eq!(found.expect("node_textfile_scrape_error", &[]), 0.0);
-    let stages = found.matching("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
+    let exposition = exposition::parse(&exporter.metrics());
+    assert_eq!(exposition.expect("node_textfile_scrape_error", &[]), 0.0);
+    let stages = exposition.matching("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
     assert_eq!(stages.iter().map(|sample| sample.value).collect::<Vec<_>>(), [1.0]);
     assert!(job.path().join("job.prom").is_symlink());
-    // A mode that was chosen is kept, and shows that the user is another one.
+    // An existing mode is kept. Only then can the test tell that the exporter runs as another user.
     set_mode(&target, 0o600);
     run(job.path(), "run", "umask 022");
     let readable = rustix::process::geteuid().is_root();
     let error = exposition::parse(&exporter.metrics()).expect("node_textfile_scrape_error", &[]);
-    assert_eq!(error == 1.0, readable, "it runs as this user, unless this is root");
+    assert_eq!(error == 1.0, readable, "the exporter runs as this user, unless this is root");
 }
 
 #[test]
-fn relative_paths_are_of_the_directory_at_install() {
+fn relative_paths_refer_to_the_directory_at_install() {
     let directory = directory();
     run(directory.path(), "change directory", ":");
     let spool = directory.path().join("spool");
@@ -131,13 +132,13 @@ fn relative_paths_are_of_the_directory_at_install() {
 }
 
 #[test]
-fn link_of_another_user_is_a_configuration_error() {
+fn link_of_another_user_is_a_config_error() {
     let directory = directory();
     let (link, victim) = (directory.path().join("job.prom"), directory.path().join("victim"));
     fs::write(&victim, "of value").unwrap();
     symlink(&victim, &link).unwrap();
     if !rustix::process::geteuid().is_root() {
-        servers::left_out("only root can make a link of another user");
+        servers::left_out("only root can create a link of another user");
         return;
     }
     lchown(&link, Some(12_345), None).unwrap();
@@ -157,19 +158,19 @@ fn link_of_another_user_is_a_configuration_error() {
     assert!(fs::read_to_string(&victim).unwrap().contains("quant_run_duration_seconds"), "root's link is followed");
 }
 
-/// A container with a single file mounted.
+/// A container may mount a single file.
 #[test]
-fn mount_point_is_a_configuration_error() {
+fn mount_point_is_a_config_error() {
     let directory = directory();
     for name in ["job.prom", "outside"] {
         fs::write(directory.path().join(name), "of before\n").unwrap();
     }
     let probe = Command::new("unshare").args(["--mount", "true"]).stderr(Stdio::null()).status();
     if !probe.is_ok_and(|status| status.success()) {
-        servers::left_out("nothing may be mounted here");
+        servers::left_out("mounting is not permitted");
         return;
     }
-    let mut command = child::command("places::scenarios", "install");
+    let mut command = child::command("file_system::scenarios", "install");
     command.current_dir(directory.path());
     let mut outer = Command::new("unshare");
     outer.args(["--mount", "sh", "-c", "mount --bind outside job.prom && exec \"$0\" \"$@\""]);
@@ -184,9 +185,9 @@ fn mount_point_is_a_configuration_error() {
     assert!(ended.stdout.contains(&text), "{ended:?}");
 }
 
-/// What another user could plant where the name of the temporary file can be known.
+/// Another user could plant a link or a FIFO if the name of the temporary file were predictable.
 #[test]
-fn nothing_planted_beside_it_matters() {
+fn planted_temporary_files_are_ignored() {
     let directory = directory();
     let path = directory.path().join("job.prom");
     let (planted, victim) =
@@ -203,9 +204,9 @@ fn nothing_planted_beside_it_matters() {
     assert_eq!(log.own(), [""; 0]);
 }
 
-/// Two containers on one volume have the same process id, and may be given the same file by mistake.
+/// Two containers on one volume have the same process id, and may get the same file by mistake.
 #[test]
-fn two_of_one_process_id_disturb_each_other_in_nothing() {
+fn writers_with_the_same_process_id_do_not_interfere() {
     let directory = directory();
     let path = directory.path().join("job.prom");
     let large = series_of(1 << 20);
@@ -227,37 +228,37 @@ fn two_of_one_process_id_disturb_each_other_in_nothing() {
     assert_eq!(names(directory.path()), [path]);
 }
 
-/// Until then it may be that of a process at work, in another container.
+/// A young temporary file may belong to a running process in another container.
 #[test]
-fn what_a_killed_process_leaves_is_removed_once_it_is_old() {
+fn leftover_of_a_killed_process_is_removed_once_old() {
     let directory = directory();
     let path = directory.path().join("job.prom");
     let temporaries = || names(directory.path()).into_iter().filter(|name| *name != path).collect::<Vec<_>>();
     let mut outer = Command::new("sh");
     outer.args(["-c", "ulimit -f 64; exec \"$0\" \"$@\""]);
-    let mut command = child::command("places::scenarios", "write too much");
+    let mut command = child::command("file_system::scenarios", "write too much");
     command.current_dir(directory.path());
     child::wrap(&mut outer, &command);
     let ended = child::start(outer).wait();
     assert_eq!(ended.status.signal(), Some(Signal::XFSZ.as_raw()), "{ended:?}");
-    let left = temporaries();
-    assert_eq!(left.len(), 1, "{left:?}");
+    let leftovers = temporaries();
+    assert_eq!(leftovers.len(), 1, "{leftovers:?}");
 
     let install = || {
         let (_layer, guard) = MetricsLayer::builder().with_textfile(&path).build().unwrap();
         guard.shutdown().unwrap();
     };
     install();
-    assert_eq!(temporaries(), left);
+    assert_eq!(temporaries(), leftovers);
     let old = SystemTime::now() - Duration::from_secs(3_600);
-    File::options().write(true).open(&left[0]).unwrap().set_modified(old).unwrap();
+    File::options().write(true).open(&leftovers[0]).unwrap().set_modified(old).unwrap();
     install();
     assert_eq!(temporaries(), [""; 0].map(PathBuf::from));
 }
 
-/// Each file has its job and grouping in it, so that the collector does not take the series of one for the other's.
+/// Each file carries its job and grouping, so that the collector keeps the series apart.
 #[test]
-fn two_jobs_of_one_node_are_both_seen() {
+fn jobs_of_one_node_do_not_collide() {
     if !servers::installed(servers::NODE_EXPORTER) {
         return;
     }
@@ -276,25 +277,25 @@ fn two_jobs_of_one_node_are_both_seen() {
             "backup" => failing_stage("a"),
             _ => stage("a"),
         }
-        // The gateway is gone: the file is written all the same.
+        // The gateway is down, but the file is written.
         assert!(guard.shutdown().is_err());
     }
-    let found = exposition::parse(&exporter.metrics());
-    assert_eq!(found.expect("node_textfile_scrape_error", &[]), 0.0);
-    let of_job = |name: &str, job: &str, profile: &str, more: &[(&str, &str)]| {
+    let exposition = exposition::parse(&exporter.metrics());
+    assert_eq!(exposition.expect("node_textfile_scrape_error", &[]), 0.0);
+    let values = |name: &str, job: &str, profile: &str, more: &[(&str, &str)]| {
         let labels = [&[("job", job), ("profile", profile)], more].concat();
-        found.matching(name, &labels).iter().map(|sample| sample.value).collect::<Vec<_>>()
+        exposition.matching(name, &labels).iter().map(|sample| sample.value).collect::<Vec<_>>()
     };
     for (job, profile) in jobs {
         let has_failed = job == "backup";
-        let [start] = of_job("quant_run_start_timestamp_seconds", job, profile, &[])[..] else {
-            panic!("no run of {job} with {profile}: {found:?}")
+        let [run_start] = values("quant_run_start_timestamp_seconds", job, profile, &[])[..] else {
+            panic!("no run of {job} with {profile}: {exposition:?}")
         };
-        assert!(start > 1.7e9);
-        assert_eq!(of_job("quant_run_last_completion_timestamp_seconds", job, profile, &[]).len(), 1);
-        let successes = of_job("quant_run_last_success_timestamp_seconds", job, profile, &[]).len();
-        assert_eq!(successes, usize::from(!has_failed), "the success of one is not the other's");
-        let failures = of_job("quant_stage_total", job, profile, &[("stage_id", "a"), ("status", "failure")]);
+        assert!(run_start > 1.7e9);
+        assert_eq!(values("quant_run_last_completion_timestamp_seconds", job, profile, &[]).len(), 1);
+        let successes = values("quant_run_last_success_timestamp_seconds", job, profile, &[]).len();
+        assert_eq!(successes, usize::from(!has_failed), "each job has its own last success");
+        let failures = values("quant_stage_total", job, profile, &[("stage_id", "a"), ("status", "failure")]);
         assert_eq!(failures, [f64::from(u8::from(has_failed))]);
     }
 }

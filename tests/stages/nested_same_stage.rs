@@ -1,4 +1,4 @@
-//! A stage inside itself: a helper that repeats the stage's id is part of it.
+//! Nested spans with the stage id of their nearest stage ancestor: they belong to that stage.
 
 use tracing::field::Empty;
 use tracing::{error, info_span, instrument};
@@ -7,7 +7,7 @@ use tracing_stage_metrics::FailurePolicy;
 use super::Pipeline;
 
 #[test]
-fn the_same_id_inside_is_an_ordinary_span() {
+fn nested_span_with_the_same_id_is_not_counted() {
     #[instrument]
     fn helper(stage_id: &str, depth: u32) {
         if depth > 0 {
@@ -24,7 +24,7 @@ fn the_same_id_inside_is_an_ordinary_span() {
 }
 
 #[test]
-fn only_the_nearest_stage_is_compared() {
+fn only_the_nearest_stage_ancestor_is_compared() {
     let pipeline = Pipeline::start();
     info_span!("x", stage_id = "a").in_scope(|| {
         info_span!("y", stage_id = "b").in_scope(|| {
@@ -36,7 +36,7 @@ fn only_the_nearest_stage_is_compared() {
 }
 
 #[test]
-fn side_by_side_they_are_two() {
+fn siblings_with_the_same_id_are_two_stages() {
     let pipeline = Pipeline::start();
     info_span!("root").in_scope(|| {
         for _ in 0..2 {
@@ -47,7 +47,7 @@ fn side_by_side_they_are_two() {
 }
 
 #[test]
-fn a_profile_or_run_id_of_its_own_that_differs_makes_it_another_stage() {
+fn different_own_profile_or_run_id_makes_another_stage() {
     let pipeline = Pipeline::start();
     info_span!("root", profile = "p", run_id = "r").in_scope(|| {
         info_span!("x", stage_id = "a").in_scope(|| {
@@ -61,7 +61,7 @@ fn a_profile_or_run_id_of_its_own_that_differs_makes_it_another_stage() {
 }
 
 #[test]
-fn a_profile_between_them_is_not_its_own() {
+fn profile_of_a_span_in_between_makes_no_other_stage() {
     let pipeline = Pipeline::start();
     info_span!("x", stage_id = "a", profile = "p").in_scope(|| {
         info_span!("context", profile = "q").in_scope(|| info_span!("x", stage_id = "a").in_scope(|| ()));
@@ -70,7 +70,7 @@ fn a_profile_between_them_is_not_its_own() {
 }
 
 #[test]
-fn without_the_run_id_label_a_run_id_makes_no_difference() {
+fn run_id_is_ignored_without_the_run_id_label() {
     let pipeline = Pipeline::with(|builder| builder.without_run_id_label());
     info_span!("x", stage_id = "a", run_id = "r").in_scope(|| {
         info_span!("x", stage_id = "a", run_id = "s").in_scope(|| ());
@@ -79,7 +79,7 @@ fn without_the_run_id_label_a_run_id_makes_no_difference() {
 }
 
 #[test]
-fn decided_when_a_late_id_is_known() {
+fn late_id_decides_whether_the_span_is_nested() {
     let pipeline = Pipeline::start();
     info_span!("x", stage_id = "a").in_scope(|| {
         let same = info_span!("y", stage_id = Empty);
@@ -88,14 +88,14 @@ fn decided_when_a_late_id_is_known() {
         let other = info_span!("y", stage_id = Empty);
         other.record("stage_id", "b");
         assert_eq!(pipeline.now().active(), ["a, 1", "b, 1"]);
-        // The name is the id where none was recorded.
+        // Without a recorded id, the name is the id.
         info_span!("a", stage_id = Empty).in_scope(|| ());
     });
     assert_eq!(pipeline.now().totals(), ["a 1 0", "b 1 0"]);
 }
 
 #[test]
-fn decided_when_its_id_is_known_and_not_again_for_what_is_recorded_after() {
+fn late_profile_does_not_change_the_decision() {
     let pipeline = Pipeline::start();
     info_span!("x", stage_id = "a", profile = "p").in_scope(|| {
         let helper = info_span!("y", stage_id = "a", profile = Empty);
@@ -105,7 +105,7 @@ fn decided_when_its_id_is_known_and_not_again_for_what_is_recorded_after() {
 }
 
 #[test]
-fn a_stage_whose_id_changes_to_that_of_the_stage_around_becomes_part_of_it() {
+fn changed_id_changes_the_decision() {
     let pipeline = Pipeline::start();
     info_span!("x", stage_id = "a").in_scope(|| {
         let inner = info_span!("y", stage_id = "b");
@@ -118,7 +118,7 @@ fn a_stage_whose_id_changes_to_that_of_the_stage_around_becomes_part_of_it() {
 }
 
 #[test]
-fn an_error_in_the_helper_is_one_in_an_ordinary_span() {
+fn error_in_a_nested_span_counts_as_in_a_plain_span() {
     for (policy, totals) in [
         (FailurePolicy::ErrorEvents, "a 1 0"),
         (FailurePolicy::ReturnedError, "a 1 0"),
@@ -133,7 +133,7 @@ fn an_error_in_the_helper_is_one_in_an_ordinary_span() {
 }
 
 #[test]
-fn an_error_in_a_helper_before_its_late_id_is_one_in_an_ordinary_span_too() {
+fn error_before_the_late_id_counts_as_in_a_plain_span() {
     let pipeline = Pipeline::under(FailurePolicy::ErrorsWithin);
     info_span!("x", stage_id = "a").in_scope(|| {
         let helper = info_span!("helper", stage_id = Empty);
@@ -144,7 +144,7 @@ fn an_error_in_a_helper_before_its_late_id_is_one_in_an_ordinary_span_too() {
 }
 
 #[test]
-fn the_error_a_helper_returns_is_not_that_of_the_stage() {
+fn returned_error_of_a_nested_span_does_not_fail_the_stage() {
     #[instrument(err)]
     fn helper(stage_id: &str) -> Result<(), &'static str> {
         Err("no")
@@ -155,7 +155,7 @@ fn the_error_a_helper_returns_is_not_that_of_the_stage() {
 }
 
 #[test]
-fn a_panic_through_the_helper_alone_does_not_fail_the_stage() {
+fn caught_panic_of_a_nested_span_does_not_fail_the_stage() {
     let pipeline = Pipeline::start();
     info_span!("x", stage_id = "a").in_scope(|| {
         std::panic::catch_unwind(|| info_span!("helper", stage_id = "a").in_scope(|| panic!("on purpose"))).unwrap_err()

@@ -1,4 +1,4 @@
-//! Runs a program with real spans, threads and panics.
+//! Executes a program with real spans, threads and panics.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
@@ -8,40 +8,40 @@ use tracing::{Dispatch, Span, dispatcher, error, info_span};
 use super::Pipeline;
 use super::program::{Field, Kind, Node, Step};
 
-/// What the programs panic with.
-pub(crate) struct OnPurpose;
+/// The payload of every panic in a program.
+pub(crate) struct IntendedPanic;
 
 /// Where a part of the program runs.
 struct Place<'a> {
     dispatch: &'a Dispatch,
-    /// What can look at the gauges. Not on other threads.
-    looks: Option<&'a dyn Fn()>,
-    /// Panics are left out.
-    cleaning: bool,
-    /// The spans around, the nearest last.
-    around: Vec<Span>,
+    /// Reads the gauges; `None` on other threads.
+    read_active: Option<&'a dyn Fn()>,
+    /// No panic is raised here.
+    in_cleanup: bool,
+    /// The open spans, innermost last.
+    ancestors: Vec<Span>,
 }
 
-/// Returns the active gauges each time the programs looked.
+/// Returns the active gauges at each `ReadActive` step.
 pub(crate) fn run(pipeline: &Pipeline, programs: &[Node]) -> Vec<Vec<String>> {
-    let looks = RefCell::new(Vec::new());
-    let look = || looks.borrow_mut().push(pipeline.now().active());
+    let read_active = RefCell::new(Vec::new());
+    let look = || read_active.borrow_mut().push(pipeline.now().active());
     let dispatch = pipeline.dispatch();
     for program in programs {
-        let place = Place { dispatch: &dispatch, looks: Some(&look), cleaning: false, around: Vec::new() };
+        let place = Place { dispatch: &dispatch, read_active: Some(&look), in_cleanup: false, ancestors: Vec::new() };
         let ran = catch_unwind(AssertUnwindSafe(|| drop(node(program, &place))));
-        ran.unwrap_or_else(|panic| assert!(panic.is::<OnPurpose>(), "a panic that is not the program's"));
+        ran.unwrap_or_else(|panic| assert!(panic.is::<IntendedPanic>(), "unexpected panic"));
     }
-    looks.into_inner()
+    read_active.into_inner()
 }
 
 fn open(node: &Node, place: &Place<'_>) -> Span {
     let &Node { stage, profile, run_id, .. } = node;
-    let around = place.around.last();
-    // A span that is not entered is nobody's parent unless it is named.
+    let ancestors = place.ancestors.last();
+    // A span that was not entered is a parent only if it is named explicitly.
     let current = Span::current().id();
-    if node.explicit || around.and_then(Span::id) != current {
-        let parent = around.and_then(Span::id);
+    if node.explicit || ancestors.and_then(Span::id) != current {
+        let parent = ancestors.and_then(Span::id);
         match node.kind {
             Kind::Stage => info_span!(parent: parent, "stage", stage_id = stage, profile, run_id),
             Kind::Context => info_span!(parent: parent, "context", profile, run_id),
@@ -58,9 +58,9 @@ fn open(node: &Node, place: &Place<'_>) -> Span {
 
 fn node(node: &Node, place: &Place<'_>) -> Span {
     let span = open(node, place);
-    let mut around = place.around.clone();
-    around.push(span.clone());
-    let inside = Place { around, ..*place };
+    let mut ancestors = place.ancestors.clone();
+    ancestors.push(span.clone());
+    let inside = Place { ancestors, ..*place };
     if node.entered {
         span.in_scope(|| steps(node, &inside))
     } else {
@@ -69,43 +69,43 @@ fn node(node: &Node, place: &Place<'_>) -> Span {
     span
 }
 
-fn steps(of: &Node, place: &Place<'_>) {
+fn steps(node: &Node, place: &Place<'_>) {
     let mut kept = Vec::new();
     let mut cleanups = Vec::new();
-    for step in &of.steps {
+    for step in &node.steps {
         match step {
             Step::Child(child) => kept.extend(run_child(child, place).filter(|_| child.kept)),
             Step::Cleanup(child) => cleanups.push(Cleanup(child, place)),
-            Step::Error => error!(parent: place.around.last().and_then(Span::id), "on purpose"),
+            Step::Error => error!(parent: place.ancestors.last().and_then(Span::id), "on purpose"),
             Step::Record(up, field, value) => {
                 let field = match field {
                     Field::Stage => "stage_id",
                     Field::Profile => "profile",
                     Field::RunId => "run_id",
                 };
-                if let Some(span) = place.around.iter().rev().nth(*up) {
+                if let Some(span) = place.ancestors.iter().rev().nth(*up) {
                     span.record(field, value);
                 }
             }
-            Step::Look => place.looks.iter().for_each(|look| look()),
-            Step::Panic if !place.cleaning => panic_any(OnPurpose),
+            Step::ReadActive => place.read_active.iter().for_each(|look| look()),
+            Step::Panic if !place.in_cleanup => panic_any(IntendedPanic),
             Step::Panic => {}
         }
     }
     drop(cleanups);
 }
 
-/// The child's span if it is still open.
+/// Returns the child's span if it is still open.
 fn run_child(child: &Node, place: &Place<'_>) -> Option<Span> {
     if child.thread {
         std::thread::scope(|scope| {
-            let (dispatch, cleaning, around) = (place.dispatch, place.cleaning, place.around.clone());
+            let (dispatch, in_cleanup, ancestors) = (place.dispatch, place.in_cleanup, place.ancestors.clone());
             let run = move || {
-                let place = Place { dispatch, looks: None, cleaning, around };
+                let place = Place { dispatch, read_active: None, in_cleanup, ancestors };
                 dispatcher::with_default(dispatch, || drop(node(child, &place)));
             };
             if let Err(panic) = scope.spawn(run).join() {
-                assert!(panic.is::<OnPurpose>(), "a panic that is not the program's");
+                assert!(panic.is::<IntendedPanic>(), "unexpected panic");
             }
         });
         return None;
@@ -113,20 +113,20 @@ fn run_child(child: &Node, place: &Place<'_>) -> Option<Span> {
     match catch_unwind(AssertUnwindSafe(|| node(child, place))) {
         Ok(span) => Some(span),
         Err(panic) if child.caught => {
-            assert!(panic.is::<OnPurpose>(), "a panic that is not the program's");
+            assert!(panic.is::<IntendedPanic>(), "unexpected panic");
             None
         }
         Err(panic) => resume_unwind(panic),
     }
 }
 
-/// Runs a part of the program when it is dropped, by a panic perhaps.
+/// Executes a part of the program on drop, by a panic or otherwise.
 struct Cleanup<'a>(&'a Node, &'a Place<'a>);
 
 impl Drop for Cleanup<'_> {
     fn drop(&mut self) {
         let Self(child, place) = self;
-        let cleaning = Place { cleaning: true, around: place.around.clone(), ..**place };
-        drop(node(child, &cleaning));
+        let in_cleanup = Place { in_cleanup: true, ancestors: place.ancestors.clone(), ..**place };
+        drop(node(child, &in_cleanup));
     }
 }

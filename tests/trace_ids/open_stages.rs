@@ -1,4 +1,4 @@
-//! Stages that are open when the run ends.
+//! Trace ids of stages that are open when the run ends.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -20,7 +20,7 @@ use tracing_subscriber::{Layer, Registry};
 use super::{First, ORDERS, Traced, shared, trace_ids, tracer};
 use crate::support::pipeline::Ended;
 
-/// In both orders; at the beginning of a run, and when stages have gone before.
+/// Pipelines in both orders, each at the start of a run and after other stages.
 fn pipelines() -> impl Iterator<Item = Traced> {
     ORDERS.into_iter().flat_map(|first| {
         [0, 1, 300].into_iter().map(move |before| {
@@ -31,31 +31,37 @@ fn pipelines() -> impl Iterator<Item = Traced> {
     })
 }
 
-/// The stage must have failed once, for this reason, and be reported with the trace it is exported with.
+/// Asserts that the stage failed once, for this reason, and that report and warning have its exported trace id.
 #[track_caller]
-fn known(ended: &Ended<()>, report: &RunReport, spans: &InMemorySpanExporter, stage: &str, reason: &str) {
+fn assert_trace_reported(
+    ended: &Ended<()>,
+    report: &RunReport,
+    spans: &InMemorySpanExporter,
+    stage: &str,
+    reason: &str,
+) {
     let exported = trace_ids(spans, stage);
     assert_eq!(exported.len(), 1);
     assert_eq!(report.stage(stage).unwrap().trace_id(), exported.first().map(String::as_str));
-    // `before` went well, where it ran.
+    // The stage `before` succeeded, if it ran.
     assert_eq!(ended.last.failures(), [format!("{stage},,{reason} 1")]);
-    let told: Vec<_> = ended.heard().into_iter().filter(|line| line.contains(&format!("\"{stage}\""))).collect();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains(reason) && told[0].contains(&format!("trace_id={}", exported[0])), "{told:?}");
+    let warnings: Vec<_> = ended.heard().into_iter().filter(|line| line.contains(&format!("\"{stage}\""))).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains(reason) && warnings[0].contains(&format!("trace_id={}", exported[0])), "{warnings:?}");
 }
 
 #[test]
-fn one_that_is_entered() {
+fn entered_stage_has_its_trace() {
     for traced in pipelines() {
         let stage = info_span!("x", stage_id = "a").entered();
         let (ended, report, spans) = traced.end();
         drop(stage);
-        known(&ended, &report, &spans, "a", "interrupted");
+        assert_trace_reported(&ended, &report, &spans, "a", "interrupted");
     }
 }
 
 #[test]
-fn one_that_is_entered_on_another_thread() {
+fn stage_entered_on_another_thread_has_its_trace() {
     for traced in pipelines() {
         let (entered, is_entered) = channel();
         let (leave, may_leave) = channel::<()>();
@@ -71,12 +77,12 @@ fn one_that_is_entered_on_another_thread() {
         let (ended, report, spans) = traced.end();
         leave.send(()).unwrap();
         thread.join().unwrap();
-        known(&ended, &report, &spans, "a", "interrupted");
+        assert_trace_reported(&ended, &report, &spans, "a", "interrupted");
     }
 }
 
 #[tokio::test]
-async fn a_task_that_waits() {
+async fn waiting_task_has_its_trace() {
     for traced in pipelines() {
         let stage = std::future::pending::<()>().instrument(info_span!("x", stage_id = "a"));
         let task = tokio::spawn(stage.with_subscriber(traced.pipeline.dispatch()));
@@ -84,25 +90,25 @@ async fn a_task_that_waits() {
         let (ended, report, spans) = traced.end();
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
-        known(&ended, &report, &spans, "a", "unfinished");
+        assert_trace_reported(&ended, &report, &spans, "a", "unfinished");
     }
 }
 
 #[test]
-fn one_that_is_kept_and_has_failed() {
+fn failed_stage_with_kept_handle_has_its_trace() {
     for traced in pipelines() {
         let stage = info_span!("x", stage_id = "a");
         stage.in_scope(|| error!("it broke"));
         let (ended, report, spans) = traced.end();
         drop(stage);
-        known(&ended, &report, &spans, "a", "unfinished");
+        assert_trace_reported(&ended, &report, &spans, "a", "unfinished");
     }
 }
 
-/// It can be asked for only where it is certain that it is not being closed to the traces at this moment.
+/// The trace is available only if the traces layer cannot be closing the span at this moment.
 #[test]
-fn one_that_was_never_entered() {
-    for (first, before, is_known) in
+fn stage_never_entered_has_its_trace_if_metrics_come_first() {
+    for (first, before, has_trace) in
         [(First::Traces, true, false), (First::Metrics, true, true), (First::Traces, false, false)]
     {
         let traced = Traced::start(first);
@@ -114,28 +120,28 @@ fn one_that_was_never_entered() {
         drop(stage);
         assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
         let exported = trace_ids(&spans, "a");
-        assert_eq!(report.stage("a").unwrap().trace_id(), exported.first().map(String::as_str).filter(|_| is_known));
+        assert_eq!(report.stage("a").unwrap().trace_id(), exported.first().map(String::as_str).filter(|_| has_trace));
     }
 }
 
-/// Tells when it is inside the SDK, and waits there to be told that something has gone on meanwhile.
+/// A span processor that signals each start and then waits for a signal from another thread.
 #[derive(Debug)]
-struct Starting {
-    is_asked: AtomicBool,
-    asking: Sender<()>,
-    gone_on: Mutex<Receiver<()>>,
+struct StartGate {
+    is_armed: AtomicBool,
+    started: Sender<()>,
+    released: Mutex<Receiver<()>>,
     waited: Sender<bool>,
 }
 
 #[derive(Debug)]
-struct Shared(Arc<Starting>);
+struct GateProcessor(Arc<StartGate>);
 
-impl SpanProcessor for Shared {
+impl SpanProcessor for GateProcessor {
     fn on_start(&self, _: &mut SdkSpan, _: &Context) {
-        if self.0.is_asked.load(Ordering::Relaxed) {
-            self.0.asking.send(()).unwrap();
-            let gone_on = self.0.gone_on.lock().unwrap().recv_timeout(Duration::from_millis(50));
-            self.0.waited.send(gone_on.is_err()).unwrap();
+        if self.0.is_armed.load(Ordering::Relaxed) {
+            self.0.started.send(()).unwrap();
+            let released = self.0.released.lock().unwrap().recv_timeout(Duration::from_millis(50));
+            self.0.waited.send(released.is_err()).unwrap();
         }
     }
 
@@ -150,10 +156,10 @@ impl SpanProcessor for Shared {
     }
 }
 
-/// Tells when a span is left, or closed. It is told after the metrics and before the traces.
-struct Between(Sender<()>);
+/// Signals each exit and close. Its place is after the metrics layer and before the traces layer.
+struct Signaller(Sender<()>);
 
-impl<S: Subscriber> Layer<S> for Between {
+impl<S: Subscriber> Layer<S> for Signaller {
     fn on_exit(&self, _: &Id, _: layer::Context<'_, S>) {
         let _ = self.0.send(());
     }
@@ -163,32 +169,36 @@ impl<S: Subscriber> Layer<S> for Between {
     }
 }
 
-/// The layer of the traces panics when it is asked for a span that is no more.
+/// The traces layer panics on a query for a span that is gone.
 #[test]
-fn who_leaves_or_closes_a_stage_waits_while_it_is_asked_for() {
+fn exit_and_close_wait_for_a_trace_query() {
     for is_entered in [false, true] {
-        let ((asking, is_asking), (go_on, gone_on), (waits, waited)) = (channel(), channel(), channel());
+        let ((started, has_started), (release, released), (waits, waited)) = (channel(), channel(), channel());
         let (report, reported) = channel();
         let configured = MetricsLayer::builder().with_run_report(move |taken| report.send(taken).unwrap());
         let (layer, guard) = configured.build().unwrap();
-        let [starting, processor] =
-            shared(Starting { is_asked: AtomicBool::new(false), asking, gone_on: Mutex::new(gone_on), waited: waits });
-        let provider = SdkTracerProvider::builder().with_span_processor(Shared(processor)).build();
-        // Without activation a span that is entered has not started yet.
+        let [gate, processor] = shared(StartGate {
+            is_armed: AtomicBool::new(false),
+            started,
+            released: Mutex::new(released),
+            waited: waits,
+        });
+        let provider = SdkTracerProvider::builder().with_span_processor(GateProcessor(processor)).build();
+        // Without context activation, an entered span has not started yet.
         let traces = OpenTelemetryLayer::new(provider.tracer("test")).with_context_activation(false);
-        let dispatch = Dispatch::new(Registry::default().with(layer).with(Between(go_on)).with(traces));
+        let dispatch = Dispatch::new(Registry::default().with(layer).with(Signaller(release)).with(traces));
         let _default = dispatcher::set_default(&dispatch);
         drop(info_span!("x", stage_id = "before"));
-        let is_left = starting.gone_on.lock().unwrap().try_iter().count();
-        assert_eq!(is_left, 1, "the stage before has closed");
+        let is_left = gate.released.lock().unwrap().try_iter().count();
+        assert_eq!(is_left, 1, "the first stage has closed");
 
         let stage = info_span!("x", stage_id = "a");
-        starting.is_asked.store(true, Ordering::Relaxed);
+        gate.is_armed.store(true, Ordering::Relaxed);
         let (opened, is_open) = channel();
         let thread = std::thread::spawn(move || {
             let stage = if is_entered { Ok(stage.entered()) } else { Err(stage) };
             opened.send(()).unwrap();
-            is_asking.recv().unwrap();
+            has_started.recv().unwrap();
             drop(stage);
         });
         is_open.recv().unwrap();
@@ -201,17 +211,17 @@ fn who_leaves_or_closes_a_stage_waits_while_it_is_asked_for() {
     }
 }
 
-/// The layer of the traces panics on the thread that asks, or on the one that closes. Each stage is counted once, or not
-/// at all where it opened after the end.
+/// The traces layer may panic on the querying or the closing thread. Each stage is counted once, or not at all if it
+/// opened after the end.
 #[test]
-fn stages_that_close_while_the_run_ends() {
+fn stages_closing_at_the_end_are_counted_at_most_once() {
     for round in 0..100 {
         let (report, reported) = channel();
         let configured = MetricsLayer::builder().with_run_report(move |taken| report.send(taken).unwrap());
         let (layer, guard) = configured.build().unwrap();
         let traces = OpenTelemetryLayer::new(tracer(Sampler::AlwaysOn).0).boxed();
-        let [one, other] = if round % 2 == 0 { [traces, layer.boxed()] } else { [layer.boxed(), traces] };
-        let dispatch = Dispatch::new(Registry::default().with(one.and_then(other)));
+        let [inner, outer] = if round % 2 == 0 { [traces, layer.boxed()] } else { [layer.boxed(), traces] };
+        let dispatch = Dispatch::new(Registry::default().with(inner.and_then(outer)));
         let [begin, may_begin] = shared(Barrier::new(3));
         let [state, state_of_threads] = shared(AtomicU8::new(RUNNING));
         let threads: Vec<_> = (0..2)
@@ -219,7 +229,7 @@ fn stages_that_close_while_the_run_ends() {
                 let (begin, state, dispatch) = (may_begin.clone(), state_of_threads.clone(), dispatch.clone());
                 std::thread::spawn(move || {
                     let _default = dispatcher::set_default(&dispatch);
-                    // All of this thread, those that closed before the end began, and those that opened after it.
+                    // Stages of this thread: all, those closed before the end began, and those opened after it.
                     let (mut run, mut before, mut after) = (0, 0, 0);
                     loop {
                         let is_after = state.load(Ordering::SeqCst) == ENDED;

@@ -1,4 +1,4 @@
-//! More label sets than the limit allows: what is counted where, and that nothing is lost.
+//! More label sets than the limit allows: overflow series take the rest, and totals stay exact.
 #![cfg(feature = "pushgateway")]
 
 mod support;
@@ -7,7 +7,7 @@ use support::Pipeline;
 use tracing::field::Empty;
 use tracing::{Span, error, info_span};
 
-fn limited(max: usize) -> Pipeline {
+fn pipeline_with_limit(max: usize) -> Pipeline {
     Pipeline::with(|builder| builder.with_max_series(max))
 }
 
@@ -15,36 +15,36 @@ fn stage(stage_id: &str, profile: &str, run_id: &str) -> Span {
     info_span!("x", stage_id, profile, run_id)
 }
 
-fn overflowed(pipeline: &Pipeline) -> f64 {
+fn overflow_total(pipeline: &Pipeline) -> f64 {
     pipeline.now().exposition.expect("quant_telemetry_overflow_total", &[])
 }
 
 #[test]
-fn up_to_the_limit_nothing_overflows() {
-    let pipeline = limited(3);
+fn label_sets_within_the_limit_do_not_overflow() {
+    let pipeline = pipeline_with_limit(3);
     for run in ["1", "2", "3", "1", "2", "3"] {
         drop(stage("a", "p", run));
     }
     assert_eq!(pipeline.now().runs(), ["a,p,1 2", "a,p,2 2", "a,p,3 2"]);
-    assert_eq!(overflowed(&pipeline), 0.0);
+    assert_eq!(overflow_total(&pipeline), 0.0);
     assert!(pipeline.heard().is_empty());
 }
 
 #[test]
-fn a_new_run_id_of_a_known_stage_and_profile() {
-    let pipeline = limited(3);
+fn new_run_id_beyond_the_limit_overflows_alone() {
+    let pipeline = pipeline_with_limit(3);
     for run in 0..10 {
         drop(stage("a", "p", &run.to_string()));
     }
     let now = pipeline.now();
     assert_eq!(now.runs(), ["a,p,0 1", "a,p,1 1", "a,p,2 1", "a,p,_overflow 7"]);
     assert_eq!(now.totals(), ["a 10 0"]);
-    assert_eq!(overflowed(&pipeline), 7.0);
+    assert_eq!(overflow_total(&pipeline), 7.0);
 }
 
 #[test]
-fn a_new_profile_of_a_known_stage() {
-    let pipeline = limited(2);
+fn new_profile_beyond_the_limit_overflows_with_its_run_id() {
+    let pipeline = pipeline_with_limit(2);
     drop(stage("a", "p", "1"));
     drop(stage("a", "q", "1"));
     drop(stage("a", "new", "1"));
@@ -52,12 +52,12 @@ fn a_new_profile_of_a_known_stage() {
     let now = pipeline.now();
     assert_eq!(now.runs(), ["a,_overflow,_overflow 2", "a,p,1 1", "a,q,1 1"]);
     assert_eq!(now.totals(), ["a 4 0"]);
-    assert_eq!(overflowed(&pipeline), 2.0);
+    assert_eq!(overflow_total(&pipeline), 2.0);
 }
 
 #[test]
-fn a_new_stage() {
-    let pipeline = limited(2);
+fn new_stage_beyond_the_limit_overflows_entirely() {
+    let pipeline = pipeline_with_limit(2);
     drop(stage("a", "p", "1"));
     drop(stage("b", "p", "1"));
     drop(stage("c", "p", "1"));
@@ -66,28 +66,28 @@ fn a_new_stage() {
     assert_eq!(now.runs(), ["_overflow,_overflow,_overflow 2", "a,p,1 1", "b,p,1 1"]);
     assert_eq!(now.totals(), ["_overflow 1 1", "a 1 0", "b 1 0"]);
     assert_eq!(now.failures(), ["_overflow,_overflow,error 1"]);
-    assert_eq!(overflowed(&pipeline), 2.0);
+    assert_eq!(overflow_total(&pipeline), 2.0);
 }
 
 #[test]
-fn each_metric_has_a_limit_of_its_own() {
-    let pipeline = limited(2);
+fn limit_holds_per_metric() {
+    let pipeline = pipeline_with_limit(2);
     drop(stage("a", "p", "1"));
     drop(stage("a", "p", "2"));
-    // The durations have two sets; the totals have one stage, the failures one pair.
+    // The durations have two label sets, the totals one stage, the failures one pair of stage and profile.
     stage("b", "q", "1").in_scope(|| error!("it broke"));
     let now = pipeline.now();
     assert_eq!(now.runs(), ["_overflow,_overflow,_overflow 1", "a,p,1 1", "a,p,2 1"]);
     assert_eq!(now.totals(), ["a 2 0", "b 0 1"]);
     assert_eq!(now.failures(), ["b,q,error 1"]);
-    assert_eq!(overflowed(&pipeline), 1.0);
-    // Now the pairs are two as well.
+    assert_eq!(overflow_total(&pipeline), 1.0);
+    // The failures now have two pairs as well.
     stage("b", "r", "1").in_scope(|| error!("it broke"));
     assert_eq!(pipeline.now().failures(), ["b,_overflow,error 1", "b,q,error 1"]);
 }
 
 #[test]
-fn a_stage_beyond_the_limit_on_stages_alone_counts_as_overflow_each_time() {
+fn stage_beyond_the_stage_limit_alone_counts_each_overflow() {
     let pipeline = Pipeline::with(|builder| builder.with_max_series(2).with_expected_stages(["a", "b"]));
     for _ in 0..3 {
         drop(stage("c", "p", "1"));
@@ -95,12 +95,12 @@ fn a_stage_beyond_the_limit_on_stages_alone_counts_as_overflow_each_time() {
     let now = pipeline.now();
     assert_eq!(now.runs(), ["c,p,1 3"]);
     assert_eq!(now.totals(), ["_overflow 3 0", "a 0 0", "b 0 0"]);
-    assert_eq!(overflowed(&pipeline), 3.0);
+    assert_eq!(overflow_total(&pipeline), 3.0);
 }
 
 #[test]
-fn what_is_known_already_stays_itself() {
-    let pipeline = limited(2);
+fn existing_label_sets_keep_their_series_beyond_the_limit() {
+    let pipeline = pipeline_with_limit(2);
     drop(stage("a", "p", "1"));
     drop(stage("b", "q", "1"));
     for _ in 0..3 {
@@ -115,12 +115,12 @@ fn what_is_known_already_stays_itself() {
         runs,
         ["_overflow,_overflow,_overflow 3", "a,p,1 4", "b,_overflow,_overflow 3", "b,q,1 4", "b,q,_overflow 3"]
     );
-    assert_eq!(overflowed(&pipeline), 9.0);
+    assert_eq!(overflow_total(&pipeline), 9.0);
 }
 
 #[test]
-fn status_and_reason_are_kept() {
-    let pipeline = limited(1);
+fn overflow_series_keep_status_and_reason() {
+    let pipeline = pipeline_with_limit(1);
     drop(stage("a", "p", "1"));
     stage("a", "q", "1").in_scope(|| error!("it broke"));
     std::panic::catch_unwind(|| stage("a", "r", "1").in_scope(|| panic!("on purpose"))).unwrap_err();
@@ -141,8 +141,8 @@ fn status_and_reason_are_kept() {
 }
 
 #[test]
-fn the_gauges_overflow_too() {
-    let pipeline = limited(1);
+fn gauges_overflow_like_counters() {
+    let pipeline = pipeline_with_limit(1);
     let first = stage("a", "p", "1");
     assert_eq!(pipeline.now().active(), ["a,p 1"]);
     let open = (first, ["q", "r"].map(|profile| stage("a", profile, "1")));
@@ -164,21 +164,21 @@ fn the_gauges_overflow_too() {
 }
 
 #[test]
-fn without_the_run_id_label_new_run_ids_are_no_new_sets() {
+fn run_ids_do_not_count_without_the_run_id_label() {
     let pipeline = Pipeline::with(|builder| builder.with_max_series(1).without_run_id_label());
     for run in 0..100 {
         drop(stage("a", "p", &run.to_string()));
     }
     assert_eq!(pipeline.now().totals(), ["a 100 0"]);
-    assert_eq!(overflowed(&pipeline), 0.0);
+    assert_eq!(overflow_total(&pipeline), 0.0);
     assert!(pipeline.heard().is_empty());
 }
 
-/// More different values than anything in the layer has room for.
+/// More distinct values than any table of the layer holds.
 const VERY_MANY: u32 = 150_000;
 
 #[test]
-fn run_ids_that_are_left_out_take_no_room_from_what_is_shown() {
+fn unlabeled_run_ids_leave_room_for_new_stages() {
     let pipeline = Pipeline::with(|builder| builder.without_run_id_label());
     for run_id in 0..VERY_MANY {
         drop(info_span!("x", stage_id = "a", run_id));
@@ -188,11 +188,11 @@ fn run_ids_that_are_left_out_take_no_room_from_what_is_shown() {
     assert_eq!(now.totals(), ["a 150000 0", "b 1 0"]);
     let labels = [("stage_id", "b"), ("profile", "new")];
     assert_eq!(now.exposition.expect("quant_stage_duration_seconds_count", &labels), 1.0);
-    assert_eq!(overflowed(&pipeline), 0.0);
+    assert_eq!(overflow_total(&pipeline), 0.0);
 }
 
 #[test]
-fn after_very_many_run_ids_a_new_stage_is_still_itself_where_there_is_room() {
+fn new_stage_keeps_its_name_after_many_run_ids() {
     let pipeline = Pipeline::start();
     for run_id in 0..VERY_MANY {
         drop(info_span!("x", stage_id = "a", profile = "p", run_id));
@@ -202,12 +202,12 @@ fn after_very_many_run_ids_a_new_stage_is_still_itself_where_there_is_room() {
     assert_eq!(now.totals(), ["a 150000 0", "b 0 1"]);
     assert_eq!(now.failures(), ["b,q,error 1"]);
     assert_eq!(now.runs().len(), 2_000 + 2, "the limit, and an overflow set for each stage");
-    assert_eq!(overflowed(&pipeline), f64::from(VERY_MANY - 2_000 + 1));
+    assert_eq!(overflow_total(&pipeline), f64::from(VERY_MANY - 2_000 + 1));
 }
 
 #[test]
 fn nested_same_stage_beyond_the_limit_is_not_counted() {
-    let pipeline = limited(2);
+    let pipeline = pipeline_with_limit(2);
     for run_id in 0..6 {
         info_span!("x", stage_id = "a", run_id).in_scope(|| {
             info_span!("helper", stage_id = "a", run_id).in_scope(|| {
@@ -227,7 +227,7 @@ fn nested_same_stage_beyond_the_limit_is_not_counted() {
 
 #[test]
 fn nested_stage_of_another_run_beyond_the_limit_is_counted() {
-    let pipeline = limited(2);
+    let pipeline = pipeline_with_limit(2);
     for run_id in 0..6 {
         // The stage inherits its run id.
         let _root = info_span!("pipeline", run_id).entered();
@@ -241,10 +241,10 @@ fn nested_stage_of_another_run_beyond_the_limit_is_counted() {
     assert_eq!(pipeline.now().totals(), ["a 12 0"]);
 }
 
-/// The run id of the outer stage had no label when it opened; when the inner one opens, its text has one, as a stage id.
+/// The outer stage's run id has no label when that stage opens; the text gets one meanwhile, as a stage id.
 #[test]
-fn nested_same_stage_is_recognized_though_its_run_id_got_a_label_meanwhile() {
-    let pipeline = limited(1);
+fn nested_same_stage_is_recognized_after_its_run_id_gets_a_label() {
+    let pipeline = pipeline_with_limit(1);
     drop(stage("a", "", "first"));
     info_span!("x", stage_id = "a", run_id = "second").in_scope(|| {
         info_span!("x", stage_id = "second").in_scope(|| ());
@@ -257,7 +257,7 @@ fn nested_same_stage_is_recognized_though_its_run_id_got_a_label_meanwhile() {
 }
 
 #[test]
-fn after_very_many_profiles_a_new_stage_is_still_itself() {
+fn new_stage_keeps_its_name_after_many_profiles() {
     let pipeline = Pipeline::start();
     for profile in 0..140_000 {
         drop(info_span!("x", stage_id = "a", profile));
@@ -271,7 +271,7 @@ fn after_very_many_profiles_a_new_stage_is_still_itself() {
 }
 
 #[test]
-fn after_very_many_run_ids_that_no_stage_has_a_new_profile_is_still_itself() {
+fn new_profile_keeps_its_name_after_many_run_ids_of_plain_spans() {
     let pipeline = Pipeline::start();
     for run_id in 0..140_000 {
         drop(info_span!("request", run_id));
@@ -281,8 +281,8 @@ fn after_very_many_run_ids_that_no_stage_has_a_new_profile_is_still_itself() {
 }
 
 #[test]
-fn after_very_many_stage_ids_each_stage_is_counted_once() {
-    let pipeline = limited(2);
+fn every_stage_is_counted_once_after_many_stage_ids() {
+    let pipeline = pipeline_with_limit(2);
     for stage_id in 0..140_000 {
         drop(info_span!("x", stage_id));
     }
@@ -292,17 +292,17 @@ fn after_very_many_stage_ids_each_stage_is_counted_once() {
     });
     let now = pipeline.now();
     assert_eq!(now.totals(), ["0 1 0", "1 1 0", "_overflow 140000 0"]);
-    assert_eq!(overflowed(&pipeline), 140_000.0);
+    assert_eq!(overflow_total(&pipeline), 140_000.0);
 }
 
 #[test]
-fn one_warning_names_the_label_with_the_most_values() {
+fn overflow_warning_names_the_label_with_most_values() {
     for (label, spans) in [
         ("run_id", [("a", "p", "1"), ("a", "p", "2"), ("a", "q", "3"), ("a", "p", "4"), ("a", "p", "5")]),
         ("profile", [("a", "1", "r"), ("a", "2", "r"), ("b", "3", "r"), ("a", "4", "r"), ("a", "5", "r")]),
         ("stage_id", [("1", "p", "r"), ("2", "q", "r"), ("3", "p", "r"), ("4", "p", "r"), ("5", "p", "r")]),
     ] {
-        let pipeline = limited(3);
+        let pipeline = pipeline_with_limit(3);
         for (stage_id, profile, run_id) in spans {
             drop(stage(stage_id, profile, run_id));
         }
@@ -311,15 +311,15 @@ fn one_warning_names_the_label_with_the_most_values() {
         let warning = &heard[0];
         assert!(warning.starts_with("WARN") && warning.contains(&format!("`{label}` has the most")), "{warning}");
         assert!(warning.contains("without_run_id_label") && warning.contains('3'), "{warning}");
-        assert_eq!(overflowed(&pipeline), 2.0);
+        assert_eq!(overflow_total(&pipeline), 2.0);
     }
 }
 
 #[test]
-fn nothing_is_lost_and_the_series_are_bounded_under_threads() {
+fn concurrent_stages_keep_totals_and_series_bounded() {
     const THREADS: usize = 8;
     const SPANS: usize = 2_000;
-    let pipeline = limited(50);
+    let pipeline = pipeline_with_limit(50);
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let dispatch = pipeline.dispatch();
@@ -343,14 +343,14 @@ fn nothing_is_lost_and_the_series_are_bounded_under_threads() {
     assert_eq!(sum("quant_stage_duration_seconds_count", &[]), all);
     assert_eq!(sum("quant_stage_total", &[("status", "success")]), all * 0.75);
     assert_eq!(sum("quant_stage_failures_total", &[("reason", "error")]), all * 0.25);
-    let own = now.runs().iter().filter(|line| !line.contains("_overflow")).count();
-    assert_eq!(own, 50, "as many sets of their own as the limit says");
-    // A stage with all its profiles beyond the limit, those of known stages, and one for all the others.
+    let distinct = now.runs().iter().filter(|line| !line.contains("_overflow")).count();
+    assert_eq!(distinct, 50, "distinct label sets");
+    // At most one overflow set per profile of a stage, one per known stage, and one for the remaining stages.
     assert!(now.runs().len() <= 50 + 50 * 2 + 1, "{}", now.runs().len());
-    let of_their_own: f64 = {
+    let without_overflow: f64 = {
         let samples = now.exposition.matching("quant_stage_duration_seconds_count", &[]);
         samples.iter().filter(|s| s.labels["run_id"] != "_overflow").map(|s| s.value).sum()
     };
-    assert_eq!(overflowed(&pipeline), all - of_their_own);
+    assert_eq!(overflow_total(&pipeline), all - without_overflow);
     assert_eq!(pipeline.heard().len(), 1);
 }

@@ -1,4 +1,4 @@
-//! Where no trace is known, and what asking for it must not disturb.
+//! Stages without a known trace, and queries for a trace that must not disturb other code.
 
 use std::cell::Cell;
 use std::sync::Once;
@@ -18,19 +18,19 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Identity, SubscriberExt};
 use tracing_subscriber::{Layer, Registry, reload};
 
-use super::{First, ORDERS, Traced, beside, tracer};
+use super::{First, ORDERS, Traced, pipeline_with_traces, tracer};
 use crate::support::pipeline::Heard;
-use crate::support::{PATIENCE, Pipeline};
+use crate::support::{Pipeline, WAIT_TIMEOUT};
 
-/// All reasons for which a stage fails.
+/// Stages with every kind of failure.
 fn failing_stages() {
     info_span!("x", stage_id = "a").in_scope(|| error!("it broke"));
-    super::panicking(|| info_span!("x", stage_id = "b").in_scope(|| panic!("on purpose")));
+    super::assert_panics(|| info_span!("x", stage_id = "b").in_scope(|| panic!("on purpose")));
     drop(info_span!("x", stage_id = "c", otel.status_code = "error"));
 }
 
 #[test]
-fn a_trace_that_is_not_sampled_is_none() {
+fn unsampled_trace_is_not_reported() {
     for first in ORDERS {
         let traced = Traced::with(first, ErrorEvents, Sampler::AlwaysOff);
         failing_stages();
@@ -47,15 +47,15 @@ fn a_trace_that_is_not_sampled_is_none() {
 }
 
 #[test]
-fn the_last_failure_that_was_sampled_stays_known() {
+fn last_sampled_failure_stays_reported() {
     let (tracer, spans) = tracer(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)));
-    let pipeline = beside(tracer, First::Metrics, |builder| builder);
+    let pipeline = pipeline_with_traces(tracer, First::Metrics, |builder| builder);
     info_span!("x", stage_id = "a").in_scope(|| error!("it broke"));
-    let hidden = info_span!("x", stage_id = "a");
+    let unsampled = info_span!("x", stage_id = "a");
     let parent = SpanContext::new(TraceId::from(7), SpanId::from(7), TraceFlags::NOT_SAMPLED, true, Default::default());
-    hidden.set_parent(opentelemetry::Context::new().with_remote_span_context(parent)).unwrap();
-    hidden.in_scope(|| error!("it broke"));
-    drop(hidden);
+    unsampled.set_parent(opentelemetry::Context::new().with_remote_span_context(parent)).unwrap();
+    unsampled.in_scope(|| error!("it broke"));
+    drop(unsampled);
     let report = pipeline.guard().report();
     let stage = report.stage("a").unwrap();
     let exported = super::trace_ids(&spans, "a");
@@ -64,7 +64,7 @@ fn the_last_failure_that_was_sampled_stays_known() {
 }
 
 #[test]
-fn without_traces_there_is_none() {
+fn no_trace_is_reported_without_a_traces_layer() {
     let pipeline = Pipeline::start();
     failing_stages();
     let open = [info_span!("x", stage_id = "d"), info_span!("x", stage_id = "e")];
@@ -77,7 +77,7 @@ fn without_traces_there_is_none() {
 }
 
 #[test]
-fn a_stage_that_is_hidden_from_the_traces_has_none() {
+fn stage_filtered_from_the_traces_has_no_trace() {
     for filter in [LevelFilter::WARN, LevelFilter::OFF] {
         let (tracer, _spans) = tracer(Sampler::AlwaysOn);
         let pipeline = Pipeline::stacked(
@@ -97,18 +97,18 @@ fn a_stage_that_is_hidden_from_the_traces_has_none() {
     }
 }
 
-/// Where nobody answers for the first stages, nobody is asked any more for one that may go well.
+/// If the first stages have no trace, the layer stops its early queries; failed stages must still get theirs.
 #[test]
-fn a_stage_that_fails_after_many_hidden_ones_is_found() {
+fn failure_after_many_filtered_stages_has_its_trace() {
     for first in ORDERS {
         let (tracer, spans) = tracer(Sampler::AlwaysOn);
         let pipeline = Pipeline::stacked(
             |builder| builder,
             |layer, heard| {
                 let traces = OpenTelemetryLayer::new(tracer).with_filter(LevelFilter::INFO).boxed();
-                let [one, other] =
+                let [inner, outer] =
                     if first == First::Traces { [traces, layer.boxed()] } else { [layer.boxed(), traces] };
-                Registry::default().with(one.and_then(other)).with(heard).into()
+                Registry::default().with(inner.and_then(outer)).with(heard).into()
             },
         );
         for _ in 0..300 {
@@ -124,18 +124,18 @@ fn a_stage_that_fails_after_many_hidden_ones_is_found() {
     }
 }
 
-/// Then a span that is entered is not the current one of OpenTelemetry.
+/// Without context activation, an entered span is not OpenTelemetry's current one.
 #[test]
-fn without_context_activation_failed_stages_are_found_too() {
+fn failures_have_their_trace_without_context_activation() {
     for first in ORDERS {
         let (tracer, spans) = tracer(Sampler::AlwaysOn);
         let pipeline = Pipeline::stacked(
             |builder| builder,
             |layer, heard| {
                 let traces = OpenTelemetryLayer::new(tracer).with_context_activation(false).boxed();
-                let [one, other] =
+                let [inner, outer] =
                     if first == First::Traces { [traces, layer.boxed()] } else { [layer.boxed(), traces] };
-                Registry::default().with(one.and_then(other)).with(heard).into()
+                Registry::default().with(inner.and_then(outer)).with(heard).into()
             },
         );
         for _ in 0..300 {
@@ -144,7 +144,7 @@ fn without_context_activation_failed_stages_are_found_too() {
             let (report, exported) = (pipeline.guard().report(), super::trace_ids(&spans, "a"));
             assert_eq!(report.stage("a").unwrap().trace_id(), exported.last().map(String::as_str), "{first:?}");
         }
-        // A stage is not asked for unless it fails: that would start it.
+        // A stage is queried only if it fails, because the query starts its span.
         let fine = info_span!("x", stage_id = "fine");
         fine.in_scope(|| ());
         fine.set_parent(opentelemetry::Context::new()).unwrap();
@@ -161,7 +161,7 @@ fn without_context_activation_failed_stages_are_found_too() {
 }
 
 #[test]
-fn layers_that_are_wrapped_are_found() {
+fn wrapped_layers_have_their_traces() {
     for first in ORDERS {
         for wrap in 0..4 {
             let (tracer, spans) = tracer(Sampler::AlwaysOn);
@@ -173,15 +173,15 @@ fn layers_that_are_wrapped_are_found() {
                     2 => vec![layer].boxed(),
                     _ => reload::Layer::new(layer).0.boxed(),
                 };
-                let [one, other] = if first == First::Traces { [traces, metrics] } else { [metrics, traces] };
-                Registry::default().with(one.and_then(other)).with(heard).into()
+                let [inner, outer] = if first == First::Traces { [traces, metrics] } else { [metrics, traces] };
+                Registry::default().with(inner.and_then(outer)).with(heard).into()
             };
             let pipeline = Pipeline::stacked(|builder| builder, stack);
             info_span!("x", stage_id = "a").in_scope(|| error!("it broke"));
             let open = info_span!("x", stage_id = "b").entered();
             let report = pipeline.guard().report();
-            let (exported, known) = (super::trace_ids(&spans, "a"), report.stage("a").unwrap().trace_id());
-            assert_eq!((known, exported.len()), (exported.first().map(String::as_str), 1), "{first:?} {wrap}");
+            let (exported, reported) = (super::trace_ids(&spans, "a"), report.stage("a").unwrap().trace_id());
+            assert_eq!((reported, exported.len()), (exported.first().map(String::as_str), 1), "{first:?} {wrap}");
             let ended = pipeline.end();
             assert!(
                 ended.heard().iter().all(|line| line.contains("trace_id=")),
@@ -193,9 +193,9 @@ fn layers_that_are_wrapped_are_found() {
     }
 }
 
-/// To ask for the trace of a span starts it, and then its parent cannot be set any more.
+/// A query for the trace starts the span, after which its parent is fixed.
 #[test]
-fn a_parent_can_be_set_after_an_error_was_recorded() {
+fn parent_can_be_set_after_a_recorded_error() {
     for first in ORDERS {
         let traced = Traced::with(first, ProvenSuccess, Sampler::AlwaysOn);
         let stage = info_span!("x", stage_id = "a", otel.status_code = Empty);
@@ -210,19 +210,19 @@ fn a_parent_can_be_set_after_an_error_was_recorded() {
     }
 }
 
-/// Reports what it sees, as errors, from within the SDK.
+/// A span processor that emits error events from within the SDK.
 #[derive(Debug, Default)]
-struct Talkative {
-    is_within: AtomicBool,
+struct LoggingProcessor {
+    is_nested: AtomicBool,
 }
 
-impl SpanProcessor for Talkative {
+impl SpanProcessor for LoggingProcessor {
     fn on_start(&self, _: &mut SdkSpan, _: &opentelemetry::Context) {
         error!("a span starts");
-        // This one starts, too.
-        if !self.is_within.swap(true, Ordering::Relaxed) {
+        // The inner span starts as well.
+        if !self.is_nested.swap(true, Ordering::Relaxed) {
             info_span!("x", stage_id = "within").in_scope(|| error!("within the SDK"));
-            self.is_within.store(false, Ordering::Relaxed);
+            self.is_nested.store(false, Ordering::Relaxed);
         }
     }
 
@@ -239,14 +239,14 @@ impl SpanProcessor for Talkative {
     }
 }
 
-/// The SDK has a span locked while it starts it.
+/// The SDK holds a lock on the span while it starts.
 #[test]
-fn a_processor_that_reports_errors_does_not_block() {
+fn processor_that_logs_errors_does_not_block() {
     for first in ORDERS {
         let (done, is_done) = channel();
         let run = move || {
-            let provider = SdkTracerProvider::builder().with_span_processor(Talkative::default()).build();
-            let pipeline = beside(provider.tracer("test"), first, |builder| builder);
+            let provider = SdkTracerProvider::builder().with_span_processor(LoggingProcessor::default()).build();
+            let pipeline = pipeline_with_traces(provider.tracer("test"), first, |builder| builder);
             let stage = info_span!("x", stage_id = "a");
             stage.in_scope(|| ());
             stage.in_scope(|| error!("it broke"));
@@ -255,16 +255,16 @@ fn a_processor_that_reports_errors_does_not_block() {
             done.send(report.stage("a").and_then(|stage| stage.trace_id().map(str::len))).unwrap();
         };
         let thread = std::thread::spawn(run);
-        assert_eq!(is_done.recv_timeout(PATIENCE), Ok(Some(32)), "{first:?}");
+        assert_eq!(is_done.recv_timeout(WAIT_TIMEOUT), Ok(Some(32)), "{first:?}");
         thread.join().unwrap();
     }
 }
 
-/// How often this thread has panicked, be it caught or not.
-fn panics_here() -> u64 {
+/// Number of panics on this thread, caught or not.
+fn panic_count() -> u64 {
     thread_local!(static PANICS: Cell<u64> = const { Cell::new(0) });
-    static COUNTED: Once = Once::new();
-    COUNTED.call_once(|| {
+    static INSTALL_HOOK: Once = Once::new();
+    INSTALL_HOOK.call_once(|| {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             PANICS.set(PANICS.get() + 1);
@@ -275,14 +275,14 @@ fn panics_here() -> u64 {
 }
 
 #[test]
-fn panics_are_counted() {
-    let before = panics_here();
-    super::panicking(|| panic!("on purpose"));
-    assert_eq!(panics_here(), before + 1);
+fn panic_count_counts_caught_panics() {
+    let before = panic_count();
+    super::assert_panics(|| panic!("on purpose"));
+    assert_eq!(panic_count(), before + 1);
 }
 
 #[test]
-fn a_stage_whose_end_the_layer_was_not_told() {
+fn stage_closed_without_the_layer_causes_no_panic() {
     let (tracer, _spans) = tracer(Sampler::AlwaysOn);
     let (layer, guard) = MetricsLayer::builder().build().unwrap();
     let (layer, handle) = reload::Layer::new(layer.boxed());
@@ -291,10 +291,10 @@ fn a_stage_whose_end_the_layer_was_not_told() {
     drop(info_span!("x", stage_id = "before"));
     let stages: Vec<_> = (0..3).map(|_| info_span!("x", stage_id = "a")).collect();
     let entered = stages[0].clone().entered();
-    let mut taken = None;
-    handle.modify(|layer| taken = Some(std::mem::replace(layer, Identity::new().boxed()))).unwrap();
+    let mut removed = None;
+    handle.modify(|layer| removed = Some(std::mem::replace(layer, Identity::new().boxed()))).unwrap();
     drop((entered, stages));
-    let panics = panics_here();
+    let panics = panic_count();
     guard.shutdown().unwrap();
-    assert_eq!((taken.is_some(), panics_here()), (true, panics));
+    assert_eq!((removed.is_some(), panic_count()), (true, panics));
 }

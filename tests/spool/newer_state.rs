@@ -1,4 +1,4 @@
-//! An older state never takes the place of a newer one, whatever the clocks say, and a last success is never lost.
+//! An older state never replaces a newer one, whatever the clocks say, and no last success is lost.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 use super::support::measured::{Measured, failing_stage, measured, stage};
 use super::support::mock_gateway::Answer;
 use super::support::{self, MockGateway, Reply, child, exposition, http};
-use super::{all_asked, asked, builder, directory, leave, pushes_of, scenarios};
+use super::{builder, directory, leave_payload, push_count, request_line, request_lines, scenarios};
 
 const LAST_SUCCESS: &str = "quant_run_last_success_timestamp_seconds";
 const STAGE_LAST_SUCCESS: &str = "quant_stage_last_success_timestamp_seconds";
@@ -18,23 +18,23 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// A metric of a group whose value tells whose state is there.
+/// An exposition with a run start and a value that identifies the state.
 fn state(run_start: f64, value: u32) -> String {
     format!("# TYPE {RUN_START} gauge\n{RUN_START} {run_start}\n# TYPE state gauge\nstate {value}\n")
 }
 
 #[track_caller]
 fn push(server: &support::Pushgateway, job: &str, text: &str) {
-    let answer = http::request(server.addr(), "POST", &format!("/metrics/job/{job}"), &[], text.as_bytes()).unwrap();
-    assert_eq!(answer.status, 200);
+    let response = http::request(server.addr(), "POST", &format!("/metrics/job/{job}"), &[], text.as_bytes()).unwrap();
+    assert_eq!(response.status, 200);
 }
 
 #[track_caller]
-fn shown(server: &support::Pushgateway, job: &str, metric: &str) -> f64 {
+fn gauge(server: &support::Pushgateway, job: &str, metric: &str) -> f64 {
     exposition::parse(&server.metrics()).expect(metric, &[("instance", ""), ("job", job)])
 }
 
-/// A run of another group that delivers what is there.
+/// A run of another group that delivers every waiting payload.
 #[track_caller]
 fn deliver(url: &str, spool: &std::path::Path) {
     let Measured { guard, log, default: _default } = measured(builder(url, "unrelated", spool));
@@ -43,58 +43,64 @@ fn deliver(url: &str, spool: &std::path::Path) {
     assert_eq!(log.own(), [""; 0]);
 }
 
-/// The run's payload is from a node whose clock was an hour ahead, and has been set right since. The gateway, which that
+/// The payload comes from a node whose clock was an hour fast and has been corrected since. The gateway, which that
 /// run had reached, has a later run of the group.
 #[test]
-fn a_later_run_stays_though_the_clock_went_back_between_the_runs() {
+fn later_run_stays_after_the_nodes_clock_was_set_back() {
     let Some(server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     push(&server, "j", &state(now(), 2));
     let (ahead, before) = (now() + 3_600.0, now() - 60.0);
     let head = [("run-start", ahead - 5.0), ("written", ahead), ("gateway-written", before)];
-    directory::put(spool, &server.url(), "j", &head, &state(ahead - 5.0, 1));
+    directory::write_payload(spool, &server.url(), "j", &head, &state(ahead - 5.0, 1));
     deliver(&server.url(), spool);
-    assert_eq!(shown(&server, "j", "state"), 2.0);
+    assert_eq!(gauge(&server, "j", "state"), 2.0);
 }
 
-/// The same node has the wrong clock still: what the gateway's answers say of it counts.
+/// The node's clock is still wrong; the `Date` header of the gateway's responses gives the offset.
 #[test]
-fn a_node_with_a_wrong_clock_is_compared_on_the_gateways_clock() {
-    for (offset, pushed_later, wanted) in [(3_600.0, true, 2.0), (-3_600.0, false, 1.0)] {
+fn payload_times_are_compared_on_the_gateways_clock() {
+    for (offset, pushed_later, expected) in [(3_600.0, true, 2.0), (-3_600.0, false, 1.0)] {
         let directory = tempfile::tempdir().unwrap();
         let spool = directory.path();
-        // The run never reached the gateway, so that its payload has the time of the node alone.
+        // The run never reached the gateway, so its payload has the node's time only.
         let written = now() - 30.0;
-        directory::put(spool, "http://x", "j", &[("run-start", written), ("written", written)], &state(written, 1));
+        directory::write_payload(
+            spool,
+            "http://x",
+            "j",
+            &[("run-start", written), ("written", written)],
+            &state(written, 1),
+        );
         let push_time = written + offset + if pushed_later { 10.0 } else { -10.0 };
         let body = format!(
             "push_time_seconds{{instance=\"\",job=\"j\"}} {push_time}\n\
              {RUN_START}{{instance=\"\",job=\"j\"}} 1\npushgateway_build_info 1\n"
         );
         let date = httpdate::fmt_http_date(UNIX_EPOCH + std::time::Duration::from_secs_f64(now() + offset));
-        let server = MockGateway::start_by(move |request| {
-            let answer = Answer::new(200).with_header("Date", &date);
-            Reply::Answer(if request.method == "GET" { answer.with_body(&body) } else { answer })
+        let server = MockGateway::start_with(move |request| {
+            let response = Answer::new(200).with_header("Date", &date);
+            Reply::Answer(if request.method == "GET" { response.with_body(&body) } else { response })
         });
         deliver(&server.url(), spool);
-        assert_eq!(pushes_of(&server, "j"), if wanted == 1.0 { 1 } else { 0 }, "{offset}");
+        assert_eq!(push_count(&server, "j"), if expected == 1.0 { 1 } else { 0 }, "{offset}");
     }
 }
 
 #[test]
-fn a_run_dated_2099_does_not_keep_others_out() {
+fn run_start_in_the_future_does_not_block_later_runs() {
     let Some(server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     push(&server, "j", &state(4.07e9, 1));
-    leave(spool, "j", "left");
+    leave_payload(spool, "j", "left");
     deliver(&server.url(), spool);
-    assert!(shown(&server, "j", RUN_START) < 4e9);
+    assert!(gauge(&server, "j", RUN_START) < 4e9);
 }
 
 #[test]
-fn an_application_gauge_is_not_taken_for_the_start_of_a_run() {
+fn application_gauge_is_not_taken_for_the_run_start() {
     let Some(server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
@@ -103,174 +109,179 @@ fn an_application_gauge_is_not_taken_for_the_start_of_a_run() {
         "j",
         "# TYPE warehouse_run_start_timestamp_seconds gauge\nwarehouse_run_start_timestamp_seconds 4e9\n",
     );
-    leave(spool, "j", "left");
+    leave_payload(spool, "j", "left");
     deliver(&server.url(), spool);
-    assert!(shown(&server, "j", LAST_SUCCESS) > 1.7e9, "it was delivered");
+    assert!(gauge(&server, "j", LAST_SUCCESS) > 1.7e9, "the payload is delivered");
 }
 
 /// A label with an empty value makes another group, which has no later state.
 #[test]
-fn groups_with_and_without_an_empty_label_are_two() {
+fn empty_grouping_label_makes_a_separate_group() {
     let Some(server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     let written = now() - 30.0;
-    directory::put(spool, &server.url(), "j/region@base64/=", &[("written", written)], &state(written, 1));
+    directory::write_payload(spool, &server.url(), "j/region@base64/=", &[("written", written)], &state(written, 1));
     push(&server, "j", &state(now(), 2));
     deliver(&server.url(), spool);
-    assert_eq!(shown(&server, "j", "state"), 2.0);
-    let found = exposition::parse(&server.metrics());
-    assert_eq!(found.expect("state", &[("instance", ""), ("job", "j"), ("region", "")]), 1.0);
+    assert_eq!(gauge(&server, "j", "state"), 2.0);
+    let exposition = exposition::parse(&server.metrics());
+    assert_eq!(exposition.expect("state", &[("instance", ""), ("job", "j"), ("region", "")]), 1.0);
 }
 
-/// A page says nothing of the group, whatever is in it.
+/// A page of a proxy says nothing about the group, whatever its content.
 #[test]
-fn a_page_of_a_proxy_is_not_the_gateways_word() {
+fn proxy_page_does_not_count_as_gateway_state() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    leave(spool, "left", "left");
+    leave_payload(spool, "left", "left");
     let page = "push_time_seconds{instance=\"\",job=\"left\"} 9e9\n";
-    let server = MockGateway::start_by(move |_| Reply::Answer(Answer::new(200).with_body(page)));
+    let server = MockGateway::start_with(move |_| Reply::Answer(Answer::new(200).with_body(page)));
     deliver(&server.url(), spool);
-    assert_eq!(pushes_of(&server, "left"), 1);
+    assert_eq!(push_count(&server, "left"), 1);
 }
 
 #[test]
-fn a_payload_goes_to_its_own_gateway_alone() {
-    let (Some(ours), Some(theirs)) = (support::pushgateway(), support::pushgateway()) else { return };
+fn payload_is_delivered_to_its_own_gateway_only() {
+    let (Some(own), Some(other)) = (support::pushgateway(), support::pushgateway()) else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     for job in ["later", "j"] {
-        leave(spool, job, "left");
+        leave_payload(spool, job, "left");
     }
-    directory::readdress(spool, &theirs.url());
-    let left = directory::names(spool);
-    // Not by `builder`, which makes all payloads ones for its gateway.
+    directory::readdress(spool, &other.url());
+    let spooled = directory::names(spool);
+    // `builder` would readdress all payloads to its own gateway.
     let run = |url: &str| {
         let gateway = Pushgateway::new(url, "later").unwrap();
         measured(MetricsLayer::builder().with_pushgateway(gateway).with_spool_dir(spool))
     };
-    let Measured { guard, log, default: _default } = run(&ours.url());
+    let Measured { guard, log, default: _default } = run(&own.url());
     guard.flush().unwrap();
     guard.shutdown().unwrap();
     assert_eq!(log.own(), [""; 0]);
-    assert_eq!(directory::names(spool), left);
-    let found = exposition::parse(&ours.metrics());
-    assert_eq!(found.value(LAST_SUCCESS, &[("instance", ""), ("job", "j")]), None);
+    assert_eq!(directory::names(spool), spooled);
+    let exposition = exposition::parse(&own.metrics());
+    assert_eq!(exposition.value(LAST_SUCCESS, &[("instance", ""), ("job", "j")]), None);
 
-    let Measured { guard, log: _, default: _default } = run(&theirs.url());
+    let Measured { guard, log: _, default: _default } = run(&other.url());
     directory::await_no_payload(spool);
     guard.shutdown().unwrap();
-    assert!(shown(&theirs, "j", LAST_SUCCESS) > 1.7e9);
+    assert!(gauge(&other, "j", LAST_SUCCESS) > 1.7e9);
 }
 
 #[test]
-fn a_last_success_survives_a_failed_run_of_the_same_group() {
+fn last_success_survives_a_failed_run_of_its_group() {
     let Some(mut server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     server.stop();
-    leave_by_dead(&server.url(), spool, "j");
-    let left = exposition::parse(&directory::content(&directory::only_payload(spool)).1);
+    leave_payload_of_success(&server.url(), spool, "j");
+    let spooled = exposition::parse(&directory::content(&directory::only_payload(spool)).1);
     server.restart();
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "j", spool));
     failing_stage("good");
     guard.shutdown().unwrap();
-    assert_eq!(shown(&server, "j", LAST_SUCCESS), left.expect(LAST_SUCCESS, &[]));
+    assert_eq!(gauge(&server, "j", LAST_SUCCESS), spooled.expect(LAST_SUCCESS, &[]));
     let labels = [("instance", ""), ("job", "j"), ("profile", ""), ("stage_id", "good")];
-    let found = exposition::parse(&server.metrics());
-    let wanted = left.expect(STAGE_LAST_SUCCESS, &[("stage_id", "good"), ("profile", "")]);
-    assert_eq!(found.expect(STAGE_LAST_SUCCESS, &labels), wanted);
-    assert!(found.expect(RUN_START, &labels[..2]) > left.expect(RUN_START, &[]), "the state is that of the second run");
+    let exposition = exposition::parse(&server.metrics());
+    let expected = spooled.expect(STAGE_LAST_SUCCESS, &[("stage_id", "good"), ("profile", "")]);
+    assert_eq!(exposition.expect(STAGE_LAST_SUCCESS, &labels), expected);
+    assert!(
+        exposition.expect(RUN_START, &labels[..2]) > spooled.expect(RUN_START, &[]),
+        "the state is the second run's"
+    );
     assert_eq!(directory::names(spool), [""; 0]);
 }
 
-/// A run of one good stage whose gateway is away.
+/// A run of one successful stage whose gateway is down.
 #[track_caller]
-fn leave_by_dead(url: &str, spool: &std::path::Path, job: &str) {
+fn leave_payload_of_success(url: &str, spool: &std::path::Path, job: &str) {
     let Measured { guard, log: _, default: _default } = measured(builder(url, job, spool));
     stage("good");
     guard.shutdown().unwrap_err();
 }
 
 #[test]
-fn a_last_success_survives_a_run_that_is_killed_in_its_first_second() {
+fn last_success_survives_an_early_kill() {
     let Some(mut server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     server.stop();
-    leave_by_dead(&server.url(), spool, "j");
-    let left = exposition::parse(&directory::content(&directory::only_payload(spool)).1);
+    leave_payload_of_success(&server.url(), spool, "j");
+    let spooled = exposition::parse(&directory::content(&directory::only_payload(spool)).1);
     server.restart();
     let running = child::start(scenarios::command("stay", &server.url(), "j", spool));
-    let is_pushed = || exposition::parse(&server.metrics()).value(RUN_START, &[("instance", ""), ("job", "j")]);
-    directory::await_true("it pushed", || is_pushed().is_some_and(|start| start > left.expect(RUN_START, &[])));
+    let run_start = || exposition::parse(&server.metrics()).value(RUN_START, &[("instance", ""), ("job", "j")]);
+    directory::await_true("the run has pushed", || {
+        run_start().is_some_and(|start| start > spooled.expect(RUN_START, &[]))
+    });
     running.signal(child::Signal::KILL);
     running.wait();
-    assert_eq!(shown(&server, "j", LAST_SUCCESS), left.expect(LAST_SUCCESS, &[]));
+    assert_eq!(gauge(&server, "j", LAST_SUCCESS), spooled.expect(LAST_SUCCESS, &[]));
 }
 
-/// The gateway has a later run, of another node, that failed. Of what was left, the last success alone is news.
+/// The gateway has a later, failed run of another node. Only the last success of the payload is new to it.
 #[test]
-fn a_last_success_survives_when_its_payload_is_out_of_date() {
+fn last_success_of_an_outdated_payload_is_delivered() {
     let Some(server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    leave(spool, "j", "good");
-    leave(spool, "j", "good");
-    let wanted = exposition::parse(&directory::content(&directory::payloads(spool)[1]).1).expect(LAST_SUCCESS, &[]);
+    leave_payload(spool, "j", "good");
+    leave_payload(spool, "j", "good");
+    let expected = exposition::parse(&directory::content(&directory::payloads(spool)[1]).1).expect(LAST_SUCCESS, &[]);
     let later = now();
     push(&server, "j", &state(later, 2));
     deliver(&server.url(), spool);
-    assert_eq!((shown(&server, "j", "state"), shown(&server, "j", RUN_START)), (2.0, later));
-    assert_eq!(shown(&server, "j", LAST_SUCCESS), wanted);
-    let found = exposition::parse(&server.metrics());
-    let stages = found
+    assert_eq!((gauge(&server, "j", "state"), gauge(&server, "j", RUN_START)), (2.0, later));
+    assert_eq!(gauge(&server, "j", LAST_SUCCESS), expected);
+    let exposition = exposition::parse(&server.metrics());
+    let stages = exposition
         .family("quant_stage_total")
-        .is_some_and(|_| !found.matching("quant_stage_total", &[("job", "j")]).is_empty());
-    assert!(!stages, "nothing else of it");
+        .is_some_and(|_| !exposition.matching("quant_stage_total", &[("job", "j")]).is_empty());
+    assert!(!stages, "only the last success is delivered");
 
-    // One that is later still stays.
-    leave(spool, "j", "good");
+    // A later success on the gateway stays.
+    leave_payload(spool, "j", "good");
     push(&server, "j", &format!("# TYPE {LAST_SUCCESS} gauge\n{LAST_SUCCESS} {}\n", now() + 1.0));
-    let there = shown(&server, "j", LAST_SUCCESS);
+    let expected = gauge(&server, "j", LAST_SUCCESS);
     deliver(&server.url(), spool);
-    assert_eq!(shown(&server, "j", LAST_SUCCESS), there);
+    assert_eq!(gauge(&server, "j", LAST_SUCCESS), expected);
 }
 
-/// The gateway cannot be asked in the second before the first push. The state of this run has the last success with it
-/// then, and the payload goes when the gateway has that state.
+/// The gateway does not answer in the second before the first push. The run's own state then carries the last
+/// success, and the payload is removed once the gateway has that state.
 #[test]
-fn a_last_success_is_carried_over_where_the_payload_cannot_be_delivered_first() {
+fn last_success_is_carried_over_when_the_replay_fails() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    leave(spool, "j", "good");
-    let left = exposition::parse(&directory::content(&directory::only_payload(spool)).1);
-    let server = MockGateway::start_by(|request| if request.method == "GET" { Reply::Silent } else { Reply::ok() });
+    leave_payload(spool, "j", "good");
+    let spooled = exposition::parse(&directory::content(&directory::only_payload(spool)).1);
+    let server = MockGateway::start_with(|request| if request.method == "GET" { Reply::Silent } else { Reply::ok() });
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "j", spool));
     failing_stage("bad");
     server.await_request(|request| request.method == "POST");
-    assert_eq!(directory::payloads(spool).len(), 1, "only the final state is in its place");
+    assert_eq!(directory::payloads(spool).len(), 1, "the payload stays until the final state is delivered");
     guard.shutdown().unwrap();
-    assert!(all_asked(&server).iter().filter(|asked| **asked == "POST job/j").count() >= 2);
+    assert!(request_lines(&server).iter().filter(|line| **line == "POST job/j").count() >= 2);
     for request in server.requests().iter().filter(|request| request.method == "POST") {
-        let found = exposition::parse(request.text());
-        assert_eq!(found.expect(LAST_SUCCESS, &[]), left.expect(LAST_SUCCESS, &[]));
-        let good = found.matching(STAGE_LAST_SUCCESS, &[("stage_id", "good")]);
+        let exposition = exposition::parse(request.text());
+        assert_eq!(exposition.expect(LAST_SUCCESS, &[]), spooled.expect(LAST_SUCCESS, &[]));
+        let good = exposition.matching(STAGE_LAST_SUCCESS, &[("stage_id", "good")]);
         assert_eq!(good.len(), 1);
     }
     assert_eq!(directory::names(spool), [""; 0]);
 }
 
-/// A process sends a payload and gives that up for a push of its own; the gateway may still apply it. The file is that
-/// process's own until it ends.
+/// A process sends a payload and cancels that for a push of its own; the gateway may still apply it. The process
+/// keeps the file locked until it ends.
 #[test]
-fn a_payload_that_was_sent_and_not_answered_stays_locked() {
+fn sent_payload_without_response_stays_locked() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    leave(spool, "left", "left");
+    leave_payload(spool, "left", "left");
     let mut pushes = 0;
-    let server = MockGateway::start_by(move |request| match &*asked(request) {
+    let server = MockGateway::start_with(move |request| match &*request_line(request) {
         "POST job/left" => Reply::Silent,
         "POST job/first" => {
             pushes += 1;
@@ -279,54 +290,54 @@ fn a_payload_that_was_sent_and_not_answered_stays_locked() {
         _ => Reply::ok(),
     });
     let first = measured(builder(&server.url(), "first", spool));
-    server.await_request(|request| asked(request) == "POST job/left");
+    server.await_request(|request| request_line(request) == "POST job/left");
     std::thread::scope(|scope| {
         let flush = scope.spawn(|| first.guard.flush());
-        directory::await_true("its own push is on its way", || pushes_of(&server, "first") == 2);
+        directory::await_true("the own push is in flight", || push_count(&server, "first") == 2);
         let gateway = Pushgateway::new(server.url(), "second").unwrap();
         let second = measured(MetricsLayer::builder().with_pushgateway(gateway).with_spool_dir(spool));
         second.guard.flush().unwrap();
         second.guard.shutdown().unwrap();
-        assert_eq!(pushes_of(&server, "left"), 1, "not by another process");
+        assert_eq!(push_count(&server, "left"), 1, "no other process sends it");
         server.set_replies([Reply::status(401)]);
         server.release();
         flush.join().unwrap().unwrap();
     });
     first.guard.shutdown().unwrap_err();
     server.set_replies([Reply::ok()]);
-    let left = fs::File::open(&directory::payloads(spool)[0]).unwrap();
-    directory::await_true("the lock is free", || left.try_lock().is_ok());
-    left.unlock().unwrap();
-    let before = pushes_of(&server, "left");
+    let spooled = fs::File::open(&directory::payloads(spool)[0]).unwrap();
+    directory::await_true("the lock is free", || spooled.try_lock().is_ok());
+    spooled.unlock().unwrap();
+    let before = push_count(&server, "left");
     deliver(&server.url(), spool);
-    assert_eq!(pushes_of(&server, "left"), before + 1);
+    assert_eq!(push_count(&server, "left"), before + 1);
 }
 
-/// The names of this crate's metrics are those of the payload, not those of the process that delivers it.
+/// The payload's namespace identifies the crate's metrics, not that of the delivering process.
 #[test]
-fn after_a_bad_request_the_stages_of_another_namespace_are_pushed_alone() {
+fn bad_request_uses_the_payloads_namespace() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     const TEXT: &str =
         "# TYPE acme_run_duration_seconds gauge\nacme_run_duration_seconds 5\n# TYPE rows gauge\nrows 7\n";
     let acme = |url: &str| builder(url, "left", spool).with_namespace("acme").with_exposition(|| TEXT.to_owned());
-    super::leave_by(spool, "left", acme);
-    let server = MockGateway::start_by(|request| {
+    super::leave_payload_with(spool, "left", acme);
+    let server = MockGateway::start_with(|request| {
         Reply::status(if request.method == "POST" && request.text().contains("rows 7") { 400 } else { 200 })
     });
     let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
     directory::await_no_payload(spool);
     guard.shutdown().unwrap();
-    assert_eq!(pushes_of(&server, "left"), 2);
+    assert_eq!(push_count(&server, "left"), 2);
     let own = "# TYPE acme_run_duration_seconds gauge\nacme_run_duration_seconds 5\n";
     assert!(server.requests().iter().any(|request| request.text() == own));
     assert_eq!(log.own().len(), 1);
     assert!(log.text().contains("the stages were pushed without them"), "{}", log.text());
 }
 
-/// What the version before left.
+/// A payload of the previous format version.
 #[test]
-fn a_file_of_the_first_format_is_delivered() {
+fn payload_of_format_1_is_delivered() {
     let Some(server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
@@ -345,8 +356,8 @@ fn a_file_of_the_first_format_is_delivered() {
     }
     deliver(&server.url(), spool);
     assert_eq!(
-        shown(&server, "j", "state"),
+        gauge(&server, "j", "state"),
         2.0,
-        "in their order, though the second was written before the first came"
+        "delivered in order, although the second was written before the first arrived"
     );
 }

@@ -1,4 +1,4 @@
-//! Several processes with one directory.
+//! Several processes with one spool directory.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +6,16 @@ use super::support::child;
 use super::support::log::Log;
 use super::support::measured::{Measured, measured, stage};
 use super::support::{MockGateway, Reply};
-use super::{asked, assert_has_stage, builder, directory, leave, pushes_of, scenarios};
+use super::{assert_has_stage, builder, directory, leave_payload, push_count, request_line, scenarios};
 
 #[test]
-fn processes_at_once_deliver_each_payload_once() {
-    const LEFT: usize = 60;
+fn concurrent_processes_deliver_each_payload_once() {
+    const PAYLOADS: usize = 60;
     const PROCESSES: usize = 6;
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    for number in 0..LEFT {
-        leave(spool, &format!("left{number}"), &format!("stage{number}"));
+    for number in 0..PAYLOADS {
+        leave_payload(spool, &format!("left{number}"), &format!("stage{number}"));
     }
     let server = MockGateway::ok();
     let children: Vec<_> = (0..PROCESSES)
@@ -32,25 +32,25 @@ fn processes_at_once_deliver_each_payload_once() {
 
     let mut pushes: BTreeMap<String, usize> = BTreeMap::new();
     for request in server.requests() {
-        if let Some(job) = asked(&request).strip_prefix("POST job/") {
+        if let Some(job) = request_line(&request).strip_prefix("POST job/") {
             *pushes.entry(job.to_owned()).or_default() += 1;
             if let Some(number) = job.strip_prefix("left") {
                 assert_has_stage(request.text(), &format!("stage{number}"));
             }
         }
     }
-    let mut wanted: BTreeMap<String, usize> = (0..LEFT).map(|number| (format!("left{number}"), 1)).collect();
-    wanted.extend((0..PROCESSES).map(|number| (format!("later{number}"), 2)));
-    assert_eq!(pushes, wanted);
+    let mut expected: BTreeMap<String, usize> = (0..PAYLOADS).map(|number| (format!("left{number}"), 1)).collect();
+    expected.extend((0..PROCESSES).map(|number| (format!("later{number}"), 2)));
+    assert_eq!(pushes, expected);
     assert_eq!(directory::names(spool), [""; 0]);
 }
 
-/// While one process delivers a payload, others leave it alone: it is neither sent nor removed nor set aside.
+/// While one process delivers a payload, the others neither send nor remove nor quarantine it.
 #[test]
-fn what_one_process_delivers_no_other_touches() {
+fn payload_in_delivery_is_untouched_by_other_processes() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    leave(spool, "left", "left");
+    leave_payload(spool, "left", "left");
     let slow = MockGateway::start([Reply::ok(), Reply::Silent]);
     let running = child::start(scenarios::command("stay", &slow.url(), "slow", spool));
     slow.await_requests(2);
@@ -59,27 +59,27 @@ fn what_one_process_delivers_no_other_touches() {
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "later", spool));
     guard.flush().unwrap();
     guard.shutdown().unwrap();
-    assert_eq!(server.requests().len(), 3, "its own pushes: {:?}", super::all_asked(&server));
+    assert_eq!(server.requests().len(), 3, "its own pushes: {:?}", super::request_lines(&server));
     assert_eq!(directory::content(&directory::only_payload(spool)).0, "/metrics/job/left");
 
-    // It dies: the payload is anybody's again.
+    // The process dies and releases its lock on the payload.
     running.signal(child::Signal::KILL);
     running.wait();
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "later", spool));
     directory::await_no_payload(spool);
     guard.shutdown().unwrap();
-    assert_eq!(pushes_of(&server, "left"), 1);
+    assert_eq!(push_count(&server, "left"), 1);
     assert_eq!(directory::names(spool), [""; 0]);
 }
 
-/// The younger of two payloads of a group waits for the older one: sent at the same time by another process, it could
-/// come first, and the older state would be the one that stays.
+/// The newer of two payloads of a group waits for the older one. If another process sent it concurrently, it could
+/// arrive first, and the older state would remain.
 #[test]
-fn what_waits_behind_a_payload_in_other_hands_is_left_alone_too() {
+fn newer_payload_waits_for_a_locked_older_one_of_its_group() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     for (job, id) in [("left", "monday"), ("left", "tuesday"), ("unrelated", "monday")] {
-        leave(spool, job, id);
+        leave_payload(spool, job, id);
     }
     let slow = MockGateway::start([Reply::ok(), Reply::Silent]);
     let running = child::start(scenarios::command("stay", &slow.url(), "slow", spool));
@@ -87,10 +87,15 @@ fn what_waits_behind_a_payload_in_other_hands_is_left_alone_too() {
 
     let server = MockGateway::ok();
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "later", spool));
-    server.await_request(|request| asked(request) == "POST job/unrelated");
+    server.await_request(|request| request_line(request) == "POST job/unrelated");
     guard.flush().unwrap();
     guard.shutdown().unwrap();
-    assert_eq!(pushes_of(&server, "left"), 0, "monday is in other hands: {:?}", super::all_asked(&server));
+    assert_eq!(
+        push_count(&server, "left"),
+        0,
+        "another process holds monday's payload: {:?}",
+        super::request_lines(&server)
+    );
     assert_eq!(directory::payloads(spool).len(), 2);
 
     running.signal(child::Signal::KILL);
@@ -98,35 +103,36 @@ fn what_waits_behind_a_payload_in_other_hands_is_left_alone_too() {
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "later", spool));
     directory::await_no_payload(spool);
     guard.shutdown().unwrap();
-    let left: Vec<_> = server.requests().into_iter().filter(|request| asked(request) == "POST job/left").collect();
+    let left: Vec<_> =
+        server.requests().into_iter().filter(|request| request_line(request) == "POST job/left").collect();
     assert_eq!(left.len(), 2);
     assert_has_stage(left[0].text(), "monday");
     assert_has_stage(left[1].text(), "tuesday");
 }
 
-/// Another process ends a run of the group, which is newer: its file is there and locked while it pushes. The gateway
-/// itself tells nothing.
+/// Another process ends a newer run of the group: its payload exists and is locked during the push. The gateway
+/// exposes no metrics.
 #[test]
-fn an_earlier_payload_is_not_sent_while_a_run_of_its_group_ends() {
+fn older_payload_is_not_sent_while_a_run_of_its_group_ends() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     for (job, id) in [("left", "monday"), ("left", "tuesday"), ("unrelated", "monday")] {
-        leave(spool, job, id);
+        leave_payload(spool, job, id);
     }
-    let server = MockGateway::start_by(|request| Reply::status(if request.method == "GET" { 403 } else { 200 }));
+    let server = MockGateway::start_with(|request| Reply::status(if request.method == "GET" { 403 } else { 200 }));
     let builder = builder(&server.url(), "later", spool);
     let ending = std::fs::File::open(&directory::payloads(spool)[1]).unwrap();
     ending.lock().unwrap();
     let Measured { guard, log: _, default: _default } = measured(builder);
     guard.flush().unwrap();
     guard.shutdown().unwrap();
-    assert_eq!((pushes_of(&server, "left"), pushes_of(&server, "unrelated")), (0, 1));
+    assert_eq!((push_count(&server, "left"), push_count(&server, "unrelated")), (0, 1));
     assert_eq!(directory::payloads(spool).len(), 2);
 }
 
-/// Those that end at the same time clear each other's half-written files away as little as the whole ones.
+/// Processes that end at the same time remove neither payloads nor temporary files of each other.
 #[test]
-fn many_that_end_at_once_each_leave_their_payload() {
+fn concurrent_endings_each_leave_their_payload() {
     const THREADS: usize = 8;
     const ROUNDS: usize = 25;
     let directory = tempfile::tempdir().unwrap();
@@ -152,7 +158,7 @@ fn many_that_end_at_once_each_leave_their_payload() {
     });
     let groups: Vec<String> = directory::payloads(spool).iter().map(|payload| directory::content(payload).0).collect();
     let unwritten: Vec<_> = logs.iter().filter(|(job, _)| !groups.contains(&format!("/metrics/job/{job}"))).collect();
-    let told: Vec<_> = unwritten.iter().map(|(job, log)| format!("{job}: {}", log.text())).collect();
-    assert_eq!(told, [""; 0], "of {} payloads", logs.len());
+    let logs_of_unwritten: Vec<_> = unwritten.iter().map(|(job, log)| format!("{job}: {}", log.text())).collect();
+    assert_eq!(logs_of_unwritten, [""; 0], "of {} payloads", logs.len());
     assert_eq!(directory::names(spool).len(), THREADS * ROUNDS);
 }

@@ -1,4 +1,4 @@
-//! Directories that are not as they should be, and files that are not ours or not whole.
+//! Wrong directories, foreign files and damaged payloads.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,25 +8,25 @@ use tracing_stage_metrics::MetricsLayer;
 
 use super::support::measured::{Measured, measured, stage};
 use super::support::{MockGateway, Reply};
-use super::{all_asked, assert_has_stage, builder, directory, leave, pushes_of};
+use super::{assert_has_stage, builder, directory, leave_payload, push_count, request_lines};
 
 #[test]
-fn torn_and_foreign_files_are_set_aside_and_the_others_delivered() {
+fn damaged_and_foreign_files_are_quarantined_and_others_delivered() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     for job in ["torn", "changed", "whole"] {
-        leave(spool, job, "left");
+        leave_payload(spool, job, "left");
     }
     let server = MockGateway::ok();
     directory::readdress(spool, &server.url());
     let payloads = directory::payloads(spool);
-    let torn = fs::read(&payloads[0]).unwrap();
-    fs::write(&payloads[0], &torn[..torn.len() / 2]).unwrap();
+    let truncated = fs::read(&payloads[0]).unwrap();
+    fs::write(&payloads[0], &truncated[..truncated.len() / 2]).unwrap();
     let mut changed = fs::read(&payloads[1]).unwrap();
     let last_digit = changed.iter().rposition(u8::is_ascii_digit).unwrap();
     changed[last_digit] ^= 1;
     fs::write(&payloads[1], &changed).unwrap();
-    // Foreign ones sort before ours and after.
+    // Foreign names sort before and after those of the spool.
     fs::write(spool.join("0.spool"), "whatever this is").unwrap();
     fs::write(spool.join("zero.spool"), "").unwrap();
     fs::write(spool.join("bytes.spool"), [0xff; 100_000]).unwrap();
@@ -37,40 +37,40 @@ fn torn_and_foreign_files_are_set_aside_and_the_others_delivered() {
 
     let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
     stage("own");
-    directory::await_true("the whole one is delivered", || !payloads[2].exists());
+    directory::await_true("the undamaged payload is delivered", || !payloads[2].exists());
     guard.flush().unwrap();
     guard.shutdown().unwrap();
-    assert_eq!((pushes_of(&server, "whole"), pushes_of(&server, "torn"), pushes_of(&server, "changed")), (1, 0, 0));
+    assert_eq!((push_count(&server, "whole"), push_count(&server, "torn"), push_count(&server, "changed")), (1, 0, 0));
     assert_has_stage(server.requests().last().unwrap().text(), "own");
-    let aside = |path: &std::path::Path| path.with_extension("torn");
-    assert_eq!(fs::read(aside(&payloads[0])).unwrap(), &torn[..torn.len() / 2]);
-    assert_eq!(fs::read(aside(&payloads[1])).unwrap(), changed);
+    let quarantined = |path: &std::path::Path| path.with_extension("torn");
+    assert_eq!(fs::read(quarantined(&payloads[0])).unwrap(), &truncated[..truncated.len() / 2]);
+    assert_eq!(fs::read(quarantined(&payloads[1])).unwrap(), changed);
     assert_eq!(fs::read(spool.join("0.torn")).unwrap(), b"whatever this is");
     assert!(spool.join("zero.torn").exists() && spool.join("bytes.torn").exists());
     assert_eq!(fs::read(spool.join("notes.txt")).unwrap(), b"hands off");
     assert!(spool.join("subdirectory").is_dir());
-    assert!(fs::symlink_metadata(spool.join("nowhere.spool")).is_ok(), "it leads nowhere: left where it is");
+    assert!(fs::symlink_metadata(spool.join("nowhere.spool")).is_ok(), "a dangling link stays where it is");
     assert_eq!(log.own(), [""; 0], "{}", log.text());
 }
 
-/// Files that were set aside are for people: they are neither sent nor removed.
+/// Quarantined files are kept for inspection: they are neither sent nor removed.
 #[test]
-fn what_is_set_aside_stays() {
+fn quarantined_files_stay() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    leave(spool, "left", "left");
+    leave_payload(spool, "left", "left");
     let payload = directory::only_payload(spool);
     fs::rename(&payload, payload.with_extension("refused")).unwrap();
     let server = MockGateway::ok();
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "later", spool));
     guard.flush().unwrap();
     guard.shutdown().unwrap();
-    assert_eq!(all_asked(&server), ["POST job/later"; 3]);
+    assert_eq!(request_lines(&server), ["POST job/later"; 3]);
     assert!(payload.with_extension("refused").exists());
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_a_configuration_error() {
+fn unwritable_path_is_a_config_error() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
@@ -79,15 +79,15 @@ fn a_directory_that_cannot_be_written_is_a_configuration_error() {
         assert!(error.is_config());
         let expected = format!("cannot write to spool directory {path:?}: check its permissions");
         assert_eq!(error.to_string(), expected);
-        let shown = format!("{error:?}");
-        assert!(shown.starts_with(&expected) && shown.len() > expected.len(), "with its cause: {shown}");
+        let debug = format!("{error:?}");
+        assert!(debug.starts_with(&expected) && debug.len() > expected.len(), "Debug adds the cause: {debug}");
     }
     assert_eq!(fs::read(&file).unwrap(), b"");
 }
 
-/// The state is pushed all the same.
+/// The final state is pushed nevertheless.
 #[test]
-fn a_directory_that_is_gone_at_the_end_is_one_warning() {
+fn directory_removed_during_the_run_is_one_warning() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path().join("spool");
     let server = MockGateway::ok();
@@ -97,42 +97,46 @@ fn a_directory_that_is_gone_at_the_end_is_one_warning() {
     stage("own");
     guard.shutdown().unwrap();
     assert_has_stage(server.requests().last().unwrap().text(), "own");
-    let said = log.own();
-    assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].starts_with("the last state of the metrics is not in the spool"), "{said:?}");
-    assert!(said[0].contains(&format!("cannot write to spool directory {spool:?}")), "{said:?}");
-    assert!(said[0].contains("No such file or directory"), "with its cause: {said:?}");
+    let warnings = log.own();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].starts_with("the last state of the metrics is not in the spool"), "{warnings:?}");
+    assert!(warnings[0].contains(&format!("cannot write to spool directory {spool:?}")), "{warnings:?}");
+    assert!(warnings[0].contains("No such file or directory"), "the warning includes the cause: {warnings:?}");
 }
 
 #[test]
-fn without_a_gateway_there_is_nothing_to_keep() {
+fn spool_without_a_gateway_keeps_and_delivers_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    leave(spool, "left", "left");
+    leave_payload(spool, "left", "left");
     let Measured { guard, log, default: _default } = measured(MetricsLayer::builder().with_spool_dir(spool));
     stage("own");
     guard.shutdown().unwrap();
-    assert_eq!(directory::content(&directory::only_payload(spool)).0, "/metrics/job/left", "and nothing to deliver");
+    assert_eq!(
+        directory::content(&directory::only_payload(spool)).0,
+        "/metrics/job/left",
+        "the waiting payload is not delivered"
+    );
     assert_eq!(log.own(), [""; 0]);
 }
 
-/// A process that is killed as it opens the directory or writes to it leaves a file that is no payload.
+/// A process killed while it opens the directory or writes to it leaves a file that is not a payload.
 #[test]
-fn what_a_killed_writer_left_half_done_is_cleared_away() {
+fn temporary_files_of_killed_writers_are_removed() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    leave(spool, "left", "left");
+    leave_payload(spool, "left", "left");
     let payload = directory::only_payload(spool);
     let stem = payload.file_stem().unwrap().to_str().unwrap();
-    // Of an hour ago: what is this young may be in the making.
-    let half = fs::File::create(spool.join(format!(".{stem}.tmp"))).unwrap();
-    half.set_modified(SystemTime::now() - Duration::from_secs(3_600)).unwrap();
+    // One hour old: a younger file may still be written.
+    let temporary = fs::File::create(spool.join(format!(".{stem}.tmp"))).unwrap();
+    temporary.set_modified(SystemTime::now() - Duration::from_secs(3_600)).unwrap();
 
     let server = MockGateway::start([Reply::ok()]);
     let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
     directory::await_no_payload(spool);
     guard.shutdown().unwrap();
-    assert_eq!(pushes_of(&server, "left"), 1);
+    assert_eq!(push_count(&server, "left"), 1);
     assert_eq!(directory::names(spool), [""; 0]);
     assert_eq!(log.own(), [""; 0]);
 }

@@ -1,5 +1,5 @@
-//! What the panels say of states that take time to come about: promtool evaluates their queries over series as a gateway
-//! would show them, a sample a minute.
+//! Panel values for states that take time to arise: promtool evaluates the queries over series as a gateway would
+//! expose them, one sample a minute.
 
 use std::fmt::Write as _;
 
@@ -8,16 +8,17 @@ use super::files;
 use super::render::promtool;
 use super::support::servers::installed;
 
-/// The query of the panel, with all there is chosen.
+/// Returns the panel's query with every variable set to match all.
 #[track_caller]
 fn query(title: &str) -> String {
     let dashboard = files::dashboard();
-    let found = queries(&dashboard).into_iter().find(|(of, _)| *of == title);
-    let (_, query) = found.unwrap_or_else(|| panic!("no panel {title}"));
+    let query = queries(&dashboard).into_iter().find(|(panel, _)| *panel == title);
+    let (_, query) = query.unwrap_or_else(|| panic!("no panel {title}"));
     query.replace("$job", ".*").replace("$profile", ".*").replace("$stage", ".*")
 }
 
-/// Has promtool find that the query of a panel gives these samples, labels and value, after 20 minutes of the series.
+/// Asserts through promtool that the panel's query yields these samples, labels and value, at minute 20 of the
+/// series.
 #[track_caller]
 fn assert_shows(title: &str, series: &[(&str, &str)], samples: &[(&str, f64)]) {
     if !installed("promtool") {
@@ -42,16 +43,16 @@ fn assert_shows(title: &str, series: &[(&str, &str)], samples: &[(&str, f64)]) {
 }
 
 #[test]
-fn outcomes() {
+fn outcomes_panel_tells_success_running_failed_and_killed_apart() {
     assert_shows(
         "Outcomes over time",
         &[
-            // Ended in success at minute 3.
+            // Succeeded at minute 3.
             ("quant_run_start_timestamp_seconds{job='good'}", "60x20"),
             ("quant_run_last_completion_timestamp_seconds{job='good'}", "180x20"),
             ("quant_run_last_success_timestamp_seconds{job='good'}", "180x20"),
             ("push_time_seconds{job='good'}", "180x20"),
-            // Started again at minute 19.
+            // Restarted at minute 19.
             ("quant_run_start_timestamp_seconds{job='again'}", "1140x20"),
             ("quant_run_last_completion_timestamp_seconds{job='again'}", "180x20"),
             ("quant_run_last_success_timestamp_seconds{job='again'}", "180x20"),
@@ -59,9 +60,9 @@ fn outcomes() {
             // Started for the first time at minute 19.
             ("quant_run_start_timestamp_seconds{job='first'}", "1140x20"),
             ("push_time_seconds{job='first'}", "1140x20"),
-            // Is scraped.
+            // Scraped service.
             ("quant_run_start_timestamp_seconds{job='service',instance='a:1'}", "60x20"),
-            // Failed after a success, and at once.
+            // Failed after an earlier success; failed at once.
             ("quant_run_start_timestamp_seconds{job='failed'}", "240x20"),
             ("quant_run_last_completion_timestamp_seconds{job='failed'}", "300x20"),
             ("quant_run_last_success_timestamp_seconds{job='failed'}", "180x20"),
@@ -86,7 +87,7 @@ fn outcomes() {
 }
 
 #[test]
-fn stages_of_a_process_that_was_killed_are_not_active() {
+fn active_panel_leaves_out_stages_of_killed_processes() {
     assert_shows(
         "Active stages",
         &[
@@ -110,7 +111,7 @@ fn stages_of_a_process_that_was_killed_are_not_active() {
 }
 
 #[test]
-fn periods_since_the_last_success_are_days_without_the_rules() {
+fn periods_panel_counts_days_without_recorded_periods() {
     assert_shows(
         "Time since the last success, in periods",
         &[
@@ -124,8 +125,8 @@ fn periods_since_the_last_success_are_days_without_the_rules() {
 
 #[test]
 #[should_panic(expected = "FAILED")]
-fn what_a_panel_does_not_show_is_found() {
-    // As a panic of its own where promtool is not there to say so.
+fn wrong_panel_value_fails_the_assertion() {
+    // Without promtool the test panics by itself with the expected text.
     assert!(installed("promtool"), "FAILED");
     assert_shows(
         "Outcomes over time",

@@ -1,12 +1,12 @@
-//! Stages that are still open when the run ends, stages that open after it, and whether the run was a success.
+//! Stages that are open when the run ends, stages that open after it, and the success of the run.
 #![cfg(feature = "pushgateway")]
-// Clippy's exemption for tests reaches `#[test]` functions only, not the functions they share.
+// Clippy exempts `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-#[path = "open_at_the_end/run.rs"]
-mod run;
+#[path = "open_stages/run_success.rs"]
+mod run_success;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -18,31 +18,31 @@ use tracing_stage_metrics::FailurePolicy::{ErrorEvents, ErrorsWithin, ProvenSucc
 
 const PAUSE: Duration = Duration::from_millis(30);
 
-fn pass() {
-    let begun = Instant::now();
-    while begun.elapsed() < PAUSE {
+fn busy_wait() {
+    let start = Instant::now();
+    while start.elapsed() < PAUSE {
         std::hint::spin_loop();
     }
 }
 
 #[test]
-fn entered_is_interrupted_with_its_duration_to_now() {
+fn entered_stage_is_interrupted_with_duration_to_the_end() {
     for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
         let pipeline = Pipeline::under(policy);
-        let begun = Instant::now();
+        let start = Instant::now();
         let span = info_span!("x", stage_id = "a", profile = "p", run_id = "r").entered();
-        pass();
+        busy_wait();
         let ended = pipeline.end();
-        let most = begun.elapsed();
+        let max = start.elapsed();
         drop(span);
         assert_eq!(ended.last.runs(), ["a,p,r 1"]);
         assert_eq!(ended.last.failures(), ["a,p,interrupted 1"]);
-        assert!((PAUSE.as_secs_f64()..=most.as_secs_f64()).contains(&ended.last.seconds("a")));
+        assert!((PAUSE.as_secs_f64()..=max.as_secs_f64()).contains(&ended.last.seconds("a")));
     }
 }
 
 #[test]
-fn entered_on_another_thread_is_interrupted() {
+fn stage_entered_on_another_thread_is_interrupted() {
     let pipeline = Pipeline::start();
     let dispatch = pipeline.dispatch();
     let (entered, is_entered) = std::sync::mpsc::channel();
@@ -63,26 +63,26 @@ fn entered_on_another_thread_is_interrupted() {
 }
 
 #[test]
-fn left_is_unfinished_with_its_duration_to_its_last_exit() {
+fn exited_stage_is_unfinished_with_duration_to_last_exit() {
     for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
         let pipeline = Pipeline::under(policy);
-        let begun = Instant::now();
+        let start = Instant::now();
         let span = info_span!("x", stage_id = "a");
-        span.in_scope(pass);
-        let most = begun.elapsed();
-        pass();
+        span.in_scope(busy_wait);
+        let max = start.elapsed();
+        busy_wait();
         let ended = pipeline.end();
         drop(span);
         assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
-        assert!((PAUSE.as_secs_f64()..=most.as_secs_f64()).contains(&ended.last.seconds("a")));
+        assert!((PAUSE.as_secs_f64()..=max.as_secs_f64()).contains(&ended.last.seconds("a")));
     }
 }
 
 #[test]
-fn never_entered_is_unfinished_with_its_duration_to_now() {
+fn stage_never_entered_is_unfinished_with_duration_to_the_end() {
     let pipeline = Pipeline::start();
     let span = info_span!("x", stage_id = "a");
-    pass();
+    busy_wait();
     let ended = pipeline.end();
     drop(span);
     assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
@@ -90,22 +90,22 @@ fn never_entered_is_unfinished_with_its_duration_to_now() {
 }
 
 #[test]
-fn these_reasons_win_over_an_error_logged_before() {
+fn open_stage_reason_takes_precedence_over_logged_error() {
     let pipeline = Pipeline::start();
-    let one = info_span!("x", stage_id = "a").entered();
+    let entered = info_span!("x", stage_id = "a").entered();
     error!("it broke");
-    let two = info_span!(parent: None, "x", stage_id = "b");
-    two.in_scope(|| error!("it broke"));
+    let exited = info_span!(parent: None, "x", stage_id = "b");
+    exited.in_scope(|| error!("it broke"));
     let ended = pipeline.end();
-    drop((one, two));
+    drop((entered, exited));
     assert_eq!(ended.last.failures(), ["a,,interrupted 1", "b,,unfinished 1"]);
 }
 
-/// A function whose span outlives it, since a detached child holds it open.
+/// A function whose span outlives it: a detached child span keeps it open.
 #[instrument(fields(stage_id = "a"), err, ret)]
-fn spawns(answer: Result<u32, u32>) -> Result<u32, u32> {
+fn leaves_child_open(result: Result<u32, u32>) -> Result<u32, u32> {
     DETACHED.with(|detached| detached.replace(Some(info_span!("detached"))));
-    answer
+    result
 }
 
 thread_local! {
@@ -113,11 +113,11 @@ thread_local! {
 }
 
 #[test]
-fn one_that_returned_finished_though_its_span_is_held_open() {
+fn returned_stage_held_open_is_a_success() {
     for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
         let pipeline = Pipeline::under(policy);
-        spawns(Ok(1)).unwrap();
-        pass();
+        leaves_child_open(Ok(1)).unwrap();
+        busy_wait();
         assert_eq!(pipeline.now().active(), ["a, 1"]);
         let ended = pipeline.end();
         drop(DETACHED.take());
@@ -129,22 +129,22 @@ fn one_that_returned_finished_though_its_span_is_held_open() {
 }
 
 #[test]
-fn returned_error_held_open_ends_as_error() {
+fn returned_error_held_open_is_an_error() {
     for policy in [ErrorEvents, ReturnedError, ErrorsWithin, ProvenSuccess] {
         let pipeline = Pipeline::under(policy);
-        spawns(Err(1)).unwrap_err();
-        pass();
+        leaves_child_open(Err(1)).unwrap_err();
+        busy_wait();
         let ended = pipeline.end();
         drop(DETACHED.take());
         assert_eq!(ended.last.failures(), ["a,,error 1"]);
         assert!(ended.last.seconds("a") < PAUSE.as_secs_f64());
-        assert!(ended.heard().is_empty(), "it is not open for want of an end: {:?}", ended.heard());
+        assert!(ended.heard().is_empty(), "a returned stage is no open stage: {:?}", ended.heard());
     }
 }
 
-/// As a stored error does that keeps a `SpanTrace`: each keeps its span open.
+/// Each kept span stays open, as with a stored error that holds a `SpanTrace`.
 #[test]
-fn returned_errors_kept_to_the_end_are_errors() {
+fn returned_errors_with_kept_spans_are_errors() {
     #[instrument(fields(stage_id = id), err)]
     fn fails(id: &str) -> Result<(), String> {
         KEPT.with_borrow_mut(|kept| kept.push(tracing::Span::current()));
@@ -163,7 +163,7 @@ fn returned_errors_kept_to_the_end_are_errors() {
 }
 
 #[test]
-fn each_is_in_the_report_of_the_run() {
+fn open_stages_appear_in_the_run_report() {
     let (report, reported) = std::sync::mpsc::channel();
     let pipeline = Pipeline::with(|builder| builder.with_run_report(move |taken| report.send(taken).unwrap()));
     let open = info_span!("x", stage_id = "a");
@@ -177,7 +177,7 @@ fn each_is_in_the_report_of_the_run() {
 }
 
 #[test]
-fn a_warning_names_each() {
+fn each_open_stage_is_named_in_a_warning() {
     let pipeline = Pipeline::start();
     let open = [
         info_span!("x", stage_id = "foundation.ingest", profile = "crypto", run_id = "42"),
@@ -199,7 +199,7 @@ fn a_warning_names_each() {
 }
 
 #[test]
-fn parts_of_a_stage_and_ordinary_spans_are_not_counted() {
+fn open_helpers_and_plain_spans_are_not_counted() {
     let pipeline = Pipeline::start();
     let outer = info_span!("x", stage_id = "a");
     let open =
@@ -211,7 +211,7 @@ fn parts_of_a_stage_and_ordinary_spans_are_not_counted() {
 }
 
 #[test]
-fn the_active_gauge_is_zero_after_the_end() {
+fn active_gauge_is_zero_after_the_end() {
     let pipeline = Pipeline::start();
     let open: Vec<_> = (0..10).map(|n| info_span!("x", stage_id = n % 2, profile = n)).collect();
     assert_eq!(pipeline.now().active().len(), 10);
@@ -222,7 +222,7 @@ fn the_active_gauge_is_zero_after_the_end() {
 }
 
 #[test]
-fn a_stage_that_opens_after_the_guard_is_gone_is_one_warning() {
+fn stages_after_the_guard_log_one_warning() {
     let ended = Pipeline::start().end();
     for _ in 0..3 {
         info_span!("x", stage_id = "late").in_scope(|| info_span!("y", stage_id = "later").in_scope(|| ()));
@@ -234,7 +234,7 @@ fn a_stage_that_opens_after_the_guard_is_gone_is_one_warning() {
 }
 
 #[test]
-fn a_stage_that_opens_after_the_guard_is_gone_and_is_never_entered_is_one_warning_too() {
+fn stages_after_the_guard_log_one_warning_without_enter() {
     let ended = Pipeline::start().end();
     drop(info_span!("x", stage_id = "late"));
     drop(info_span!("x", stage_id = "late"));
@@ -242,14 +242,14 @@ fn a_stage_that_opens_after_the_guard_is_gone_and_is_never_entered_is_one_warnin
 }
 
 #[test]
-fn ordinary_spans_after_the_guard_is_gone_are_nothing_to_warn_of() {
+fn plain_spans_after_the_guard_log_no_warning() {
     let ended = Pipeline::start().end();
     info_span!("pipeline", profile = "p").in_scope(|| error!("it broke"));
     assert!(ended.heard().is_empty());
 }
 
 #[tokio::test]
-async fn a_task_that_waits_at_the_end_is_unfinished() {
+async fn waiting_task_is_unfinished_at_the_end() {
     let pipeline = Pipeline::start();
     let stage = std::future::pending::<()>().instrument(info_span!("x", stage_id = "a"));
     let task = tokio::spawn(stage.with_subscriber(pipeline.dispatch()));
@@ -261,11 +261,11 @@ async fn a_task_that_waits_at_the_end_is_unfinished() {
 }
 
 #[test]
-fn a_panic_that_drops_the_guard_interrupts_what_is_open() {
+fn panic_that_drops_the_guard_interrupts_open_stages() {
     let pipeline = Pipeline::start();
     let (waits, entered) = (info_span!("x", stage_id = "waits"), info_span!(parent: None, "x", stage_id = "entered"));
     waits.in_scope(|| ());
-    let returned = spawns(Ok(1));
+    let returned = leaves_child_open(Ok(1));
     let ended = pipeline.end_by(|guard| {
         catch_unwind(AssertUnwindSafe(|| {
             let _guard = guard;
@@ -278,7 +278,7 @@ fn a_panic_that_drops_the_guard_interrupts_what_is_open() {
     drop((waits, DETACHED.take()));
     assert!(ended.result && returned.is_ok());
     assert!(!ended.last.has("quant_run_last_success_timestamp_seconds"));
-    // `entered` was left by the panic before the guard was dropped.
+    // The panic left `entered` before it dropped the guard.
     assert_eq!(ended.last.failures(), ["entered,,panic 1", "waits,,interrupted 1"]);
     assert_eq!(ended.last.totals(), ["a 1 0", "entered 0 1", "waits 0 1"]);
 }

@@ -1,5 +1,5 @@
-//! In which order a payload comes to be on disk, is pushed and removed, as the system sees it: that what was written
-//! survives the loss of power is nothing a test could wait for.
+//! The order of system calls that write, push and remove a payload. A test cannot cut the power, but it can check
+//! that order.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,24 +10,24 @@ use super::support::mock_gateway::Answer;
 use super::support::{MockGateway, Reply, child, exposition, servers};
 use super::{directory, scenarios};
 
-/// Whether processes can be looked at here; said out loud where they cannot.
+/// Whether strace works here; prints so if it does not.
 #[track_caller]
 pub(crate) fn can_trace() -> bool {
     if !servers::installed("strace") {
         return false;
     }
     let probe = Command::new("strace").args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
-    let may = probe.is_ok_and(|status| status.success());
-    if !may {
+    let is_permitted = probe.is_ok_and(|status| status.success());
+    if !is_permitted {
         let thread = std::thread::current();
         let test = thread.name().unwrap_or("a test");
-        let _ = writeln!(std::io::stderr(), "LEFT OUT: {test} ({}): this system lets nobody trace", file!());
+        let _ = writeln!(std::io::stderr(), "LEFT OUT: {test} ({}): this system does not permit tracing", file!());
     }
-    may
+    is_permitted
 }
 
 /// The command under strace, which writes to this file.
-pub(crate) fn traced(inner: &Command, trace: &Path, options: &[&str]) -> Command {
+pub(crate) fn under_strace(inner: &Command, trace: &Path, options: &[&str]) -> Command {
     let mut outer = Command::new("strace");
     outer.arg("-f").args(options).arg("-o").arg(trace).arg(inner.get_program()).args(inner.get_args());
     for (name, value) in inner.get_envs() {
@@ -39,17 +39,17 @@ pub(crate) fn traced(inner: &Command, trace: &Path, options: &[&str]) -> Command
     outer
 }
 
-/// The calls of a run that pushes when it begins and when it ends.
+/// System calls of a run that pushes at install and at the end.
 #[track_caller]
 fn calls(spool: &Path) -> Vec<String> {
-    // The last push is answered once the payload has its name.
+    // The server answers the final push once the payload has its name.
     let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200)), Reply::ok()]);
     let directory = tempfile::tempdir().unwrap();
     let trace = directory.path().join("trace");
     let inner = scenarios::command("end", &server.url(), "j", spool);
-    // With the paths of file handles. Data is cut, but not before the first word of a request.
+    // `-y` prints the paths of file handles. strace truncates data, but only after the first word of a request.
     let calls = "trace=fsync,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto";
-    let outer = traced(&inner, &trace, &["-y", "-e", calls]);
+    let outer = under_strace(&inner, &trace, &["-y", "-e", calls]);
     let running = child::start(outer);
     directory::await_true("the payload", || directory::payloads(spool).len() == 1);
     server.release();
@@ -58,16 +58,16 @@ fn calls(spool: &Path) -> Vec<String> {
     fs::read_to_string(trace).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// Where the last call is that has all of this in it.
+/// Index of the last call that contains all parts.
 #[track_caller]
-fn place(calls: &[String], parts: &[&str]) -> usize {
-    let found = calls.iter().rposition(|call| parts.iter().all(|part| call.contains(part)));
-    found.unwrap_or_else(|| panic!("no call with {parts:?} in:\n{}", calls.join("\n")))
+fn last_index(calls: &[String], parts: &[&str]) -> usize {
+    let index = calls.iter().rposition(|call| parts.iter().all(|part| call.contains(part)));
+    index.unwrap_or_else(|| panic!("no call with {parts:?} in:\n{}", calls.join("\n")))
 }
 
-/// The other way round, a frozen gateway, is in `delivered_later.rs`.
+/// `delivered_later.rs` tests the opposite case, a frozen gateway.
 #[test]
-fn a_disk_that_is_slower_than_the_flush_timeout_does_not_cost_the_push() {
+fn slow_disk_does_not_delay_the_push() {
     const TIMEOUT_MS: u128 = 2_000;
     if !can_trace() {
         return;
@@ -76,39 +76,39 @@ fn a_disk_that_is_slower_than_the_flush_timeout_does_not_cost_the_push() {
     let trace = tempfile::NamedTempFile::new().unwrap();
     let mut inner = scenarios::command("time the end", &server.url(), "j", directory.path());
     inner.env("TV_PROMETHEUS_FLUSH_TIMEOUT", format!("{TIMEOUT_MS}ms"));
-    // Microseconds.
+    // In microseconds.
     let inject = format!("inject=fsync:delay_enter={}", 1_500 * TIMEOUT_MS);
-    let mut running = child::start(traced(&inner, trace.path(), &["-e", "trace=fsync", "-e", &inject]));
+    let mut running = child::start(under_strace(&inner, trace.path(), &["-e", "trace=fsync", "-e", &inject]));
     let line = running.await_line("shutdown: ");
     let ended = running.wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
-    let took: u128 = line.split(' ').rev().nth(1).unwrap().parse().unwrap();
-    assert!(took < TIMEOUT_MS, "{line}");
+    let elapsed: u128 = line.split(' ').rev().nth(1).unwrap().parse().unwrap();
+    assert!(elapsed < TIMEOUT_MS, "{line}");
     let trace = fs::read_to_string(trace.path()).unwrap();
-    assert!(trace.contains("fsync("), "the disk was not slow: {trace}");
+    assert!(trace.contains("fsync("), "no fsync was delayed: {trace}");
     let last = exposition::parse(server.requests().last().unwrap().text());
     assert!(last.expect("quant_run_duration_seconds", &[]) > 0.0);
 }
 
-/// The file is written by one thread, and pushed by another at the same time.
+/// One thread writes the file while another pushes.
 #[test]
-fn a_payload_is_synced_before_it_is_named_and_removed_after_the_push() {
+fn payload_is_synced_before_its_rename_and_removed_after_the_push() {
     if !can_trace() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
     let calls = calls(directory.path());
-    let of_directory = format!("<{}>", directory.path().display());
+    let directory_handle = format!("<{}>", directory.path().display());
     let on_disk: [&[&str]; 5] = [
         &["write(", ".tmp>"],
         &["fsync(", ".tmp>"],
         &["rename", ".tmp", ".spool"],
-        &["fsync(", &of_directory],
+        &["fsync(", &directory_handle],
         &["unlink", ".spool"],
     ];
     let pushed: [&[&str]; 2] = [&["POST /metrics/job/j"], &["unlink", ".spool"]];
     for steps in [&on_disk[..], &pushed[..]] {
-        let places: Vec<_> = steps.iter().map(|parts| place(&calls, parts)).collect();
-        assert!(places.is_sorted(), "{places:?} of {steps:?} in:\n{}", calls.join("\n"));
+        let indices: Vec<_> = steps.iter().map(|parts| last_index(&calls, parts)).collect();
+        assert!(indices.is_sorted(), "{indices:?} of {steps:?} in:\n{}", calls.join("\n"));
     }
 }

@@ -1,4 +1,4 @@
-//! The configuration files name each other's files, ports and data source as they are.
+//! The configuration files name each other's paths, ports and data source correctly.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::dashboard::{list, text};
 use super::files;
 
-/// The services of the compose file that starts all of it.
+/// Returns the services of `compose.yml`.
 fn services() -> Value {
     files::yaml("compose.yml")["services"].take()
 }
@@ -25,7 +25,7 @@ fn images_have_pinned_versions() {
 }
 
 #[test]
-fn what_is_mounted_is_there() {
+fn mounted_files_exist() {
     let services = services();
     let mut mounted = 0;
     for volume in services.as_object().unwrap().values().flat_map(|service| list(&service["volumes"])) {
@@ -38,9 +38,9 @@ fn what_is_mounted_is_there() {
     assert_eq!(mounted, 6);
 }
 
-/// Where a file of `examples/monitoring` is inside the container.
+/// Returns the path of an `examples/monitoring` file inside the container.
 #[track_caller]
-fn inside(service: &str, file: &str) -> String {
+fn path_in_container(service: &str, file: &str) -> String {
     let services = services();
     let volumes = list(&services[service]["volumes"]).iter().map(|volume| volume.as_str().unwrap().to_owned());
     let mounts = volumes.filter_map(|volume| volume.strip_prefix("./").map(str::to_owned));
@@ -54,48 +54,48 @@ fn inside(service: &str, file: &str) -> String {
 }
 
 #[test]
-fn prometheus_finds_its_configuration_and_the_rules_beside_it() {
-    let config = inside("prometheus", "prometheus.yml");
+fn prometheus_config_and_rules_are_mounted_together() {
+    let config = path_in_container("prometheus", "prometheus.yml");
     let services = services();
     assert!(list(&services["prometheus"]["command"]).contains(&Value::from(format!("--config.file={config}"))));
     let (directory, _) = config.rsplit_once('/').unwrap();
     let named = files::yaml("prometheus.yml");
     let named: BTreeSet<_> = list(&named["rule_files"]).iter().map(|name| name.as_str().unwrap()).collect();
-    let there = files::ending_in(".rules.yml");
+    let there = files::with_suffix(".rules.yml");
     assert_eq!(named, there.iter().map(String::as_str).collect());
     for name in there {
-        assert_eq!(inside("prometheus", &name), format!("{directory}/{name}"));
+        assert_eq!(path_in_container("prometheus", &name), format!("{directory}/{name}"));
     }
 }
 
 #[test]
-fn grafana_finds_the_dashboard_and_prometheus() {
+fn grafana_provisioning_names_dashboard_and_prometheus() {
     let provider = files::yaml("grafana/provisioning/dashboards/quant.yml");
     let directory = text(&provider["providers"][0]["options"], "path").to_owned();
-    assert_eq!(inside("grafana", "grafana/dashboards/quant.json"), format!("{directory}/quant.json"));
+    assert_eq!(path_in_container("grafana", "grafana/dashboards/quant.json"), format!("{directory}/quant.json"));
     for kind in ["dashboards/quant.yml", "datasources/prometheus.yml"] {
-        let file = inside("grafana", &format!("grafana/provisioning/{kind}"));
+        let file = path_in_container("grafana", &format!("grafana/provisioning/{kind}"));
         assert_eq!(file, format!("/etc/grafana/provisioning/{kind}"));
     }
     let sources = files::yaml("grafana/provisioning/datasources/prometheus.yml");
     let source = &sources["datasources"][0];
     assert_eq!((text(source, "type"), text(source, "url")), ("prometheus", "http://localhost:9090"));
-    assert_eq!(source["isDefault"], true, "the dashboard takes the default at first");
-    assert_eq!(listens("prometheus"), "127.0.0.1:9090");
+    assert_eq!(source["isDefault"], true, "the dashboard starts with the default data source");
+    assert_eq!(listen_address("prometheus"), "127.0.0.1:9090");
 }
 
 #[test]
-fn prometheus_scrapes_the_gateway_and_keeps_its_labels() {
+fn prometheus_scrapes_the_gateway_with_honor_labels() {
     let config = files::yaml("prometheus.yml");
     let job = list(&config["scrape_configs"]).iter().find(|job| text(job, "job_name") == "pushgateway").unwrap();
     assert_eq!(job["honor_labels"], true);
     assert_eq!(job["static_configs"][0]["targets"][0], "localhost:9091");
-    assert_eq!(listens("pushgateway"), "127.0.0.1:9091");
-    assert!(files::text("quant.rules.yml").contains("up{job=\"pushgateway\"}"), "the name the alert asks for");
+    assert_eq!(listen_address("pushgateway"), "127.0.0.1:9091");
+    assert!(files::text("quant.rules.yml").contains("up{job=\"pushgateway\"}"), "the alert's job name");
 }
 
-/// The address a service is told to listen on.
-fn listens(service: &str) -> String {
+/// Returns the address in the service's `--web.listen-address`.
+fn listen_address(service: &str) -> String {
     let services = services();
     let command = list(&services[service]["command"]).iter().map(|argument| argument.as_str().unwrap());
     let address = command.filter_map(|argument| argument.strip_prefix("--web.listen-address=")).next();
