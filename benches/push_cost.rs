@@ -1,7 +1,7 @@
 //! What it costs to render and push many label sets, and what a push costs a gateway that holds many groups: time and
 //! bytes, against a real Pushgateway where there is one.
 //!
-//! `cargo bench --bench push_cost`
+//! `cargo bench -p benches --bench push_cost`
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 

@@ -2,7 +2,7 @@
 //!
 //! Nobody has to listen: `install()` checks and sets up, and the first push is the delivery thread's.
 //!
-//! `cargo bench --bench start`
+//! `cargo bench -p benches --bench start`
 
 #[allow(dead_code, reason = "shared, and used in part")]
 #[path = "support/child.rs"]

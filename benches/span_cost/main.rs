@@ -9,10 +9,10 @@
 //! to run.
 //!
 //! ```text
-//! cargo bench --bench span_cost                           the table
-//! cargo bench --bench span_cost -- --rounds 500           more rounds than the default
-//! cargo bench --bench span_cost -- sets                   the cases whose name contains this
-//! cargo bench --bench span_cost -- --alone layer/own 1000000      one case in this process, for a profiler
+//! cargo bench -p benches --bench span_cost                           the table
+//! cargo bench -p benches --bench span_cost -- --rounds 500           more rounds than the default
+//! cargo bench -p benches --bench span_cost -- sets                   the cases whose name contains this
+//! cargo bench -p benches --bench span_cost -- --alone layer/own 1000000      one case in this process, for a profiler
 //! ```
 //!
 //! Allocations are counted by `span_allocations`: counting them slows down whoever allocates. Instructions are counted
