@@ -1,5 +1,5 @@
 //! The example `otlp` as its users run it: many processes, whose increments add up.
-#![cfg(feature = "otlp")]
+#![cfg(all(feature = "http", feature = "otlp"))]
 #![allow(clippy::unwrap_used)]
 
 mod support;

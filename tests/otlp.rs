@@ -1,6 +1,6 @@
 //! The same metrics at a collector: over HTTP and gRPC, as totals and as increments. In processes of their own, since
 //! the environment says where they go.
-#![cfg(feature = "otlp")]
+#![cfg(all(feature = "http", feature = "otlp"))]
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,5 +1,5 @@
 //! Collectors that are away, silent, or say no, and processes that end in every way: what arrives, and when.
-#![cfg(feature = "otlp")]
+#![cfg(all(feature = "http", feature = "otlp"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;

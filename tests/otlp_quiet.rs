@@ -1,6 +1,6 @@
 //! What is sent by OTLP leaves no trace in the application's log, whatever its level, though the SDK and what it stands
 //! on would say a lot.
-#![cfg(feature = "otlp")]
+#![cfg(all(feature = "http", feature = "otlp"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;

@@ -1,5 +1,5 @@
 //! Collectors behind https, over HTTP and gRPC: trusted by the certificates of the system, or not at all.
-#![cfg(all(feature = "otlp", feature = "tls"))]
+#![cfg(all(feature = "http", feature = "otlp", feature = "tls"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;

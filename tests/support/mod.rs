@@ -1,5 +1,5 @@
 //! What the integration tests share: real servers, a gateway that misbehaves on demand, a strict reader of the
-//! exposition text, child processes. `mod support;` in a test file brings it in.
+//! exposition text, child processes. `mod support;` in a test file brings it in; packages below this one name its path.
 //!
 //! Every helper that checks something has a test in `support_works.rs` that it can fail.
 
@@ -9,7 +9,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 pub mod child;
-#[cfg(feature = "otlp")]
+#[cfg(all(feature = "http", feature = "otlp"))]
 pub mod collector;
 pub mod example;
 pub mod exposition;
@@ -38,6 +38,12 @@ pub use servers::{NodeExporter, Prometheus, Pushgateway};
 
 /// How long a test waits for something that is bound to happen. Only a failing test waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The directory of the workspace, which has the lock file: the test may be one of another package in it.
+pub fn workspace() -> &'static Path {
+    let mut directories = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    directories.find(|directory| directory.join("Cargo.lock").exists()).expect("a workspace")
+}
 
 /// A Pushgateway of this test's own; `None`, said out loud, where it is not installed.
 #[track_caller]

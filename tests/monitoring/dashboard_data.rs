@@ -1,15 +1,13 @@
 //! The dashboard and the rules on a real Prometheus, after real runs of the example: one that is good, one that fails,
 //! one that panics, one that is interrupted.
-#![cfg(feature = "pushgateway")]
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
+#[path = "../support/mod.rs"]
 mod support;
 
-#[path = "monitoring/dashboard.rs"]
 #[allow(dead_code)]
 mod dashboard;
-#[path = "monitoring/files.rs"]
 #[allow(dead_code)]
 mod files;
 

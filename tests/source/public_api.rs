@@ -1,19 +1,22 @@
 //! The public API, item by item, so that a change to it is seen where it is reviewed: in `public_api.txt`.
 //!
-//! `TSM_BLESS=1 cargo test --test public_api` writes the list anew. It is of all features, and made from what rustdoc
-//! writes for tools, whose format goes with the compiler: one that `public-api` does not know is left out.
+//! `TSM_BLESS=1 cargo test -p source --test public_api` writes the list anew. It is of all features, and made from what
+//! rustdoc writes for tools, whose format goes with the compiler: one that `public-api` does not know is left out.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The directory of the crate.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
 /// What rustdoc knows. Built beside everything else: `RUSTC_BOOTSTRAP`, which lets a stable compiler write it, would have
 /// half of it built anew.
 fn rustdoc_json() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("public-api");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTDOCFLAGS");
+    cargo.current_dir(ROOT).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTDOCFLAGS");
     cargo.args(["rustdoc", "--quiet", "--locked", "--lib", "--all-features", "--target-dir"]).arg(&target);
     cargo.args(["--", "-Z", "unstable-options", "--output-format", "json", "--cap-lints", "allow"]);
     let built = cargo.output().unwrap();
@@ -39,7 +42,7 @@ fn the_public_api_is_the_one_that_is_listed() {
         }
     };
     let found: String = api.items().map(|item| format!("{item}\n")).collect();
-    let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/public_api.txt");
+    let list = Path::new(ROOT).join("tests/public_api.txt");
     if std::env::var_os("TSM_BLESS").is_some() {
         std::fs::write(&list, &found).unwrap();
     }
