@@ -51,7 +51,8 @@ fn newest(directory: &Path) -> SystemTime {
 #[track_caller]
 fn build(example: &str, profile: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(super::workspace()).args(["build", "--quiet", "--all-features"]);
+    // Of the workspace, as `tests/run` builds the tests: otherwise some dependencies have fewer features and are built anew.
+    cargo.current_dir(super::workspace()).args(["build", "--quiet", "--workspace", "--all-features"]);
     cargo.args(["--example", example, "--target-dir"]);
     cargo.arg(profile.parent().expect("the target directory"));
     if profile.ends_with("release") {
