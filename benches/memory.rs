@@ -2,7 +2,7 @@
 //!
 //! Uses the cases of `span_cost`, each in a process of its own.
 //!
-//! `cargo bench --bench memory`
+//! `cargo bench -p benches --bench memory`
 
 #[allow(dead_code, reason = "shared, and used in part")]
 #[path = "span_cost/by_hand.rs"]

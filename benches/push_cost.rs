@@ -1,7 +1,7 @@
 //! Cost of rendering and pushing many label sets, and of one push to a gateway that holds many groups: time and
 //! bytes, against a real Pushgateway if one is installed.
 //!
-//! `cargo bench --bench push_cost`
+//! `cargo bench -p benches --bench push_cost`
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 

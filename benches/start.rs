@@ -2,7 +2,7 @@
 //!
 //! No server has to listen: `install()` validates and sets up, and the delivery thread makes the first push.
 //!
-//! `cargo bench --bench start`
+//! `cargo bench -p benches --bench start`
 
 #[allow(dead_code, reason = "shared, and used in part")]
 #[path = "support/child.rs"]

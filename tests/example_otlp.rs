@@ -1,5 +1,5 @@
 //! The example `otlp` as a program: the increments of several processes add up.
-#![cfg(feature = "otlp")]
+#![cfg(all(feature = "http", feature = "otlp"))]
 #![allow(clippy::unwrap_used)]
 
 mod support;

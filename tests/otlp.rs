@@ -1,6 +1,6 @@
 //! OTLP export over HTTP and gRPC, as cumulative totals and as deltas. Each case runs in a process of its own,
 //! because environment variables configure it.
-#![cfg(feature = "otlp")]
+#![cfg(all(feature = "http", feature = "otlp"))]
 #![allow(clippy::unwrap_used)]
 
 mod support;

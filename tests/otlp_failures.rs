@@ -1,6 +1,6 @@
 //! OTLP collectors that are unreachable, silent or refuse, and every ending of the process: which data arrives, and
 //! when.
-#![cfg(feature = "otlp")]
+#![cfg(all(feature = "http", feature = "otlp"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;

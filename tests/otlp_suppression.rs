@@ -1,6 +1,6 @@
 //! OTLP traffic emits no event into the application's log at any level, although the SDK and its HTTP and gRPC
 //! clients log a lot.
-#![cfg(feature = "otlp")]
+#![cfg(all(feature = "http", feature = "otlp"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;

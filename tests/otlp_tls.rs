@@ -1,5 +1,5 @@
 //! OTLP collectors behind TLS, over HTTP and gRPC, with and without a trusted certificate.
-#![cfg(all(feature = "otlp", feature = "tls"))]
+#![cfg(all(feature = "http", feature = "otlp", feature = "tls"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;

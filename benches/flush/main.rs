@@ -6,7 +6,7 @@
 //! major version of that client, and of protobuf.)
 //!
 //! ```text
-//! cargo bench --bench flush                     whole processes, and many label sets
+//! cargo bench -p benches --bench flush                     whole processes, and many label sets
 //! FLUSH --child ours URL 4                      one process that runs and pushes, for a profiler
 //! ```
 

@@ -8,10 +8,10 @@
 //! number of recorded stages, which must equal the number of stages it ran.
 //!
 //! ```text
-//! cargo bench --bench span_cost                           the table
-//! cargo bench --bench span_cost -- --rounds 500           more rounds than the default
-//! cargo bench --bench span_cost -- sets                   the cases whose name contains `sets`
-//! cargo bench --bench span_cost -- --alone layer/own 1000000      one case in this process, for a profiler
+//! cargo bench -p benches --bench span_cost                           the table
+//! cargo bench -p benches --bench span_cost -- --rounds 500           more rounds than the default
+//! cargo bench -p benches --bench span_cost -- sets                   the cases whose name contains `sets`
+//! cargo bench -p benches --bench span_cost -- --alone layer/own 1000000      one case in this process, for a profiler
 //! ```
 //!
 //! `span_allocations` counts allocations, because counting slows them down. `benches/instructions` counts instructions:

@@ -8,7 +8,7 @@ use super::{files, promql, rules};
 /// Name and type of each metric in the table of `docs/metrics.md`; a test in `src/schema.rs` keeps it equal to the
 /// schema.
 fn schema() -> Vec<(String, String)> {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md")).unwrap();
     let row = |line: &str| {
         let mut cells = line.strip_prefix("| `")?.split(" | ");
         let name = cells.next()?.strip_suffix('`')?;

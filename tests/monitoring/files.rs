@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// Returns the path of a file in `examples/monitoring`.
 pub(crate) fn path(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "examples", "monitoring", name].iter().collect()
+    [env!("CARGO_MANIFEST_DIR"), "../../examples/monitoring", name].iter().collect()
 }
 
 #[track_caller]

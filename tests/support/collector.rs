@@ -6,6 +6,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
@@ -14,6 +17,7 @@ use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::metrics::v1::{NumberDataPoint, metric::Data, number_data_point};
 use prost::Message;
 use tokio::sync::oneshot;
+use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status};
 
 use super::child::{Ended, Running, Signal};
@@ -197,7 +201,8 @@ pub fn assert_same(totals: &BTreeMap<(String, Labels), Value>, text: &Exposition
     assert_eq!(compared, totals.len(), "every exported series is in the text: {:#?}", totals.keys());
 }
 
-/// A gRPC collector that stores the exports and refuses requests on demand.
+/// A gRPC collector that stores the exports and refuses requests on demand. `tonic` generates the service and `hyper` serves
+/// it; the features `otlp` and `http` add them.
 pub struct GrpcCollector {
     pub addr: SocketAddr,
     shared: Shared,
@@ -245,16 +250,24 @@ impl GrpcCollector {
         let (sender, addr) = mpsc::channel();
         let service =
             MetricsServiceServer::new(shared.clone()).accept_compressed(tonic::codec::CompressionEncoding::Gzip);
+        let service = service_fn(move |request| service.clone().call(request));
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
                 sender.send(listener.local_addr().expect("the address of the listener")).expect("a waiting test");
-                let connections = tokio_stream::wrappers::TcpListenerStream::new(listener);
-                let served = tonic::transport::Server::builder().add_service(service);
+                let serve = async {
+                    loop {
+                        let (connection, _) = listener.accept().await.expect("a connection");
+                        let server = http2::Builder::new(TokioExecutor::new());
+                        tokio::spawn(server.serve_connection(TokioIo::new(connection), service.clone()));
+                    }
+                };
                 // Ends when the `GrpcCollector` is dropped.
-                let shutdown = async { drop(stopped.await) };
-                served.serve_with_incoming_shutdown(connections, shutdown).await.expect("a server that serves");
+                tokio::select! {
+                    () = serve => {}
+                    _ = stopped => {}
+                }
             });
         });
         Self { addr: addr.recv().expect("an address"), shared, _stop: stop }

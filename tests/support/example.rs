@@ -1,5 +1,6 @@
 //! The examples as programs of their own, with a real `main`.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +17,11 @@ pub fn command(example: &str) -> Command {
     if is_older_than_its_sources(&program) {
         build(example, &profile);
     }
+    isolated(program)
+}
+
+/// A command that knows nothing of the settings of whoever runs the tests.
+pub fn isolated(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
@@ -27,7 +33,7 @@ pub fn command(example: &str) -> Command {
 }
 
 fn is_older_than_its_sources(program: &Path) -> bool {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = super::workspace();
     let Ok(built) = fs::metadata(program).and_then(|data| data.modified()) else { return true };
     newest(&root.join("src")).max(newest(&root.join("examples"))) > built
 }
@@ -45,7 +51,8 @@ fn newest(directory: &Path) -> SystemTime {
 #[track_caller]
 fn build(example: &str, profile: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--all-features"]);
+    // Of the workspace, as `tests/run` builds the tests: otherwise some dependencies have fewer features and are built anew.
+    cargo.current_dir(super::workspace()).args(["build", "--quiet", "--workspace", "--all-features"]);
     cargo.args(["--example", example, "--target-dir"]);
     cargo.arg(profile.parent().expect("the target directory"));
     if profile.ends_with("release") {

@@ -1,5 +1,6 @@
 //! Shared helpers of the integration tests: real servers, a gateway that misbehaves on demand, a strict parser of the
-//! exposition text, child processes. `mod support;` in a test file includes them.
+//! exposition text, child processes. `mod support;` in a test file includes them; a package below
+//! this one names their path.
 //!
 //! `support_works.rs` shows for every helper with a check that the check can fail.
 
@@ -9,7 +10,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 pub mod child;
-#[cfg(feature = "otlp")]
+#[cfg(all(feature = "http", feature = "otlp"))]
 pub mod collector;
 pub mod example;
 pub mod exposition;
@@ -38,6 +39,12 @@ pub use servers::{NodeExporter, Prometheus, Pushgateway};
 
 /// The timeout of a wait for an expected event. Only a failing test waits this long.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The directory of the workspace, which has the lock file. The test may belong to another package of it.
+pub fn workspace() -> &'static Path {
+    let mut directories = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    directories.find(|directory| directory.join("Cargo.lock").exists()).expect("a workspace")
+}
 
 /// Starts a Pushgateway for this test. Prints a message and returns `None` if it is not installed.
 #[track_caller]

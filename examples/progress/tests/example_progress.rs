@@ -1,7 +1,8 @@
 //! The example `progress` as a program: in a terminal, where it draws progress bars, and without one.
-#![cfg(all(feature = "pushgateway", unix))]
+#![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ const BARS: [(&str, u32); 4] = [
 ];
 
 fn example(textfile: &std::path::Path) -> Command {
-    let mut command = support::example::command("progress");
+    let mut command = support::example::isolated(env!("CARGO_BIN_EXE_progress"));
     command.env("TV_PROMETHEUS_TEXTFILE", textfile).env("TERM", "xterm").env_remove("NO_COLOR");
     command
 }

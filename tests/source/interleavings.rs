@@ -7,7 +7,7 @@
 
 #[path = "interleavings/layer.rs"]
 mod layer;
-#[path = "../src/schema.rs"]
+#[path = "../../src/schema.rs"]
 mod schema;
 #[path = "interleavings/series.rs"]
 mod series;

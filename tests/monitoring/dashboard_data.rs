@@ -1,15 +1,13 @@
 //! The dashboard and the alert rules on a real Prometheus, after real runs of the example: a successful one, a failed
 //! one, one that panics and one that is interrupted.
-#![cfg(feature = "pushgateway")]
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
+#[path = "../support/mod.rs"]
 mod support;
 
-#[path = "monitoring/dashboard.rs"]
 #[allow(dead_code)]
 mod dashboard;
-#[path = "monitoring/files.rs"]
 #[allow(dead_code)]
 mod files;
 

@@ -1,6 +1,6 @@
 //! Progress bars and metrics from the same spans.
 //!
-//! `cargo run --example progress` draws a bar for each stage that runs, by the crate `tracing-indicatif`, and prints the
+//! `cargo run -p progress` draws a bar for each stage that runs, by the crate `tracing-indicatif`, and prints the
 //! report of the run. A stderr that is no terminal gets no bars, and the same log and report: the metrics do not depend on
 //! them. `TV_PROMETHEUS_PUSHGATEWAY` and `TV_PROMETHEUS_TEXTFILE` say where the metrics go.
 

@@ -1,6 +1,6 @@
 //! The public API, item by item, in `public_api.txt`, so that every change shows up in review.
 //!
-//! `TSM_BLESS=1 cargo test --test public_api` rewrites the list. It covers all features and comes from rustdoc's JSON
+//! `TSM_BLESS=1 cargo test -p source --test public_api` rewrites the list. It covers all features and comes from rustdoc's JSON
 //! output, whose format depends on the compiler; if `public-api` does not know the format, the test is skipped.
 #![allow(clippy::unwrap_used)]
 
@@ -8,12 +8,15 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The directory of the crate.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
 /// Builds rustdoc's JSON output in a target directory of its own: `RUSTC_BOOTSTRAP`, which lets a stable compiler
 /// write JSON, would invalidate half of the usual one.
 fn rustdoc_json() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("public-api");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTDOCFLAGS");
+    cargo.current_dir(ROOT).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTDOCFLAGS");
     cargo.args(["rustdoc", "--quiet", "--locked", "--lib", "--all-features", "--target-dir"]).arg(&target);
     cargo.args(["--", "-Z", "unstable-options", "--output-format", "json", "--cap-lints", "allow"]);
     let output = cargo.output().unwrap();
@@ -39,7 +42,7 @@ fn public_api_equals_the_committed_list() {
         }
     };
     let current: String = api.items().map(|item| format!("{item}\n")).collect();
-    let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/public_api.txt");
+    let list = Path::new(ROOT).join("tests/public_api.txt");
     if std::env::var_os("TSM_BLESS").is_some() {
         std::fs::write(&list, &current).unwrap();
     }

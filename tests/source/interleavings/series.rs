@@ -1,11 +1,11 @@
 //! The files of `src/series` that the table of open spans needs, as they are.
 
-#[path = "../../src/series/append_only_map.rs"]
+#[path = "../../../src/series/append_only_map.rs"]
 pub(crate) mod append_only_map;
-#[path = "../../src/series/interner.rs"]
+#[path = "../../../src/series/interner.rs"]
 pub(crate) mod interner;
-#[path = "../../src/series/outcome.rs"]
+#[path = "../../../src/series/outcome.rs"]
 pub(crate) mod outcome;
 #[cfg(feature = "trace-id")]
-#[path = "../../src/series/trace_id.rs"]
+#[path = "../../../src/series/trace_id.rs"]
 pub(crate) mod trace_id;
