@@ -28,7 +28,7 @@ pub(crate) struct SpanFlags(pub(crate) u32);
 impl SpanFlags {
     /// The callsite declares `stage_id`.
     pub(crate) const STAGE: Self = Self(1);
-    /// The span repeats the stage id of the enclosing stage and is counted as part of it.
+    /// The span repeats the id of its nearest stage and is an ordinary span of that stage.
     pub(crate) const NESTED_SAME_STAGE: Self = Self(1 << 1);
     /// A panic unwound through the span.
     pub(crate) const PANICKED: Self = Self(1 << 2);
