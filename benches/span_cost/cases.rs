@@ -15,6 +15,11 @@ use super::peers::Peer;
 pub(crate) const PROFILE: &str = "crypto_production";
 pub(crate) const RUN_ID: &str = "20260105-191332";
 
+/// Spans without a stage between two stages.
+const STAGE_EVERY: u64 = 64;
+/// Stages open at once, before anything is timed.
+const PEAK: usize = 5_000;
+
 /// What is done again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
@@ -26,6 +31,12 @@ pub(crate) enum Work {
     Through,
     /// A span without any of the three.
     Untagged,
+    /// The same in a process in which stages open and close: one before every [`STAGE_EVERY`] spans, not timed.
+    UntaggedAmid,
+    /// The same in a process in which [`PEAK`] stages were open at once, and are closed.
+    UntaggedAfter,
+    /// An open span without any of the three entered and left, in the same process.
+    ReenterUntagged,
     /// An event that is no error, in a stage.
     Event,
     /// A stage that is open entered and left, as a future is that is polled.
@@ -58,11 +69,14 @@ pub(crate) enum Stack {
 }
 
 impl Work {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Own,
         Self::Child,
         Self::Through,
         Self::Untagged,
+        Self::UntaggedAmid,
+        Self::UntaggedAfter,
+        Self::ReenterUntagged,
         Self::Event,
         Self::Reenter,
         Self::Sets(16),
@@ -82,6 +96,19 @@ impl Work {
             stacks.extend(Peer::ALL.map(Stack::Peer));
         }
         stacks
+    }
+
+    /// Whether a stage is timed.
+    pub(crate) fn is_stage(self) -> bool {
+        !matches!(
+            self,
+            Self::Untagged
+                | Self::UntaggedAmid
+                | Self::UntaggedAfter
+                | Self::ReenterUntagged
+                | Self::Event
+                | Self::Reenter
+        )
     }
 
     fn threads(self) -> usize {
@@ -125,6 +152,8 @@ impl Case {
     pub(crate) fn stages_in(self, times: u64) -> u64 {
         match (self.stack, self.work) {
             (Stack::Floor, _) | (_, Work::Untagged | Work::Event | Work::Reenter) => 0,
+            (_, Work::UntaggedAmid) => times.div_ceil(STAGE_EVERY),
+            (_, Work::UntaggedAfter | Work::ReenterUntagged) => PEAK as u64,
             (_, work) => times * work.threads() as u64,
         }
     }
@@ -185,9 +214,16 @@ impl Case {
                 let plain = root.in_scope(|| info_span!("step", number = 1));
                 within(plain, child)
             }
-            Work::Untagged => {
-                let value = black_box("prices.csv");
-                timed(move || drop(info_span!("step", path = value, number = 1, quick = true).entered()))
+            Work::Untagged => timed(untagged),
+            Work::UntaggedAmid => amid_stages(untagged),
+            Work::UntaggedAfter => {
+                many_stages_at_once();
+                timed(untagged)
+            }
+            Work::ReenterUntagged => {
+                many_stages_at_once();
+                let span = info_span!("step", number = 1);
+                timed(move || drop(black_box(&span).enter()))
             }
             Work::Event => {
                 let span = info_span!("stage", stage_id = "foundation.ingest", profile = PROFILE, run_id = RUN_ID);
@@ -214,6 +250,17 @@ impl Case {
 pub(crate) fn stage(set: &LabelSet) {
     let LabelSet { stage, profile, run_id } = black_box(set);
     drop(info_span!("stage", stage_id = stage, profile, run_id = %run_id).entered());
+}
+
+#[inline]
+fn untagged() {
+    drop(info_span!("step", path = black_box("prices.csv"), number = 1, quick = true).entered());
+}
+
+/// Opens [`PEAK`] stages, then closes them.
+fn many_stages_at_once() {
+    let stages: Vec<_> = (0..PEAK).map(|_| info_span!("stage", stage_id = "foundation.ingest")).collect();
+    drop(stages);
 }
 
 #[inline]
@@ -276,6 +323,30 @@ fn timed(mut once: impl FnMut() + 'static) -> Run {
             once();
         }
         start.elapsed()
+    })
+}
+
+/// Runs a stage before every [`STAGE_EVERY`] runs of `once`, and times these alone.
+fn amid_stages(once: impl Fn() + 'static) -> Run {
+    let set = LabelSet::one();
+    let mut until_stage = 0;
+    Box::new(move |mut times| {
+        let mut elapsed = Duration::ZERO;
+        while times > 0 {
+            if until_stage == 0 {
+                stage(&set);
+                until_stage = STAGE_EVERY;
+            }
+            let runs = times.min(until_stage);
+            let start = Instant::now();
+            for _ in 0..runs {
+                once();
+            }
+            elapsed += start.elapsed();
+            times -= runs;
+            until_stage -= runs;
+        }
+        elapsed
     })
 }
 
