@@ -15,8 +15,8 @@ use super::peers::Peer;
 pub(crate) const PROFILE: &str = "crypto_production";
 pub(crate) const RUN_ID: &str = "20260105-191332";
 
-/// Spans without a stage between two stages.
-const STAGE_EVERY: u64 = 64;
+/// Timed spans between stages that are not timed.
+const STAGES_EVERY: u64 = 64;
 /// Stages open at once, before anything is timed.
 const PEAK: usize = 5_000;
 
@@ -31,7 +31,8 @@ pub(crate) enum Work {
     Through,
     /// A span without any of the three.
     Untagged,
-    /// The same in a process in which stages open and close: one before every [`STAGE_EVERY`] spans, not timed.
+    /// The same within an open stage, where stages open and close: three, one within the other, before every
+    /// [`STAGES_EVERY`] spans, not timed.
     UntaggedAmid,
     /// The same in a process in which [`PEAK`] stages were open at once, and are closed.
     UntaggedAfter,
@@ -152,7 +153,7 @@ impl Case {
     pub(crate) fn stages_in(self, times: u64) -> u64 {
         match (self.stack, self.work) {
             (Stack::Floor, _) | (_, Work::Untagged | Work::Event | Work::Reenter) => 0,
-            (_, Work::UntaggedAmid) => times.div_ceil(STAGE_EVERY),
+            (_, Work::UntaggedAmid) => 3 * times.div_ceil(STAGES_EVERY),
             (_, Work::UntaggedAfter | Work::ReenterUntagged) => PEAK as u64,
             (_, work) => times * work.threads() as u64,
         }
@@ -326,25 +327,28 @@ fn timed(mut once: impl FnMut() + 'static) -> Run {
     })
 }
 
-/// Runs a stage before every [`STAGE_EVERY`] runs of `once`, and times these alone.
+/// Runs three stages before every [`STAGES_EVERY`] runs of `once`, and times these alone.
 fn amid_stages(once: impl Fn() + 'static) -> Run {
-    let set = LabelSet::one();
-    let mut until_stage = 0;
+    let around = info_span!("stage", stage_id = "foundation", profile = PROFILE, run_id = RUN_ID);
+    let mut until_stages = 0;
     Box::new(move |mut times| {
+        let _around = around.enter();
         let mut elapsed = Duration::ZERO;
         while times > 0 {
-            if until_stage == 0 {
-                stage(&set);
-                until_stage = STAGE_EVERY;
+            if until_stages == 0 {
+                let _ingest = info_span!("stage", stage_id = "foundation.ingest").entered();
+                let _parse = info_span!("stage", stage_id = "foundation.parse").entered();
+                drop(info_span!("stage", stage_id = "foundation.read").entered());
+                until_stages = STAGES_EVERY;
             }
-            let runs = times.min(until_stage);
+            let runs = times.min(until_stages);
             let start = Instant::now();
             for _ in 0..runs {
                 once();
             }
             elapsed += start.elapsed();
             times -= runs;
-            until_stage -= runs;
+            until_stages -= runs;
         }
         elapsed
     })
