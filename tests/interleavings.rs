@@ -2,7 +2,7 @@
 //! also lets a thread see every value that the memory orderings allow.
 //!
 //! The table is the crate's own source, with `loom`'s atomics in place of those of the standard library, and a first
-//! level of two buckets: few slots, so that threads meet in them.
+//! level of one bucket: few slots, so that threads meet in them.
 #![allow(clippy::print_stdout, clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
 
 #[path = "interleavings/layer.rs"]
@@ -14,7 +14,7 @@ mod schema;
 mod sync {
     use loom::sync::atomic::{AtomicUsize, Ordering};
 
-    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, fence};
+    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
     pub(crate) use loom::thread::yield_now;
 
     /// `loom` does not know the order of sequentially consistent accesses to different variables. What it gives follows
@@ -49,8 +49,8 @@ use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 use tracing::span::Id;
 
-/// Buckets of the first level.
-const FIRST: usize = 2;
+/// Places of the first level.
+const FIRST: usize = 8;
 
 type OpenSpans = layer::open::OpenSpans<FIRST>;
 
@@ -106,10 +106,10 @@ fn beside<T: 'static>(spans: &Arc<OpenSpans>, work: impl FnOnce(&OpenSpans) -> T
     thread::spawn(move || work(&spans))
 }
 
-/// Ids of the same bucket.
+/// Ids with the same home in the first level.
 fn neighbours(count: usize) -> Vec<u64> {
-    let bucket = |id| place_of(id, FIRST);
-    (1..).filter(|id| bucket(*id) == bucket(1)).take(count).collect()
+    let home = |id| place_of(id, FIRST);
+    (1..).filter(|id| home(*id) == home(1)).take(count).collect()
 }
 
 /// Tries a model. What is seen in its executions must be all that is listed and nothing else: what never happens proves
@@ -136,7 +136,12 @@ fn model<T: Ord + std::fmt::Debug + Send + 'static>(
     assert!(executions.values().sum::<usize>() > 50, "{name}: the threads hardly meet");
 }
 
-/// Two threads open and close spans of the same bucket.
+/// Whether a look-up of each of these ids ends at its home: no key is there, and no span is counted as displaced.
+fn are_absent(spans: &OpenSpans, ids: &[u64]) -> bool {
+    ids.iter().all(|at| !spans.may_have(&id(*at)))
+}
+
+/// Two threads open and close spans with the same home.
 fn neighbours_do_not_meet() {
     let spans = Arc::new(OpenSpans::new());
     let work = |at| {
@@ -150,6 +155,48 @@ fn neighbours_do_not_meet() {
     let threads: Vec<_> = neighbours(2).into_iter().map(|at| beside(&spans, work(at))).collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(spans.iter().count(), 0);
+    assert!(are_absent(&spans, &neighbours(2)));
+}
+
+/// A span is displaced, since a neighbour has their home. The neighbour closes and another one opens and closes, at home or
+/// displaced as well. The displaced span is found throughout, and once all are closed none is counted.
+fn displaced_span_is_found_while_its_neighbours_change() {
+    let spans = Arc::new(OpenSpans::new());
+    let ids = neighbours(3);
+    let [first, displaced, next] = [ids[0], ids[1], ids[2]];
+    open(&spans, first, first);
+    open(&spans, displaced, displaced);
+    let changing = beside(&spans, move |spans| {
+        assert_eq!(close(spans, first), Some(first));
+        open(spans, next, next);
+        assert_eq!(close(spans, next), Some(next));
+    });
+    let looking = beside(&spans, move |spans| {
+        assert_eq!(mark(spans.find(&id(displaced)).unwrap()), displaced);
+        assert_eq!(close(spans, displaced), Some(displaced));
+    });
+    changing.join().unwrap();
+    looking.join().unwrap();
+    assert!(are_absent(&spans, &ids));
+}
+
+/// A thread looks for an id that no span has while two others open and close displaced spans with its home.
+fn absent_id_is_not_found_while_displaced_spans_come_and_go() {
+    let spans = Arc::new(OpenSpans::new());
+    let ids = neighbours(4);
+    let absent = ids[3];
+    open(&spans, ids[0], ids[0]);
+    let work = |at| {
+        move |spans: &OpenSpans| {
+            open(spans, at, at);
+            assert_eq!(close(spans, at), Some(at));
+        }
+    };
+    let threads = [ids[1], ids[2]].map(|at| beside(&spans, work(at)));
+    assert!(spans.find(&id(absent)).is_none());
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(close(&spans, ids[0]), Some(ids[0]));
+    assert!(are_absent(&spans, &ids));
 }
 
 /// An id is used again while another thread holds a reference to the span that had it before, as a child that reads what it
@@ -195,9 +242,13 @@ fn at_the_end_of_the_run_each_span_counts_once() -> (Vec<u64>, [Option<u64>; 2])
 }
 
 /// One thread looks for a span that another is giving its slot: as a stage looks for its parent. It finds all of it or
-/// nothing.
-fn what_is_found_is_whole() -> Option<u64> {
+/// nothing. `is_displaced`: a neighbour has the span's home.
+fn what_is_found_is_whole(is_displaced: bool) -> Option<u64> {
     let spans = Arc::new(OpenSpans::new());
+    if is_displaced {
+        let neighbour = neighbours(2)[1];
+        open(&spans, neighbour, neighbour);
+    }
     // What the slot had before.
     open(&spans, 1, 1);
     close(&spans, 1);
@@ -230,6 +281,7 @@ fn a_full_bucket_overflows_into_the_next_level() {
     assert_eq!(spans.iter().count(), 9);
     ids.iter().for_each(|at| assert_eq!(close(&spans, *at), Some(*at)));
     assert_eq!(spans.iter().count(), 0);
+    assert!(are_absent(&spans, &ids));
 }
 
 /// A span that is opened while the run ends is either not opened or seen by who goes over the open spans.
@@ -245,6 +297,16 @@ fn a_span_that_opens_at_the_end_is_counted_or_refused() -> bool {
 fn main() {
     model("neighbours do not meet", neighbours_do_not_meet, &[()]);
     model(
+        "displaced span is found while its neighbours change",
+        displaced_span_is_found_while_its_neighbours_change,
+        &[()],
+    );
+    model(
+        "absent id is not found while displaced spans come and go",
+        absent_id_is_not_found_while_displaced_spans_come_and_go,
+        &[()],
+    );
+    model(
         "a reference does not reach the next span with the id",
         a_reference_does_not_reach_the_next_span_with_the_id,
         &[[None, None], [Some(1), None], [Some(1), Some(1)]],
@@ -254,7 +316,9 @@ fn main() {
         at_the_end_of_the_run_each_span_counts_once,
         &[(vec![], [Some(1), None]), (vec![], [Some(1), Some(2)]), (vec![1], [None, None]), (vec![2], [Some(1), None])],
     );
-    model("what is found is whole", what_is_found_is_whole, &[None, Some(2)]);
+    for is_displaced in [false, true] {
+        model("what is found is whole", move || what_is_found_is_whole(is_displaced), &[None, Some(2)]);
+    }
     model("a full bucket overflows into the next level", a_full_bucket_overflows_into_the_next_level, &[()]);
     model(
         "a span that opens at the end is counted or refused",

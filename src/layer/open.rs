@@ -1,10 +1,13 @@
 //! Spans in flight: a table of the layer's own, keyed by span id, that is read and written without a lock.
 //!
 //! Only spans that matter have a slot: stages, those that bring a profile or a run id, and those that a stage looked
-//! further out from. Keys lie in buckets of eight, one cache line each, and a byte tells how many of a bucket were ever in
-//! use, so that the question most often asked, whether an id is here, is answered by that byte or one line more. When a
-//! bucket is full the next level, eight times as large, takes the span. Spans for which no level has a place, a million
-//! are open then, go to [`Crowd`], the one place where looking for a span takes a lock.
+//! further out from. A level is an array of keys, each of which has a slot. An id has a home in each level. Its key is in its
+//! home in the first level where that place is free. Otherwise the span is displaced: its key is in another place of
+//! the home's bucket, which is eight keys and one cache line, or, where the bucket is full, in the next level, eight times as
+//! large. Each home counts its displaced spans. So two loads, of a key and of a count, answer the question most often asked:
+//! whether an id is absent. A count falls when a displaced span closes, and a look-up never pays for closed spans.
+//! Spans for which no level has a place, a million are open then, go to [`Crowd`], the one place where a look-up takes
+//! a lock.
 //!
 //! **A reused or foreign id.** Ids are unique among open spans and are used again after they close. A slot's key goes
 //! when its span closes, before the id can come back, since the registry frees the id after the last layer was told.
@@ -12,6 +15,7 @@
 //! new span has the id. A reference from one slot to another also carries the slot's turn, which changes with every span.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -23,11 +27,12 @@ use super::labels::{Label, ValueHashes, Values};
 use super::outcome::Facts;
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
-use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
+use crate::sync::{AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
 
+/// Places of a bucket.
 const BUCKET: usize = 8;
-/// Of the first level.
-const BUCKETS: usize = 32;
+/// Places of the first level.
+const PLACES: usize = 256;
 const GROWTH: u32 = 3;
 const LEVELS: usize = 5;
 
@@ -271,66 +276,97 @@ pub(crate) struct NewSpan {
     pub(crate) resolved: u64,
 }
 
-#[repr(align(64))]
-#[derive(Debug, Default)]
-struct Bucket([AtomicU64; BUCKET]);
+/// Takes a place if it is free.
+#[inline]
+fn try_take(key: &AtomicU64, id: u64) -> bool {
+    // Sequentially consistent, as are the accesses of `OpenSpans::ended` and the loads in `OpenSpans::phase_now`: the key
+    // is written before the flag is read here, and the end of the run raises the flag before it reads the keys. So
+    // either this span is refused or the end of the run sees its key.
+    key.load(Ordering::Relaxed) == 0 && key.compare_exchange(0, id, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+}
 
-struct Level {
-    buckets: Box<[Bucket]>,
-    slots: Box<[Slot]>,
+#[derive(Clone, Copy)]
+struct Level<'a> {
+    /// Zero: free.
+    keys: &'a [AtomicU64],
+    /// How many open spans have their home here and their key elsewhere: in the same bucket or in a level further on.
+    displaced: &'a [AtomicU32],
+    slots: &'a [Slot],
     /// Slots in the levels before.
     before: usize,
 }
 
-impl Level {
-    /// `first`: the buckets of the first level.
-    fn new(first: usize, level: usize) -> Self {
-        let buckets = |level| first << (GROWTH as usize * level);
+impl<'a> Level<'a> {
+    #[inline]
+    fn home_of(self, id: u64) -> usize {
+        place_of(id, self.keys.len())
+    }
+
+    /// The places of a home's bucket other than the home.
+    fn neighbours(home: usize) -> impl Iterator<Item = usize> {
+        let bucket = home & !(BUCKET - 1);
+        (bucket..bucket + BUCKET).filter(move |place| *place != home)
+    }
+
+    fn has_key(self, place: usize, id: u64) -> bool {
+        self.keys.get(place).is_some_and(|key| key.load(Ordering::Acquire) == id)
+    }
+
+    fn try_take(self, place: usize, id: u64) -> bool {
+        self.keys.get(place).is_some_and(|key| try_take(key, id))
+    }
+
+    /// Breaks where no level further on has the span.
+    fn find(self, id: u64) -> ControlFlow<Option<Found<'a>>> {
+        let home = self.home_of(id);
+        if self.has_key(home, id) {
+            return ControlFlow::Break(self.found(home));
+        }
+        // Relaxed: see `claim`.
+        if self.displaced.get(home).is_none_or(|displaced| displaced.load(Ordering::Relaxed) == 0) {
+            return ControlFlow::Break(None);
+        }
+        match Self::neighbours(home).find(|place| self.has_key(*place, id)) {
+            Some(place) => ControlFlow::Break(self.found(place)),
+            None => ControlFlow::Continue(()),
+        }
+    }
+
+    /// Takes a place for a span. `None`: the bucket is full, and the span is counted as displaced.
+    fn claim(self, id: u64) -> Option<Found<'a>> {
+        let home = self.home_of(id);
+        if self.try_take(home, id) {
+            return self.found(home);
+        }
+        // Relaxed: a thread that looks for an open span has its id from the thread that opened it, so that this addition
+        // happens before its load. The load then reads the result of this addition or a later one, and all of these count
+        // the span until it is released. A thread that has the id from elsewhere may miss the span, as if it had asked
+        // before the span opened.
+        self.displaced.get(home)?.fetch_add(1, Ordering::Relaxed);
+        let place = Self::neighbours(home).find(|place| self.try_take(*place, id))?;
+        self.found(place)
+    }
+
+    #[inline]
+    fn found(self, place: usize) -> Option<Found<'a>> {
+        Some(Found { slot: self.slots.get(place)?, index: self.before + place })
+    }
+}
+
+/// A level that is made when a span is displaced from the one before.
+struct FurtherLevel {
+    keys: Box<[AtomicU64]>,
+    displaced: Box<[AtomicU32]>,
+    slots: Box<[Slot]>,
+}
+
+impl FurtherLevel {
+    fn new(places: usize) -> Self {
         Self {
-            buckets: (0..buckets(level)).map(|_| Bucket::default()).collect(),
-            slots: (0..buckets(level) * BUCKET).map(|_| Slot::default()).collect(),
-            before: (0..level).map(|level| buckets(level) * BUCKET).sum(),
+            keys: (0..places).map(|_| AtomicU64::new(0)).collect(),
+            displaced: (0..places).map(|_| AtomicU32::new(0)).collect(),
+            slots: (0..places).map(|_| Slot::default()).collect(),
         }
-    }
-
-    /// Looks at so many places of a bucket.
-    #[inline]
-    fn find(&self, id: u64, bucket: usize, places: usize) -> Option<Found<'_>> {
-        let keys = self.buckets.get(bucket)?.0.iter().take(places);
-        let place = keys.enumerate().find(|(_, key)| key.load(Ordering::Acquire) == id)?.0;
-        self.found(bucket, place)
-    }
-
-    /// Takes a place of a bucket; `announce` is told which before anyone can see it.
-    #[inline]
-    fn claim(&self, id: u64, bucket: usize, announce: impl Fn(usize)) -> Option<Found<'_>> {
-        for (place, key) in self.buckets.get(bucket)?.0.iter().enumerate() {
-            if key.load(Ordering::Relaxed) != 0 {
-                continue;
-            }
-            announce(place);
-            // Sequentially consistent: the end of the run is announced and the keys are read in that order, here
-            // the key is written and the announcement read, so that one of the two sees the other.
-            if key.compare_exchange(0, id, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-                return self.found(bucket, place);
-            }
-        }
-        None
-    }
-
-    #[inline]
-    fn found(&self, bucket: usize, place: usize) -> Option<Found<'_>> {
-        let at = bucket * BUCKET + place;
-        Some(Found { slot: self.slots.get(at)?, index: self.before + at })
-    }
-
-    #[inline]
-    fn key(&self, at: usize) -> Option<&AtomicU64> {
-        self.buckets.get(at / BUCKET)?.0.get(at % BUCKET)
-    }
-
-    fn bucket_of(&self, id: u64) -> usize {
-        place_of(id, self.buckets.len())
     }
 }
 
@@ -373,7 +409,7 @@ impl Crowd {
         });
         places.by_id.insert(id, place);
         self.open.fetch_add(1, Ordering::AcqRel);
-        // As in `Level::claim`.
+        // Sequentially consistent: as in `try_take`.
         self.keys[place].store(id, Ordering::SeqCst);
         place
     }
@@ -396,14 +432,17 @@ impl Crowd {
     }
 }
 
-/// `FIRST`: the buckets of the first level.
-pub(crate) struct OpenSpans<const FIRST: usize = BUCKETS> {
-    /// How many places of each bucket of the first level were ever in use: the others need not be looked at. Most are
-    /// at one or none, so that an id that is not here is told by this byte or by a single key. Ids whose bucket is
-    /// full are in the levels further on.
-    used: [AtomicU8; FIRST],
-    first: Level,
-    more: [OnceLock<Level>; LEVELS - 1],
+/// Begins with a cache line, so that each bucket is one.
+#[repr(align(64))]
+struct Keys<const N: usize>([AtomicU64; N]);
+
+/// `FIRST`: the places of the first level.
+pub(crate) struct OpenSpans<const FIRST: usize = PLACES> {
+    /// The first level.
+    keys: Keys<FIRST>,
+    displaced: [AtomicU32; FIRST],
+    slots: Box<[Slot]>,
+    further: [OnceLock<FurtherLevel>; LEVELS - 1],
     crowd: Crowd,
     /// The run is over: no span gets a slot any more.
     ended: Flag,
@@ -411,13 +450,23 @@ pub(crate) struct OpenSpans<const FIRST: usize = BUCKETS> {
 
 impl<const FIRST: usize> OpenSpans<FIRST> {
     /// Slots in all levels.
-    const IN_LEVELS: usize = FIRST * BUCKET * ((1 << (GROWTH as usize * LEVELS)) - 1) / ((1 << GROWTH) - 1);
+    const IN_LEVELS: usize = Self::places_before(LEVELS);
+
+    const fn places(level: usize) -> usize {
+        FIRST << (GROWTH as usize * level)
+    }
+
+    /// Places in the levels before this one.
+    const fn places_before(level: usize) -> usize {
+        (Self::places(level) - FIRST) / ((1 << GROWTH) - 1)
+    }
 
     pub(crate) fn new() -> Self {
         Self {
-            used: std::array::from_fn(|_| AtomicU8::new(0)),
-            first: Level::new(FIRST, 0),
-            more: [const { OnceLock::new() }; LEVELS - 1],
+            keys: Keys(std::array::from_fn(|_| AtomicU64::new(0))),
+            displaced: std::array::from_fn(|_| AtomicU32::new(0)),
+            slots: (0..FIRST).map(|_| Slot::default()).collect(),
+            further: [const { OnceLock::new() }; LEVELS - 1],
             crowd: Crowd::new(),
             ended: Flag::default(),
         }
@@ -442,18 +491,32 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     /// Whether this span may have a slot: false, most often, for one that has none.
     #[inline(always)]
     pub(crate) fn may_have(&self, id: &Id) -> bool {
-        self.used[place_of(id.into_u64(), FIRST)].load(Ordering::Acquire) != 0
+        let id = id.into_u64();
+        let home = place_of(id, FIRST);
+        let key = self.keys.0[home].load(Ordering::Relaxed);
+        !self.is_empty_home(home, key) && (key == id || self.displaced[home].load(Ordering::Relaxed) != 0)
     }
 
-    /// The slot of this span, if it has one. That it has none is told on the spot, most often.
+    /// The slot of this span, if it has one.
     #[inline(always)]
     pub(crate) fn find(&self, id: &Id) -> Option<Found<'_>> {
         let id = id.into_u64();
-        let bucket = place_of(id, FIRST);
-        match self.used[bucket].load(Ordering::Acquire) {
-            0 => None,
-            used => self.find_in(id, bucket, usize::from(used)),
+        let home = place_of(id, FIRST);
+        let key = self.keys.0[home].load(Ordering::Acquire);
+        if self.is_empty_home(home, key) {
+            return None;
         }
+        if key == id {
+            return self.first_level().found(home);
+        }
+        if self.displaced[home].load(Ordering::Relaxed) == 0 { None } else { self.find_slow(id) }
+    }
+
+    /// Whether no span has this home, where `key` was read. One branch for the most frequent case: two loads, which are
+    /// independent of each other. Relaxed: see `Level::claim`.
+    #[inline(always)]
+    fn is_empty_home(&self, home: usize, key: u64) -> bool {
+        key | u64::from(self.displaced[home].load(Ordering::Relaxed)) == 0
     }
 
     /// The same for a span that another thread may be giving its slot at this moment: `None` until all of it is there.
@@ -462,26 +525,40 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         self.find(id).filter(|found| found.slot.phase() != Phase::Free)
     }
 
-    fn find_in(&self, id: u64, bucket: usize, used: usize) -> Option<Found<'_>> {
-        match self.first.find(id, bucket, used) {
-            None if used == BUCKET => self.find_further(id),
-            found => found,
-        }
-    }
-
     #[cold]
-    fn find_further(&self, id: u64) -> Option<Found<'_>> {
-        let in_levels =
-            self.more.iter().map_while(OnceLock::get).find_map(|level| level.find(id, level.bucket_of(id), BUCKET));
-        in_levels.or_else(|| self.in_crowd(self.crowd.find(id)?))
+    fn find_slow(&self, id: u64) -> Option<Found<'_>> {
+        match self.levels().try_for_each(|level| level.find(id)) {
+            ControlFlow::Break(found) => found,
+            ControlFlow::Continue(()) => self.in_crowd(self.crowd.find(id)?),
+        }
     }
 
     fn in_crowd(&self, place: usize) -> Option<Found<'_>> {
         Some(Found { slot: self.crowd.slots.get(place)?, index: Self::IN_LEVELS + place })
     }
 
-    fn levels(&self) -> impl Iterator<Item = &Level> {
-        std::iter::once(&self.first).chain(self.more.iter().map_while(OnceLock::get))
+    #[inline]
+    fn first_level(&self) -> Level<'_> {
+        Level { keys: &self.keys.0, displaced: &self.displaced, slots: &self.slots, before: 0 }
+    }
+
+    fn further_level<'a>(level: usize, further: &'a FurtherLevel) -> Level<'a> {
+        let FurtherLevel { keys, displaced, slots } = further;
+        Level { keys, displaced, slots, before: Self::places_before(level) }
+    }
+
+    /// The levels that exist.
+    fn levels(&self) -> impl Iterator<Item = Level<'_>> {
+        let further = (1..).zip(self.further.iter().map_while(OnceLock::get));
+        std::iter::once(self.first_level()).chain(further.map(|(n, level)| Self::further_level(n, level)))
+    }
+
+    /// All levels; those that do not exist are made.
+    fn all_levels(&self) -> impl Iterator<Item = Level<'_>> {
+        let further = (1..)
+            .zip(&self.further)
+            .map(|(n, level)| Self::further_level(n, level.get_or_init(|| FurtherLevel::new(Self::places(n)))));
+        std::iter::once(self.first_level()).chain(further)
     }
 
     /// Gives a new span a slot. What an earlier span with this id may have left must be released before.
@@ -504,26 +581,13 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     #[inline]
     fn take_place(&self, id: u64) -> Option<Found<'_>> {
-        let bucket = place_of(id, FIRST);
-        let used = &self.used[bucket];
-        let announce = |place| {
-            if usize::from(used.load(Ordering::Relaxed)) <= place {
-                used.fetch_max(place as u8 + 1, Ordering::AcqRel);
-            }
-        };
-        self.first.claim(id, bucket, announce).or_else(|| {
-            announce(BUCKET - 1);
-            self.take_place_further(id)
-        })
+        let home = place_of(id, FIRST);
+        if try_take(&self.keys.0[home], id) { self.first_level().found(home) } else { self.take_place_slow(id) }
     }
 
     #[cold]
-    fn take_place_further(&self, id: u64) -> Option<Found<'_>> {
-        let in_levels = self.more.iter().zip(1..).find_map(|(level, n)| {
-            let level = level.get_or_init(|| Level::new(FIRST, n));
-            level.claim(id, level.bucket_of(id), |_| ())
-        });
-        in_levels.or_else(|| self.in_crowd(self.crowd.claim(id)))
+    fn take_place_slow(&self, id: u64) -> Option<Found<'_>> {
+        self.all_levels().find_map(|level| level.claim(id)).or_else(|| self.in_crowd(self.crowd.claim(id)))
     }
 
     /// The span closed: its slot is free for another.
@@ -535,26 +599,48 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     #[inline]
     fn free_key(&self, found: Found<'_>) {
-        if let Some(place) = found.index.checked_sub(Self::IN_LEVELS) {
-            self.crowd.release(place);
-        } else if let Some(key) = self.key(found) {
-            key.store(0, Ordering::Release);
+        match self.keys.0.get(found.index) {
+            Some(key) if place_of(key.load(Ordering::Relaxed), FIRST) == found.index => key.store(0, Ordering::Release),
+            _ => self.free_displaced(found),
+        }
+    }
+
+    /// Frees the key of a displaced span and takes the span back from the counts of its homes.
+    #[cold]
+    fn free_displaced(&self, found: Found<'_>) {
+        let Some(key) = self.key(found) else { return };
+        let id = key.load(Ordering::Relaxed);
+        match found.index.checked_sub(Self::IN_LEVELS) {
+            Some(place) => self.crowd.release(place),
+            None => key.store(0, Ordering::Release),
+        }
+        for level in self.levels() {
+            let home = level.home_of(id);
+            if found.index == level.before + home {
+                break;
+            }
+            if let Some(displaced) = level.displaced.get(home) {
+                displaced.fetch_sub(1, Ordering::Relaxed);
+            }
+            if found.index < level.before + level.keys.len() {
+                break;
+            }
         }
     }
 
     #[inline(always)]
     fn key(&self, found: Found<'_>) -> Option<&AtomicU64> {
         match self.level_of(found.index) {
-            Some(level) => level.key(found.index - level.before),
+            Some(level) => level.keys.get(found.index - level.before),
             None => self.crowd.keys.get(found.index.checked_sub(Self::IN_LEVELS)?),
         }
     }
 
     /// The level a slot is in.
     #[inline]
-    fn level_of(&self, index: usize) -> Option<&Level> {
-        if index < FIRST * BUCKET {
-            return Some(&self.first);
+    fn level_of(&self, index: usize) -> Option<Level<'_>> {
+        if index < FIRST {
+            return Some(self.first_level());
         }
         self.levels().find(|level| index - level.before < level.slots.len())
     }
@@ -577,19 +663,17 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     /// The spans open now.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Found<'_>> {
-        self.places().filter(|found| self.phase_now(*found) == Phase::Open)
+        self.all().filter(|found| self.phase_now(*found) == Phase::Open)
     }
 
     /// The spans whose slots are not free: open, or settled by a thread that is about to count them.
     pub(crate) fn taken(&self) -> impl Iterator<Item = Found<'_>> {
-        self.places().filter(|found| self.phase_now(*found) != Phase::Free)
+        self.all().filter(|found| self.phase_now(*found) != Phase::Free)
     }
 
-    fn places(&self) -> impl Iterator<Item = Found<'_>> {
-        let in_levels = self.levels().flat_map(|level| {
-            let places = (0..level.buckets.len()).flat_map(|bucket| (0..BUCKET).map(move |place| (bucket, place)));
-            places.filter_map(|(bucket, place)| level.found(bucket, place))
-        });
+    fn all(&self) -> impl Iterator<Item = Found<'_>> {
+        let in_levels =
+            self.levels().flat_map(|level| (0..level.keys.len()).filter_map(move |place| level.found(place)));
         in_levels.chain((0..self.crowd.used()).filter_map(|place| self.in_crowd(place)))
     }
 
@@ -633,6 +717,14 @@ mod tests {
         open.find(&Id::from_u64(id)).map(|found| found.started.load(Ordering::Relaxed))
     }
 
+    /// Whether there is no key and no count: every look-up ends after two loads.
+    fn is_empty<const FIRST: usize>(open: &OpenSpans<FIRST>) -> bool {
+        open.levels().all(|level| {
+            level.keys.iter().all(|key| key.load(Ordering::Relaxed) == 0)
+                && level.displaced.iter().all(|displaced| displaced.load(Ordering::Relaxed) == 0)
+        })
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Open(u64),
@@ -649,7 +741,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec(step(), 1..3_000)) {
-            let open = OpenSpans::<BUCKETS>::new();
+            let open = OpenSpans::<PLACES>::new();
             let mut model = HashMap::new();
             for (n, step) in steps.into_iter().enumerate() {
                 let n = n as u64 + 1;
@@ -672,12 +764,14 @@ mod tests {
             left.sort_unstable();
             expected.sort_unstable();
             prop_assert_eq!(left, expected);
+            (1..400).for_each(|id| evict(&open, id));
+            prop_assert!(is_empty(&open));
         }
     }
 
     #[test]
     fn far_more_spans_than_the_first_level_holds() {
-        let open = OpenSpans::<BUCKETS>::new();
+        let open = OpenSpans::<PLACES>::new();
         for id in 1..=20_000 {
             claim(&open, id, id);
         }
@@ -687,12 +781,15 @@ mod tests {
             assert_eq!(open.get(reference).unwrap().started.load(Ordering::Relaxed), id);
         }
         assert_eq!(open.iter().count(), 20_000);
+        assert!(!is_empty(&open));
+        (1..=20_000).for_each(|id| evict(&open, id));
+        assert!(is_empty(&open));
     }
 
     #[test]
     fn spans_beyond_all_levels_have_a_slot() {
         const SPANS: u64 = 100_000;
-        let open = OpenSpans::<2>::new();
+        let open = OpenSpans::<16>::new();
         let claim = |id, mark| {
             let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
             open.claim(&Id::from_u64(id), span).unwrap().reference()
@@ -711,6 +808,7 @@ mod tests {
         }
         assert!(references.iter().all(|reference| open.get(*reference).is_none()));
         assert_eq!((open.iter().count(), open.crowd.open.load(Ordering::Relaxed)), (0, 0));
+        assert!(is_empty(&open), "a closed span is still counted as displaced");
         (1..=SPANS).for_each(|id| {
             claim(id, 2 * id);
         });
@@ -722,7 +820,7 @@ mod tests {
 
     #[test]
     fn a_reference_does_not_outlive_its_span() {
-        let open = OpenSpans::<BUCKETS>::new();
+        let open = OpenSpans::<PLACES>::new();
         let first = claim(&open, 7, 1);
         let reference = first.reference();
         open.release(first);
@@ -736,7 +834,7 @@ mod tests {
 
     #[test]
     fn a_span_whose_end_was_not_told_gives_way_to_the_next_with_its_id() {
-        let open = OpenSpans::<BUCKETS>::new();
+        let open = OpenSpans::<PLACES>::new();
         let stale = claim(&open, 7, 1).reference();
         claim(&open, 7, 2);
         assert_eq!(mark(&open, 7), Some(2));
@@ -747,7 +845,7 @@ mod tests {
 
     #[test]
     fn threads_do_not_see_each_others_spans() {
-        let open = OpenSpans::<BUCKETS>::new();
+        let open = OpenSpans::<PLACES>::new();
         std::thread::scope(|scope| {
             for thread in 0..8_u64 {
                 let open = &open;
@@ -768,5 +866,6 @@ mod tests {
             }
         });
         assert_eq!(open.iter().count(), 0);
+        assert!(is_empty(&open));
     }
 }
