@@ -25,6 +25,14 @@ pub(crate) enum Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Epoch(u64);
 
+impl Epoch {
+    /// Whether what a slot keeps is of this epoch.
+    #[inline]
+    fn is_of(self, packed: u64) -> bool {
+        packed >> (2 * Label::BITS) == self.0 && self.0 != 0
+    }
+}
+
 pub(crate) struct Inheritance {
     epoch: AtomicU64,
     profile: Origin,
@@ -55,7 +63,7 @@ impl Resolved {
     fn unpack(packed: u64, epoch: Epoch) -> Option<Self> {
         let resolved =
             Self { profile: Label::from_bits((packed >> Label::BITS) as u32), run_id: Label::from_bits(packed as u32) };
-        (packed >> (2 * Label::BITS) == epoch.0 && epoch.0 != 0).then_some(resolved)
+        epoch.is_of(packed).then_some(resolved)
     }
 
     /// These values, or the others where there is none.
@@ -84,7 +92,8 @@ impl Inheritance {
         Self { epoch: AtomicU64::new(1), profile, run_id }
     }
 
-    /// A value was recorded late: whatever was found out before may no longer hold.
+    /// A value was recorded late: whatever was found out before may no longer hold. Pairs with [`epoch`](Self::epoch): a
+    /// thread that reads the new epoch also sees what the caller changed before.
     pub(crate) fn begin_epoch(&self) {
         self.epoch.fetch_add(1, Ordering::Release);
     }
@@ -130,6 +139,9 @@ impl Inheritance {
         let resolved = self.find(open, slot, epoch);
         // Who sees the labels as current does not see a meaning any more that may be of others.
         slot.forget_meaning();
+        // Pairs with the load in `nearest_stage`: a reader that sees the new epoch also sees this. The search goes on at
+        // the parent, which is right in every epoch.
+        slot.set_enclosing_stage(slot.parent());
         slot.resolved.store(resolved.pack(epoch), Ordering::Release);
         resolved
     }
@@ -163,35 +175,40 @@ impl Inheritance {
     }
 }
 
-/// The nearest stage, this one or around it.
-#[inline]
-pub(crate) fn nearest_stage(open: &OpenSpans, from: SlotRef) -> Option<Found<'_>> {
-    let mut next = open.get(from);
-    while let Some(around) = next {
-        if around.facts().is_stage() {
-            return Some(around);
-        }
-        next = open.get(around.parent());
-    }
-    None
-}
-
 impl Inheritance {
-    /// The stage that a span with these values, within `parent`, only repeats: the same id, and no profile or run id of
-    /// its own that differs. `hashes`: of the values, where one of them is beyond a limit.
-    pub(crate) fn repeated<'a>(
+    /// The nearest stage: `from` itself or an ancestor. `epoch`: read before.
+    ///
+    /// Every slot keeps the result for its parent, so that the search skips the spans between it and that stage: a span
+    /// nested ten thousand deep costs as much as the first. What is kept goes wrong when a nested span of the same stage
+    /// becomes a stage of its own, since the search has to end there now: [`update_nested`](Self::update_nested) begins
+    /// a new epoch then. A stage that becomes a nested span does no harm: the search goes on from there.
+    #[inline]
+    pub(crate) fn nearest_stage<'a>(&self, open: &'a OpenSpans, from: SlotRef, epoch: Epoch) -> Option<Found<'a>> {
+        let mut next = from;
+        while let Some(span) = open.get(next) {
+            if span.facts().is_stage() {
+                return Some(span);
+            }
+            let is_current = epoch.is_of(span.resolved.load(Ordering::Acquire));
+            next = if is_current { span.enclosing_stage() } else { span.parent() };
+        }
+        None
+    }
+
+    /// Whether a span with these values, whose nearest stage this is, is a nested span of the same stage: it has the same id,
+    /// and no profile or run id of its own that differs. `hashes`: of the values, where one of them is beyond a limit.
+    #[inline]
+    pub(crate) fn is_same_stage(
         &self,
-        open: &'a OpenSpans,
+        open: &OpenSpans,
         labels: &Labels,
-        parent: SlotRef,
+        stage: Found<'_>,
         own: Values,
         hashes: Option<&ValueHashes>,
-    ) -> Option<Found<'a>> {
-        nearest_stage(open, parent).filter(|around| {
-            let stage = around.stage();
-            let may_be_same = own.stage == stage || own.stage == Label::OVERFLOW || stage == Label::OVERFLOW;
-            may_be_same && self.is_repeated(open, labels, *around, own, hashes.copied().unwrap_or_default())
-        })
+    ) -> bool {
+        let label = stage.stage();
+        let may_be_same = own.stage == label || own.stage == Label::OVERFLOW || label == Label::OVERFLOW;
+        may_be_same && self.is_repeated(open, labels, stage, own, hashes.copied().unwrap_or_default())
     }
 
     /// Different values beyond a limit have one label, and a value that has it may have had another before: then their
@@ -223,21 +240,25 @@ impl Inheritance {
             && (run_id.is_none() || is_same(run_id, hashes.run_id, known.run_id, &run_id_around))
     }
 
-    /// Decides the same for a span whose stage id became known after it opened.
-    pub(crate) fn decide_part(&self, open: &OpenSpans, labels: &Labels, slot: &Slot) {
-        let part_of = self.repeated(open, labels, slot.parent(), slot.values(), Some(&slot.hashes()));
-        if let Some(stage) = part_of
+    /// Decides whether a span is a nested span of the same stage, when its stage id became known after it opened.
+    pub(crate) fn update_nested(&self, open: &OpenSpans, labels: &Labels, slot: &Slot) {
+        let stage = self.nearest_stage(open, slot.parent(), self.epoch());
+        // Keeps the search short for the spans within this one where its ancestors became nested spans meanwhile.
+        slot.set_enclosing_stage(stage.map_or(SlotRef::NONE, |stage| stage.reference()));
+        let same = stage.filter(|stage| self.is_same_stage(open, labels, *stage, slot.values(), Some(&slot.hashes())));
+        if let Some(stage) = same
             && slot.facts().has(Facts::ERROR_EVENT.with(Facts::ERROR_WITHIN))
         {
             // From before its id was known. They happened in an ordinary span of that stage, as it turns out.
             stage.add_fact(Facts::ERROR_WITHIN);
         }
-        let part = part_of.is_some();
-        slot.update_facts(
-            |facts| {
-                if part { facts.with(Facts::PART_OF_STAGE) } else { facts.without(Facts::PART_OF_STAGE) }
-            },
-        );
+        let is_nested = same.is_some();
+        let before = slot.update_facts(|facts| {
+            if is_nested { facts.with(Facts::NESTED_SAME_STAGE) } else { facts.without(Facts::NESTED_SAME_STAGE) }
+        });
+        if before.has(Facts::NESTED_SAME_STAGE) && !is_nested {
+            self.begin_epoch();
+        }
     }
 }
 

@@ -45,15 +45,16 @@ pub(crate) struct Slot {
     pub(crate) callsite: AtomicU32,
     /// The nearest span around it that has a slot.
     parent: AtomicU64,
+    /// The nearest ancestor that is a stage; valid while `resolved` is of the current epoch. See
+    /// `Inheritance::nearest_stage`.
+    enclosing_stage: AtomicU64,
     pub(crate) started: AtomicU64,
     /// Zero: never.
     pub(crate) last_exit: AtomicU64,
     pub(crate) entered: Entered,
     facts: AtomicU32,
-    /// Its own values, as labels.
-    stage: AtomicU32,
-    profile: AtomicU32,
-    run_id: AtomicU32,
+    /// The labels of its own values, see [`Values::pack`].
+    values: AtomicU64,
     /// The hashes of its values, where their labels are `_overflow`.
     hashes: [AtomicU64; 3],
     /// The number plus one of what its values and what it inherits come to, where that is remembered and holds.
@@ -159,6 +160,14 @@ impl Slot {
         SlotRef(self.parent.load(Ordering::Relaxed))
     }
 
+    pub(crate) fn enclosing_stage(&self) -> SlotRef {
+        SlotRef(self.enclosing_stage.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_enclosing_stage(&self, stage: SlotRef) {
+        self.enclosing_stage.store(stage.0, Ordering::Relaxed);
+    }
+
     pub(crate) fn facts(&self) -> Facts {
         Facts(self.facts.load(Ordering::Relaxed))
     }
@@ -167,8 +176,11 @@ impl Slot {
         self.facts.fetch_or(fact.0, Ordering::Relaxed);
     }
 
-    pub(crate) fn update_facts(&self, update: impl Fn(Facts) -> Facts) {
-        let _ = self.facts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |facts| Some(update(Facts(facts)).0));
+    /// Returns the facts before the update.
+    pub(crate) fn update_facts(&self, update: impl Fn(Facts) -> Facts) -> Facts {
+        let update = |facts| Some(update(Facts(facts)).0);
+        let (Ok(before) | Err(before)) = self.facts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+        Facts(before)
     }
 
     /// Whether it is entered, or was.
@@ -176,16 +188,20 @@ impl Slot {
         self.entered.is_entered() || self.last_exit.load(Ordering::Relaxed) != 0
     }
 
+    pub(crate) fn values(&self) -> Values {
+        Values::unpack(self.values.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn stage(&self) -> Label {
-        Label::from_bits(self.stage.load(Ordering::Relaxed))
+        self.values().stage
     }
 
     pub(crate) fn profile(&self) -> Label {
-        Label::from_bits(self.profile.load(Ordering::Relaxed))
+        self.values().profile
     }
 
     pub(crate) fn run_id(&self) -> Label {
-        Label::from_bits(self.run_id.load(Ordering::Relaxed))
+        self.values().run_id
     }
 
     /// Its trace, once it was asked for.
@@ -203,10 +219,6 @@ impl Slot {
         self.trace[0].store((trace >> u64::BITS) as u64, Ordering::Relaxed);
         self.trace[1].store(trace as u64, Ordering::Relaxed);
         self.facts.fetch_or(Facts::ASKED_FOR_TRACE.0, Ordering::Release);
-    }
-
-    pub(crate) fn values(&self) -> Values {
-        Values { stage: self.stage(), profile: self.profile(), run_id: self.run_id() }
     }
 
     pub(crate) fn meaning(&self) -> Option<Number> {
@@ -237,12 +249,8 @@ impl Slot {
     /// Takes over the values that are given.
     pub(crate) fn set_values(&self, given: Values) {
         self.forget_meaning();
-        for (field, value) in [(&self.stage, given.stage), (&self.profile, given.profile), (&self.run_id, given.run_id)]
-        {
-            if !value.is_none() {
-                field.store(value.bits(), Ordering::Relaxed);
-            }
-        }
+        let update = |values| Some(given.or(Values::unpack(values)).pack());
+        let _ = self.values.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
     }
 
     /// Makes it a new span's. The fields are written before the phase says so.
@@ -250,13 +258,12 @@ impl Slot {
     fn reset(&self, span: NewSpan) {
         self.callsite.store(span.callsite, Ordering::Relaxed);
         self.parent.store(span.parent.0, Ordering::Relaxed);
+        self.enclosing_stage.store(span.enclosing_stage.0, Ordering::Relaxed);
         self.started.store(span.started, Ordering::Relaxed);
         self.last_exit.store(0, Ordering::Relaxed);
         self.entered.reset();
         self.facts.store(span.facts.0, Ordering::Relaxed);
-        self.stage.store(span.values.stage.bits(), Ordering::Relaxed);
-        self.profile.store(span.values.profile.bits(), Ordering::Relaxed);
-        self.run_id.store(span.values.run_id.bits(), Ordering::Relaxed);
+        self.values.store(span.values.pack(), Ordering::Relaxed);
         self.meaning.store(span.meaning.map_or(0, |meaning| meaning + 1), Ordering::Relaxed);
         self.resolved.store(span.resolved, Ordering::Relaxed);
     }
@@ -268,6 +275,8 @@ pub(crate) struct NewSpan {
     pub(crate) callsite: Number,
     /// The nearest span around it that has a slot.
     pub(crate) parent: SlotRef,
+    /// As [`Slot::enclosing_stage`] returns it.
+    pub(crate) enclosing_stage: SlotRef,
     pub(crate) started: u64,
     pub(crate) facts: Facts,
     pub(crate) values: Values,
@@ -767,6 +776,11 @@ mod tests {
             (1..400).for_each(|id| evict(&open, id));
             prop_assert!(is_empty(&open));
         }
+    }
+
+    #[test]
+    fn slot_takes_two_cache_lines() {
+        assert_eq!(size_of::<Slot>(), 128);
     }
 
     #[test]

@@ -104,8 +104,8 @@ pub(crate) struct Facts(pub(crate) u32);
 impl Facts {
     /// The callsite declares `stage_id`.
     pub(crate) const STAGE: Self = Self(1);
-    /// It repeats the stage around it and is counted with that one.
-    pub(crate) const PART_OF_STAGE: Self = Self(1 << 1);
+    /// It repeats the id of its nearest stage and is an ordinary span of that stage.
+    pub(crate) const NESTED_SAME_STAGE: Self = Self(1 << 1);
     /// A panic unwound through it.
     pub(crate) const PANICKED: Self = Self(1 << 2);
     /// An event directly in it says error.
@@ -139,7 +139,7 @@ impl Facts {
 
     /// A stage that is measured for itself.
     pub(crate) fn is_stage(self) -> bool {
-        self.0 & (Self::STAGE.0 | Self::PART_OF_STAGE.0) == Self::STAGE.0
+        self.0 & (Self::STAGE.0 | Self::NESTED_SAME_STAGE.0) == Self::STAGE.0
     }
 
     pub(crate) fn with(self, fact: Self) -> Self {

@@ -11,7 +11,7 @@ use tracing_subscriber::registry::LookupSpan;
 use super::callsite::{Callsite, Callsites, ErrorEvent, Inherited, Kind, Returned, returned};
 use super::fields::{HasError, SpanFields};
 use super::index::Number;
-use super::inherit::{Epoch, Inheritance, Origin, Resolved, nearest_stage};
+use super::inherit::{Epoch, Inheritance, Origin, Resolved};
 use super::labels::{Label, Labels, Role, ValueHashes, Values};
 use super::open::{Found, NewSpan, OpenSpans, SlotRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
@@ -163,12 +163,14 @@ impl Stages {
         // What is remembered is within the limits.
         let hashes = if meaning.is_some() { None } else { self.hashes(&fields, values) };
         drop(fields);
-        let is_part = !values.stage.is_none()
-            && parent != SlotRef::NONE
-            && self.inheritance.repeated(&self.open, &self.labels, parent, values, hashes.as_ref()).is_some();
-        let facts = if is_part { facts.with(Facts::PART_OF_STAGE) } else { facts };
+        let enclosing = self.inheritance.nearest_stage(&self.open, parent, epoch);
+        let is_nested =
+            |stage: Found<'_>| self.inheritance.is_same_stage(&self.open, &self.labels, stage, values, hashes.as_ref());
+        let is_nested = !values.stage.is_none() && enclosing.is_some_and(is_nested);
+        let facts = if is_nested { facts.with(Facts::NESTED_SAME_STAGE) } else { facts };
+        let enclosing_stage = enclosing.map_or(SlotRef::NONE, |stage| stage.reference());
         let resolved = resolved.pack(epoch);
-        let span = NewSpan { callsite: number, parent, started, facts, values, meaning, resolved };
+        let span = NewSpan { callsite: number, parent, enclosing_stage, started, facts, values, meaning, resolved };
         let Some(found) = self.open.claim(id, span) else { return };
         if let Some(hashes) = hashes {
             // No other thread can have the id yet and ask for them.
@@ -277,7 +279,9 @@ impl Stages {
             let callsite = self.callsites.find(nearest.metadata()).0;
             let epoch = self.inheritance.epoch();
             let resolved = self.inheritance.around(&self.open, further, epoch).pack(epoch);
-            let span = NewSpan { callsite, parent: further, resolved, ..NewSpan::default() };
+            let enclosing = self.inheritance.nearest_stage(&self.open, further, epoch);
+            let enclosing_stage = enclosing.map_or(SlotRef::NONE, |stage| stage.reference());
+            let span = NewSpan { callsite, parent: further, enclosing_stage, resolved, ..NewSpan::default() };
             self.open.claim(&nearest.id(), span)
         });
         self.leading.store(false, Ordering::Release);
@@ -304,7 +308,7 @@ impl Stages {
             self.inheritance.begin_epoch();
         }
         if !given.stage.is_none() {
-            self.inheritance.decide_part(&self.open, &self.labels, found.slot);
+            self.inheritance.update_nested(&self.open, &self.labels, found.slot);
         }
         if self.series.sink.is_live() && !(given.stage.is_none() && given.profile.is_none()) {
             self.open.iter().for_each(|open| self.show(open));
@@ -441,8 +445,9 @@ impl Stages {
                 None => {}
             }
         } else if is_error && self.policy == FailurePolicy::ErrorsWithin {
-            let around = span.scope().filter_map(|span| self.open.find_whole(&span.id()));
-            if let Some(stage) = around.into_iter().find(|found| found.facts().is_stage()) {
+            let nearest = span.scope().find_map(|span| self.open.find_whole(&span.id()));
+            let nearest = nearest.map_or(SlotRef::NONE, |span| span.reference());
+            if let Some(stage) = self.inheritance.nearest_stage(&self.open, nearest, self.inheritance.epoch()) {
                 stage.add_fact(Facts::ERROR_WITHIN);
             }
         }
@@ -501,7 +506,7 @@ impl Stages {
             let values = Values { stage: self.labels.intern(Role::Stage, name), ..Values::default() };
             found.set_values(values);
             found.set_hashes(values, ValueHashes { stage: self.labels.hash(name), ..ValueHashes::default() });
-            self.inheritance.decide_part(&self.open, &self.labels, found.slot);
+            self.inheritance.update_nested(&self.open, &self.labels, found.slot);
         }
     }
 
@@ -520,7 +525,8 @@ impl Stages {
             run_id,
             meaning,
             outcome,
-            is_outermost: !self.is_known(outcome) && nearest_stage(&self.open, found.parent()).is_none(),
+            is_outermost: !self.is_known(outcome)
+                && self.inheritance.nearest_stage(&self.open, found.parent(), self.inheritance.epoch()).is_none(),
             nanos,
             ended,
             #[cfg(feature = "trace-id")]
