@@ -43,7 +43,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use layer::index::place_of;
-use layer::open::{Found, NewSpan, SlotRef};
+use layer::open::{NewSpan, SlotRef, SpanRef};
 use layer::outcome::Facts;
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
@@ -63,7 +63,7 @@ fn span(mark: u64) -> NewSpan {
     NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() }
 }
 
-fn mark(found: Found<'_>) -> u64 {
+fn mark(found: SpanRef<'_>) -> u64 {
     found.started.load(Relaxed)
 }
 
@@ -75,9 +75,9 @@ fn open(spans: &OpenSpans, at: u64, mark: u64) -> SlotRef {
 fn close(spans: &OpenSpans, at: u64) -> Option<u64> {
     let found = spans.find(&id(at)).unwrap();
     let counted = mark(found);
-    let is_settled = found.settle(found.reference());
+    let is_finished = found.try_finish(found.reference());
     spans.release(found);
-    is_settled.then_some(counted)
+    is_finished.then_some(counted)
 }
 
 /// Ends the run and goes over the open spans, as the layer does. Returns what was counted.
@@ -87,7 +87,7 @@ fn end(spans: &OpenSpans) -> Vec<u64> {
     for found in spans.taken() {
         let reference = found.reference();
         let mark = mark(found);
-        if found.settle(reference) {
+        if found.try_finish(reference) {
             counted.push(mark);
         }
     }
@@ -211,8 +211,8 @@ fn a_reference_does_not_reach_the_next_span_with_the_id() -> [Option<u64>; 2] {
     let looking = beside(&spans, move |spans| {
         let Some(found) = spans.get(reference) else { return [None, None] };
         let seen = mark(found);
-        let is_still = found.is_still(reference);
-        [is_still.then_some(seen), found.settle(reference).then_some(seen)]
+        let is_current = found.is_current(reference);
+        [is_current.then_some(seen), found.try_finish(reference).then_some(seen)]
     });
     let [seen, counted] = looking.join().unwrap();
     let [first, second] = closing.join().unwrap();
@@ -254,7 +254,7 @@ fn what_is_found_is_whole(is_displaced: bool) -> Option<u64> {
     close(&spans, 1);
     let opening = beside(&spans, |spans| open(spans, 1, 2));
     let looking = beside(&spans, |spans| {
-        let reference = spans.find_whole(&id(1))?.reference();
+        let reference = spans.get_initialized(&id(1))?.reference();
         spans.get(reference).map(mark)
     });
     opening.join().unwrap();

@@ -1,13 +1,14 @@
-//! Profile and run id of a span: its own, or those of the nearest span around it that has them.
+//! What a span takes from its ancestors: the profile and the run id, from the nearest that has them, and whether it repeats
+//! the id of the nearest stage.
 //!
-//! What was found out is kept in the span's slot together with the epoch. A late `Span::record` begins a new epoch;
-//! a span whose slot is of an older one looks again. So a child of an unchanged parent takes two integers over, and
-//! nobody walks up.
+//! Each slot keeps the results together with the epoch in which they were resolved. A late `Span::record` begins a new
+//! epoch, and results of an older epoch are resolved again. So a child of an unchanged parent copies two integers, and no
+//! span walks up a long chain.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::labels::{Label, Labels, ValueHashes, Values};
-use super::open::{Found, OpenSpans, Slot, SlotRef};
+use super::open::{OpenSpans, Slot, SlotRef, SpanRef};
 use super::outcome::Facts;
 
 const EPOCH_MASK: u64 = (1 << (u64::BITS - 2 * Label::BITS)) - 1;
@@ -92,13 +93,13 @@ impl Inheritance {
         Self { epoch: AtomicU64::new(1), profile, run_id }
     }
 
-    /// A value was recorded late: whatever was found out before may no longer hold. Pairs with [`epoch`](Self::epoch): a
-    /// thread that reads the new epoch also sees what the caller changed before.
+    /// Makes all results in the slots stale. Pairs with [`epoch`](Self::epoch): a thread that reads the new epoch also sees
+    /// what the caller changed before.
     pub(crate) fn begin_epoch(&self) {
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
-    /// Of now. To ask for before values are read: one that is recorded meanwhile makes what was found out of date at
+    /// The current epoch. Read it before the values: a value that is recorded in between then makes the result stale at
     /// once.
     #[inline]
     pub(crate) fn epoch(&self) -> Epoch {
@@ -137,7 +138,7 @@ impl Inheritance {
     fn resolve_again(&self, open: &OpenSpans, slot: &Slot) -> Resolved {
         let epoch = self.epoch();
         let resolved = self.find(open, slot, epoch);
-        // Who sees the labels as current does not see a meaning any more that may be of others.
+        // Before the new epoch is stored: a reader that sees the new epoch does not see a stale cache entry.
         slot.forget_meaning();
         // Pairs with the load in `nearest_stage`: a reader that sees the new epoch also sees this. The search goes on at
         // the parent, which is right in every epoch.
@@ -183,7 +184,7 @@ impl Inheritance {
     /// becomes a stage of its own, since the search has to end there now: [`update_nested`](Self::update_nested) begins
     /// a new epoch then. A stage that becomes a nested span does no harm: the search goes on from there.
     #[inline]
-    pub(crate) fn nearest_stage<'a>(&self, open: &'a OpenSpans, from: SlotRef, epoch: Epoch) -> Option<Found<'a>> {
+    pub(crate) fn nearest_stage<'a>(&self, open: &'a OpenSpans, from: SlotRef, epoch: Epoch) -> Option<SpanRef<'a>> {
         let mut next = from;
         while let Some(span) = open.get(next) {
             if span.facts().is_stage() {
@@ -202,23 +203,23 @@ impl Inheritance {
         &self,
         open: &OpenSpans,
         labels: &Labels,
-        stage: Found<'_>,
+        stage: SpanRef<'_>,
         own: Values,
         hashes: Option<&ValueHashes>,
     ) -> bool {
         let label = stage.stage();
         let may_be_same = own.stage == label || own.stage == Label::OVERFLOW || label == Label::OVERFLOW;
-        may_be_same && self.is_repeated(open, labels, stage, own, hashes.copied().unwrap_or_default())
+        may_be_same && self.has_equal_values(open, labels, stage, own, hashes.copied().unwrap_or_default())
     }
 
-    /// Different values beyond a limit have one label, and a value that has it may have had another before: then their
-    /// hashes are compared.
+    /// Compares hashes where a label is `_overflow`: different values beyond a limit share that label, and a value that has it
+    /// may have had a label of its own before.
     #[inline(never)]
-    fn is_repeated(
+    fn has_equal_values(
         &self,
         open: &OpenSpans,
         labels: &Labels,
-        around: Found<'_>,
+        around: SpanRef<'_>,
         own: Values,
         hashes: ValueHashes,
     ) -> bool {
@@ -263,7 +264,7 @@ impl Inheritance {
 }
 
 /// The hash of the value that this span has, or inherits.
-fn inherited_hash(open: &OpenSpans, span: Found<'_>, own: impl Fn(&Slot) -> (Label, u64)) -> u64 {
+fn inherited_hash(open: &OpenSpans, span: SpanRef<'_>, own: impl Fn(&Slot) -> (Label, u64)) -> u64 {
     let mut next = Some(span);
     while let Some(span) = next {
         let (label, hash) = own(span.slot);

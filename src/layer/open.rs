@@ -1,7 +1,7 @@
 //! Spans in flight: a table of the layer's own, keyed by span id, that is read and written without a lock.
 //!
-//! Only spans that matter have a slot: stages, those that bring a profile or a run id, and those that a stage looked
-//! further out from. A level is an array of keys, each of which has a slot. An id has a home in each level. Its key is in its
+//! Only tracked spans have a slot: stages, spans with a profile or a run id of their own, and spans in which a stage opened
+//! whose nearest tracked ancestor is further out. A level is an array of keys, each of which has a slot. An id has a home in each level. Its key is in its
 //! home in the first level where that place is free. Otherwise the span is displaced: its key is in another place of
 //! the home's bucket, which is eight keys and one cache line, or, where the bucket is full, in the next level, eight times as
 //! large. Each home counts its displaced spans. So two loads, of a key and of a count, answer the question most often asked:
@@ -9,10 +9,11 @@
 //! Spans for which no level has a place, a million are open then, go to [`Crowd`], the one place where a look-up takes
 //! a lock.
 //!
-//! **A reused or foreign id.** Ids are unique among open spans and are used again after they close. A slot's key goes
-//! when its span closes, before the id can come back, since the registry frees the id after the last layer was told.
-//! If that call never came (a layer taken out of its registry and put back), the layer releases what is left when a
-//! new span has the id. A reference from one slot to another also carries the slot's turn, which changes with every span.
+//! **Reused ids.** Ids are unique among open spans, and a registry uses them again after the spans close. The layer frees
+//! the key when a span closes, before the id can come back: the registry frees the id after `on_close` of its last layer.
+//! Where `on_close` never came (a layer was taken out of its registry and put back), the layer releases the stale slot
+//! when a new span has the id. A reference from one slot to another also carries the slot's generation, which changes
+//! with every span.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -36,14 +37,14 @@ const PLACES: usize = 256;
 const GROWTH: u32 = 3;
 const LEVELS: usize = 5;
 
-/// One open span. All fields but `life` belong to whoever holds the span's id, and to the end of the run.
+/// One open span. All fields but `state` are for threads that hold the span's id, and for the end of the run.
 #[derive(Debug, Default)]
-#[repr(align(128))] // Threads with spans in neighbouring slots do not wait for each other.
+#[repr(align(128))] // No false sharing, the adjacent-line prefetcher included.
 pub(crate) struct Slot {
-    /// The slot's turn and its phase.
-    life: AtomicU64,
+    /// The slot's generation and its phase.
+    state: AtomicU64,
     pub(crate) callsite: AtomicU32,
-    /// The nearest span around it that has a slot.
+    /// The nearest ancestor that has a slot.
     parent: AtomicU64,
     /// The nearest ancestor that is a stage; valid while `resolved` is of the current epoch. See
     /// `Inheritance::nearest_stage`.
@@ -59,7 +60,7 @@ pub(crate) struct Slot {
     hashes: [AtomicU64; 3],
     /// The number plus one of what its values and what it inherits come to, where that is remembered and holds.
     meaning: AtomicU32,
-    /// Profile and run id with what it inherits, and when that was found out.
+    /// The profile and the run id, own or inherited, with the epoch in which they were resolved.
     pub(crate) resolved: AtomicU64,
     /// The halves of its trace's id, once it was asked for; zero: none is known.
     #[cfg(feature = "trace-id")]
@@ -75,10 +76,10 @@ enum Phase {
     Free = 0,
     Open = 1,
     /// Counted; its span may still be open.
-    Settled = 2,
+    Finished = 2,
 }
 
-/// A slot together with its turn: refers to one span, never to the next one in the same slot. Zero is none.
+/// A slot together with its generation: refers to one span, never to the next one in the same slot. Zero is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SlotRef(u64);
 
@@ -86,27 +87,27 @@ impl SlotRef {
     pub(crate) const NONE: Self = Self(0);
     const INDEX_BITS: u32 = 28;
 
-    fn new(index: usize, turn: u64) -> Self {
-        Self(turn << Self::INDEX_BITS | (index as u64 + 1))
+    fn new(index: usize, generation: u64) -> Self {
+        Self(generation << Self::INDEX_BITS | (index as u64 + 1))
     }
 
     fn index(self) -> Option<usize> {
         ((self.0 & ((1 << Self::INDEX_BITS) - 1)) as usize).checked_sub(1)
     }
 
-    fn is_turn(self, turn: u64) -> bool {
-        self.0 >> Self::INDEX_BITS == turn & (u64::MAX >> Self::INDEX_BITS)
+    fn is_generation(self, generation: u64) -> bool {
+        self.0 >> Self::INDEX_BITS == generation & (u64::MAX >> Self::INDEX_BITS)
     }
 }
 
-/// A slot that was found, and where. Two words, so that it is handed over in registers.
+/// A slot and its index. Two words, so that it is passed in registers.
 #[derive(Clone, Copy)]
-pub(crate) struct Found<'a> {
+pub(crate) struct SpanRef<'a> {
     pub(crate) slot: &'a Slot,
     index: usize,
 }
 
-impl std::ops::Deref for Found<'_> {
+impl std::ops::Deref for SpanRef<'_> {
     type Target = Slot;
 
     fn deref(&self) -> &Slot {
@@ -114,45 +115,46 @@ impl std::ops::Deref for Found<'_> {
     }
 }
 
-impl Found<'_> {
+impl SpanRef<'_> {
     pub(crate) fn reference(&self) -> SlotRef {
-        SlotRef::new(self.index, self.slot.turn())
+        SlotRef::new(self.index, self.slot.generation())
     }
 }
 
 impl Slot {
-    fn turn(&self) -> u64 {
-        self.life.load(Ordering::Acquire) >> 2
+    fn generation(&self) -> u64 {
+        self.state.load(Ordering::Acquire) >> 2
     }
 
     fn phase(&self) -> Phase {
-        match self.life.load(Ordering::Acquire) & 3 {
+        match self.state.load(Ordering::Acquire) & 3 {
             1 => Phase::Open,
-            2 => Phase::Settled,
+            2 => Phase::Finished,
             _ => Phase::Free,
         }
     }
 
-    /// Whether it is open, and the span referred to: what was read since the reference was made is that span's.
-    pub(crate) fn is_still(&self, reference: SlotRef) -> bool {
-        // What was read before stays before.
+    /// Whether the slot still has the open span referred to. Then the fields read since the reference was made are that
+    /// span's.
+    pub(crate) fn is_current(&self, reference: SlotRef) -> bool {
+        // Keeps the field reads above from moving past the generation check. Pairs with the fence in `OpenSpans::claim`.
         fence(Ordering::Acquire);
-        let life = self.life.load(Ordering::Relaxed);
-        reference.is_turn(life >> 2) && life & 3 == Phase::Open as u64
+        let state = self.state.load(Ordering::Relaxed);
+        reference.is_generation(state >> 2) && state & 3 == Phase::Open as u64
     }
 
     pub(crate) fn is_open(&self) -> bool {
         self.phase() == Phase::Open
     }
 
-    /// Takes the right to count this span. True for one caller only, and only while it is the span referred to.
-    pub(crate) fn settle(&self, reference: SlotRef) -> bool {
-        let life = self.life.load(Ordering::Acquire);
-        reference.is_turn(life >> 2)
-            && life & 3 == Phase::Open as u64
+    /// Takes the right to count the span referred to. True for one caller only.
+    pub(crate) fn try_finish(&self, reference: SlotRef) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        reference.is_generation(state >> 2)
+            && state & 3 == Phase::Open as u64
             && self
-                .life
-                .compare_exchange(life, life & !3 | Phase::Settled as u64, Ordering::AcqRel, Ordering::Relaxed)
+                .state
+                .compare_exchange(state, state & !3 | Phase::Finished as u64, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
     }
 
@@ -246,34 +248,34 @@ impl Slot {
         }
     }
 
-    /// Takes over the values that are given.
+    /// Replaces the labels that are given.
     pub(crate) fn set_values(&self, given: Values) {
         self.forget_meaning();
         let update = |values| Some(given.or(Values::unpack(values)).pack());
         let _ = self.values.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
     }
 
-    /// Makes it a new span's. The fields are written before the phase says so.
+    /// Writes the fields of a new span. The caller sets the phase to open afterwards.
     #[inline]
-    fn reset(&self, span: NewSpan) {
-        self.callsite.store(span.callsite, Ordering::Relaxed);
-        self.parent.store(span.parent.0, Ordering::Relaxed);
-        self.enclosing_stage.store(span.enclosing_stage.0, Ordering::Relaxed);
-        self.started.store(span.started, Ordering::Relaxed);
+    fn reset(&self, new: NewSpan) {
+        self.callsite.store(new.callsite, Ordering::Relaxed);
+        self.parent.store(new.parent.0, Ordering::Relaxed);
+        self.enclosing_stage.store(new.enclosing_stage.0, Ordering::Relaxed);
+        self.started.store(new.started, Ordering::Relaxed);
         self.last_exit.store(0, Ordering::Relaxed);
         self.entered.reset();
-        self.facts.store(span.facts.0, Ordering::Relaxed);
-        self.values.store(span.values.pack(), Ordering::Relaxed);
-        self.meaning.store(span.meaning.map_or(0, |meaning| meaning + 1), Ordering::Relaxed);
-        self.resolved.store(span.resolved, Ordering::Relaxed);
+        self.facts.store(new.facts.0, Ordering::Relaxed);
+        self.values.store(new.values.pack(), Ordering::Relaxed);
+        self.meaning.store(new.meaning.map_or(0, |meaning| meaning + 1), Ordering::Relaxed);
+        self.resolved.store(new.resolved, Ordering::Relaxed);
     }
 }
 
-/// What a slot is told of its span when that opens.
+/// The fields of a slot when its span opens.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct NewSpan {
     pub(crate) callsite: Number,
-    /// The nearest span around it that has a slot.
+    /// The nearest ancestor that has a slot.
     pub(crate) parent: SlotRef,
     /// As [`Slot::enclosing_stage`] returns it.
     pub(crate) enclosing_stage: SlotRef,
@@ -326,26 +328,26 @@ impl<'a> Level<'a> {
     }
 
     /// Breaks where no level further on has the span.
-    fn find(self, id: u64) -> ControlFlow<Option<Found<'a>>> {
+    fn find(self, id: u64) -> ControlFlow<Option<SpanRef<'a>>> {
         let home = self.home_of(id);
         if self.has_key(home, id) {
-            return ControlFlow::Break(self.found(home));
+            return ControlFlow::Break(self.span(home));
         }
         // Relaxed: see `claim`.
         if self.displaced.get(home).is_none_or(|displaced| displaced.load(Ordering::Relaxed) == 0) {
             return ControlFlow::Break(None);
         }
         match Self::neighbours(home).find(|place| self.has_key(*place, id)) {
-            Some(place) => ControlFlow::Break(self.found(place)),
+            Some(place) => ControlFlow::Break(self.span(place)),
             None => ControlFlow::Continue(()),
         }
     }
 
     /// Takes a place for a span. `None`: the bucket is full, and the span is counted as displaced.
-    fn claim(self, id: u64) -> Option<Found<'a>> {
+    fn claim(self, id: u64) -> Option<SpanRef<'a>> {
         let home = self.home_of(id);
         if self.try_take(home, id) {
-            return self.found(home);
+            return self.span(home);
         }
         // Relaxed: a thread that looks for an open span has its id from the thread that opened it, so that this addition
         // happens before its load. The load then reads the result of this addition or a later one, and all of these count
@@ -353,12 +355,12 @@ impl<'a> Level<'a> {
         // before the span opened.
         self.displaced.get(home)?.fetch_add(1, Ordering::Relaxed);
         let place = Self::neighbours(home).find(|place| self.try_take(*place, id))?;
-        self.found(place)
+        self.span(place)
     }
 
     #[inline]
-    fn found(self, place: usize) -> Option<Found<'a>> {
-        Some(Found { slot: self.slots.get(place)?, index: self.before + place })
+    fn span(self, place: usize) -> Option<SpanRef<'a>> {
+        Some(SpanRef { slot: self.slots.get(place)?, index: self.before + place })
     }
 }
 
@@ -379,8 +381,7 @@ impl FurtherLevel {
     }
 }
 
-/// The spans for which the levels have no place. Grows to the most that were open at once, and their slots are used
-/// again.
+/// The spans for which the levels have no place. Slots are reused; their number grows to the most that were open at once.
 struct Crowd {
     slots: boxcar::Vec<Slot>,
     keys: boxcar::Vec<AtomicU64>,
@@ -433,8 +434,8 @@ impl Crowd {
         }
     }
 
-    /// The places that were ever in use. Under the lock: a span that takes a new one after this sees that the run has
-    /// ended, if it has.
+    /// The number of places that were ever in use. Takes the lock, so that a span that takes a new place afterwards sees
+    /// that the run has ended, if it has.
     fn used(&self) -> usize {
         let _places = self.places();
         self.keys.count()
@@ -453,7 +454,7 @@ pub(crate) struct OpenSpans<const FIRST: usize = PLACES> {
     slots: Box<[Slot]>,
     further: [OnceLock<FurtherLevel>; LEVELS - 1],
     crowd: Crowd,
-    /// The run is over: no span gets a slot any more.
+    /// Raised at the end of the run: no span gets a slot any more.
     ended: Flag,
 }
 
@@ -481,8 +482,8 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         }
     }
 
-    /// From now on no span gets a slot, and those that have one are found by [`taken`](Self::taken). Whether this is the
-    /// first call.
+    /// Ends the run: from now on no span gets a slot, and [`taken`](Self::taken) returns all that have one. Returns whether
+    /// this is the first call.
     pub(crate) fn end(&self) -> bool {
         self.ended.raise()
     }
@@ -508,7 +509,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     /// The slot of this span, if it has one.
     #[inline(always)]
-    pub(crate) fn find(&self, id: &Id) -> Option<Found<'_>> {
+    pub(crate) fn find(&self, id: &Id) -> Option<SpanRef<'_>> {
         let id = id.into_u64();
         let home = place_of(id, FIRST);
         let key = self.keys.0[home].load(Ordering::Acquire);
@@ -516,7 +517,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
             return None;
         }
         if key == id {
-            return self.first_level().found(home);
+            return self.first_level().span(home);
         }
         if self.displaced[home].load(Ordering::Relaxed) == 0 { None } else { self.find_slow(id) }
     }
@@ -528,22 +529,22 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         key | u64::from(self.displaced[home].load(Ordering::Relaxed)) == 0
     }
 
-    /// The same for a span that another thread may be giving its slot at this moment: `None` until all of it is there.
+    /// The slot of a span that another thread may be opening at this moment: `None` until all its fields are written.
     #[inline]
-    pub(crate) fn find_whole(&self, id: &Id) -> Option<Found<'_>> {
-        self.find(id).filter(|found| found.slot.phase() != Phase::Free)
+    pub(crate) fn get_initialized(&self, id: &Id) -> Option<SpanRef<'_>> {
+        self.find(id).filter(|span| span.slot.phase() != Phase::Free)
     }
 
     #[cold]
-    fn find_slow(&self, id: u64) -> Option<Found<'_>> {
+    fn find_slow(&self, id: u64) -> Option<SpanRef<'_>> {
         match self.levels().try_for_each(|level| level.find(id)) {
-            ControlFlow::Break(found) => found,
+            ControlFlow::Break(span) => span,
             ControlFlow::Continue(()) => self.in_crowd(self.crowd.find(id)?),
         }
     }
 
-    fn in_crowd(&self, place: usize) -> Option<Found<'_>> {
-        Some(Found { slot: self.crowd.slots.get(place)?, index: Self::IN_LEVELS + place })
+    fn in_crowd(&self, place: usize) -> Option<SpanRef<'_>> {
+        Some(SpanRef { slot: self.crowd.slots.get(place)?, index: Self::IN_LEVELS + place })
     }
 
     #[inline]
@@ -570,78 +571,78 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
         std::iter::once(self.first_level()).chain(further)
     }
 
-    /// Gives a new span a slot. What an earlier span with this id may have left must be released before.
-    /// `None`: the run is over.
+    /// Gives a new span a slot. The caller has released the stale slot of an earlier span with this id, if there was one.
+    /// `None`: the run has ended.
     #[inline(always)]
-    pub(crate) fn claim(&self, id: &Id, span: NewSpan) -> Option<Found<'_>> {
-        let found = self.take_place(id.into_u64())?;
+    pub(crate) fn claim(&self, id: &Id, new: NewSpan) -> Option<SpanRef<'_>> {
+        let span = self.take_place(id.into_u64())?;
         if self.has_ended() {
-            self.free_key(found);
+            self.free_key(span);
             return None;
         }
-        // Who reads a field of the new span and then asks whether the slot is still an earlier one's sees that it is
-        // not, see `Slot::is_still`.
+        // Pairs with the fence in `Slot::is_current`: a reader that sees any field of the new span also sees that the old
+        // one is gone.
         fence(Ordering::Release);
-        found.slot.reset(span);
-        let turn = found.slot.turn() + 1;
-        found.slot.life.store(turn << 2 | Phase::Open as u64, Ordering::Release);
-        Some(found)
+        span.slot.reset(new);
+        let generation = span.slot.generation() + 1;
+        span.slot.state.store(generation << 2 | Phase::Open as u64, Ordering::Release);
+        Some(span)
     }
 
     #[inline]
-    fn take_place(&self, id: u64) -> Option<Found<'_>> {
+    fn take_place(&self, id: u64) -> Option<SpanRef<'_>> {
         let home = place_of(id, FIRST);
-        if try_take(&self.keys.0[home], id) { self.first_level().found(home) } else { self.take_place_slow(id) }
+        if try_take(&self.keys.0[home], id) { self.first_level().span(home) } else { self.take_place_slow(id) }
     }
 
     #[cold]
-    fn take_place_slow(&self, id: u64) -> Option<Found<'_>> {
+    fn take_place_slow(&self, id: u64) -> Option<SpanRef<'_>> {
         self.all_levels().find_map(|level| level.claim(id)).or_else(|| self.in_crowd(self.crowd.claim(id)))
     }
 
-    /// The span closed: its slot is free for another.
-    pub(crate) fn release(&self, found: Found<'_>) {
-        let turn = found.slot.turn();
-        found.slot.life.store(turn << 2 | Phase::Free as u64, Ordering::Release);
-        self.free_key(found);
+    /// Frees the slot of a span that closed.
+    pub(crate) fn release(&self, span: SpanRef<'_>) {
+        let generation = span.slot.generation();
+        span.slot.state.store(generation << 2 | Phase::Free as u64, Ordering::Release);
+        self.free_key(span);
     }
 
     #[inline]
-    fn free_key(&self, found: Found<'_>) {
-        match self.keys.0.get(found.index) {
-            Some(key) if place_of(key.load(Ordering::Relaxed), FIRST) == found.index => key.store(0, Ordering::Release),
-            _ => self.free_displaced(found),
+    fn free_key(&self, span: SpanRef<'_>) {
+        match self.keys.0.get(span.index) {
+            Some(key) if place_of(key.load(Ordering::Relaxed), FIRST) == span.index => key.store(0, Ordering::Release),
+            _ => self.free_displaced(span),
         }
     }
 
     /// Frees the key of a displaced span and takes the span back from the counts of its homes.
     #[cold]
-    fn free_displaced(&self, found: Found<'_>) {
-        let Some(key) = self.key(found) else { return };
+    fn free_displaced(&self, span: SpanRef<'_>) {
+        let Some(key) = self.key(span) else { return };
         let id = key.load(Ordering::Relaxed);
-        match found.index.checked_sub(Self::IN_LEVELS) {
+        match span.index.checked_sub(Self::IN_LEVELS) {
             Some(place) => self.crowd.release(place),
             None => key.store(0, Ordering::Release),
         }
         for level in self.levels() {
             let home = level.home_of(id);
-            if found.index == level.before + home {
+            if span.index == level.before + home {
                 break;
             }
             if let Some(displaced) = level.displaced.get(home) {
                 displaced.fetch_sub(1, Ordering::Relaxed);
             }
-            if found.index < level.before + level.keys.len() {
+            if span.index < level.before + level.keys.len() {
                 break;
             }
         }
     }
 
     #[inline(always)]
-    fn key(&self, found: Found<'_>) -> Option<&AtomicU64> {
-        match self.level_of(found.index) {
-            Some(level) => level.keys.get(found.index - level.before),
-            None => self.crowd.keys.get(found.index.checked_sub(Self::IN_LEVELS)?),
+    fn key(&self, span: SpanRef<'_>) -> Option<&AtomicU64> {
+        match self.level_of(span.index) {
+            Some(level) => level.keys.get(span.index - level.before),
+            None => self.crowd.keys.get(span.index.checked_sub(Self::IN_LEVELS)?),
         }
     }
 
@@ -655,45 +656,45 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     }
 
     /// The span's id, as long as it has the slot.
-    pub(crate) fn id_of(&self, found: Found<'_>) -> Option<Id> {
-        std::num::NonZeroU64::new(self.key(found)?.load(Ordering::Acquire)).map(Id::from_non_zero_u64)
+    pub(crate) fn id_of(&self, span: SpanRef<'_>) -> Option<Id> {
+        std::num::NonZeroU64::new(self.key(span)?.load(Ordering::Acquire)).map(Id::from_non_zero_u64)
     }
 
     /// The slot referred to, if it is still that span's.
     #[inline]
-    pub(crate) fn get(&self, reference: SlotRef) -> Option<Found<'_>> {
+    pub(crate) fn get(&self, reference: SlotRef) -> Option<SpanRef<'_>> {
         let index = reference.index()?;
-        let found = match self.level_of(index) {
-            Some(level) => Found { slot: level.slots.get(index - level.before)?, index },
+        let span = match self.level_of(index) {
+            Some(level) => SpanRef { slot: level.slots.get(index - level.before)?, index },
             None => self.in_crowd(index.checked_sub(Self::IN_LEVELS)?)?,
         };
-        (reference.is_turn(found.slot.turn()) && found.slot.phase() != Phase::Free).then_some(found)
+        (reference.is_generation(span.slot.generation()) && span.slot.phase() != Phase::Free).then_some(span)
     }
 
     /// The spans open now.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Found<'_>> {
-        self.all().filter(|found| self.phase_now(*found) == Phase::Open)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = SpanRef<'_>> {
+        self.all().filter(|span| self.phase_now(*span) == Phase::Open)
     }
 
-    /// The spans whose slots are not free: open, or settled by a thread that is about to count them.
-    pub(crate) fn taken(&self) -> impl Iterator<Item = Found<'_>> {
-        self.all().filter(|found| self.phase_now(*found) != Phase::Free)
+    /// The spans whose slots are not free: open, or finished by a thread that is about to count them.
+    pub(crate) fn taken(&self) -> impl Iterator<Item = SpanRef<'_>> {
+        self.all().filter(|span| self.phase_now(*span) != Phase::Free)
     }
 
-    fn all(&self) -> impl Iterator<Item = Found<'_>> {
+    fn all(&self) -> impl Iterator<Item = SpanRef<'_>> {
         let in_levels =
-            self.levels().flat_map(|level| (0..level.keys.len()).filter_map(move |place| level.found(place)));
+            self.levels().flat_map(|level| (0..level.keys.len()).filter_map(move |place| level.span(place)));
         in_levels.chain((0..self.crowd.used()).filter_map(|place| self.in_crowd(place)))
     }
 
-    /// The phase of the span in this place. One that is being written at this moment is waited for, within reason: that
-    /// takes its thread a few nanoseconds, or a time slice where it was interrupted just there.
-    fn phase_now(&self, found: Found<'_>) -> Phase {
+    /// The phase of the span in this place. Waits for a span whose fields are being written at this moment, within reason:
+    /// that takes its thread a few nanoseconds, or a time slice where it was interrupted just there.
+    fn phase_now(&self, span: SpanRef<'_>) -> Phase {
         for spin in 0..1_000 {
-            if self.key(found).is_none_or(|key| key.load(Ordering::SeqCst) == 0) {
+            if self.key(span).is_none_or(|key| key.load(Ordering::SeqCst) == 0) {
                 return Phase::Free;
             }
-            match found.slot.phase() {
+            match span.slot.phase() {
                 Phase::Free if spin < 100 => spin_loop(),
                 Phase::Free => yield_now(),
                 phase => return phase,
@@ -710,7 +711,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn claim(open: &OpenSpans, id: u64, mark: u64) -> Found<'_> {
+    fn claim(open: &OpenSpans, id: u64, mark: u64) -> SpanRef<'_> {
         evict(open, id);
         let span = NewSpan { started: mark, facts: Facts::STAGE, ..NewSpan::default() };
         open.claim(&Id::from_u64(id), span).unwrap()
@@ -723,7 +724,7 @@ mod tests {
     }
 
     fn mark(open: &OpenSpans, id: u64) -> Option<u64> {
-        open.find(&Id::from_u64(id)).map(|found| found.started.load(Ordering::Relaxed))
+        open.find(&Id::from_u64(id)).map(|span| span.started.load(Ordering::Relaxed))
     }
 
     /// Whether there is no key and no count: every look-up ends after two loads.
@@ -760,15 +761,15 @@ mod tests {
                         model.insert(id, n);
                     }
                     Step::Close(id) => {
-                        if let Some(found) = open.find(&Id::from_u64(id)) {
-                            open.release(found);
+                        if let Some(span) = open.find(&Id::from_u64(id)) {
+                            open.release(span);
                         }
                         model.remove(&id);
                     }
                     Step::Look(id) => prop_assert_eq!(mark(&open, id), model.get(&id).copied()),
                 }
             }
-            let mut left: Vec<_> = open.iter().map(|found| found.started.load(Ordering::Relaxed)).collect();
+            let mut left: Vec<_> = open.iter().map(|span| span.started.load(Ordering::Relaxed)).collect();
             let mut expected: Vec<_> = model.into_values().collect();
             left.sort_unstable();
             expected.sort_unstable();
@@ -811,8 +812,8 @@ mod tests {
         let references: Vec<_> = (1..=SPANS).map(|id| claim(id, id)).collect();
         assert!(open.crowd.used() > 20_000, "{}", open.crowd.used());
         for (id, reference) in (1..).zip(&references) {
-            let found = open.find(&Id::from_u64(id)).unwrap();
-            assert_eq!((found.reference(), found.started.load(Ordering::Relaxed)), (*reference, id));
+            let span = open.find(&Id::from_u64(id)).unwrap();
+            assert_eq!((span.reference(), span.started.load(Ordering::Relaxed)), (*reference, id));
             assert_eq!(open.get(*reference).unwrap().started.load(Ordering::Relaxed), id);
         }
         assert_eq!(open.iter().count(), SPANS as usize);
@@ -841,9 +842,9 @@ mod tests {
         assert!(open.get(reference).is_none());
         let second = claim(&open, 7, 2);
         assert!(open.get(reference).is_none());
-        assert!(!second.settle(reference));
-        assert!(second.settle(second.reference()));
-        assert!(!second.settle(second.reference()), "a span is counted once");
+        assert!(!second.try_finish(reference));
+        assert!(second.try_finish(second.reference()));
+        assert!(!second.try_finish(second.reference()), "a span is counted once");
     }
 
     #[test]
@@ -871,9 +872,9 @@ mod tests {
                         }
                         for id in ids {
                             assert_eq!(mark(open, id), Some(id << 32 | round));
-                            let found = open.find(&Id::from_u64(id)).unwrap();
-                            assert!(found.settle(found.reference()));
-                            open.release(found);
+                            let span = open.find(&Id::from_u64(id)).unwrap();
+                            assert!(span.try_finish(span.reference()));
+                            open.release(span);
                         }
                     }
                 });

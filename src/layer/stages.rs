@@ -13,7 +13,7 @@ use super::fields::{HasError, SpanFields};
 use super::index::Number;
 use super::inherit::{Epoch, Inheritance, Origin, Resolved};
 use super::labels::{Label, Labels, Role, ValueHashes, Values};
-use super::open::{Found, NewSpan, OpenSpans, SlotRef};
+use super::open::{NewSpan, OpenSpans, SlotRef, SpanRef};
 use super::outcome::{Facts, FailurePolicy, Outcome, Reason};
 use super::remembered::{Given, Memory};
 use super::series::{Finished, Series};
@@ -164,8 +164,9 @@ impl Stages {
         let hashes = if meaning.is_some() { None } else { self.hashes(&fields, values) };
         drop(fields);
         let enclosing = self.inheritance.nearest_stage(&self.open, parent, epoch);
-        let is_nested =
-            |stage: Found<'_>| self.inheritance.is_same_stage(&self.open, &self.labels, stage, values, hashes.as_ref());
+        let is_nested = |stage: SpanRef<'_>| {
+            self.inheritance.is_same_stage(&self.open, &self.labels, stage, values, hashes.as_ref())
+        };
         let is_nested = !values.stage.is_none() && enclosing.is_some_and(is_nested);
         let facts = if is_nested { facts.with(Facts::NESTED_SAME_STAGE) } else { facts };
         let enclosing_stage = enclosing.map_or(SlotRef::NONE, |stage| stage.reference());
@@ -249,7 +250,7 @@ impl Stages {
             None => None,
         };
         let Some(parent) = parent else { return SlotRef::NONE };
-        if let Some(found) = self.open.find_whole(parent) {
+        if let Some(found) = self.open.get_initialized(parent) {
             return found.reference();
         }
         self.parent_further(id, ctx)
@@ -265,10 +266,10 @@ impl Stages {
         // Without those that a filter hides from this layer: it is not told when they close.
         let mut around = span.scope().skip(1);
         let Some(nearest) = around.next() else { return SlotRef::NONE };
-        if let Some(found) = self.open.find_whole(&nearest.id()) {
+        if let Some(found) = self.open.get_initialized(&nearest.id()) {
             return found.reference();
         }
-        let further = around.find_map(|span| self.open.find_whole(&span.id()));
+        let further = around.find_map(|span| self.open.get_initialized(&span.id()));
         let further = further.map_or(SlotRef::NONE, |found| found.reference());
         // An id has one slot. Nobody waits: who comes second has what it came for, as long as it does not take a slot
         // that is being written for one that is there. The next one tries again.
@@ -289,7 +290,7 @@ impl Stages {
     }
 
     pub(crate) fn recorded(&self, id: &Id, values: &Record<'_>) {
-        let Some(found) = self.open.find_whole(id) else { return };
+        let Some(found) = self.open.get_initialized(id) else { return };
         let Some(callsite) = self.callsite(found) else { return };
         let mut fields = SpanFields::new(&callsite.positions);
         values.record(&mut fields);
@@ -338,7 +339,7 @@ impl Stages {
             let reference = found.reference();
             let exists = self.open.id_of(found).is_none_or(|id| ctx.exists(&id));
             // The registry frees an id after the layers were told: a slot that is still that span's was not closed.
-            if !exists && found.is_still(reference) {
+            if !exists && found.is_current(reference) {
                 self.count_missed(found);
             }
         }
@@ -346,7 +347,7 @@ impl Stages {
 
     /// Counts a stage whose end this layer was not told, as the end of the run would.
     #[cold]
-    fn count_missed(&self, found: Found<'_>) {
+    fn count_missed(&self, found: SpanRef<'_>) {
         if found.facts().has(Facts::STAGE) {
             let reference = found.reference();
             self.ensure_stage_id(found);
@@ -354,7 +355,7 @@ impl Stages {
             let outcome = self.policy.outcome_at_end(facts, found.entered.is_entered(), false);
             let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
             let ended = self.ended_stage(found, outcome, last_exit.unwrap_or_else(|| self.clock.raw()));
-            if facts.is_stage() && found.settle(reference) {
+            if facts.is_stage() && found.try_finish(reference) {
                 self.count(ended);
             }
             self.hide(found);
@@ -371,7 +372,7 @@ impl Stages {
     /// A span that matters was entered.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn entered_further<S>(&self, found: Found<'_>, id: &Id, ctx: &Context<'_, S>)
+    fn entered_further<S>(&self, found: SpanRef<'_>, id: &Id, ctx: &Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
@@ -395,7 +396,7 @@ impl Stages {
     /// A span that matters was left.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn exited_further(&self, found: Found<'_>, id: &Id) {
+    fn exited_further(&self, found: SpanRef<'_>, id: &Id) {
         found.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
         let is_held = found.entered.exit();
         if unwinding::exited(|| found.reference()) {
@@ -435,7 +436,7 @@ impl Stages {
             _ => return,
         };
         let Some(span) = ctx.event_span(event) else { return };
-        if let Some(found) = self.open.find_whole(&span.id()).filter(|found| found.facts().is_stage()) {
+        if let Some(found) = self.open.get_initialized(&span.id()).filter(|found| found.facts().is_stage()) {
             if is_error {
                 found.add_fact(Facts::ERROR_EVENT);
             }
@@ -445,7 +446,7 @@ impl Stages {
                 None => {}
             }
         } else if is_error && self.policy == FailurePolicy::ErrorsWithin {
-            let nearest = span.scope().find_map(|span| self.open.find_whole(&span.id()));
+            let nearest = span.scope().find_map(|span| self.open.get_initialized(&span.id()));
             let nearest = nearest.map_or(SlotRef::NONE, |span| span.reference());
             if let Some(stage) = self.inheritance.nearest_stage(&self.open, nearest, self.inheritance.epoch()) {
                 stage.add_fact(Facts::ERROR_WITHIN);
@@ -464,12 +465,12 @@ impl Stages {
     /// A span that matters closed.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn closed_further(&self, found: Found<'_>, id: &Id) {
+    fn closed_further(&self, found: SpanRef<'_>, id: &Id) {
         if found.facts().has(Facts::STAGE) {
             self.ensure_stage_id(found);
             let (facts, reference) = (found.facts(), found.reference());
-            let is_settled = facts.is_stage() && found.settle(reference);
-            if is_settled {
+            let is_finished = facts.is_stage() && found.try_finish(reference);
+            if is_finished {
                 let outcome = self.policy.outcome(facts);
                 let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
                 // A look at the clock is a large part of what a span costs: only where it was never entered.
@@ -485,7 +486,7 @@ impl Stages {
                 self.warn_first_failure(ended);
             }
             #[cfg(feature = "trace-id")]
-            if !is_settled {
+            if !is_finished {
                 await_release(found.slot);
             }
             self.hide(found);
@@ -493,12 +494,12 @@ impl Stages {
         self.open.release(found);
     }
 
-    pub(super) fn callsite(&self, found: Found<'_>) -> Option<&Callsite> {
+    pub(super) fn callsite(&self, found: SpanRef<'_>) -> Option<&Callsite> {
         self.callsites.get(found.callsite.load(Ordering::Relaxed))
     }
 
     /// A stage id that was declared and never recorded is the span's name.
-    pub(super) fn ensure_stage_id(&self, found: Found<'_>) {
+    pub(super) fn ensure_stage_id(&self, found: SpanRef<'_>) {
         if found.stage().is_none()
             && let Some(callsite) = self.callsite(found)
         {
@@ -512,7 +513,7 @@ impl Stages {
 
     /// What there is to count of a stage that ends.
     #[inline(always)]
-    pub(super) fn ended_stage(&self, found: Found<'_>, outcome: Outcome, ended: u64) -> Finished {
+    pub(super) fn ended_stage(&self, found: SpanRef<'_>, outcome: Outcome, ended: u64) -> Finished {
         // What the values come to holds as long as nothing was recorded late.
         let (Resolved { profile, run_id }, meaning) = match self.inheritance.known(found.slot) {
             Some(known) => (known, found.meaning()),
@@ -559,14 +560,14 @@ impl Stages {
     }
 
     /// Counts the stage in its active gauge, where gauges are written at once.
-    fn show(&self, found: Found<'_>) {
+    fn show(&self, found: SpanRef<'_>) {
         let facts = found.facts();
         if !found.is_open() || !facts.is_stage() || found.stage().is_none() {
             return self.hide(found);
         }
         let (reference, stage) = (found.reference(), found.stage());
         let profile = self.inheritance.look(&self.open, found.slot).profile;
-        if !found.is_still(reference) {
+        if !found.is_current(reference) {
             return;
         }
         self.series.stage(&self.labels, stage);
@@ -582,7 +583,7 @@ impl Stages {
         }
     }
 
-    pub(super) fn hide(&self, found: Found<'_>) {
+    pub(super) fn hide(&self, found: SpanRef<'_>) {
         if found.shown.load(Ordering::SeqCst) != 0 {
             self.unshow(found.shown.swap(0, Ordering::SeqCst));
         }

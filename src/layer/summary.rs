@@ -48,7 +48,7 @@ impl Stages {
                 let (facts, stage) = (found.facts(), found.stage());
                 let profile = self.inheritance.look(&self.open, found.slot).profile;
                 let started = found.started.load(Ordering::Relaxed);
-                let is_shown = facts.is_stage() && !stage.is_none() && found.is_still(reference);
+                let is_shown = facts.is_stage() && !stage.is_none() && found.is_current(reference);
                 is_shown.then_some((started, stage, profile))
             })
             .collect();
@@ -87,7 +87,7 @@ impl Stages {
             let ended = self.ended_stage(found, outcome, last_exit.unwrap_or(now));
             #[cfg(feature = "trace-id")]
             let held = Held::new(found.slot);
-            if !found.settle(reference) {
+            if !found.try_finish(reference) {
                 closing.push(reference);
                 continue;
             }
@@ -147,7 +147,7 @@ impl Stages {
         for found in self.open.iter() {
             let (reference, stage) = (found.reference(), found.stage());
             // One whose id is not known yet has no name either: that is its id only if none is recorded until the end.
-            if found.facts().is_stage() && !stage.is_none() && found.is_still(reference) {
+            if found.facts().is_stage() && !stage.is_none() && found.is_current(reference) {
                 let stage = self.series.stage(&self.labels, stage).1.stage;
                 *open.entry(stage).or_insert(0_u64) += 1;
             }

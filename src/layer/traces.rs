@@ -18,7 +18,7 @@ use tracing_subscriber::Registry;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::MetricsLayer;
-use super::open::{Found, Slot};
+use super::open::{Slot, SpanRef};
 use super::outcome::{Facts, Outcome};
 use super::series::Finished;
 use super::sink::outward;
@@ -67,7 +67,7 @@ impl Traces {
 impl Stages {
     /// To call when a span is entered.
     #[inline]
-    pub(super) fn note_trace_at_enter(&self, found: Found<'_>, id: &Id) {
+    pub(super) fn note_trace_at_enter(&self, found: SpanRef<'_>, id: &Id) {
         let way = self.traces.way();
         if way <= AT_ENTER {
             let facts = found.facts();
@@ -82,7 +82,7 @@ impl Stages {
     }
 
     #[cold]
-    fn find_way_at_enter(&self, found: Found<'_>, id: &Id) {
+    fn find_way_at_enter(&self, found: SpanRef<'_>, id: &Id) {
         let context = self.ask(id);
         match &context {
             None => self.traces.silence(),
@@ -94,7 +94,7 @@ impl Stages {
 
     /// To call when a span is left; `is_held`: whether another thread asks for it.
     #[inline]
-    pub(super) fn note_trace_at_exit(&self, found: Found<'_>, id: &Id, is_held: bool) {
+    pub(super) fn note_trace_at_exit(&self, found: SpanRef<'_>, id: &Id, is_held: bool) {
         if found.facts().has(Facts::TROUBLE) {
             self.note_trace(found, id);
         }
@@ -105,7 +105,7 @@ impl Stages {
 
     /// Keeps the trace of a stage that failed by what is known now.
     #[cold]
-    fn note_trace(&self, found: Found<'_>, id: &Id) {
+    fn note_trace(&self, found: SpanRef<'_>, id: &Id) {
         let facts = found.facts();
         if facts.is_stage() && !facts.has(Facts::ASKED_FOR_TRACE) && self.policy.outcome(facts) != Outcome::Success {
             found.set_trace(self.ask(id).as_ref().and_then(TraceId::of));
@@ -114,7 +114,7 @@ impl Stages {
 
     /// What there is to count of a stage that closes, with its trace if it failed.
     #[inline]
-    pub(super) fn with_trace(&self, mut ended: Finished, found: Found<'_>, id: &Id) -> Finished {
+    pub(super) fn with_trace(&self, mut ended: Finished, found: SpanRef<'_>, id: &Id) -> Finished {
         if self.traces.way() == UNKNOWN {
             self.find_way_at_close(id);
         }
@@ -131,7 +131,7 @@ impl Stages {
     }
 
     /// The same of a stage that is open at the end of the run.
-    pub(super) fn with_trace_of_open(&self, mut ended: Finished, found: Found<'_>, held: Held<'_>) -> Finished {
+    pub(super) fn with_trace_of_open(&self, mut ended: Finished, found: SpanRef<'_>, held: Held<'_>) -> Finished {
         if ended.outcome != Outcome::Success {
             ended.trace = if found.facts().has(Facts::ASKED_FOR_TRACE) {
                 found.trace()
@@ -145,7 +145,7 @@ impl Stages {
         ended
     }
 
-    fn trace_of_open(&self, found: Found<'_>) -> Option<TraceId> {
+    fn trace_of_open(&self, found: SpanRef<'_>) -> Option<TraceId> {
         let id = self.open.id_of(found)?;
         // Its end may not have been told to this layer: only a span that exists may be asked for.
         self.subscriber()?.downcast_ref::<Registry>()?.span_data(&id)?;

@@ -4,7 +4,7 @@ use tracing::warn;
 
 use super::admission::Overflow;
 use super::callsite::OWN_TARGET;
-use super::open::Found;
+use super::open::SpanRef;
 #[cfg(feature = "trace-id")]
 use super::outcome::Outcome;
 use super::outcome::Reason;
@@ -44,7 +44,7 @@ impl Stages {
     }
 
     #[cold]
-    pub(super) fn warn_cancelled(&self, found: Found<'_>) {
+    pub(super) fn warn_cancelled(&self, found: SpanRef<'_>) {
         let Some(callsite) = self.callsite(found).filter(|callsite| callsite.warn_once()) else { return };
         let (stage_id, span) = (self.labels.text(found.stage()).to_owned(), callsite.meta.name());
         let (file, line) = (callsite.meta.file().unwrap_or("?"), callsite.meta.line().unwrap_or(0));
