@@ -15,6 +15,11 @@ use super::peers::Peer;
 pub(crate) const PROFILE: &str = "crypto_production";
 pub(crate) const RUN_ID: &str = "20260105-191332";
 
+/// Timed spans between stages that are not timed.
+const STAGES_EVERY: u64 = 64;
+/// Stages open at once, before anything is timed.
+const PEAK: usize = 5_000;
+
 /// The repeated work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
@@ -26,6 +31,13 @@ pub(crate) enum Work {
     Through,
     /// A span without any of the three fields.
     Untagged,
+    /// As `Untagged`, inside an open stage, where stages open and close: three nested stages before every [`STAGES_EVERY`]
+    /// spans, not timed.
+    UntaggedAmid,
+    /// As `Untagged`, after [`PEAK`] stages were open at once and closed.
+    UntaggedAfter,
+    /// Enter and exit of an open span without any of the three fields, after the same.
+    ReenterUntagged,
     /// An event that is no error, inside a stage.
     Event,
     /// Enter and exit of an open stage, as for a future that is polled.
@@ -58,11 +70,14 @@ pub(crate) enum Stack {
 }
 
 impl Work {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Own,
         Self::Child,
         Self::Through,
         Self::Untagged,
+        Self::UntaggedAmid,
+        Self::UntaggedAfter,
+        Self::ReenterUntagged,
         Self::Event,
         Self::Reenter,
         Self::Sets(16),
@@ -82,6 +97,19 @@ impl Work {
             stacks.extend(Peer::ALL.map(Stack::Peer));
         }
         stacks
+    }
+
+    /// Whether a stage is timed.
+    pub(crate) fn is_stage(self) -> bool {
+        !matches!(
+            self,
+            Self::Untagged
+                | Self::UntaggedAmid
+                | Self::UntaggedAfter
+                | Self::ReenterUntagged
+                | Self::Event
+                | Self::Reenter
+        )
     }
 
     fn threads(self) -> usize {
@@ -125,6 +153,8 @@ impl Case {
     pub(crate) fn stages_in(self, times: u64) -> u64 {
         match (self.stack, self.work) {
             (Stack::Floor, _) | (_, Work::Untagged | Work::Event | Work::Reenter) => 0,
+            (_, Work::UntaggedAmid) => 3 * times.div_ceil(STAGES_EVERY),
+            (_, Work::UntaggedAfter | Work::ReenterUntagged) => PEAK as u64,
             (_, work) => times * work.threads() as u64,
         }
     }
@@ -185,9 +215,16 @@ impl Case {
                 let plain = root.in_scope(|| info_span!("step", number = 1));
                 within(plain, child)
             }
-            Work::Untagged => {
-                let value = black_box("prices.csv");
-                timed(move || drop(info_span!("step", path = value, number = 1, quick = true).entered()))
+            Work::Untagged => timed(untagged),
+            Work::UntaggedAmid => amid_stages(untagged),
+            Work::UntaggedAfter => {
+                many_stages_at_once();
+                timed(untagged)
+            }
+            Work::ReenterUntagged => {
+                many_stages_at_once();
+                let span = info_span!("step", number = 1);
+                timed(move || drop(black_box(&span).enter()))
             }
             Work::Event => {
                 let span = info_span!("stage", stage_id = "foundation.ingest", profile = PROFILE, run_id = RUN_ID);
@@ -214,6 +251,17 @@ impl Case {
 pub(crate) fn stage(set: &LabelSet) {
     let LabelSet { stage, profile, run_id } = black_box(set);
     drop(info_span!("stage", stage_id = stage, profile, run_id = %run_id).entered());
+}
+
+#[inline]
+fn untagged() {
+    drop(info_span!("step", path = black_box("prices.csv"), number = 1, quick = true).entered());
+}
+
+/// Opens [`PEAK`] stages, then closes them.
+fn many_stages_at_once() {
+    let stages: Vec<_> = (0..PEAK).map(|_| info_span!("stage", stage_id = "foundation.ingest")).collect();
+    drop(stages);
 }
 
 #[inline]
@@ -276,6 +324,33 @@ fn timed(mut once: impl FnMut() + 'static) -> Run {
             once();
         }
         start.elapsed()
+    })
+}
+
+/// Runs three stages before every [`STAGES_EVERY`] runs of `once`, and times these alone.
+fn amid_stages(once: impl Fn() + 'static) -> Run {
+    let around = info_span!("stage", stage_id = "foundation", profile = PROFILE, run_id = RUN_ID);
+    let mut until_stages = 0;
+    Box::new(move |mut times| {
+        let _around = around.enter();
+        let mut elapsed = Duration::ZERO;
+        while times > 0 {
+            if until_stages == 0 {
+                let _ingest = info_span!("stage", stage_id = "foundation.ingest").entered();
+                let _parse = info_span!("stage", stage_id = "foundation.parse").entered();
+                drop(info_span!("stage", stage_id = "foundation.read").entered());
+                until_stages = STAGES_EVERY;
+            }
+            let runs = times.min(until_stages);
+            let start = Instant::now();
+            for _ in 0..runs {
+                once();
+            }
+            elapsed += start.elapsed();
+            times -= runs;
+            until_stages -= runs;
+        }
+        elapsed
     })
 }
 

@@ -58,6 +58,9 @@ fn title_of(work: Work) -> String {
         Work::Child => "a stage that inherits profile and run_id from a root span".to_owned(),
         Work::Through => "the same, through a plain span".to_owned(),
         Work::Untagged => "a span that is no stage".to_owned(),
+        Work::UntaggedAmid => "a span that is no stage, while stages open and close".to_owned(),
+        Work::UntaggedAfter => "a span that is no stage, after 5 000 stages were open at once".to_owned(),
+        Work::ReenterUntagged => "an open span that is no stage entered and left, after the same".to_owned(),
         Work::Event => "an event that is no error".to_owned(),
         Work::Reenter => "an open stage entered and left".to_owned(),
         Work::Sets(sets) => format!("a stage, {sets} label sets in turn"),
@@ -99,7 +102,7 @@ pub(crate) fn print(out: &mut impl Write, measured: &[Measured]) -> io::Result<(
             )?;
         }
         let floor = table.min(this, Stack::Floor).filter(|_| has_spans(stack));
-        let counts = !matches!(this, Work::Untagged | Work::Event | Work::Reenter) && stack != Stack::Floor;
+        let counts = this.is_stage() && stack != Stack::Floor;
         let to_kept = |kept| table.to_kept(this, stack, kept).filter(|_| counts);
         writeln!(
             out,
@@ -143,6 +146,9 @@ fn goals(out: &mut impl Write, table: &Table<'_>) -> io::Result<()> {
             ratio(table.over(Work::Own, Layer), table.over(Work::Own, Stack::Peer(Peer::OpenTelemetry))),
         ),
         ("a span that is no stage, ns over the floor", 2.0, table.over(Work::Untagged, Layer)),
+        ("the same while stages open and close", 4.0, table.over(Work::UntaggedAmid, Layer)),
+        ("the same after 5 000 stages were open at once", 4.0, table.over(Work::UntaggedAfter, Layer)),
+        ("enter and exit of such a span, after the same", 2.0, table.over(Work::ReenterUntagged, Layer)),
         ("an event that is no error, ns over the floor", 1.0, table.over(Work::Event, Layer)),
         ("enter and exit of a stage, ns over the floor", 25.0, table.over(Work::Reenter, Layer)),
         ("4096 label sets / 16", 2.5, ratio(table.min(Work::Sets(4096), Layer), table.min(Work::Sets(16), Layer))),
