@@ -2,7 +2,7 @@
 //! every value that the memory orderings allow a thread to read.
 //!
 //! The models compile the crate's own source with `loom`'s atomics in place of those of the standard library. The first
-//! level of the table has two buckets, so that threads contend for few slots.
+//! level of the table has one bucket, so that threads contend for few slots.
 #![allow(clippy::print_stdout, clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
 
 #[path = "interleavings/layer.rs"]
@@ -16,7 +16,7 @@ mod series;
 mod sync {
     use loom::sync::atomic::{AtomicUsize, Ordering};
 
-    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, fence};
+    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
     pub(crate) use loom::thread::yield_now;
 
     /// `loom` does not model the total order of sequentially consistent accesses to different variables.
@@ -51,8 +51,8 @@ use loom::thread::{self, JoinHandle};
 use series::append_only_map::fibonacci_hash;
 use tracing::span::Id;
 
-/// The number of buckets of the first level.
-const FIRST: usize = 2;
+/// The number of places of the first level.
+const FIRST: usize = 8;
 
 type OpenSpans = layer::span::table::OpenSpans<FIRST>;
 
@@ -109,10 +109,15 @@ fn spawn<T: 'static>(spans: &Arc<OpenSpans>, work: impl FnOnce(&OpenSpans) -> T 
     thread::spawn(move || work(&spans))
 }
 
-/// Ids in the same bucket.
-fn ids_of_a_bucket(count: usize) -> Vec<u64> {
-    let bucket = |id| fibonacci_hash(id, FIRST);
-    (1..).filter(|id| bucket(*id) == bucket(1)).take(count).collect()
+/// Ids with the same home in the first level.
+fn ids_of_a_home(count: usize) -> Vec<u64> {
+    let home = |id| fibonacci_hash(id, FIRST);
+    (1..).filter(|id| home(*id) == home(1)).take(count).collect()
+}
+
+/// Whether a look-up of each of these ids ends at its home: no key is there, and no span is counted as displaced.
+fn are_absent(spans: &OpenSpans, ids: &[u64]) -> bool {
+    ids.iter().all(|at| !spans.may_have(&id(*at)))
 }
 
 /// Explores a model. Its executions must have exactly the listed results: a result that never occurs proves nothing.
@@ -138,8 +143,8 @@ fn model<T: Ord + std::fmt::Debug + Send + 'static>(
     assert!(executions.values().sum::<usize>() > 50, "{name}: the threads interleave in more than 50 ways");
 }
 
-/// Two threads open and close spans in the same bucket.
-fn spans_in_one_bucket_are_independent() {
+/// Two threads open and close spans with the same home.
+fn spans_with_one_home_are_independent() {
     let spans = Arc::new(OpenSpans::new());
     let work = |at| {
         move |spans: &OpenSpans| {
@@ -149,9 +154,51 @@ fn spans_in_one_bucket_are_independent() {
             assert!(spans.find(&id(at)).is_none());
         }
     };
-    let threads: Vec<_> = ids_of_a_bucket(2).into_iter().map(|at| spawn(&spans, work(at))).collect();
+    let threads: Vec<_> = ids_of_a_home(2).into_iter().map(|at| spawn(&spans, work(at))).collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(spans.iter().count(), 0);
+    assert!(are_absent(&spans, &ids_of_a_home(2)));
+}
+
+/// A span is displaced, since an earlier one has their home. The earlier span closes and another one opens and closes, at
+/// home or displaced as well. The displaced span is found throughout, and once all are closed none is counted.
+fn displaced_span_is_found_while_spans_with_its_home_change() {
+    let spans = Arc::new(OpenSpans::new());
+    let ids = ids_of_a_home(3);
+    let [first, displaced, next] = [ids[0], ids[1], ids[2]];
+    open(&spans, first, first);
+    open(&spans, displaced, displaced);
+    let changing = spawn(&spans, move |spans| {
+        assert_eq!(close(spans, first), Some(first));
+        open(spans, next, next);
+        assert_eq!(close(spans, next), Some(next));
+    });
+    let looking = spawn(&spans, move |spans| {
+        assert_eq!(mark(spans.find(&id(displaced)).unwrap()), displaced);
+        assert_eq!(close(spans, displaced), Some(displaced));
+    });
+    changing.join().unwrap();
+    looking.join().unwrap();
+    assert!(are_absent(&spans, &ids));
+}
+
+/// Two threads open and close displaced spans with one home, and look up an id there that no span has.
+fn absent_id_is_not_found_while_displaced_spans_come_and_go() {
+    let spans = Arc::new(OpenSpans::new());
+    let ids = ids_of_a_home(4);
+    let absent = ids[3];
+    open(&spans, ids[0], ids[0]);
+    let work = move |spans: &OpenSpans, at| {
+        open(spans, at, at);
+        assert!(spans.find(&id(absent)).is_none());
+        assert_eq!(close(spans, at), Some(at));
+    };
+    let (here, there) = (ids[1], ids[2]);
+    let other = spawn(&spans, move |spans| work(spans, there));
+    work(&spans, here);
+    other.join().unwrap();
+    assert_eq!(close(&spans, ids[0]), Some(ids[0]));
+    assert!(are_absent(&spans, &ids));
 }
 
 /// The registry reuses an id while another thread holds a reference to the first span with that id, reads its values as
@@ -197,9 +244,13 @@ fn ending_run_counts_each_span_once() -> (Vec<u64>, [Option<u64>; 2]) {
 }
 
 /// One thread looks up a span while another thread initializes its slot, as a stage looks up its parent. The lookup
-/// returns the initialized span or none.
-fn lookup_returns_an_initialized_span_or_none() -> Option<u64> {
+/// returns the initialized span or none. `is_displaced`: another span has the home.
+fn lookup_returns_an_initialized_span_or_none(is_displaced: bool) -> Option<u64> {
     let spans = Arc::new(OpenSpans::new());
+    if is_displaced {
+        let other = ids_of_a_home(2)[1];
+        open(&spans, other, other);
+    }
     // An earlier span of the slot.
     open(&spans, 1, 1);
     close(&spans, 1);
@@ -217,7 +268,7 @@ fn lookup_returns_an_initialized_span_or_none() -> Option<u64> {
 /// Two threads open spans in a bucket with one free slot: one of the spans goes to the next level.
 fn full_bucket_overflows_into_the_next_level() {
     let spans = Arc::new(OpenSpans::new());
-    let ids = ids_of_a_bucket(9);
+    let ids = ids_of_a_home(9);
     ids[..7].iter().for_each(|at| {
         open(&spans, *at, *at);
     });
@@ -232,6 +283,7 @@ fn full_bucket_overflows_into_the_next_level() {
     assert_eq!(spans.iter().count(), 9);
     ids.iter().for_each(|at| assert_eq!(close(&spans, *at), Some(*at)));
     assert_eq!(spans.iter().count(), 0);
+    assert!(are_absent(&spans, &ids));
 }
 
 /// A span opens while the run ends: the table refuses it, or the end of the run counts it.
@@ -245,7 +297,17 @@ fn span_opened_while_the_run_ends_is_counted_or_refused() -> bool {
 }
 
 fn main() {
-    model("spans in one bucket are independent", spans_in_one_bucket_are_independent, &[()]);
+    model("spans with one home are independent", spans_with_one_home_are_independent, &[()]);
+    model(
+        "displaced span is found while spans with its home change",
+        displaced_span_is_found_while_spans_with_its_home_change,
+        &[()],
+    );
+    model(
+        "absent id is not found while displaced spans come and go",
+        absent_id_is_not_found_while_displaced_spans_come_and_go,
+        &[()],
+    );
     model(
         "reference does not reach the next span with its id",
         reference_does_not_reach_the_next_span_with_its_id,
@@ -256,7 +318,13 @@ fn main() {
         ending_run_counts_each_span_once,
         &[(vec![], [Some(1), None]), (vec![], [Some(1), Some(2)]), (vec![1], [None, None]), (vec![2], [Some(1), None])],
     );
-    model("lookup returns an initialized span or none", lookup_returns_an_initialized_span_or_none, &[None, Some(2)]);
+    for is_displaced in [false, true] {
+        model(
+            "lookup returns an initialized span or none",
+            move || lookup_returns_an_initialized_span_or_none(is_displaced),
+            &[None, Some(2)],
+        );
+    }
     model("full bucket overflows into the next level", full_bucket_overflows_into_the_next_level, &[()]);
     model(
         "span opened while the run ends is counted or refused",

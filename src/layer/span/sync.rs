@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use std::hint::spin_loop;
-pub(crate) use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, fence};
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 pub(crate) use std::thread::yield_now;
 
 /// A flag that is raised once. Sequentially consistent: of a thread that writes something and then reads the flag, and one

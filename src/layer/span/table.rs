@@ -1,23 +1,29 @@
 //! Spans in flight: a table of the layer's own, keyed by span id, that is read and written without a lock.
 //!
-//! Only spans that matter have a slot: stages, those that bring a profile or a run id, and those that a stage looked
-//! further out from. Keys lie in buckets of eight, one cache line each, and a byte tells how many of a bucket were ever in
-//! use, so that the question most often asked, whether an id is here, is answered by that byte or one line more. When a
-//! bucket is full the next level, eight times as large, takes the span. Spans for which no level has a place, a million
-//! are open then, go to [`Crowd`], the one place where looking for a span takes a lock.
+//! Only tracked spans have a slot: stages, spans with a profile or a run id of their own, and spans that a stage opened in.
 //!
-//! **A reused or foreign id.** Ids are unique among open spans and are used again after they close. A slot's key goes
-//! when its span closes, before the id can come back, since the registry frees the id after the last layer was told.
-//! If that call never came (a layer taken out of its registry and put back), the layer releases what is left when a
-//! new span has the id. A reference from one slot to another also carries the slot's generation, which changes with every span.
+//! A level is an array of keys, each of which has a slot. An id has a home in each level: one place, by its hash. Its key
+//! is in its home in the first level where that place is free. Otherwise the span is displaced: its key is in another place
+//! of the home's bucket, which is eight keys and one cache line, or, where the bucket is full, in the next level, eight
+//! times as large. Each home counts its displaced spans. So two loads, of a key and of a count, answer the most frequent
+//! question: whether an id is absent. A count falls when a displaced span closes, so that a look-up never pays for closed
+//! spans. Spans for which no level has a place, a million are open then, go to [`Crowd`], the one place where a look-up
+//! takes a lock.
+//!
+//! **Reused ids.** Ids are unique among open spans, and a registry uses them again after the spans close. The layer frees
+//! the key when a span closes, before the id can come back: the registry frees the id after `on_close` of its last layer.
+//! Where `on_close` never came (a layer was taken out of its registry and put back), the layer releases the stale slot
+//! when a new span has the id. A reference from one slot to another also carries the slot's generation, which changes
+//! with every span.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tracing::span::Id;
 
-use super::sync::{AtomicU8, AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
+use super::sync::{AtomicU32, AtomicU64, Flag, fence, spin_loop, yield_now};
 use crate::layer::span::enter_count::EnterCount;
 use crate::layer::span::flags::SpanFlags;
 use crate::series::append_only_map::{EntryId, fibonacci_hash};
@@ -25,20 +31,21 @@ use crate::series::interner::{LabelId, SpanLabels, ValueHashes};
 #[cfg(feature = "trace-id")]
 use crate::series::trace_id::TraceId;
 
+/// Places of a bucket.
 const BUCKET: usize = 8;
-/// Of the first level.
-const BUCKETS: usize = 32;
+/// Places of the first level.
+const PLACES: usize = 256;
 const GROWTH: u32 = 3;
 const LEVELS: usize = 5;
 
-/// One open span. All fields but `state` belong to whoever holds the span's id, and to the end of the run.
+/// One open span. All fields but `state` are for threads that hold the span's id, and for the end of the run.
 #[derive(Debug, Default)]
-#[repr(align(128))] // Threads with spans in neighbouring slots do not wait for each other.
+#[repr(align(128))] // No false sharing, the adjacent-line prefetcher included.
 pub(crate) struct Slot {
     /// The slot's generation and its phase.
     state: AtomicU64,
     pub(crate) callsite: AtomicU32,
-    /// The nearest span around it that has a slot.
+    /// The nearest ancestor that has a slot.
     parent: AtomicU64,
     pub(crate) started: AtomicU64,
     /// Zero: never.
@@ -53,7 +60,7 @@ pub(crate) struct Slot {
     hashes: [AtomicU64; 3],
     /// The number plus one of what its values and what it inherits come to, where that is remembered and holds.
     cached: AtomicU32,
-    /// Profile and run id with what it inherits, and when that was span out.
+    /// The profile and the run id, own or inherited, with the epoch in which they were resolved.
     pub(crate) resolved: AtomicU64,
     /// The halves of its trace's id, once it was asked for; zero: none is known.
     #[cfg(feature = "trace-id")]
@@ -93,7 +100,7 @@ impl SlotRef {
     }
 }
 
-/// A slot that was span, and where. Two words, so that it is handed over in registers.
+/// A slot and its index. Two words, so that it is passed in registers.
 #[derive(Clone, Copy)]
 pub(crate) struct SpanRef<'a> {
     pub(crate) slot: &'a Slot,
@@ -127,9 +134,10 @@ impl Slot {
         }
     }
 
-    /// Whether it is open, and the span referred to: what was read since the reference was made is that span's.
+    /// Whether the slot still has the open span referred to. Then the fields read since the reference was made are that
+    /// span's.
     pub(crate) fn is_current(&self, reference: SlotRef) -> bool {
-        // What was read before stays before.
+        // Keeps the field reads above from moving past the generation check. Pairs with the fence in `OpenSpans::claim`.
         fence(Ordering::Acquire);
         let state = self.state.load(Ordering::Relaxed);
         reference.is_generation(state >> 2) && state & 3 == Phase::Open as u64
@@ -139,7 +147,7 @@ impl Slot {
         self.phase() == Phase::Open
     }
 
-    /// Takes the right to count this span. True for one caller only, and only while it is the span referred to.
+    /// Takes the right to count the span referred to. True for one caller only.
     pub(crate) fn try_finish(&self, reference: SlotRef) -> bool {
         let state = self.state.load(Ordering::Acquire);
         reference.is_generation(state >> 2)
@@ -230,7 +238,7 @@ impl Slot {
         }
     }
 
-    /// Takes over the values that are given.
+    /// Replaces the labels that are given.
     pub(crate) fn set_values(&self, given: SpanLabels) {
         self.clear_cached();
         for (field, value) in [(&self.stage, given.stage), (&self.profile, given.profile), (&self.run_id, given.run_id)]
@@ -241,28 +249,28 @@ impl Slot {
         }
     }
 
-    /// Makes it a new span's. The fields are written before the phase says so.
+    /// Writes the fields of a new span. The caller sets the phase to open afterwards.
     #[inline]
-    fn reset(&self, span: NewSpan) {
-        self.callsite.store(span.callsite, Ordering::Relaxed);
-        self.parent.store(span.parent.0, Ordering::Relaxed);
-        self.started.store(span.started, Ordering::Relaxed);
+    fn reset(&self, new: NewSpan) {
+        self.callsite.store(new.callsite, Ordering::Relaxed);
+        self.parent.store(new.parent.0, Ordering::Relaxed);
+        self.started.store(new.started, Ordering::Relaxed);
         self.last_exit.store(0, Ordering::Relaxed);
         self.entered.reset();
-        self.flags.store(span.flags.0, Ordering::Relaxed);
-        self.stage.store(span.values.stage.bits(), Ordering::Relaxed);
-        self.profile.store(span.values.profile.bits(), Ordering::Relaxed);
-        self.run_id.store(span.values.run_id.bits(), Ordering::Relaxed);
-        self.cached.store(span.cached.map_or(0, |cached| cached + 1), Ordering::Relaxed);
-        self.resolved.store(span.resolved, Ordering::Relaxed);
+        self.flags.store(new.flags.0, Ordering::Relaxed);
+        self.stage.store(new.values.stage.bits(), Ordering::Relaxed);
+        self.profile.store(new.values.profile.bits(), Ordering::Relaxed);
+        self.run_id.store(new.values.run_id.bits(), Ordering::Relaxed);
+        self.cached.store(new.cached.map_or(0, |cached| cached + 1), Ordering::Relaxed);
+        self.resolved.store(new.resolved, Ordering::Relaxed);
     }
 }
 
-/// What a slot is told of its span when that opens.
+/// The fields of a slot when its span opens.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct NewSpan {
     pub(crate) callsite: EntryId,
-    /// The nearest span around it that has a slot.
+    /// The nearest ancestor that has a slot.
     pub(crate) parent: SlotRef,
     pub(crate) started: u64,
     pub(crate) flags: SpanFlags,
@@ -272,71 +280,101 @@ pub(crate) struct NewSpan {
     pub(crate) resolved: u64,
 }
 
-#[repr(align(64))]
-#[derive(Debug, Default)]
-struct Bucket([AtomicU64; BUCKET]);
+/// Takes a place if it is free.
+#[inline]
+fn try_take(key: &AtomicU64, id: u64) -> bool {
+    // Sequentially consistent, as are the accesses of `OpenSpans::ended` and the loads in `OpenSpans::phase_now`: the key
+    // is written before the flag is read here, and the end of the run raises the flag before it reads the keys. So
+    // either this span is refused or the end of the run sees its key.
+    key.load(Ordering::Relaxed) == 0 && key.compare_exchange(0, id, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+}
 
-struct Level {
-    buckets: Box<[Bucket]>,
-    slots: Box<[Slot]>,
+#[derive(Clone, Copy)]
+struct Level<'a> {
+    /// Zero: free.
+    keys: &'a [AtomicU64],
+    /// How many open spans have their home here and their key elsewhere: in the same bucket or in a level further on.
+    displaced: &'a [AtomicU32],
+    slots: &'a [Slot],
     /// Slots in the levels before.
     before: usize,
 }
 
-impl Level {
-    /// `first`: the buckets of the first level.
-    fn new(first: usize, level: usize) -> Self {
-        let buckets = |level| first << (GROWTH as usize * level);
-        Self {
-            buckets: (0..buckets(level)).map(|_| Bucket::default()).collect(),
-            slots: (0..buckets(level) * BUCKET).map(|_| Slot::default()).collect(),
-            before: (0..level).map(|level| buckets(level) * BUCKET).sum(),
+impl<'a> Level<'a> {
+    #[inline]
+    fn home_of(self, id: u64) -> usize {
+        fibonacci_hash(id, self.keys.len())
+    }
+
+    /// The places of a home's bucket other than the home.
+    fn neighbours(home: usize) -> impl Iterator<Item = usize> {
+        let bucket = home & !(BUCKET - 1);
+        (bucket..bucket + BUCKET).filter(move |place| *place != home)
+    }
+
+    fn has_key(self, place: usize, id: u64) -> bool {
+        self.keys.get(place).is_some_and(|key| key.load(Ordering::Acquire) == id)
+    }
+
+    fn try_take(self, place: usize, id: u64) -> bool {
+        self.keys.get(place).is_some_and(|key| try_take(key, id))
+    }
+
+    /// Breaks where no level further on has the span.
+    fn find(self, id: u64) -> ControlFlow<Option<SpanRef<'a>>> {
+        let home = self.home_of(id);
+        if self.has_key(home, id) {
+            return ControlFlow::Break(self.span(home));
+        }
+        // Relaxed: see `claim`.
+        if self.displaced.get(home).is_none_or(|displaced| displaced.load(Ordering::Relaxed) == 0) {
+            return ControlFlow::Break(None);
+        }
+        match Self::neighbours(home).find(|place| self.has_key(*place, id)) {
+            Some(place) => ControlFlow::Break(self.span(place)),
+            None => ControlFlow::Continue(()),
         }
     }
 
-    /// Looks at so many places of a bucket.
-    #[inline]
-    fn find(&self, id: u64, bucket: usize, places: usize) -> Option<SpanRef<'_>> {
-        let keys = self.buckets.get(bucket)?.0.iter().take(places);
-        let place = keys.enumerate().find(|(_, key)| key.load(Ordering::Acquire) == id)?.0;
-        self.span(bucket, place)
-    }
-
-    /// Takes a place of a bucket; `announce` is told which before anyone can see it.
-    #[inline]
-    fn claim(&self, id: u64, bucket: usize, announce: impl Fn(usize)) -> Option<SpanRef<'_>> {
-        for (place, key) in self.buckets.get(bucket)?.0.iter().enumerate() {
-            if key.load(Ordering::Relaxed) != 0 {
-                continue;
-            }
-            announce(place);
-            // Sequentially consistent: the end of the run is announced and the keys are read in that order, here
-            // the key is written and the announcement read, so that one of the two sees the other.
-            if key.compare_exchange(0, id, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-                return self.span(bucket, place);
-            }
+    /// Takes a place for a span. `None`: the bucket is full, and the span is counted as displaced.
+    fn claim(self, id: u64) -> Option<SpanRef<'a>> {
+        let home = self.home_of(id);
+        if self.try_take(home, id) {
+            return self.span(home);
         }
-        None
+        // Relaxed: a thread that looks for an open span has its id from the thread that opened it, so that this addition
+        // happens before its load. The load then reads the result of this addition or a later one, and all of these count
+        // the span until it is released. A thread that has the id from elsewhere may miss the span, as if it had asked
+        // before the span opened.
+        self.displaced.get(home)?.fetch_add(1, Ordering::Relaxed);
+        let place = Self::neighbours(home).find(|place| self.try_take(*place, id))?;
+        self.span(place)
     }
 
     #[inline]
-    fn span(&self, bucket: usize, place: usize) -> Option<SpanRef<'_>> {
-        let at = bucket * BUCKET + place;
-        Some(SpanRef { slot: self.slots.get(at)?, index: self.before + at })
-    }
-
-    #[inline]
-    fn key(&self, at: usize) -> Option<&AtomicU64> {
-        self.buckets.get(at / BUCKET)?.0.get(at % BUCKET)
-    }
-
-    fn bucket_of(&self, id: u64) -> usize {
-        fibonacci_hash(id, self.buckets.len())
+    fn span(self, place: usize) -> Option<SpanRef<'a>> {
+        Some(SpanRef { slot: self.slots.get(place)?, index: self.before + place })
     }
 }
 
-/// The spans for which the levels have no place. Grows to the most that were open at once, and their slots are used
-/// again.
+/// A level that is made when a span is displaced from the one before.
+struct FurtherLevel {
+    keys: Box<[AtomicU64]>,
+    displaced: Box<[AtomicU32]>,
+    slots: Box<[Slot]>,
+}
+
+impl FurtherLevel {
+    fn new(places: usize) -> Self {
+        Self {
+            keys: (0..places).map(|_| AtomicU64::new(0)).collect(),
+            displaced: (0..places).map(|_| AtomicU32::new(0)).collect(),
+            slots: (0..places).map(|_| Slot::default()).collect(),
+        }
+    }
+}
+
+/// The spans for which the levels have no place. Slots are reused; their number grows to the most that were open at once.
 struct Crowd {
     slots: boxcar::Vec<Slot>,
     keys: boxcar::Vec<AtomicU64>,
@@ -374,7 +412,7 @@ impl Crowd {
         });
         places.by_id.insert(id, place);
         self.open.fetch_add(1, Ordering::AcqRel);
-        // As in `Level::claim`.
+        // Sequentially consistent: as in `try_take`.
         self.keys[place].store(id, Ordering::SeqCst);
         place
     }
@@ -389,43 +427,56 @@ impl Crowd {
         }
     }
 
-    /// The places that were ever in use. Under the lock: a span that takes a new one after this sees that the run has
-    /// ended, if it has.
+    /// The number of places that were ever in use. Takes the lock, so that a span that takes a new place afterwards sees
+    /// that the run has ended, if it has.
     fn used(&self) -> usize {
         let _places = self.places();
         self.keys.count()
     }
 }
 
-/// `FIRST`: the buckets of the first level.
-pub(crate) struct OpenSpans<const FIRST: usize = BUCKETS> {
-    /// How many places of each bucket of the first level were ever in use: the others need not be looked at. Most are
-    /// at one or none, so that an id that is not here is told by this byte or by a single key. Ids whose bucket is
-    /// full are in the levels further on.
-    used: [AtomicU8; FIRST],
-    first: Level,
-    more: [OnceLock<Level>; LEVELS - 1],
+/// Begins with a cache line, so that each bucket is one.
+#[repr(align(64))]
+struct Keys<const N: usize>([AtomicU64; N]);
+
+/// `FIRST`: the places of the first level.
+pub(crate) struct OpenSpans<const FIRST: usize = PLACES> {
+    /// The first level.
+    keys: Keys<FIRST>,
+    displaced: [AtomicU32; FIRST],
+    slots: Box<[Slot]>,
+    further: [OnceLock<FurtherLevel>; LEVELS - 1],
     crowd: Crowd,
-    /// The run is over: no span gets a slot any more.
+    /// Raised at the end of the run: no span gets a slot any more.
     ended: Flag,
 }
 
 impl<const FIRST: usize> OpenSpans<FIRST> {
     /// Slots in all levels.
-    const IN_LEVELS: usize = FIRST * BUCKET * ((1 << (GROWTH as usize * LEVELS)) - 1) / ((1 << GROWTH) - 1);
+    const IN_LEVELS: usize = Self::places_before(LEVELS);
+
+    const fn places(level: usize) -> usize {
+        FIRST << (GROWTH as usize * level)
+    }
+
+    /// Places in the levels before this one.
+    const fn places_before(level: usize) -> usize {
+        (Self::places(level) - FIRST) / ((1 << GROWTH) - 1)
+    }
 
     pub(crate) fn new() -> Self {
         Self {
-            used: std::array::from_fn(|_| AtomicU8::new(0)),
-            first: Level::new(FIRST, 0),
-            more: [const { OnceLock::new() }; LEVELS - 1],
+            keys: Keys(std::array::from_fn(|_| AtomicU64::new(0))),
+            displaced: std::array::from_fn(|_| AtomicU32::new(0)),
+            slots: (0..FIRST).map(|_| Slot::default()).collect(),
+            further: [const { OnceLock::new() }; LEVELS - 1],
             crowd: Crowd::new(),
             ended: Flag::default(),
         }
     }
 
-    /// From now on no span gets a slot, and those that have one are span by [`taken`](Self::taken). Whether this is the
-    /// first call.
+    /// Ends the run: from now on no span gets a slot, and [`taken`](Self::taken) returns all that have one. Returns whether
+    /// this is the first call.
     pub(crate) fn end(&self) -> bool {
         self.ended.raise()
     }
@@ -443,59 +494,87 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     /// Whether this span may have a slot: false, most often, for one that has none.
     #[inline(always)]
     pub(crate) fn may_have(&self, id: &Id) -> bool {
-        self.used[fibonacci_hash(id.into_u64(), FIRST)].load(Ordering::Acquire) != 0
+        let id = id.into_u64();
+        let home = fibonacci_hash(id, FIRST);
+        let key = self.keys.0[home].load(Ordering::Relaxed);
+        !self.is_empty_home(home, key) && (key == id || self.displaced[home].load(Ordering::Relaxed) != 0)
     }
 
-    /// The slot of this span, if it has one. That it has none is told on the spot, most often.
+    /// The slot of this span, if it has one.
     #[inline(always)]
     pub(crate) fn find(&self, id: &Id) -> Option<SpanRef<'_>> {
         let id = id.into_u64();
-        let bucket = fibonacci_hash(id, FIRST);
-        match self.used[bucket].load(Ordering::Acquire) {
-            0 => None,
-            used => self.find_in(id, bucket, usize::from(used)),
+        let home = fibonacci_hash(id, FIRST);
+        let key = self.keys.0[home].load(Ordering::Acquire);
+        if self.is_empty_home(home, key) {
+            return None;
         }
+        if key == id {
+            return self.first_level().span(home);
+        }
+        if self.displaced[home].load(Ordering::Relaxed) == 0 { None } else { self.find_slow(id) }
     }
 
-    /// The same for a span that another thread may be giving its slot at this moment: `None` until all of it is there.
+    /// Whether no span has this home, where `key` was read. One branch for the most frequent case: two loads, which are
+    /// independent of each other. Relaxed: see `Level::claim`.
+    #[inline(always)]
+    fn is_empty_home(&self, home: usize, key: u64) -> bool {
+        key | u64::from(self.displaced[home].load(Ordering::Relaxed)) == 0
+    }
+
+    /// The slot of a span that another thread may be opening at this moment: `None` until all its fields are written.
     #[inline]
     pub(crate) fn get_initialized(&self, id: &Id) -> Option<SpanRef<'_>> {
         self.find(id).filter(|span| span.slot.phase() != Phase::Free)
     }
 
-    fn find_in(&self, id: u64, bucket: usize, used: usize) -> Option<SpanRef<'_>> {
-        match self.first.find(id, bucket, used) {
-            None if used == BUCKET => self.find_slow(id),
-            span => span,
-        }
-    }
-
     #[cold]
     fn find_slow(&self, id: u64) -> Option<SpanRef<'_>> {
-        let in_levels =
-            self.more.iter().map_while(OnceLock::get).find_map(|level| level.find(id, level.bucket_of(id), BUCKET));
-        in_levels.or_else(|| self.in_crowd(self.crowd.find(id)?))
+        match self.levels().try_for_each(|level| level.find(id)) {
+            ControlFlow::Break(span) => span,
+            ControlFlow::Continue(()) => self.in_crowd(self.crowd.find(id)?),
+        }
     }
 
     fn in_crowd(&self, place: usize) -> Option<SpanRef<'_>> {
         Some(SpanRef { slot: self.crowd.slots.get(place)?, index: Self::IN_LEVELS + place })
     }
 
-    fn levels(&self) -> impl Iterator<Item = &Level> {
-        std::iter::once(&self.first).chain(self.more.iter().map_while(OnceLock::get))
+    #[inline]
+    fn first_level(&self) -> Level<'_> {
+        Level { keys: &self.keys.0, displaced: &self.displaced, slots: &self.slots, before: 0 }
     }
 
-    /// Gives a new span a slot. What an earlier span with this id may have left must be released before.
-    /// `None`: the run is over.
+    fn further_level<'a>(level: usize, further: &'a FurtherLevel) -> Level<'a> {
+        let FurtherLevel { keys, displaced, slots } = further;
+        Level { keys, displaced, slots, before: Self::places_before(level) }
+    }
+
+    /// The levels that exist.
+    fn levels(&self) -> impl Iterator<Item = Level<'_>> {
+        let further = (1..).zip(self.further.iter().map_while(OnceLock::get));
+        std::iter::once(self.first_level()).chain(further.map(|(n, level)| Self::further_level(n, level)))
+    }
+
+    /// All levels; those that do not exist are made.
+    fn all_levels(&self) -> impl Iterator<Item = Level<'_>> {
+        let further = (1..)
+            .zip(&self.further)
+            .map(|(n, level)| Self::further_level(n, level.get_or_init(|| FurtherLevel::new(Self::places(n)))));
+        std::iter::once(self.first_level()).chain(further)
+    }
+
+    /// Gives a new span a slot. The caller has released the stale slot of an earlier span with this id, if there was one.
+    /// `None`: the run has ended.
     #[inline(always)]
     pub(crate) fn claim(&self, id: &Id, new: NewSpan) -> Option<SpanRef<'_>> {
-        let span = self.claim_key(id.into_u64())?;
+        let span = self.take_place(id.into_u64())?;
         if self.has_ended() {
             self.free_key(span);
             return None;
         }
-        // Who reads a field of the new span and then asks whether the slot is still an earlier one's sees that it is
-        // not, see `Slot::is_current`.
+        // Pairs with the fence in `Slot::is_current`: a reader that sees any field of the new span also sees that the old
+        // one is gone.
         fence(Ordering::Release);
         span.slot.reset(new);
         let generation = span.slot.generation() + 1;
@@ -504,30 +583,17 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     }
 
     #[inline]
-    fn claim_key(&self, id: u64) -> Option<SpanRef<'_>> {
-        let bucket = fibonacci_hash(id, FIRST);
-        let used = &self.used[bucket];
-        let announce = |place| {
-            if usize::from(used.load(Ordering::Relaxed)) <= place {
-                used.fetch_max(place as u8 + 1, Ordering::AcqRel);
-            }
-        };
-        self.first.claim(id, bucket, announce).or_else(|| {
-            announce(BUCKET - 1);
-            self.claim_key_slow(id)
-        })
+    fn take_place(&self, id: u64) -> Option<SpanRef<'_>> {
+        let home = fibonacci_hash(id, FIRST);
+        if try_take(&self.keys.0[home], id) { self.first_level().span(home) } else { self.take_place_slow(id) }
     }
 
     #[cold]
-    fn claim_key_slow(&self, id: u64) -> Option<SpanRef<'_>> {
-        let in_levels = self.more.iter().zip(1..).find_map(|(level, n)| {
-            let level = level.get_or_init(|| Level::new(FIRST, n));
-            level.claim(id, level.bucket_of(id), |_| ())
-        });
-        in_levels.or_else(|| self.in_crowd(self.crowd.claim(id)))
+    fn take_place_slow(&self, id: u64) -> Option<SpanRef<'_>> {
+        self.all_levels().find_map(|level| level.claim(id)).or_else(|| self.in_crowd(self.crowd.claim(id)))
     }
 
-    /// The span closed: its slot is free for another.
+    /// Frees the slot of a span that closed.
     pub(crate) fn release(&self, span: SpanRef<'_>) {
         let generation = span.slot.generation();
         span.slot.state.store(generation << 2 | Phase::Free as u64, Ordering::Release);
@@ -536,26 +602,50 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     #[inline]
     fn free_key(&self, span: SpanRef<'_>) {
-        if let Some(place) = span.index.checked_sub(Self::IN_LEVELS) {
-            self.crowd.release(place);
-        } else if let Some(key) = self.key(span) {
-            key.store(0, Ordering::Release);
+        match self.keys.0.get(span.index) {
+            Some(key) if fibonacci_hash(key.load(Ordering::Relaxed), FIRST) == span.index => {
+                key.store(0, Ordering::Release)
+            }
+            _ => self.free_displaced(span),
+        }
+    }
+
+    /// Frees the key of a displaced span and takes the span back from the counts of its homes.
+    #[cold]
+    fn free_displaced(&self, span: SpanRef<'_>) {
+        let Some(key) = self.key(span) else { return };
+        let id = key.load(Ordering::Relaxed);
+        match span.index.checked_sub(Self::IN_LEVELS) {
+            Some(place) => self.crowd.release(place),
+            None => key.store(0, Ordering::Release),
+        }
+        for level in self.levels() {
+            let home = level.home_of(id);
+            if span.index == level.before + home {
+                break;
+            }
+            if let Some(displaced) = level.displaced.get(home) {
+                displaced.fetch_sub(1, Ordering::Relaxed);
+            }
+            if span.index < level.before + level.keys.len() {
+                break;
+            }
         }
     }
 
     #[inline(always)]
     fn key(&self, span: SpanRef<'_>) -> Option<&AtomicU64> {
         match self.level_of(span.index) {
-            Some(level) => level.key(span.index - level.before),
+            Some(level) => level.keys.get(span.index - level.before),
             None => self.crowd.keys.get(span.index.checked_sub(Self::IN_LEVELS)?),
         }
     }
 
     /// The level a slot is in.
     #[inline]
-    fn level_of(&self, index: usize) -> Option<&Level> {
-        if index < FIRST * BUCKET {
-            return Some(&self.first);
+    fn level_of(&self, index: usize) -> Option<Level<'_>> {
+        if index < FIRST {
+            return Some(self.first_level());
         }
         self.levels().find(|level| index - level.before < level.slots.len())
     }
@@ -578,24 +668,22 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 
     /// The spans open now.
     pub(crate) fn iter(&self) -> impl Iterator<Item = SpanRef<'_>> {
-        self.places().filter(|span| self.phase_now(*span) == Phase::Open)
+        self.all().filter(|span| self.phase_now(*span) == Phase::Open)
     }
 
-    /// The spans whose slots are not free: open, or settled by a thread that is about to count them.
+    /// The spans whose slots are not free: open, or finished by a thread that is about to count them.
     pub(crate) fn taken(&self) -> impl Iterator<Item = SpanRef<'_>> {
-        self.places().filter(|span| self.phase_now(*span) != Phase::Free)
+        self.all().filter(|span| self.phase_now(*span) != Phase::Free)
     }
 
-    fn places(&self) -> impl Iterator<Item = SpanRef<'_>> {
-        let in_levels = self.levels().flat_map(|level| {
-            let places = (0..level.buckets.len()).flat_map(|bucket| (0..BUCKET).map(move |place| (bucket, place)));
-            places.filter_map(|(bucket, place)| level.span(bucket, place))
-        });
+    fn all(&self) -> impl Iterator<Item = SpanRef<'_>> {
+        let in_levels =
+            self.levels().flat_map(|level| (0..level.keys.len()).filter_map(move |place| level.span(place)));
         in_levels.chain((0..self.crowd.used()).filter_map(|place| self.in_crowd(place)))
     }
 
-    /// The phase of the span in this place. One that is being written at this moment is waited for, within reason: that
-    /// takes its thread a few nanoseconds, or a time slice where it was interrupted just there.
+    /// The phase of the span in this place. Waits for a span whose fields are being written at this moment, within reason:
+    /// that takes its thread a few nanoseconds, or a time slice where it was interrupted just there.
     fn phase_now(&self, span: SpanRef<'_>) -> Phase {
         for spin in 0..1_000 {
             if self.key(span).is_none_or(|key| key.load(Ordering::SeqCst) == 0) {
@@ -615,7 +703,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 mod tests {
     use std::collections::HashMap;
 
-    use crate::layer::span::table::*;
+    use super::*;
     use proptest::prelude::*;
 
     fn claim(open: &OpenSpans, id: u64, mark: u64) -> SpanRef<'_> {
@@ -634,6 +722,14 @@ mod tests {
         open.find(&Id::from_u64(id)).map(|span| span.started.load(Ordering::Relaxed))
     }
 
+    /// Whether there is no key and no count: every look-up ends after two loads.
+    fn is_empty<const FIRST: usize>(open: &OpenSpans<FIRST>) -> bool {
+        open.levels().all(|level| {
+            level.keys.iter().all(|key| key.load(Ordering::Relaxed) == 0)
+                && level.displaced.iter().all(|displaced| displaced.load(Ordering::Relaxed) == 0)
+        })
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Open(u64),
@@ -650,7 +746,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec(step(), 1..3_000)) {
-            let open = OpenSpans::<BUCKETS>::new();
+            let open = OpenSpans::<PLACES>::new();
             let mut model = HashMap::new();
             for (n, step) in steps.into_iter().enumerate() {
                 let n = n as u64 + 1;
@@ -673,12 +769,14 @@ mod tests {
             left.sort_unstable();
             expected.sort_unstable();
             prop_assert_eq!(left, expected);
+            (1..400).for_each(|id| evict(&open, id));
+            prop_assert!(is_empty(&open));
         }
     }
 
     #[test]
     fn far_more_spans_than_the_first_level_holds() {
-        let open = OpenSpans::<BUCKETS>::new();
+        let open = OpenSpans::<PLACES>::new();
         for id in 1..=20_000 {
             claim(&open, id, id);
         }
@@ -688,12 +786,15 @@ mod tests {
             assert_eq!(open.get(reference).unwrap().started.load(Ordering::Relaxed), id);
         }
         assert_eq!(open.iter().count(), 20_000);
+        assert!(!is_empty(&open));
+        (1..=20_000).for_each(|id| evict(&open, id));
+        assert!(is_empty(&open));
     }
 
     #[test]
     fn spans_beyond_all_levels_have_a_slot() {
         const SPANS: u64 = 100_000;
-        let open = OpenSpans::<2>::new();
+        let open = OpenSpans::<16>::new();
         let claim = |id, mark| {
             let span = NewSpan { started: mark, flags: SpanFlags::STAGE, ..NewSpan::default() };
             open.claim(&Id::from_u64(id), span).unwrap().reference()
@@ -712,6 +813,7 @@ mod tests {
         }
         assert!(references.iter().all(|reference| open.get(*reference).is_none()));
         assert_eq!((open.iter().count(), open.crowd.open.load(Ordering::Relaxed)), (0, 0));
+        assert!(is_empty(&open), "a closed span is still counted as displaced");
         (1..=SPANS).for_each(|id| {
             claim(id, 2 * id);
         });
@@ -723,7 +825,7 @@ mod tests {
 
     #[test]
     fn a_reference_does_not_outlive_its_span() {
-        let open = OpenSpans::<BUCKETS>::new();
+        let open = OpenSpans::<PLACES>::new();
         let first = claim(&open, 7, 1);
         let reference = first.reference();
         open.release(first);
@@ -737,7 +839,7 @@ mod tests {
 
     #[test]
     fn a_span_whose_end_was_not_told_gives_way_to_the_next_with_its_id() {
-        let open = OpenSpans::<BUCKETS>::new();
+        let open = OpenSpans::<PLACES>::new();
         let stale = claim(&open, 7, 1).reference();
         claim(&open, 7, 2);
         assert_eq!(mark(&open, 7), Some(2));
@@ -748,7 +850,7 @@ mod tests {
 
     #[test]
     fn threads_do_not_see_each_others_spans() {
-        let open = OpenSpans::<BUCKETS>::new();
+        let open = OpenSpans::<PLACES>::new();
         std::thread::scope(|scope| {
             for thread in 0..8_u64 {
                 let open = &open;
@@ -769,5 +871,6 @@ mod tests {
             }
         });
         assert_eq!(open.iter().count(), 0);
+        assert!(is_empty(&open));
     }
 }
