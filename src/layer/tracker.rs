@@ -13,7 +13,7 @@ use super::fields::{HasError, SpanFields};
 use crate::diagnostics::Diagnostics;
 use crate::layer::outcome::FailurePolicy;
 use crate::layer::span::flags::SpanFlags;
-use crate::layer::span::inherit::{ContextLabels, Epoch, Inheritance, Origin, nearest_stage};
+use crate::layer::span::inherit::{ContextLabels, Epoch, Inheritance, Origin};
 use crate::layer::span::label_cache::{CacheKey, LabelCache};
 use crate::layer::span::table::{NewSpan, OpenSpans, SlotRef, SpanRef};
 use crate::layer::span::unwind as unwinding;
@@ -171,15 +171,13 @@ impl StageTracker {
         // What is remembered is within the limits.
         let hashes = if cached.is_some() { None } else { self.hashes(&fields, values) };
         drop(fields);
-        let is_nested = !values.stage.is_none()
-            && parent != SlotRef::NONE
-            && self
-                .inheritance
-                .enclosing_same_stage(&self.open, &self.labels, parent, values, hashes.as_ref())
-                .is_some();
+        let enclosing = self.inheritance.nearest_stage(&self.open, parent, epoch);
+        let is_same = |stage| self.inheritance.is_same_stage(&self.open, &self.labels, stage, values, hashes.as_ref());
+        let is_nested = !values.stage.is_none() && enclosing.is_some_and(is_same);
         let flags = if is_nested { flags.with(SpanFlags::NESTED_SAME_STAGE) } else { flags };
+        let enclosing_stage = enclosing.map_or(SlotRef::NONE, |stage| stage.reference());
         let resolved = resolved.pack(epoch);
-        let span = NewSpan { callsite: number, parent, started, flags, values, cached, resolved };
+        let span = NewSpan { callsite: number, parent, enclosing_stage, started, flags, values, cached, resolved };
         let Some(span) = self.open.claim(id, span) else { return };
         if let Some(hashes) = hashes {
             // No other thread can have the id yet and ask for them.
@@ -292,7 +290,9 @@ impl StageTracker {
             let callsite = self.callsites.find(nearest.metadata()).0;
             let epoch = self.inheritance.epoch();
             let resolved = self.inheritance.around(&self.open, further, epoch).pack(epoch);
-            let span = NewSpan { callsite, parent: further, resolved, ..NewSpan::default() };
+            let enclosing = self.inheritance.nearest_stage(&self.open, further, epoch);
+            let enclosing_stage = enclosing.map_or(SlotRef::NONE, |stage| stage.reference());
+            let span = NewSpan { callsite, parent: further, enclosing_stage, resolved, ..NewSpan::default() };
             self.open.claim(&nearest.id(), span)
         });
         self.leading.store(false, Ordering::Release);
@@ -456,8 +456,9 @@ impl StageTracker {
                 None => {}
             }
         } else if is_error && self.policy == FailurePolicy::ErrorsWithin {
-            let around = span.scope().filter_map(|span| self.open.get_initialized(&span.id()));
-            if let Some(stage) = around.into_iter().find(|span| span.flags().is_stage()) {
+            let nearest = span.scope().find_map(|span| self.open.get_initialized(&span.id()));
+            let nearest = nearest.map_or(SlotRef::NONE, |span| span.reference());
+            if let Some(stage) = self.inheritance.nearest_stage(&self.open, nearest, self.inheritance.epoch()) {
                 stage.set_flag(SpanFlags::ERROR_WITHIN);
             }
         }
@@ -535,7 +536,8 @@ impl StageTracker {
             run_id,
             cached,
             outcome,
-            is_outermost: !self.is_known(outcome) && nearest_stage(&self.open, span.parent()).is_none(),
+            is_outermost: !self.is_known(outcome)
+                && self.inheritance.nearest_stage(&self.open, span.parent(), self.inheritance.epoch()).is_none(),
             nanos,
             ended,
             #[cfg(feature = "trace-id")]

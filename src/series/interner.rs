@@ -67,6 +67,28 @@ pub(crate) struct SpanLabels {
 }
 
 impl SpanLabels {
+    /// The three labels as one number.
+    #[inline]
+    pub(crate) fn pack(self) -> u64 {
+        let [stage, profile, run_id] = [self.stage, self.profile, self.run_id].map(|label| u64::from(label.bits()));
+        stage | profile << LabelId::BITS | run_id << (2 * LabelId::BITS)
+    }
+
+    #[inline]
+    pub(crate) fn unpack(packed: u64) -> Self {
+        let label = |n| LabelId::from_bits((packed >> (n * LabelId::BITS)) as u32);
+        Self { stage: label(0), profile: label(1), run_id: label(2) }
+    }
+
+    /// These labels, or the others where there is none.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            stage: self.stage.or(other.stage),
+            profile: self.profile.or(other.profile),
+            run_id: self.run_id.or(other.run_id),
+        }
+    }
+
     pub(crate) fn contain(self, label: LabelId) -> bool {
         [self.stage, self.profile, self.run_id].contains(&label)
     }

@@ -1,8 +1,9 @@
-//! Profile and run id of a span: its own, or those of the nearest span around it that has them.
+//! What a span takes from its ancestors: the profile and the run id, from the nearest that has them, and whether it repeats
+//! the id of the nearest stage.
 //!
-//! What was span out is kept in the span's slot together with the epoch. A late `Span::record` begins a new epoch;
-//! a span whose slot is of an older one looks again. So a child of an unchanged parent takes two integers over, and
-//! nobody walks up.
+//! Each slot keeps the results together with the epoch in which they were resolved. A late `Span::record` begins a new
+//! epoch, and results of an older epoch are resolved again. So a child of an unchanged parent copies two integers, and no
+//! span walks up a long chain.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,6 +25,14 @@ pub(crate) enum Origin {
 /// The time between two late records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Epoch(u64);
+
+impl Epoch {
+    /// Whether what a slot keeps is of this epoch.
+    #[inline]
+    fn is_of(self, packed: u64) -> bool {
+        packed >> (2 * LabelId::BITS) == self.0 && self.0 != 0
+    }
+}
 
 pub(crate) struct Inheritance {
     epoch: AtomicU64,
@@ -57,7 +66,7 @@ impl ContextLabels {
             profile: LabelId::from_bits((packed >> LabelId::BITS) as u32),
             run_id: LabelId::from_bits(packed as u32),
         };
-        (packed >> (2 * LabelId::BITS) == epoch.0 && epoch.0 != 0).then_some(resolved)
+        epoch.is_of(packed).then_some(resolved)
     }
 
     /// These values, or the others where there is none.
@@ -86,12 +95,13 @@ impl Inheritance {
         Self { epoch: AtomicU64::new(1), profile, run_id }
     }
 
-    /// A value was recorded late: whatever was span out before may no longer hold.
+    /// Makes all results in the slots stale. Pairs with [`epoch`](Self::epoch): a thread that reads the new epoch also sees
+    /// what the caller changed before.
     pub(crate) fn begin_epoch(&self) {
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
-    /// Of now. To ask for before values are read: one that is recorded meanwhile makes what was span out of date at
+    /// The current epoch. Read it before the values: a value that is recorded in between then makes the result stale at
     /// once.
     #[inline]
     pub(crate) fn epoch(&self) -> Epoch {
@@ -113,7 +123,7 @@ impl Inheritance {
         }
     }
 
-    /// The labels of this span, if they were span out under the values known now.
+    /// The labels of this span, if they are of the current epoch.
     #[inline]
     pub(crate) fn known(&self, slot: &Slot) -> Option<ContextLabels> {
         ContextLabels::unpack(slot.resolved.load(Ordering::Acquire), self.epoch())
@@ -130,8 +140,11 @@ impl Inheritance {
     fn resolve_again(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
         let epoch = self.epoch();
         let resolved = self.find(open, slot, epoch);
-        // Who sees the labels as current does not see a cached any more that may be of others.
+        // Before the new epoch is stored: a reader that sees the new epoch does not see a stale cache entry.
         slot.clear_cached();
+        // Pairs with the load in `nearest_stage`: a reader that sees the new epoch also sees this. The search goes on at
+        // the parent, which is right in every epoch.
+        slot.set_enclosing_stage(slot.parent());
         slot.resolved.store(resolved.pack(epoch), Ordering::Release);
         resolved
     }
@@ -151,55 +164,60 @@ impl Inheritance {
 
     /// What a span inherits whose nearest span with a slot is this one. A value that is nowhere is the empty string.
     pub(crate) fn around(&self, open: &OpenSpans, mut nearest: SlotRef, epoch: Epoch) -> ContextLabels {
-        let mut span = self.resolved(SpanLabels::default(), ContextLabels::default());
+        let mut labels = self.resolved(SpanLabels::default(), ContextLabels::default());
         while let Some(around) = open.get(nearest) {
             if let Some(known) = ContextLabels::unpack(around.resolved.load(Ordering::Relaxed), epoch) {
-                span = span.or(known);
+                labels = labels.or(known);
                 break;
             }
             let own = around.values();
-            span = span.or(ContextLabels { profile: own.profile, run_id: own.run_id });
+            labels = labels.or(ContextLabels { profile: own.profile, run_id: own.run_id });
             nearest = around.parent();
         }
-        span.or(ContextLabels { profile: LabelId::EMPTY, run_id: LabelId::EMPTY })
+        labels.or(ContextLabels { profile: LabelId::EMPTY, run_id: LabelId::EMPTY })
     }
-}
-
-/// The nearest stage, this one or around it.
-#[inline]
-pub(crate) fn nearest_stage(open: &OpenSpans, from: SlotRef) -> Option<SpanRef<'_>> {
-    let mut next = open.get(from);
-    while let Some(around) = next {
-        if around.flags().is_stage() {
-            return Some(around);
-        }
-        next = open.get(around.parent());
-    }
-    None
 }
 
 impl Inheritance {
-    /// The stage that a span with these values, within `parent`, only repeats: the same id, and no profile or run id of
-    /// its own that differs. `hashes`: of the values, where one of them is beyond a limit.
-    pub(crate) fn enclosing_same_stage<'a>(
-        &self,
-        open: &'a OpenSpans,
-        labels: &Interner,
-        parent: SlotRef,
-        own: SpanLabels,
-        hashes: Option<&ValueHashes>,
-    ) -> Option<SpanRef<'a>> {
-        nearest_stage(open, parent).filter(|around| {
-            let stage = around.stage();
-            let may_be_same = own.stage == stage || own.stage == LabelId::OVERFLOW || stage == LabelId::OVERFLOW;
-            may_be_same && self.is_repeated(open, labels, *around, own, hashes.copied().unwrap_or_default())
-        })
+    /// The nearest stage: `from` itself or an ancestor. `epoch`: read before.
+    ///
+    /// Every slot keeps the result for its parent, so that the search skips the spans between it and that stage: a span
+    /// nested ten thousand deep costs as much as the first. What is kept goes wrong when a nested span of the same stage
+    /// becomes a stage of its own, since the search has to end there now: [`update_nested`](Self::update_nested) begins
+    /// a new epoch then. A stage that becomes a nested span does no harm: the search goes on from there.
+    #[inline]
+    pub(crate) fn nearest_stage<'a>(&self, open: &'a OpenSpans, from: SlotRef, epoch: Epoch) -> Option<SpanRef<'a>> {
+        let mut next = from;
+        while let Some(span) = open.get(next) {
+            if span.flags().is_stage() {
+                return Some(span);
+            }
+            let is_current = epoch.is_of(span.resolved.load(Ordering::Acquire));
+            next = if is_current { span.enclosing_stage() } else { span.parent() };
+        }
+        None
     }
 
-    /// Different values beyond a limit have one label, and a value that has it may have had another before: then their
-    /// hashes are compared.
+    /// Whether a span with these values, whose nearest stage this is, is a nested span of the same stage: it has the same id,
+    /// and no profile or run id of its own that differs. `hashes`: of the values, where one of them is beyond a limit.
+    #[inline]
+    pub(crate) fn is_same_stage(
+        &self,
+        open: &OpenSpans,
+        labels: &Interner,
+        stage: SpanRef<'_>,
+        own: SpanLabels,
+        hashes: Option<&ValueHashes>,
+    ) -> bool {
+        let label = stage.stage();
+        let may_be_same = own.stage == label || own.stage == LabelId::OVERFLOW || label == LabelId::OVERFLOW;
+        may_be_same && self.has_equal_values(open, labels, stage, own, hashes.copied().unwrap_or_default())
+    }
+
+    /// Compares hashes where a label is `_overflow`: different values beyond a limit share that label, and a value that has it
+    /// may have had a label of its own before.
     #[inline(never)]
-    fn is_repeated(
+    fn has_equal_values(
         &self,
         open: &OpenSpans,
         labels: &Interner,
@@ -225,19 +243,29 @@ impl Inheritance {
             && (run_id.is_none() || is_same(run_id, hashes.run_id, known.run_id, &run_id_around))
     }
 
-    /// Decides the same for a span whose stage id became known after it opened.
+    /// Decides whether a span is a nested span of the same stage, when its stage id became known after it opened.
     pub(crate) fn update_nested(&self, open: &OpenSpans, labels: &Interner, slot: &Slot) {
-        let part_of = self.enclosing_same_stage(open, labels, slot.parent(), slot.values(), Some(&slot.hashes()));
-        if let Some(stage) = part_of
+        let stage = self.nearest_stage(open, slot.parent(), self.epoch());
+        // Keeps the search short for the spans within this one where its ancestors became nested spans meanwhile.
+        slot.set_enclosing_stage(stage.map_or(SlotRef::NONE, |stage| stage.reference()));
+        let same = stage.filter(|stage| self.is_same_stage(open, labels, *stage, slot.values(), Some(&slot.hashes())));
+        if let Some(stage) = same
             && slot.flags().has(SpanFlags::ERROR_EVENT.with(SpanFlags::ERROR_WITHIN))
         {
             // From before its id was known. They happened in an ordinary span of that stage, as it turns out.
             stage.set_flag(SpanFlags::ERROR_WITHIN);
         }
-        let part = part_of.is_some();
-        slot.update_flags(|flags| {
-            if part { flags.with(SpanFlags::NESTED_SAME_STAGE) } else { flags.without(SpanFlags::NESTED_SAME_STAGE) }
+        let is_nested = same.is_some();
+        let before = slot.update_flags(|flags| {
+            if is_nested {
+                flags.with(SpanFlags::NESTED_SAME_STAGE)
+            } else {
+                flags.without(SpanFlags::NESTED_SAME_STAGE)
+            }
         });
+        if before.has(SpanFlags::NESTED_SAME_STAGE) && !is_nested {
+            self.begin_epoch();
+        }
     }
 }
 

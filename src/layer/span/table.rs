@@ -47,15 +47,16 @@ pub(crate) struct Slot {
     pub(crate) callsite: AtomicU32,
     /// The nearest ancestor that has a slot.
     parent: AtomicU64,
+    /// The nearest ancestor that is a stage; valid while `resolved` is of the current epoch. See
+    /// `Inheritance::nearest_stage`.
+    enclosing_stage: AtomicU64,
     pub(crate) started: AtomicU64,
     /// Zero: never.
     pub(crate) last_exit: AtomicU64,
     pub(crate) entered: EnterCount,
     flags: AtomicU32,
-    /// Its own values, as labels.
-    stage: AtomicU32,
-    profile: AtomicU32,
-    run_id: AtomicU32,
+    /// The labels of its own values, see [`SpanLabels::pack`].
+    values: AtomicU64,
     /// The hashes of its values, where their labels are `_overflow`.
     hashes: [AtomicU64; 3],
     /// The number plus one of what its values and what it inherits come to, where that is remembered and holds.
@@ -162,6 +163,14 @@ impl Slot {
         SlotRef(self.parent.load(Ordering::Relaxed))
     }
 
+    pub(crate) fn enclosing_stage(&self) -> SlotRef {
+        SlotRef(self.enclosing_stage.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_enclosing_stage(&self, stage: SlotRef) {
+        self.enclosing_stage.store(stage.0, Ordering::Relaxed);
+    }
+
     pub(crate) fn flags(&self) -> SpanFlags {
         SpanFlags(self.flags.load(Ordering::Relaxed))
     }
@@ -170,8 +179,11 @@ impl Slot {
         self.flags.fetch_or(flag.0, Ordering::Relaxed);
     }
 
-    pub(crate) fn update_flags(&self, update: impl Fn(SpanFlags) -> SpanFlags) {
-        let _ = self.flags.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flags| Some(update(SpanFlags(flags)).0));
+    /// Returns the flags before the update.
+    pub(crate) fn update_flags(&self, update: impl Fn(SpanFlags) -> SpanFlags) -> SpanFlags {
+        let update = |flags| Some(update(SpanFlags(flags)).0);
+        let (Ok(before) | Err(before)) = self.flags.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+        SpanFlags(before)
     }
 
     /// Whether it is entered, or was.
@@ -179,16 +191,20 @@ impl Slot {
         self.entered.is_entered() || self.last_exit.load(Ordering::Relaxed) != 0
     }
 
+    pub(crate) fn values(&self) -> SpanLabels {
+        SpanLabels::unpack(self.values.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn stage(&self) -> LabelId {
-        LabelId::from_bits(self.stage.load(Ordering::Relaxed))
+        self.values().stage
     }
 
     pub(crate) fn profile(&self) -> LabelId {
-        LabelId::from_bits(self.profile.load(Ordering::Relaxed))
+        self.values().profile
     }
 
     pub(crate) fn run_id(&self) -> LabelId {
-        LabelId::from_bits(self.run_id.load(Ordering::Relaxed))
+        self.values().run_id
     }
 
     /// Its trace, once it was asked for.
@@ -206,10 +222,6 @@ impl Slot {
         self.trace[0].store((trace >> u64::BITS) as u64, Ordering::Relaxed);
         self.trace[1].store(trace as u64, Ordering::Relaxed);
         self.flags.fetch_or(SpanFlags::ASKED_FOR_TRACE.0, Ordering::Release);
-    }
-
-    pub(crate) fn values(&self) -> SpanLabels {
-        SpanLabels { stage: self.stage(), profile: self.profile(), run_id: self.run_id() }
     }
 
     pub(crate) fn cached(&self) -> Option<EntryId> {
@@ -241,12 +253,8 @@ impl Slot {
     /// Replaces the labels that are given.
     pub(crate) fn set_values(&self, given: SpanLabels) {
         self.clear_cached();
-        for (field, value) in [(&self.stage, given.stage), (&self.profile, given.profile), (&self.run_id, given.run_id)]
-        {
-            if !value.is_none() {
-                field.store(value.bits(), Ordering::Relaxed);
-            }
-        }
+        let update = |values| Some(given.or(SpanLabels::unpack(values)).pack());
+        let _ = self.values.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
     }
 
     /// Writes the fields of a new span. The caller sets the phase to open afterwards.
@@ -254,13 +262,12 @@ impl Slot {
     fn reset(&self, new: NewSpan) {
         self.callsite.store(new.callsite, Ordering::Relaxed);
         self.parent.store(new.parent.0, Ordering::Relaxed);
+        self.enclosing_stage.store(new.enclosing_stage.0, Ordering::Relaxed);
         self.started.store(new.started, Ordering::Relaxed);
         self.last_exit.store(0, Ordering::Relaxed);
         self.entered.reset();
         self.flags.store(new.flags.0, Ordering::Relaxed);
-        self.stage.store(new.values.stage.bits(), Ordering::Relaxed);
-        self.profile.store(new.values.profile.bits(), Ordering::Relaxed);
-        self.run_id.store(new.values.run_id.bits(), Ordering::Relaxed);
+        self.values.store(new.values.pack(), Ordering::Relaxed);
         self.cached.store(new.cached.map_or(0, |cached| cached + 1), Ordering::Relaxed);
         self.resolved.store(new.resolved, Ordering::Relaxed);
     }
@@ -272,6 +279,8 @@ pub(crate) struct NewSpan {
     pub(crate) callsite: EntryId,
     /// The nearest ancestor that has a slot.
     pub(crate) parent: SlotRef,
+    /// As [`Slot::enclosing_stage`] returns it.
+    pub(crate) enclosing_stage: SlotRef,
     pub(crate) started: u64,
     pub(crate) flags: SpanFlags,
     pub(crate) values: SpanLabels,
@@ -772,6 +781,11 @@ mod tests {
             (1..400).for_each(|id| evict(&open, id));
             prop_assert!(is_empty(&open));
         }
+    }
+
+    #[test]
+    fn slot_takes_two_cache_lines() {
+        assert_eq!(size_of::<Slot>(), 128);
     }
 
     #[test]
