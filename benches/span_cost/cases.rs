@@ -31,12 +31,12 @@ pub(crate) enum Work {
     Through,
     /// A span without any of the three fields.
     Untagged,
-    /// An untagged span within an open stage, while stages open and close: three nested ones before every
-    /// [`STAGES_EVERY`] spans, not timed.
+    /// As `Untagged`, inside an open stage, where stages open and close: three nested stages before every [`STAGES_EVERY`]
+    /// spans, not timed.
     UntaggedAmid,
-    /// An untagged span in a process in which [`PEAK`] stages were open at once and are closed.
+    /// As `Untagged`, after [`PEAK`] stages were open at once and closed.
     UntaggedAfter,
-    /// Enter and exit of an open untagged span, in such a process.
+    /// Enter and exit of an open span without any of the three fields, after the same.
     ReenterUntagged,
     /// An event that is no error, inside a stage.
     Event,

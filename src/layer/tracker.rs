@@ -172,10 +172,8 @@ impl StageTracker {
         let hashes = if cached.is_some() { None } else { self.hashes(&fields, values) };
         drop(fields);
         let enclosing = self.inheritance.nearest_stage(&self.open, parent, epoch);
-        let is_nested = |stage: SpanRef<'_>| {
-            self.inheritance.is_same_stage(&self.open, &self.labels, stage, values, hashes.as_ref())
-        };
-        let is_nested = !values.stage.is_none() && enclosing.is_some_and(is_nested);
+        let is_same = |stage| self.inheritance.is_same_stage(&self.open, &self.labels, stage, values, hashes.as_ref());
+        let is_nested = !values.stage.is_none() && enclosing.is_some_and(is_same);
         let flags = if is_nested { flags.with(SpanFlags::NESTED_SAME_STAGE) } else { flags };
         let enclosing_stage = enclosing.map_or(SlotRef::NONE, |stage| stage.reference());
         let resolved = resolved.pack(epoch);

@@ -51,7 +51,7 @@ use loom::thread::{self, JoinHandle};
 use series::append_only_map::fibonacci_hash;
 use tracing::span::Id;
 
-/// Places of the first level.
+/// The number of places of the first level.
 const FIRST: usize = 8;
 
 type OpenSpans = layer::span::table::OpenSpans<FIRST>;
@@ -115,6 +115,11 @@ fn ids_of_a_home(count: usize) -> Vec<u64> {
     (1..).filter(|id| home(*id) == home(1)).take(count).collect()
 }
 
+/// Whether a look-up of each of these ids ends at its home: no key is there, and no span is counted as displaced.
+fn are_absent(spans: &OpenSpans, ids: &[u64]) -> bool {
+    ids.iter().all(|at| !spans.may_have(&id(*at)))
+}
+
 /// Explores a model. Its executions must have exactly the listed results: a result that never occurs proves nothing.
 fn model<T: Ord + std::fmt::Debug + Send + 'static>(
     name: &str,
@@ -138,11 +143,6 @@ fn model<T: Ord + std::fmt::Debug + Send + 'static>(
     assert!(executions.values().sum::<usize>() > 50, "{name}: the threads interleave in more than 50 ways");
 }
 
-/// Returns whether a look-up of each id ends at its home: no key is there, and no span is counted as displaced.
-fn are_absent(spans: &OpenSpans, ids: &[u64]) -> bool {
-    ids.iter().all(|at| !spans.may_have(&id(*at)))
-}
-
 /// Two threads open and close spans with the same home.
 fn spans_with_one_home_are_independent() {
     let spans = Arc::new(OpenSpans::new());
@@ -160,9 +160,9 @@ fn spans_with_one_home_are_independent() {
     assert!(are_absent(&spans, &ids_of_a_home(2)));
 }
 
-/// A span is displaced, since a neighbour has their owner. The neighbour closes and another one opens and closes, at owner or
-/// displaced as well. The displaced span is span throughout, and once all are closed none is counted.
-fn displaced_span_is_found_while_its_neighbours_change() {
+/// A span is displaced, since an earlier one has their home. The earlier span closes and another one opens and closes, at
+/// home or displaced as well. The displaced span is found throughout, and once all are closed none is counted.
+fn displaced_span_is_found_while_spans_with_its_home_change() {
     let spans = Arc::new(OpenSpans::new());
     let ids = ids_of_a_home(3);
     let [first, displaced, next] = [ids[0], ids[1], ids[2]];
@@ -182,21 +182,21 @@ fn displaced_span_is_found_while_its_neighbours_change() {
     assert!(are_absent(&spans, &ids));
 }
 
-/// A thread looks for an id that no span has while two others open and close displaced spans with its owner.
+/// Two threads open and close displaced spans with one home, and look up an id there that no span has.
 fn absent_id_is_not_found_while_displaced_spans_come_and_go() {
     let spans = Arc::new(OpenSpans::new());
     let ids = ids_of_a_home(4);
     let absent = ids[3];
     open(&spans, ids[0], ids[0]);
-    let work = |at| {
-        move |spans: &OpenSpans| {
-            open(spans, at, at);
-            assert_eq!(close(spans, at), Some(at));
-        }
+    let work = move |spans: &OpenSpans, at| {
+        open(spans, at, at);
+        assert!(spans.find(&id(absent)).is_none());
+        assert_eq!(close(spans, at), Some(at));
     };
-    let threads = [ids[1], ids[2]].map(|at| spawn(&spans, work(at)));
-    assert!(spans.find(&id(absent)).is_none());
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let (here, there) = (ids[1], ids[2]);
+    let other = spawn(&spans, move |spans| work(spans, there));
+    work(&spans, here);
+    other.join().unwrap();
     assert_eq!(close(&spans, ids[0]), Some(ids[0]));
     assert!(are_absent(&spans, &ids));
 }
@@ -244,12 +244,12 @@ fn ending_run_counts_each_span_once() -> (Vec<u64>, [Option<u64>; 2]) {
 }
 
 /// One thread looks up a span while another thread initializes its slot, as a stage looks up its parent. The lookup
-/// returns the initialized span or none. `is_displaced`: another span has the home of the span.
+/// returns the initialized span or none. `is_displaced`: another span has the home.
 fn lookup_returns_an_initialized_span_or_none(is_displaced: bool) -> Option<u64> {
     let spans = Arc::new(OpenSpans::new());
     if is_displaced {
-        let neighbour = ids_of_a_home(2)[1];
-        open(&spans, neighbour, neighbour);
+        let other = ids_of_a_home(2)[1];
+        open(&spans, other, other);
     }
     // An earlier span of the slot.
     open(&spans, 1, 1);
@@ -299,8 +299,8 @@ fn span_opened_while_the_run_ends_is_counted_or_refused() -> bool {
 fn main() {
     model("spans with one home are independent", spans_with_one_home_are_independent, &[()]);
     model(
-        "displaced span is found while its neighbours change",
-        displaced_span_is_found_while_its_neighbours_change,
+        "displaced span is found while spans with its home change",
+        displaced_span_is_found_while_spans_with_its_home_change,
         &[()],
     );
     model(
@@ -319,8 +319,11 @@ fn main() {
         &[(vec![], [Some(1), None]), (vec![], [Some(1), Some(2)]), (vec![1], [None, None]), (vec![2], [Some(1), None])],
     );
     for is_displaced in [false, true] {
-        let name = "lookup returns an initialized span or none";
-        model(name, move || lookup_returns_an_initialized_span_or_none(is_displaced), &[None, Some(2)]);
+        model(
+            "lookup returns an initialized span or none",
+            move || lookup_returns_an_initialized_span_or_none(is_displaced),
+            &[None, Some(2)],
+        );
     }
     model("full bucket overflows into the next level", full_bucket_overflows_into_the_next_level, &[()]);
     model(

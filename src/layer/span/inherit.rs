@@ -123,7 +123,7 @@ impl Inheritance {
         }
     }
 
-    /// The labels of this span, if they were span out under the values known now.
+    /// The labels of this span, if they are of the current epoch.
     #[inline]
     pub(crate) fn known(&self, slot: &Slot) -> Option<ContextLabels> {
         ContextLabels::unpack(slot.resolved.load(Ordering::Acquire), self.epoch())
@@ -164,17 +164,17 @@ impl Inheritance {
 
     /// What a span inherits whose nearest span with a slot is this one. A value that is nowhere is the empty string.
     pub(crate) fn around(&self, open: &OpenSpans, mut nearest: SlotRef, epoch: Epoch) -> ContextLabels {
-        let mut span = self.resolved(SpanLabels::default(), ContextLabels::default());
+        let mut labels = self.resolved(SpanLabels::default(), ContextLabels::default());
         while let Some(around) = open.get(nearest) {
             if let Some(known) = ContextLabels::unpack(around.resolved.load(Ordering::Relaxed), epoch) {
-                span = span.or(known);
+                labels = labels.or(known);
                 break;
             }
             let own = around.values();
-            span = span.or(ContextLabels { profile: own.profile, run_id: own.run_id });
+            labels = labels.or(ContextLabels { profile: own.profile, run_id: own.run_id });
             nearest = around.parent();
         }
-        span.or(ContextLabels { profile: LabelId::EMPTY, run_id: LabelId::EMPTY })
+        labels.or(ContextLabels { profile: LabelId::EMPTY, run_id: LabelId::EMPTY })
     }
 }
 

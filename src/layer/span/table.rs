@@ -1,13 +1,14 @@
 //! Spans in flight: a table of the layer's own, keyed by span id, that is read and written without a lock.
 //!
-//! Only tracked spans have a slot: stages, spans with a profile or a run id of their own, and spans in which a stage opened
-//! whose nearest tracked ancestor is further out. A level is an array of keys, each of which has a slot. An id has a home in each level. Its key is in its
-//! home in the first level where that place is free. Otherwise the span is displaced: its key is in another place of
-//! the home's bucket, which is eight keys and one cache line, or, where the bucket is full, in the next level, eight times as
-//! large. Each home counts its displaced spans. So two loads, of a key and of a count, answer the question most often asked:
-//! whether an id is absent. A count falls when a displaced span closes, and a look-up never pays for closed spans.
-//! Spans for which no level has a place, a million are open then, go to [`Crowd`], the one place where a look-up takes
-//! a lock.
+//! Only tracked spans have a slot: stages, spans with a profile or a run id of their own, and spans that a stage opened in.
+//!
+//! A level is an array of keys, each of which has a slot. An id has a home in each level: one place, by its hash. Its key
+//! is in its home in the first level where that place is free. Otherwise the span is displaced: its key is in another place
+//! of the home's bucket, which is eight keys and one cache line, or, where the bucket is full, in the next level, eight
+//! times as large. Each home counts its displaced spans. So two loads, of a key and of a count, answer the most frequent
+//! question: whether an id is absent. A count falls when a displaced span closes, so that a look-up never pays for closed
+//! spans. Spans for which no level has a place, a million are open then, go to [`Crowd`], the one place where a look-up
+//! takes a lock.
 //!
 //! **Reused ids.** Ids are unique among open spans, and a registry uses them again after the spans close. The layer frees
 //! the key when a span closes, before the id can come back: the registry frees the id after `on_close` of its last layer.
@@ -576,7 +577,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     /// `None`: the run has ended.
     #[inline(always)]
     pub(crate) fn claim(&self, id: &Id, new: NewSpan) -> Option<SpanRef<'_>> {
-        let span = self.claim_key(id.into_u64())?;
+        let span = self.take_place(id.into_u64())?;
         if self.has_ended() {
             self.free_key(span);
             return None;
@@ -591,7 +592,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
     }
 
     #[inline]
-    fn claim_key(&self, id: u64) -> Option<SpanRef<'_>> {
+    fn take_place(&self, id: u64) -> Option<SpanRef<'_>> {
         let home = fibonacci_hash(id, FIRST);
         if try_take(&self.keys.0[home], id) { self.first_level().span(home) } else { self.take_place_slow(id) }
     }
@@ -711,7 +712,7 @@ impl<const FIRST: usize> OpenSpans<FIRST> {
 mod tests {
     use std::collections::HashMap;
 
-    use crate::layer::span::table::*;
+    use super::*;
     use proptest::prelude::*;
 
     fn claim(open: &OpenSpans, id: u64, mark: u64) -> SpanRef<'_> {
