@@ -7,6 +7,9 @@ mod support;
 
 #[path = "stages/durations.rs"]
 mod durations;
+#[cfg(unix)]
+#[path = "stages/linear_time.rs"]
+mod linear_time;
 #[path = "stages/nested_same_stage.rs"]
 mod nested_same_stage;
 #[path = "stages/values.rs"]

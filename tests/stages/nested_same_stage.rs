@@ -1,9 +1,7 @@
 //! Nested spans with the stage id of their nearest stage ancestor: they belong to that stage.
 
-use std::time::{Duration, Instant};
-
 use tracing::field::Empty;
-use tracing::{Span, error, info_span, instrument};
+use tracing::{error, info_span, instrument};
 use tracing_stage_metrics::FailurePolicy;
 
 use super::Pipeline;
@@ -192,54 +190,4 @@ fn stage_that_becomes_a_nested_span_is_passed_over_by_later_spans() {
         drop((inner, middle));
     });
     assert_eq!(pipeline.now().totals(), ["a 1 0", "b 1 0"]);
-}
-
-/// How long so many spans take, each within the one before and all with one stage id; `use_span` is called with each when
-/// all are open.
-fn time_nested(depth: usize, open: impl Fn(&Span) -> Span, use_span: impl Fn(&Span)) -> Duration {
-    let start = Instant::now();
-    let mut spans = vec![info_span!("x", stage_id = "a")];
-    while spans.len() < depth {
-        let span = open(&spans[spans.len() - 1]);
-        spans.push(span);
-    }
-    spans.iter().for_each(use_span);
-    // The innermost first: the registry closes a parent within the close of its last child.
-    while spans.pop().is_some() {}
-    start.elapsed()
-}
-
-/// Nested spans take linear time: eight times as many take about eight times as long, where quadratic time is 64 times.
-fn assert_linear(run: impl Fn(usize) -> Duration) {
-    // The table of open spans has its size.
-    run(4_000);
-    let [few, many] = [500, 4_000].map(|depth| (0..3).map(|_| run(depth)).min().unwrap());
-    assert!(many < 24 * few, "500 nested spans take {few:?}, 4 000 take {many:?}");
-}
-
-#[test]
-fn nested_spans_of_the_same_stage_take_linear_time() {
-    let pipeline = Pipeline::start();
-    let open = |parent: &Span| info_span!(parent: parent, "x", stage_id = "a");
-    assert_linear(|depth| time_nested(depth, open, |_| ()));
-    assert_eq!(pipeline.now().totals(), ["a 7 0"]);
-}
-
-#[test]
-fn nested_spans_whose_stage_id_is_recorded_late_take_linear_time() {
-    let pipeline = Pipeline::start();
-    let open = |parent: &Span| info_span!(parent: parent, "x", stage_id = Empty);
-    let record = |span: &Span| {
-        span.record("stage_id", "a");
-    };
-    assert_linear(|depth| time_nested(depth, open, record));
-    assert_eq!(pipeline.now().totals(), ["a 7 0"]);
-}
-
-#[test]
-fn errors_in_nested_spans_of_the_same_stage_take_linear_time() {
-    let pipeline = Pipeline::under(FailurePolicy::ErrorsWithin);
-    let open = |parent: &Span| info_span!(parent: parent, "x", stage_id = "a");
-    assert_linear(|depth| time_nested(depth, open, |span| error!(parent: span, "inside")));
-    assert_eq!(pipeline.now().totals(), ["a 0 7"]);
 }
