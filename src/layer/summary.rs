@@ -9,8 +9,6 @@ use metrics::Key;
 use crate::histogram::Snapshot;
 use crate::layer::span::flags::SpanFlags;
 use crate::layer::span::table::SlotRef;
-#[cfg(feature = "trace-id")]
-use crate::layer::trace_context::Held;
 use crate::layer::tracker::StageTracker;
 use crate::recorder::suppress_instrumentation;
 use crate::schema::Metric;
@@ -86,14 +84,10 @@ impl StageTracker {
             let runs_until_now = outcome == Outcome::Failure(Reason::Interrupted);
             let last_exit = Some(span.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
             let ended = self.ended_stage(span, outcome, last_exit.unwrap_or(now));
-            #[cfg(feature = "trace-id")]
-            let held = Held::new(span.slot);
             if !span.try_finish(reference) {
                 closing.push(reference);
                 continue;
             }
-            #[cfg(feature = "trace-id")]
-            let ended = self.with_trace_of_open(ended, span, held);
             self.count(ended);
             self.dec_active(span);
             match outcome {

@@ -18,7 +18,7 @@ use crate::layer::span::label_cache::{CacheKey, LabelCache};
 use crate::layer::span::table::{NewSpan, OpenSpans, SlotRef, SpanRef};
 use crate::layer::span::unwind as unwinding;
 #[cfg(feature = "trace-id")]
-use crate::layer::trace_context::{Traces, await_release};
+use crate::layer::trace_context::note_trace_at_enter;
 use crate::recorder::{RecorderHandle, RecorderTarget, is_suppressed};
 use crate::series::append_only_map::EntryId;
 use crate::series::interner::{Interner, LabelId, Role, SpanLabels, ValueHashes};
@@ -64,8 +64,6 @@ pub(crate) struct StageTracker {
     warned_inert: AtomicBool,
     pub(crate) outermost_finished: AtomicBool,
     pub(crate) outermost_failed: AtomicBool,
-    #[cfg(feature = "trace-id")]
-    pub(crate) traces: Traces,
 }
 
 /// What there is to know of a new span's values.
@@ -109,8 +107,6 @@ impl StageTracker {
             warned_inert: AtomicBool::new(false),
             outermost_finished: AtomicBool::new(false),
             outermost_failed: AtomicBool::new(false),
-            #[cfg(feature = "trace-id")]
-            traces: Traces::default(),
         };
         for stage in &stages.expected {
             stages.series.stage(*stage);
@@ -332,7 +328,7 @@ impl StageTracker {
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         if let Some(span) = self.open.find(id) {
-            self.entered_slow(span, id, ctx);
+            self.entered_slow(span, ctx);
         }
     }
 
@@ -380,9 +376,8 @@ impl StageTracker {
     }
 
     /// A span that tracked was entered.
-    #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn entered_slow<S>(&self, span: SpanRef<'_>, id: &Id, ctx: &Context<'_, S>)
+    fn entered_slow<S>(&self, span: SpanRef<'_>, ctx: &Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
@@ -393,7 +388,7 @@ impl StageTracker {
         span.entered.enter();
         unwinding::entered(|| span.reference());
         #[cfg(feature = "trace-id")]
-        self.note_trace_at_enter(span, id);
+        note_trace_at_enter(span);
     }
 
     #[inline]
@@ -407,13 +402,15 @@ impl StageTracker {
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
     fn exited_slow(&self, span: SpanRef<'_>, id: &Id) {
+        #[cfg(feature = "trace-id")]
+        let is_first = span.last_exit.load(Ordering::Relaxed) == 0;
         span.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
-        let is_held = span.entered.exit();
+        span.entered.exit();
         if unwinding::exited(|| span.reference()) {
             span.set_flag(SpanFlags::PANICKED);
         }
         #[cfg(feature = "trace-id")]
-        self.note_trace_at_exit(span, id, is_held);
+        self.note_trace_at_exit(span, id, is_first);
     }
 
     #[inline]
@@ -479,25 +476,20 @@ impl StageTracker {
         if span.flags().has(SpanFlags::STAGE) {
             self.ensure_stage_id(span);
             let (flags, reference) = (span.flags(), span.reference());
-            let is_finished = flags.is_stage() && span.try_finish(reference);
-            if is_finished {
+            if flags.is_stage() && span.try_finish(reference) {
                 let outcome = self.policy.outcome(flags);
                 let last_exit = Some(span.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
                 // A look at the clock is a large part of what a span costs: only where it was never entered.
                 let ended = last_exit.unwrap_or_else(|| self.clock.raw());
                 let ended = self.ended_stage(span, outcome, ended);
                 #[cfg(feature = "trace-id")]
-                let ended = self.with_trace(ended, span, id);
+                let ended = self.with_own_trace(ended, id);
                 self.count(ended);
                 if outcome == Outcome::Failure(Reason::Cancelled) {
                     self.warn_cancelled(span);
                 }
                 #[cfg(feature = "trace-id")]
                 self.warn_first_failure(ended);
-            }
-            #[cfg(feature = "trace-id")]
-            if !is_finished {
-                await_release(span.slot);
             }
             self.dec_active(span);
         }
@@ -541,7 +533,7 @@ impl StageTracker {
             nanos,
             ended,
             #[cfg(feature = "trace-id")]
-            trace: None,
+            trace: if outcome == Outcome::Success { None } else { span.trace() },
         }
     }
 

@@ -1,20 +1,15 @@
 //! Trace ids of stages that are open when the run ends.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Barrier, Mutex};
-use std::time::Duration;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::channel;
 
-use opentelemetry::Context;
-use opentelemetry::trace::TracerProvider;
-use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{InMemorySpanExporter, Sampler, SdkTracerProvider, Span as SdkSpan};
-use opentelemetry_sdk::trace::{SpanData, SpanProcessor};
+use opentelemetry_sdk::trace::{InMemorySpanExporter, Sampler};
 use tracing::instrument::WithSubscriber;
-use tracing::{Dispatch, Id, Instrument, Subscriber, dispatcher, error, info_span};
+use tracing::{Dispatch, Instrument, dispatcher, error, info_span};
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_stage_metrics::{MetricsLayer, RunReport};
-use tracing_subscriber::layer::{self, SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry};
 
 use super::{First, ORDERS, Traced, shared, trace_ids, tracer};
@@ -22,12 +17,14 @@ use crate::support::pipeline::Ended;
 
 /// Pipelines in both orders, each at the start of a run and after other stages.
 fn pipelines() -> impl Iterator<Item = Traced> {
-    ORDERS.into_iter().flat_map(|first| {
-        [0, 1, 300].into_iter().map(move |before| {
-            let traced = Traced::start(first);
-            (0..before).for_each(|_| info_span!("x", stage_id = "before").in_scope(|| ()));
-            traced
-        })
+    ORDERS.into_iter().flat_map(pipelines_in)
+}
+
+fn pipelines_in(first: First) -> impl Iterator<Item = Traced> {
+    [0, 1, 300].into_iter().map(move |before| {
+        let traced = Traced::start(first);
+        (0..before).for_each(|_| info_span!("x", stage_id = "before").in_scope(|| ()));
+        traced
     })
 }
 
@@ -51,8 +48,8 @@ fn assert_trace_reported(
 }
 
 #[test]
-fn entered_stage_has_its_trace() {
-    for traced in pipelines() {
+fn entered_stage_has_its_trace_if_traces_come_first() {
+    for traced in pipelines_in(First::Traces) {
         let stage = info_span!("x", stage_id = "a").entered();
         let (ended, report, spans) = traced.end();
         drop(stage);
@@ -61,8 +58,8 @@ fn entered_stage_has_its_trace() {
 }
 
 #[test]
-fn stage_entered_on_another_thread_has_its_trace() {
-    for traced in pipelines() {
+fn stage_entered_on_another_thread_has_its_trace_if_traces_come_first() {
+    for traced in pipelines_in(First::Traces) {
         let (entered, is_entered) = channel();
         let (leave, may_leave) = channel::<()>();
         let dispatch = traced.pipeline.dispatch();
@@ -78,6 +75,23 @@ fn stage_entered_on_another_thread_has_its_trace() {
         leave.send(()).unwrap();
         thread.join().unwrap();
         assert_trace_reported(&ended, &report, &spans, "a", "interrupted");
+    }
+}
+
+/// Its own trace is current once it is entered, after the metrics were told of the enter.
+#[test]
+fn entered_stage_is_in_the_enclosing_trace_where_metrics_come_first() {
+    for traced in pipelines_in(First::Metrics) {
+        let pipeline = info_span!("x", stage_id = "pipeline").entered();
+        let stage = info_span!("x", stage_id = "a").entered();
+        let (ended, report, spans) = traced.end();
+        drop(stage);
+        drop(pipeline);
+        assert_eq!(ended.last.failures(), ["a,,interrupted 1", "pipeline,,interrupted 1"]);
+        assert_eq!(report.stage("pipeline").unwrap().trace_id(), None);
+        let exported = trace_ids(&spans, "pipeline");
+        assert_eq!((exported.len(), &exported), (1, &trace_ids(&spans, "a")));
+        assert_eq!(report.stage("a").unwrap().trace_id(), Some(&*exported[0]));
     }
 }
 
@@ -105,109 +119,14 @@ fn failed_stage_with_kept_handle_has_its_trace() {
     }
 }
 
-/// The trace is available only if the traces layer cannot be closing the span at this moment.
 #[test]
-fn stage_never_entered_has_its_trace_if_metrics_come_first() {
-    for (first, before, has_trace) in
-        [(First::Traces, true, false), (First::Metrics, true, true), (First::Traces, false, false)]
-    {
-        let traced = Traced::start(first);
-        if before {
-            info_span!("x", stage_id = "before").in_scope(|| ());
-        }
+fn stage_never_entered_has_no_trace() {
+    for traced in pipelines() {
         let stage = info_span!("x", stage_id = "a");
-        let (ended, report, spans) = traced.end();
+        let (ended, report, _) = traced.end();
         drop(stage);
         assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
-        let exported = trace_ids(&spans, "a");
-        assert_eq!(report.stage("a").unwrap().trace_id(), exported.first().map(String::as_str).filter(|_| has_trace));
-    }
-}
-
-/// A span processor that signals each start and then waits for a signal from another thread.
-#[derive(Debug)]
-struct StartGate {
-    is_armed: AtomicBool,
-    started: Sender<()>,
-    released: Mutex<Receiver<()>>,
-    waited: Sender<bool>,
-}
-
-#[derive(Debug)]
-struct GateProcessor(Arc<StartGate>);
-
-impl SpanProcessor for GateProcessor {
-    fn on_start(&self, _: &mut SdkSpan, _: &Context) {
-        if self.0.is_armed.load(Ordering::Relaxed) {
-            self.0.started.send(()).unwrap();
-            let released = self.0.released.lock().unwrap().recv_timeout(Duration::from_millis(50));
-            self.0.waited.send(released.is_err()).unwrap();
-        }
-    }
-
-    fn on_end(&self, _: SpanData) {}
-
-    fn force_flush(&self) -> OTelSdkResult {
-        Ok(())
-    }
-
-    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
-        Ok(())
-    }
-}
-
-/// Signals each exit and close. Its place is after the metrics layer and before the traces layer.
-struct Signaller(Sender<()>);
-
-impl<S: Subscriber> Layer<S> for Signaller {
-    fn on_exit(&self, _: &Id, _: layer::Context<'_, S>) {
-        let _ = self.0.send(());
-    }
-
-    fn on_close(&self, _: Id, _: layer::Context<'_, S>) {
-        let _ = self.0.send(());
-    }
-}
-
-/// The traces layer panics on a query for a span that is gone.
-#[test]
-fn exit_and_close_wait_for_a_trace_query() {
-    for is_entered in [false, true] {
-        let ((started, has_started), (release, released), (waits, waited)) = (channel(), channel(), channel());
-        let (report, reported) = channel();
-        let configured = MetricsLayer::builder().with_run_report(move |taken| report.send(taken).unwrap());
-        let (layer, guard) = configured.build().unwrap();
-        let [gate, processor] = shared(StartGate {
-            is_armed: AtomicBool::new(false),
-            started,
-            released: Mutex::new(released),
-            waited: waits,
-        });
-        let provider = SdkTracerProvider::builder().with_span_processor(GateProcessor(processor)).build();
-        // Without context activation, an entered span has not started yet.
-        let traces = OpenTelemetryLayer::new(provider.tracer("test")).with_context_activation(false);
-        let dispatch = Dispatch::new(Registry::default().with(layer).with(Signaller(release)).with(traces));
-        let _default = dispatcher::set_default(&dispatch);
-        drop(info_span!("x", stage_id = "before"));
-        let is_left = gate.released.lock().unwrap().try_iter().count();
-        assert_eq!(is_left, 1, "the first stage has closed");
-
-        let stage = info_span!("x", stage_id = "a");
-        gate.is_armed.store(true, Ordering::Relaxed);
-        let (opened, is_open) = channel();
-        let thread = std::thread::spawn(move || {
-            let stage = if is_entered { Ok(stage.entered()) } else { Err(stage) };
-            opened.send(()).unwrap();
-            has_started.recv().unwrap();
-            drop(stage);
-        });
-        is_open.recv().unwrap();
-        guard.shutdown().unwrap();
-        assert_eq!(waited.recv(), Ok(true), "{is_entered}");
-        thread.join().unwrap();
-        let stages: Vec<_> =
-            reported.recv().unwrap().stages().map(|s| (s.stage_id().to_owned(), s.runs(), s.failures())).collect();
-        assert_eq!(stages, [("before".to_owned(), 1, 0), ("a".to_owned(), 1, 1)]);
+        assert_eq!(report.stage("a").unwrap().trace_id(), None);
     }
 }
 

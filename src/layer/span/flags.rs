@@ -46,9 +46,12 @@ impl SpanFlags {
     pub(crate) const DECLARED_OK: Self = Self(1 << 7);
     pub(crate) const DECLARED_ERROR: Self = Self(1 << 8);
 
-    /// `tracing-opentelemetry` was asked for its trace.
+    /// A thread writes the trace of the span.
     #[cfg(feature = "trace-id")]
-    pub(crate) const ASKED_FOR_TRACE: Self = Self(1 << 9);
+    pub(crate) const TRACE_CLAIMED: Self = Self(1 << 9);
+    /// The trace of the span is written.
+    #[cfg(feature = "trace-id")]
+    pub(crate) const TRACE_KNOWN: Self = Self(1 << 10);
 
     /// Facts that make a stage fail under some policy.
     #[cfg(feature = "trace-id")]
