@@ -213,6 +213,19 @@ mod tests {
     }
 
     #[test]
+    fn thread_ends_with_its_handle() {
+        let jobs = started(1);
+        let queue = Arc::downgrade(&jobs.queue);
+        drop(jobs);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // The thread holds the queue until it ends.
+        while queue.strong_count() > 0 {
+            assert!(Instant::now() < deadline);
+            thread::yield_now();
+        }
+    }
+
+    #[test]
     fn thread_does_not_wait_for_itself() {
         let jobs = Arc::new(started(1));
         let (sender, answer) = channel();

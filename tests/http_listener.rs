@@ -100,6 +100,30 @@ fn large_exposition_is_compressed_on_request() {
     assert_eq!(decompressed, plain);
 }
 
+/// Clients that ask before the next rendering is due share it.
+#[test]
+fn clients_sharing_a_text_get_their_encoding() {
+    let measured = measured(serving_bytes(1 << 20));
+    let address = address(&measured);
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            scope.spawn(move || {
+                let takes_gzip = number % 2 == 0;
+                let header = if takes_gzip { "Accept-Encoding: gzip\r\n" } else { "" };
+                for _ in 0..5 {
+                    let mut connection = TcpStream::connect(address).unwrap();
+                    write!(connection, "GET /metrics HTTP/1.0\r\n{header}\r\n").unwrap();
+                    let mut answer = Vec::new();
+                    connection.read_to_end(&mut answer).unwrap();
+                    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+                    let head = str::from_utf8(&answer[..end]).unwrap();
+                    assert!(head.contains(" 200 ") && head.contains("content-encoding: gzip") == takes_gzip, "{head}");
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn panicking_exposition_is_a_server_error() {
     let measured = measured(served().with_exposition(|| panic!("of the application")));
@@ -202,6 +226,21 @@ fn scrape_shows_stages_closed_before_the_request() {
         let stages = metrics.expect("quant_stage_total", &[("stage_id", "a"), ("status", "success")]);
         assert_eq!(stages, f64::from(round));
     }
+}
+
+#[test]
+fn slow_request_is_not_closed_for_others() {
+    let measured = measured(served());
+    let address = address(&measured);
+    let mut slow = TcpStream::connect(address).unwrap();
+    slow.write_all(b"GET /health HTT").unwrap();
+    for _ in 0..3 {
+        assert_eq!(http::get(address, "/health").unwrap().status, 200);
+    }
+    slow.write_all(b"P/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
 }
 
 #[test]

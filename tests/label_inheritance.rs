@@ -96,6 +96,19 @@ fn late_record_updates_open_and_later_stages() {
     assert_eq!(pipeline.now().runs(), ["a,late,42 2", "b,late,own 1"]);
 }
 
+/// The layer keeps this span only because it is between two tracked spans.
+#[test]
+fn late_record_of_another_field_is_ignored() {
+    let pipeline = Pipeline::start();
+    info_span!("pipeline", profile = "p", run_id = "r").in_scope(|| {
+        let between = info_span!("between", a = Empty, b = Empty, c = Empty);
+        between.in_scope(run);
+        ["a", "b", "c"].into_iter().for_each(|field| _ = between.record(field, field));
+        between.in_scope(run);
+    });
+    assert_eq!(pipeline.now().runs(), ["a,p,r 2"]);
+}
+
 #[test]
 fn last_recorded_value_counts() {
     let pipeline = Pipeline::start();

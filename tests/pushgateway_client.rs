@@ -134,6 +134,7 @@ async fn push_replace_is_a_put_and_delete_a_delete() {
     assert!(requests[0].ends_with("\r\n\r\nrows 42\n"));
     assert!(requests[1].starts_with("DELETE /metrics/job/job HTTP/1.1\r\n"));
     assert!(requests[1].ends_with("\r\n\r\n"));
+    assert_eq!(header(&requests[1], "content-type"), None);
 }
 
 #[tokio::test]

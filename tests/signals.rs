@@ -288,6 +288,21 @@ fn signal_during_exit_keeps_the_exit_code() {
     assert_eq!(server.requests().len(), 2, "one final flush");
 }
 
+/// The main thread ends during the flush and does not overtake it.
+#[test]
+fn exit_during_the_flush_of_a_signal_waits() {
+    let (server, gate) = (MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]), held_gate());
+    let running = start_at_gate("exit through the gate", &server, &gate);
+    running.signal(Signal::TERM);
+    server.await_requests(2);
+    gate.release();
+    // No event shows that the main thread waits. Without the wait the process would have ended by then.
+    std::thread::sleep(Duration::from_millis(200));
+    server.release();
+    assert_died_of(&running.wait(), Signal::TERM);
+    assert_eq!(server.requests().len(), 2, "one final flush");
+}
+
 /// The final flush of a signal blocks every other ending until the process is dead, a panic on another thread
 /// included.
 #[test]

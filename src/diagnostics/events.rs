@@ -248,3 +248,136 @@ fn upgrade(subscriber: &Mutex<Option<WeakDispatch>>) -> Option<Dispatch> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::{Debug, Write};
+    use std::sync::Arc;
+    #[cfg(feature = "pushgateway")]
+    use std::{sync::mpsc::channel, time::Duration};
+
+    use tracing::Subscriber;
+    use tracing::field::{Field, Visit};
+    use tracing_subscriber::Registry;
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+    use super::*;
+
+    /// Keeps the events without their messages.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<String>>>);
+
+    impl Log {
+        fn subscriber(&self) -> Dispatch {
+            Registry::default().with(self.clone()).into()
+        }
+
+        fn events(&self) -> Vec<String> {
+            lock(&self.0).clone()
+        }
+    }
+
+    impl<S: Subscriber> Layer<S> for Log {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            let mut fields = Fields::default();
+            event.record(&mut fields);
+            lock(&self.0).push(fields.0);
+        }
+    }
+
+    #[derive(Default)]
+    struct Fields(String);
+
+    impl Visit for Fields {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            if field.name() != "message" {
+                write!(self.0, "{field} {value:?}").unwrap();
+            }
+        }
+    }
+
+    fn emit(diagnostics: &Diagnostics, numbers: std::ops::Range<usize>) {
+        numbers.for_each(|number| diagnostics.emit(move || warn!(number)));
+    }
+
+    #[test]
+    fn events_without_a_thread_wait_and_dropped_ones_are_counted() {
+        let (log, other) = (Log::default(), Log::default());
+        let (subscriber, diagnostics) = (log.subscriber(), Diagnostics::default());
+        diagnostics.attach(&subscriber);
+        emit(&diagnostics, 0..MAX_WAITING + 5);
+        assert_eq!(log.events(), [""; 0]);
+        // A callback may run on a thread with another default subscriber.
+        dispatcher::with_default(&other.subscriber(), || diagnostics.emit_waiting());
+        let mut expected: Vec<_> = (5..MAX_WAITING + 5).map(|number| format!("number {number}")).collect();
+        expected.push("dropped 5".to_owned());
+        assert_eq!(log.events(), expected);
+        assert_eq!(other.events(), [""; 0]);
+        emit(&diagnostics, 0..1);
+        diagnostics.emit_waiting();
+        assert_eq!(log.events()[expected.len()..], ["number 0"]);
+    }
+
+    #[cfg(feature = "pushgateway")]
+    fn wait_idle(diagnostics: &Diagnostics) {
+        diagnostics.wait_idle(Instant::now() + Duration::from_secs(60));
+    }
+
+    #[cfg(feature = "pushgateway")]
+    #[test]
+    fn count_of_dropped_events_displaces_no_event() {
+        let (log, diagnostics) = (Log::default(), Diagnostics::default());
+        let subscriber = log.subscriber();
+        diagnostics.attach(&subscriber);
+        diagnostics.start_thread().unwrap();
+        let ((start, is_started), (end, is_ended)) = (channel(), channel::<()>());
+        diagnostics.emit(move || {
+            start.send(()).unwrap();
+            is_ended.recv().unwrap();
+        });
+        is_started.recv().unwrap();
+        diagnostics.hold();
+        emit(&diagnostics, 0..MAX_WAITING + 5);
+        diagnostics.release();
+        end.send(()).unwrap();
+        wait_idle(&diagnostics);
+        let mut expected: Vec<_> = (5..MAX_WAITING + 5).map(|number| format!("number {number}")).collect();
+        expected.insert(1, "dropped 5".to_owned());
+        assert_eq!(log.events(), expected);
+    }
+
+    #[cfg(feature = "pushgateway")]
+    #[test]
+    fn callback_posts_waiting_events_unless_held() {
+        let (log, diagnostics) = (Log::default(), Diagnostics::default());
+        let subscriber = log.subscriber();
+        let callback = || dispatcher::with_default(&subscriber, || diagnostics.emit_waiting());
+        diagnostics.start_thread().unwrap();
+        emit(&diagnostics, 0..1);
+        callback();
+        wait_idle(&diagnostics);
+        assert_eq!(log.events(), ["number 0"]);
+        diagnostics.hold();
+        emit(&diagnostics, 1..2);
+        callback();
+        wait_idle(&diagnostics);
+        assert_eq!(log.events(), ["number 0"]);
+        diagnostics.release();
+        wait_idle(&diagnostics);
+        assert_eq!(log.events(), ["number 0", "number 1"]);
+    }
+    #[cfg(feature = "pushgateway")]
+    #[tokio::test]
+    async fn events_are_taken_when_the_subscriber_has_returned() {
+        let (log, diagnostics) = (Log::default(), Diagnostics::default());
+        let subscriber = log.subscriber();
+        diagnostics.attach(&subscriber);
+        diagnostics.start_thread().unwrap();
+        diagnostics.emit(|| {
+            std::thread::sleep(Duration::from_millis(50));
+            warn!(number = 1);
+        });
+        diagnostics.taken().await;
+        assert_eq!(log.events(), ["number 1"]);
+    }
+}

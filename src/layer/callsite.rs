@@ -228,3 +228,49 @@ impl Callsites {
 fn address(meta: &Metadata<'_>) -> u64 {
     std::ptr::from_ref(meta).addr() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use tracing::info_span;
+    use tracing::subscriber::with_default;
+    use tracing_subscriber::Registry;
+
+    use super::*;
+
+    fn callsites() -> Callsites {
+        Callsites::new(Inherited { profile: true, run_id: true })
+    }
+
+    #[test]
+    fn callsite_keeps_its_id_when_registered_again() {
+        let meta = with_default(Registry::default(), || info_span!("x", stage_id = 1).metadata()).unwrap();
+        let callsites = callsites();
+        assert!(!callsites.has(meta));
+        let (number, _) = callsites.register(meta);
+        assert_eq!(callsites.register(meta).0, number);
+        assert_eq!(callsites.of_span(meta), Some(number));
+        assert!(callsites.has(meta));
+    }
+
+    /// Enough callsites that some share a place.
+    #[test]
+    fn callsites_with_one_cache_place_are_distinguished() {
+        macro_rules! twice {
+            ($($body:tt)*) => { $($body)* $($body)* };
+        }
+        let mut all = Vec::new();
+        with_default(Registry::default(), || {
+            twice! { twice! { twice! { twice! { twice! { twice! { twice! {
+                all.push((info_span!("stage", stage_id = 1).metadata().unwrap(), true));
+                all.push((info_span!("plain", rows = 1).metadata().unwrap(), false));
+            }}}}}}}
+        });
+        let callsites = callsites();
+        for _ in 0..2 {
+            for (meta, is_stage) in &all {
+                assert_eq!(callsites.of_span(meta).is_some(), *is_stage);
+            }
+        }
+        assert_eq!(callsites.callsites.len(), all.len());
+    }
+}

@@ -201,3 +201,45 @@ impl Visit for HasError {
         self.0 |= field.name() == "error";
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// The label cache finds an entry by both, so they must not be those of other values.
+    #[test]
+    fn text_and_offsets_identify_the_values() {
+        let positions = Positions { of: [0; Role::ALL.len()] };
+        let choices = [None, Some(""), Some("a"), Some("aa")];
+        let mut known = HashMap::new();
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            for number in 0..choices.len().pow(3) {
+                let values = [number, number / 4, number / 16].map(|number| choices[number % 4]);
+                let mut fields = SpanFields::new(&positions);
+                for at in order {
+                    let begin = fields.text.len();
+                    if let Some(value) = values[at] {
+                        fields.text.push_str(value);
+                        fields.take(Role::ALL[at].0, begin);
+                    }
+                }
+                assert_eq!([fields.stage(), fields.profile(), fields.run_id()], values);
+                let (text, offsets) = fields.compared().unwrap();
+                let of = *known.entry((text.to_owned(), offsets.bits())).or_insert(values);
+                assert_eq!(of, values, "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn value_written_in_pieces_is_bounded() {
+        let mut text = "before".to_owned();
+        let mut truncating = Truncating { text: &mut text, room: 5 };
+        for piece in ["ab", "", "cdä", "e", "f"] {
+            truncating.write_str(piece).unwrap();
+        }
+        assert_eq!(text, "beforeabcde");
+    }
+}

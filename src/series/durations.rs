@@ -185,6 +185,15 @@ mod tests {
         assert_eq!(durations.read().1.sum, total_nanos as f64 / 1e9);
     }
 
+    /// The product of the bound and 1e9 is rounded down below, or up to, the number of nanoseconds.
+    #[test]
+    fn bound_is_exact_where_the_product_is_rounded() {
+        for (bound, nanos) in [(1.5e-8, 15), (2.8999999999999998e-8, 28), (1e-20, 0), (1.0, 1_000_000_000)] {
+            assert_eq!(bound_to_nanos(bound), nanos, "{bound}");
+        }
+        assert_eq!(bound_to_nanos(f64::INFINITY), u64::MAX);
+    }
+
     #[test]
     fn buckets_may_exceed_a_cache_line() {
         let bounds: Vec<_> = (1..=40).map(f64::from).collect();

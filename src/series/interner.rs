@@ -260,6 +260,27 @@ mod tests {
         assert_eq!(LabelId::from_bits(last.bits()), last);
     }
 
+    #[test]
+    fn long_value_is_found_by_its_kept_part() {
+        let labels = Interner::new(2_000);
+        for length in [MAX_VALUE_BYTES, MAX_VALUE_BYTES + 1, 2 * MAX_VALUE_BYTES] {
+            let value = "x".repeat(length);
+            assert_eq!(labels.find(&value), None);
+            let label = labels.intern(Role::RunId, &value);
+            assert_eq!(labels.text(label) == value, length == MAX_VALUE_BYTES);
+            assert_eq!(labels.find(&value), Some(label));
+            assert_eq!(labels.hash(&value), labels.hash(labels.text(label)));
+        }
+    }
+
+    #[test]
+    fn concurrent_insertions_of_a_value_get_one_id() {
+        let labels = Interner::new(2_000);
+        let all = || -> Vec<_> { (0..10_000).map(|n| labels.intern(Role::Stage, &n.to_string())).collect() };
+        let [a, b] = std::thread::scope(|scope| [scope.spawn(all), scope.spawn(all)].map(|t| t.join().unwrap()));
+        assert!(a == b);
+    }
+
     proptest! {
         #[test]
         fn long_values_are_cut_at_a_character_and_marked(value in "\\PC{0,400}") {

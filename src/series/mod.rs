@@ -8,6 +8,8 @@ pub(crate) mod outcome;
 mod stage_profile_series;
 mod stage_series;
 mod table;
+#[cfg(all(test, feature = "pushgateway"))]
+mod tests;
 #[cfg(feature = "trace-id")]
 pub(crate) mod trace_id;
 

@@ -111,6 +111,12 @@ impl SeriesTable {
         (self.limit.lock(), self.stages.lock(), self.pairs.lock(), self.sets.lock(), pairs, stages)
     }
 
+    /// Returns the number of stages, pairs and label sets.
+    #[cfg(all(test, feature = "pushgateway"))]
+    pub(super) fn lens(&self) -> (usize, usize, usize) {
+        (self.stages.len(), self.pairs.len(), self.sets.len())
+    }
+
     fn publisher(&self) -> Publisher<'_> {
         Publisher { recorder: &self.recorder, interner: &self.interner, clock: &self.clock }
     }

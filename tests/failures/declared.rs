@@ -51,6 +51,27 @@ fn last_status_code_before_the_first_enter_counts() {
     assert_eq!(outcomes(scenario), ["error", "error", "error", "error"]);
 }
 
+/// A trace has the same rule: its span has started by then.
+#[test]
+fn ok_is_final_from_the_first_enter_on() {
+    let say = |span: &Span| {
+        span.record("otel.status_code", "ok");
+        span.record("otel.status_code", "error");
+    };
+    let stage = || info_span!("x", stage_id = "a", otel.status_code = Empty);
+    let after = || {
+        let span = stage();
+        span.in_scope(|| ());
+        say(&span);
+    };
+    assert_eq!(outcomes(after), [OK, OK, OK, OK]);
+    let meanwhile = || {
+        let span = stage();
+        span.in_scope(|| say(&span));
+    };
+    assert_eq!(outcomes(meanwhile), [OK, OK, OK, OK]);
+}
+
 #[test]
 fn unknown_status_code_is_ignored() {
     for code in ["unset", "", "okay", " ok"] {

@@ -30,6 +30,13 @@ fn event_with_an_error_field_and_no_message_is_a_failure() {
     assert_eq!(inside(|| warn!(error = failure)), ERROR_EVENT);
 }
 
+/// `tracing-opentelemetry` has the same rule.
+#[test]
+fn event_with_error_before_its_message_fails_the_stage() {
+    assert_eq!(inside(|| info!(error = "x", message = "it broke")), ERROR_EVENT);
+    assert_eq!(inside(|| info!(message = "tried again", error = "x")), NO_ERROR);
+}
+
 #[test]
 fn event_with_an_error_field_and_a_message_is_no_failure() {
     assert_eq!(inside(|| info!(error = "x", "tried again")), NO_ERROR);

@@ -1,5 +1,7 @@
 //! The layer inside `Option`, `Box`, `Vec` and `reload`, two layers at once, and spans that opened without the layer.
 
+use std::time::Instant;
+
 use tracing::subscriber::with_default;
 use tracing::{Dispatch, error, info_span};
 use tracing_stage_metrics::MetricsLayer;
@@ -102,9 +104,11 @@ fn stage_closed_without_the_layer_is_removed_from_the_active_gauge() {
         Registry::default().with(layer).with(heard).into()
     });
     let handle = handle.unwrap();
+    let start = Instant::now();
     let [lost, left] = ["lost", "left"].map(|stage_id| info_span!(parent: None, "x", stage_id));
     let kept = info_span!(parent: None, "x", stage_id = "kept");
     left.in_scope(|| ());
+    let left_after = start.elapsed();
     let entered = lost.entered();
     let mut taken = None;
     handle.modify(|layer| taken = layer.take()).unwrap();
@@ -117,6 +121,7 @@ fn stage_closed_without_the_layer_is_removed_from_the_active_gauge() {
     assert_eq!(now.active(), ["kept, 1"]);
     // They fail as stages that are open at the end of the run do.
     assert_eq!(now.failures(), ["left,,unfinished 1", "lost,,interrupted 1"]);
+    assert!(now.seconds("left") <= left_after.as_secs_f64(), "until it was left, not until it was found out");
     drop(kept);
     let totals = pipeline.end().last.totals();
     assert_eq!(totals[totals.len() - 4..], ["kept 1 0", "left 0 1", "lost 0 1", "next 1 0"]);

@@ -1,6 +1,7 @@
 //! Several processes with one spool directory.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::support::child;
 use super::support::log::Log;
@@ -128,6 +129,49 @@ fn older_payload_is_not_sent_while_a_run_of_its_group_ends() {
     guard.shutdown().unwrap();
     assert_eq!((push_count(&server, "left"), push_count(&server, "unrelated")), (0, 1));
     assert_eq!(directory::payloads(spool).len(), 2);
+}
+
+/// The gateway may apply the payload of the other process after the last state of this run, so the last state is sent again.
+#[test]
+fn ending_run_waits_for_another_process_that_delivers_an_earlier_payload() {
+    for is_done in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = directory.path();
+        leave_payload(spool, "j", "monday");
+        let server = MockGateway::ok();
+        let timeout = if is_done { Duration::from_secs(20) } else { Duration::from_millis(500) };
+        let builder = builder(&server.url(), "j", spool).with_flush_timeout(timeout);
+        let payload = directory::only_payload(spool);
+        let lock = std::fs::File::open(&payload).unwrap();
+        lock.lock().unwrap();
+        let Measured { guard, log: _, default: _default } = measured(builder);
+        server.await_requests(1);
+        let before = push_count(&server, "j");
+        let result = std::thread::scope(|scope| {
+            let end = scope.spawn(move || guard.shutdown());
+            directory::await_true("the last state is sent", || push_count(&server, "j") == before + 1);
+            if is_done {
+                // No event shows that the run waits. Without the wait the second push would have arrived by then.
+                std::thread::sleep(Duration::from_millis(100));
+                assert_eq!(push_count(&server, "j"), before + 1);
+                std::fs::remove_file(&payload).unwrap();
+                drop(lock);
+            }
+            end.join().unwrap()
+        });
+        if is_done {
+            result.unwrap();
+            assert_eq!(push_count(&server, "j"), before + 2);
+            let sent: Vec<_> = server.requests().into_iter().map(|request| request.body).collect();
+            assert_eq!(sent[sent.len() - 2], sent[sent.len() - 1]);
+            assert_eq!(directory::names(spool), [""; 0]);
+        } else {
+            let text = "another process delivers an earlier state of this group, which may replace the last one";
+            assert_eq!(result.unwrap_err().to_string(), text);
+            assert_eq!(push_count(&server, "j"), before + 1);
+            assert_eq!(directory::payloads(spool).len(), 2, "a later run delivers the last state");
+        }
+    }
 }
 
 /// Processes that end at the same time remove neither payloads nor temporary files of each other.

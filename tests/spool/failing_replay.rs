@@ -199,6 +199,20 @@ fn bad_request_replays_the_stage_metrics_alone() {
     }
 }
 
+/// Another refusal says nothing about the application's metrics.
+#[test]
+fn stages_of_a_spooled_payload_are_not_pushed_alone_after_another_refusal() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    leave_with_rows(spool);
+    let server = failing_for("left");
+    let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
+    guard.shutdown().unwrap();
+    assert_eq!(push_count(&server, "left"), 1, "{:?}", request_lines(&server));
+    assert_left(spool, "left");
+    assert_eq!(log.own(), [""; 0]);
+}
+
 #[track_caller]
 fn assert_quarantined(spool: &Path, payload: &Path, content: &[u8]) {
     let quarantined = payload.with_extension("refused");

@@ -74,6 +74,24 @@ fn unreadable_payload_stays_with_one_warning() {
     });
 }
 
+/// The payload of another user may be readable only. A lock needs no handle for writing.
+#[test]
+fn read_only_payload_is_delivered() {
+    obeying_permissions(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = directory.path();
+        leave_payload(spool, "left", "left");
+        let server = MockGateway::ok();
+        directory::readdress(spool, &server.url());
+        fs::set_permissions(directory::only_payload(spool), fs::Permissions::from_mode(0o400)).unwrap();
+        let Measured { guard, log, default: _default } = measured(builder(&server.url(), "later", spool));
+        directory::await_no_payload(spool);
+        guard.shutdown().unwrap();
+        assert_eq!(push_count(&server, "left"), 1);
+        assert_eq!(log.own(), [""; 0]);
+    });
+}
+
 /// Opening a FIFO would block until another process writes to it.
 #[test]
 fn irregular_files_are_not_opened() {

@@ -88,6 +88,22 @@ fn payload_times_are_compared_on_the_gateways_clock() {
     }
 }
 
+/// The payload keeps the offset, so that a later run compares no clocks of two different days.
+#[test]
+fn payload_has_the_gateway_time_of_its_run() {
+    let date = httpdate::fmt_http_date(UNIX_EPOCH + std::time::Duration::from_secs_f64(now() + 3_600.0));
+    let answer = |status| Reply::Answer(Answer::new(status).with_header("Date", &date));
+    let server = MockGateway::start([answer(200), answer(401)]);
+    let directory = tempfile::tempdir().unwrap();
+    let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "j", directory.path()));
+    guard.flush().unwrap_err();
+    guard.shutdown().unwrap_err();
+    let text = fs::read_to_string(directory::only_payload(directory.path())).unwrap();
+    let time = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap().parse::<f64>().unwrap();
+    let ahead = time("gateway-written: ") - time("written: ");
+    assert!((ahead - 3_600.0).abs() < 60.0, "{ahead}");
+}
+
 #[test]
 fn run_start_in_the_future_does_not_block_later_runs() {
     let Some(server) = support::pushgateway() else { return };
@@ -247,6 +263,18 @@ fn last_success_of_an_outdated_payload_is_delivered() {
     let expected = gauge(&server, "j", LAST_SUCCESS);
     deliver(&server.url(), spool);
     assert_eq!(gauge(&server, "j", LAST_SUCCESS), expected);
+
+    // An earlier last success is replaced, and an equal one is not sent.
+    for (offset, is_sent) in [(-1.0, true), (0.0, false)] {
+        leave_payload(spool, "j", "good");
+        let text = directory::content(&directory::only_payload(spool)).1;
+        let wanted = exposition::parse(&text).expect(LAST_SUCCESS, &[]);
+        push(&server, "j", &format!("# TYPE {LAST_SUCCESS} gauge\n{LAST_SUCCESS} {}\n", wanted + offset));
+        let pushed = gauge(&server, "j", "push_time_seconds");
+        deliver(&server.url(), spool);
+        assert_eq!(gauge(&server, "j", LAST_SUCCESS), wanted);
+        assert_eq!(gauge(&server, "j", "push_time_seconds") > pushed, is_sent, "{offset}");
+    }
 }
 
 /// The gateway does not answer in the second before the first push. The run's own state then carries the last
@@ -263,7 +291,7 @@ fn last_success_is_carried_over_when_the_replay_fails() {
     server.await_request(|request| request.method == "POST");
     assert_eq!(directory::payloads(spool).len(), 1, "the payload stays until the final state is delivered");
     guard.shutdown().unwrap();
-    assert!(request_lines(&server).iter().filter(|line| **line == "POST job/j").count() >= 2);
+    assert_eq!(push_count(&server, "j"), 2, "no earlier request can arrive late, so the last state is sent once");
     for request in server.requests().iter().filter(|request| request.method == "POST") {
         let exposition = exposition::parse(request.text());
         assert_eq!(exposition.expect(LAST_SUCCESS, &[]), spooled.expect(LAST_SUCCESS, &[]));
@@ -271,6 +299,27 @@ fn last_success_is_carried_over_when_the_replay_fails() {
         assert_eq!(good.len(), 1);
     }
     assert_eq!(directory::names(spool), [""; 0]);
+}
+
+/// The gateway may apply the unanswered payload at any time, after a push of this run.
+#[test]
+fn unanswered_payload_of_the_own_group_makes_the_last_state_be_sent_twice() {
+    for no_answer in [Reply::Silent, Reply::Reset] {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = directory.path();
+        leave_payload(spool, "j", "left");
+        let mut pushes = 0;
+        let server = MockGateway::start_with(move |request| {
+            pushes += usize::from(request.method == "POST");
+            if pushes == 1 && request.method == "POST" { no_answer.clone() } else { Reply::ok() }
+        });
+        let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "j", spool));
+        server.await_requests(3);
+        guard.flush().unwrap();
+        guard.shutdown().unwrap();
+        // The payload, the first push, the flush, and the last state twice.
+        assert_eq!(request_lines(&server), [&["GET /metrics"][..], &["POST job/j"; 5]].concat());
+    }
 }
 
 /// A process sends a payload and cancels that for a push of its own; the gateway may still apply it. The process

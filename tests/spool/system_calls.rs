@@ -112,3 +112,20 @@ fn payload_is_synced_before_its_rename_and_removed_after_the_push() {
         assert!(indices.is_sorted(), "{indices:?} of {steps:?} in:\n{}", calls.join("\n"));
     }
 }
+
+/// A later run would send a payload that is not removed.
+#[test]
+fn process_ends_after_its_payload_is_removed() {
+    if !can_trace() {
+        return;
+    }
+    let (server, directory) = (MockGateway::ok(), tempfile::tempdir().unwrap());
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    let inner = scenarios::command("end", &server.url(), "j", directory.path());
+    // The delay is in microseconds.
+    let slow = ["-e", "trace=unlink,unlinkat", "-e", "inject=unlink,unlinkat:delay_enter=100000"];
+    let ended = child::start(under_strace(&inner, trace.path(), &slow)).wait();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert!(fs::read_to_string(trace.path()).unwrap().contains(".spool\""), "nothing was removed");
+    assert_eq!(directory::names(directory.path()), [""; 0]);
+}

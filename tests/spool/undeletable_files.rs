@@ -94,3 +94,32 @@ fn undeletable_payloads_do_not_block_others_in_the_background() {
         assert_eq!(directory::payloads(spool).len(), 2);
     });
 }
+
+/// The gateway has a later state of the group, so only the last success of the payload is sent.
+#[test]
+fn outdated_payload_is_queried_once() {
+    const STATE: &str = "push_time_seconds{instance=\"\",job=\"old\"} 4e9\npushgateway_build_info 1\n";
+    obeying_permissions(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = directory.path();
+        for job in ["old", "other"] {
+            leave_payload(spool, job, "left");
+        }
+        let server = MockGateway::start_with(|request| match &*request_line(request) {
+            "GET /metrics" => Reply::Answer(Answer::new(200).with_body(STATE)),
+            "POST job/now" => Reply::Held(Answer::new(200)),
+            _ => Reply::ok(),
+        });
+        let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "now", spool));
+        server.await_request(|request| request_line(request) == "POST job/now");
+        let read_only = ReadOnly::new(spool);
+        server.release();
+        server.await_request(|request| request_line(request) == "POST job/other");
+        guard.shutdown().unwrap();
+        drop(read_only);
+        let lines = request_lines(&server);
+        assert_eq!(lines.iter().filter(|line| *line == "GET /metrics").count(), 2, "{lines:?}");
+        assert_eq!(push_count(&server, "old"), 1, "{lines:?}");
+        assert_eq!(directory::payloads(spool).len(), 2);
+    });
+}

@@ -36,6 +36,17 @@ fn only_the_nearest_stage_ancestor_is_compared() {
 }
 
 #[test]
+fn id_recorded_twice_is_the_same_id() {
+    let pipeline = Pipeline::start();
+    info_span!("x", stage_id = "a").in_scope(|| {
+        let helper = info_span!("helper", stage_id = Empty);
+        helper.record("stage_id", "a");
+        helper.record("stage_id", "a");
+    });
+    assert_eq!(pipeline.now().totals(), ["a 1 0"]);
+}
+
+#[test]
 fn siblings_with_the_same_id_are_two_stages() {
     let pipeline = Pipeline::start();
     info_span!("root").in_scope(|| {

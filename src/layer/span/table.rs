@@ -787,6 +787,27 @@ mod tests {
     }
 
     #[test]
+    fn span_has_its_slot_from_claim_to_release() {
+        let open = OpenSpans::<PLACES>::new();
+        let mut earlier = Vec::new();
+        for mark in 1..=3 {
+            let span = claim(&open, 7, mark);
+            let reference = span.reference();
+            assert!(span.is_open() && span.is_current(reference));
+            assert_eq!((open.iter().count(), open.taken().count()), (1, 1));
+            assert!(earlier.iter().all(|earlier| open.get(*earlier).is_none() && !span.is_current(*earlier)));
+            assert!(span.try_finish(reference) && !span.try_finish(reference), "it is counted once");
+            assert!(!span.is_open() && !span.is_current(reference));
+            assert_eq!((open.iter().count(), open.taken().count()), (0, 1));
+            assert_eq!(span.reference(), reference);
+            assert!(open.get(reference).is_some() && open.get_initialized(&Id::from_u64(7)).is_some());
+            open.release(span);
+            assert!(open.get(reference).is_none() && open.find(&Id::from_u64(7)).is_none());
+            earlier.push(reference);
+        }
+    }
+
+    #[test]
     fn slot_takes_two_cache_lines() {
         assert_eq!(size_of::<Slot>(), 128);
     }
