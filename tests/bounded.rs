@@ -99,7 +99,7 @@ fn an_answer_byte_by_byte() {
 
 #[test]
 fn nobody_listens() {
-    assert_unreachable(&error_in_time(&free_addr().to_string()), "nobody answers there");
+    assert_unreachable(&error_in_time(&free_addr().to_string()), "no server answers there");
 }
 
 /// How fast the lookup ends is the resolver's affair.

@@ -33,7 +33,7 @@ fn where_nobody_listens_the_final_flush_gives_up_after_a_second() {
     let error = guard.shutdown().unwrap_err();
     assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     assert!(!error.is_timeout() && !error.is_refused(), "{error:?}");
-    assert!(error.to_string().contains("nobody answers there"), "{error}");
+    assert!(error.to_string().contains("no server answers there"), "{error}");
 }
 
 /// It was there when the first push came, so that no push is on its way.
@@ -56,7 +56,7 @@ fn a_flush_in_vain_says_why() {
     let timeout = Duration::from_millis(700);
     let Measured { guard, log: _, default: _default } = measured(builder(&url).with_flush_timeout(timeout));
     let error = guard.flush().unwrap_err();
-    assert!(format!("{error:?}").contains("nobody answers there"), "{error:?}");
+    assert!(format!("{error:?}").contains("no server answers there"), "{error:?}");
 }
 
 /// Between two tries nothing is on its way, so there is nothing to wait for.

@@ -340,7 +340,7 @@ async fn a_gateway_that_is_not_there_is_told_as_that() {
     let gateway = Pushgateway::new(format!("http://hush:hush@{address}"), "job").unwrap();
     let error = gateway.push_add(METRIC).await.unwrap_err();
     assert!(!error.is_timeout() && !error.is_refused() && !error.is_config());
-    assert_eq!(error.to_string(), format!("POST http://{address}/metrics/job/job failed: nobody answers there"));
+    assert_eq!(error.to_string(), format!("POST http://{address}/metrics/job/job failed: no server answers there"));
     assert!(format!("{error:?}").to_lowercase().contains("connection refused"), "{error:?}");
     assert!(!shown(&error).contains("hush"));
 }
@@ -441,7 +441,7 @@ async fn an_error_of_the_way_to_a_proxy_names_the_proxy_and_not_its_password() {
     let away = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let with_password = format!("http://user:hush@hush@{away}");
     let result = push_in_child(url, &[("HTTP_PROXY", &with_password)]).await;
-    let expected = format!("Err(POST {url}/metrics/job/job failed: nobody answers at the proxy http://{away}: ");
+    let expected = format!("Err(POST {url}/metrics/job/job failed: no server answers at the proxy http://{away}: ");
     assert!(result.starts_with(&expected) && !result.contains("hush"), "{result}");
 
     let result = push_in_child(url, &[("ALL_PROXY", "proxy.invalid")]).await;
@@ -564,7 +564,7 @@ async fn only_loopback_and_no_proxy_are_exempt_from_the_proxy() {
         // The server listens on the loopback address alone, so that it is not reached without the proxy.
         for no_proxy in [address.clone(), format!("{address}/16")] {
             let result = push(&address, &no_proxy).await;
-            assert!(result.contains("failed: nobody answers there: "), "NO_PROXY={no_proxy}: {result}");
+            assert!(result.contains("failed: no server answers there: "), "NO_PROXY={no_proxy}: {result}");
             assert_eq!(proxy.take_asked(), [""; 0], "NO_PROXY={no_proxy}");
         }
     }

@@ -72,7 +72,7 @@ impl MetricsLayerBuilder {
                 #[cfg(feature = "otlp")]
                 let (recorder, target) = match otlp.recorder {
                     Some(otel) => {
-                        let both: Arc<dyn Recorder + Send + Sync> = Arc::new(otlp::Both(recorder, otel));
+                        let both: Arc<dyn Recorder + Send + Sync> = Arc::new(otlp::Fanout(recorder, otel));
                         let target = if otlp.updates_eagerly { Target::Shared } else { Target::Own };
                         (Arc::clone(&both), target(both))
                     }
@@ -169,7 +169,7 @@ impl MetricsLayerBuilder {
             ));
         }
         let job = self.gateway.as_ref().map(|gateway| gateway.grouping().job().to_owned());
-        otlp.ready(otlp::Setup {
+        otlp.build(otlp::PipelineConfig {
             namespace: &self.namespace,
             max_series: self.max_series,
             bounds: otlp::OtlpBounds {

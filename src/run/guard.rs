@@ -249,7 +249,7 @@ async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
         });
     };
     thread::Builder::new()
-        .name("stage-metrics-flush".to_owned())
+        .name("metrics-flush".to_owned())
         .spawn(run)
         .map_err(|error| Error::new(Kind::Delivery, "cannot start a thread for the flush").with_source(error))?;
     result.await.map_err(|_| Error::new(Kind::Delivery, "the thread of the flush is gone"))
