@@ -242,6 +242,7 @@ fn the_resource_names_the_service_and_with_totals_the_instance() {
     let url = gateway.url();
     let by_job = resource(&[("TV_PROMETHEUS_PUSHGATEWAY", &url), ("TV_PROMETHEUS_JOB", "nightly")]);
     assert_eq!(by_job["service.name"], "nightly");
+    assert_eq!(resource(&[("TV_PROMETHEUS_JOB", "nightly")])["service.name"], "nightly", "without a gateway");
 }
 
 #[test]

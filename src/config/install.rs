@@ -168,7 +168,10 @@ impl MetricsLayerBuilder {
                  one of them out (OTEL_METRICS_EXPORTER asks for OTLP too)",
             ));
         }
-        let job = self.gateway.as_ref().map(|gateway| gateway.grouping().job().to_owned());
+        let job = match &self.gateway {
+            Some(gateway) => Some(gateway.grouping().job()),
+            None => self.job_labels.iter().find(|(name, _)| name == "job").map(|(_, job)| job.as_str()),
+        };
         otlp.build(otlp::PipelineConfig {
             namespace: &self.namespace,
             max_series: self.max_series,
@@ -176,7 +179,7 @@ impl MetricsLayerBuilder {
                 by_name: bounds.iter().cloned().collect(),
                 default: DEFAULT_HISTOGRAM_BUCKETS.to_vec(),
             },
-            service: job.unwrap_or_else(executable_name),
+            service: job.map_or_else(executable_name, str::to_owned),
         })
     }
 }
