@@ -118,7 +118,7 @@ fn invalid_header_is_an_error() {
         ),
         (
             gateway().with_header("X-Tenant", "hush\n"),
-            "the value of header \"X-Tenant\" has a character that a header cannot carry: a line break at its end, perhaps",
+            "the value of header \"X-Tenant\" has a character that a header cannot carry: leave out a line break at its end",
         ),
         (
             gateway().with_header("content-type", "hush"),
@@ -126,8 +126,8 @@ fn invalid_header_is_an_error() {
         ),
         (
             gateway().with_bearer_token("hush\n"),
-            "the bearer token is empty or has a character that a header cannot carry: a line break at its end, \
-             perhaps, as files have it",
+            "the bearer token is empty or has a character that a header cannot carry: leave out the line break at the \
+             end of a file",
         ),
         (
             gateway().with_basic_auth("hu:sh", "hush"),

@@ -33,7 +33,7 @@ fn final_flush_gives_up_early_where_no_gateway_listens() {
     let error = guard.shutdown().unwrap_err();
     assert!(start.elapsed() < SHORT, "{:?}", start.elapsed());
     assert!(!error.is_timeout() && !error.is_refused(), "{error:?}");
-    assert!(error.to_string().contains("nobody answers there"), "{error}");
+    assert!(error.to_string().contains("no server answers there"), "{error}");
 }
 
 /// The first push has succeeded, so that no push is in flight.
@@ -56,7 +56,7 @@ fn timed_out_flush_has_the_cause_of_the_last_attempt() {
     let timeout = Duration::from_millis(700);
     let Measured { guard, log: _, default: _default } = measured(builder(&url).with_flush_timeout(timeout));
     let error = guard.flush().unwrap_err();
-    assert!(format!("{error:?}").contains("nobody answers there"), "{error:?}");
+    assert!(format!("{error:?}").contains("no server answers there"), "{error:?}");
 }
 
 /// Between two attempts there is no request to wait for.

@@ -99,7 +99,7 @@ fn trickled_response_is_a_timeout() {
 
 #[test]
 fn refused_connection_is_a_connection_error() {
-    assert_unreachable(&error_in_time(&free_addr().to_string()), "nobody answers there");
+    assert_unreachable(&error_in_time(&free_addr().to_string()), "no server answers there");
 }
 
 /// The resolver decides how long the lookup takes: the error may be a timeout.

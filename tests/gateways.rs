@@ -281,7 +281,7 @@ fn shutdown_error_has_its_causes() {
     let Measured { guard, log: _, default: _default } = measured(builder(&address.to_string()));
     let error = guard.shutdown().unwrap_err();
     let causes = chain(&error);
-    assert_eq!(causes[0], format!("POST http://{address}/metrics/job/j failed: nobody answers there"));
+    assert_eq!(causes[0], format!("POST http://{address}/metrics/job/j failed: no server answers there"));
     assert!(causes.len() > 1 && causes.last().unwrap().contains("Connection refused"), "{causes:?}");
     let debug = format!("{error:?}");
     assert!(causes.iter().all(|cause| debug.contains(cause.as_str())), "{debug} has {causes:?}");

@@ -247,6 +247,7 @@ fn resource_names_the_service_and_cumulative_instance() {
     let url = gateway.url();
     let by_job = resource(&[("TV_PROMETHEUS_PUSHGATEWAY", &url), ("TV_PROMETHEUS_JOB", "nightly")]);
     assert_eq!(by_job["service.name"], "nightly");
+    assert_eq!(resource(&[("TV_PROMETHEUS_JOB", "nightly")])["service.name"], "nightly", "without a gateway");
 }
 
 #[test]

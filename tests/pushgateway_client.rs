@@ -342,7 +342,7 @@ async fn refused_connection_is_named_in_the_error() {
     let gateway = Pushgateway::new(format!("http://hush:hush@{address}"), "job").unwrap();
     let error = gateway.push_add(METRIC).await.unwrap_err();
     assert!(!error.is_timeout() && !error.is_refused() && !error.is_config());
-    assert_eq!(error.to_string(), format!("POST http://{address}/metrics/job/job failed: nobody answers there"));
+    assert_eq!(error.to_string(), format!("POST http://{address}/metrics/job/job failed: no server answers there"));
     assert!(format!("{error:?}").to_lowercase().contains("connection refused"), "{error:?}");
     assert!(!display_and_debug(&error).contains("hush"));
 }
@@ -443,7 +443,8 @@ async fn proxy_error_names_the_proxy_without_its_password() {
     let closed_port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let with_password = format!("http://user:hush@hush@{closed_port}");
     let result = push_in_child(url, &[("HTTP_PROXY", &with_password)]).await;
-    let expected = format!("Err(POST {url}/metrics/job/job failed: nobody answers at the proxy http://{closed_port}: ");
+    let expected =
+        format!("Err(POST {url}/metrics/job/job failed: no server answers at the proxy http://{closed_port}: ");
     assert!(result.starts_with(&expected) && !result.contains("hush"), "{result}");
 
     let result = push_in_child(url, &[("ALL_PROXY", "proxy.invalid")]).await;
@@ -566,7 +567,7 @@ async fn proxy_is_bypassed_for_loopback_and_no_proxy_only() {
         // The server listens on loopback only, so a request without the proxy fails.
         for no_proxy in [address.clone(), format!("{address}/16")] {
             let result = push(&address, &no_proxy).await;
-            assert!(result.contains("failed: nobody answers there: "), "NO_PROXY={no_proxy}: {result}");
+            assert!(result.contains("failed: no server answers there: "), "NO_PROXY={no_proxy}: {result}");
             assert_eq!(proxy.take_requested_hosts(), [""; 0], "NO_PROXY={no_proxy}");
         }
     }

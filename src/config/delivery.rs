@@ -141,11 +141,12 @@ impl MetricsLayerBuilder {
     /// machine, and `0.0.0.0` or `[::]`, which reach every network of the machine, only where they are to be reached.
     ///
     /// `GET` and `HEAD` of `/metrics` give the text format 0.0.4 (with gzip where it is large and the client takes it),
-    /// `/health` an `OK`, everything else 404. Each connection is for one request. Rendering takes at most a tenth of the
-    /// delivery thread's time: requests that come meanwhile wait, and share one text, which is of after they came. At most
-    /// [`MAX_HTTP_CONNECTIONS`](crate::MAX_HTTP_CONNECTIONS) are open at once: beyond, the oldest that has asked nothing yet
-    /// is closed. A client has [`HTTP_REQUEST_TIMEOUT`](crate::HTTP_REQUEST_TIMEOUT) to ask, and as long again to take its
-    /// answer. The port is bound by `install()`, where one that is taken is an error, and freed when the guard is gone.
+    /// `/health` an `OK`, everything else 404. Each connection is for one request. After a rendering, the next one waits ten
+    /// times as long as it took, but at most four seconds: requests that come meanwhile wait, and share one text, which is
+    /// rendered after they came. At most [`MAX_HTTP_CONNECTIONS`](crate::MAX_HTTP_CONNECTIONS) are open at once: beyond, the
+    /// oldest that has asked nothing yet is closed. A client has [`HTTP_REQUEST_TIMEOUT`](crate::HTTP_REQUEST_TIMEOUT) to
+    /// ask, and as long again to take its answer. The port is bound by `install()`, where one that is taken is an error, and
+    /// freed when the guard is gone.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;

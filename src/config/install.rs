@@ -71,7 +71,7 @@ impl MetricsLayerBuilder {
                 #[cfg(feature = "otlp")]
                 let (recorder, target) = match otlp.recorder {
                     Some(otel) => {
-                        let both: Arc<dyn Recorder + Send + Sync> = Arc::new(otlp::Both(recorder, otel));
+                        let both: Arc<dyn Recorder + Send + Sync> = Arc::new(otlp::Fanout(recorder, otel));
                         let target = if otlp.updates_eagerly { RecorderTarget::Shared } else { RecorderTarget::Own };
                         (Arc::clone(&both), target(both))
                     }
@@ -167,15 +167,18 @@ impl MetricsLayerBuilder {
                  one of them out (OTEL_METRICS_EXPORTER asks for OTLP too)",
             ));
         }
-        let job = self.gateway.as_ref().map(|gateway| gateway.grouping().job().to_owned());
-        otlp.ready(otlp::Setup {
+        let job = match &self.gateway {
+            Some(gateway) => Some(gateway.grouping().job()),
+            None => self.job_labels.iter().find(|(name, _)| name == "job").map(|(_, job)| job.as_str()),
+        };
+        otlp.build(otlp::PipelineConfig {
             namespace: &self.namespace,
             max_series: self.max_series,
             bounds: otlp::OtlpBounds {
                 by_name: bounds.iter().cloned().collect(),
                 default: DEFAULT_HISTOGRAM_BUCKETS.to_vec(),
             },
-            service: job.unwrap_or_else(executable_name),
+            service: job.map_or_else(executable_name, str::to_owned),
         })
     }
 }

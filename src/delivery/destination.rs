@@ -1,4 +1,4 @@
-//! The destinations: the gateway, the text file and the collector.
+//! Delivery to the destinations: the gateway, the text file and the collector.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,47 +9,49 @@ use bytes::Bytes;
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Instant, timeout_at};
 
+use super::event::DeliveryEvent;
+use super::http::retry::RetryBudget;
+#[cfg(feature = "otlp")]
+use super::otlp::Exporter;
+#[cfg(feature = "otlp")]
+use super::pushgateway::DEFAULT_REQUEST_TIMEOUT;
+use super::pushgateway::{OutcomeGuard, Pushed, Pushgateway, push_state};
 use super::replayer::{Replayer, SpoolThread};
+use super::source::ExpositionSource;
 use super::spool::{CarriedOver, Written};
 use super::textfile::Textfile;
-use super::{DeliveryEvent, ExpositionSource};
-use crate::delivery::http::retry::RetryBudget;
-#[cfg(feature = "otlp")]
-use crate::delivery::otlp::Exporter;
-use crate::delivery::pushgateway::Pushgateway;
-use crate::delivery::pushgateway::push::{Doubt, Pushed, push_state};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, Labels};
 use crate::job_thread::JobThread;
 
-/// How long a delivery on the interval may take, however short the interval.
-const SHORTEST_TIME: Duration = Duration::from_secs(2);
+/// How long a delivery on the interval may take at least, even if the interval is shorter.
+const MIN_INTERVAL_TIME: Duration = Duration::from_secs(2);
 
-/// How long what earlier runs of the group left may hold up the first push.
+/// How long the payloads of earlier runs of the group may delay the first push.
 const OWN_GROUP_TIME: Duration = Duration::from_secs(1);
 
-/// How long the final flush waits, after its push has succeeded, for the disk to give the payload up again.
+/// How long the final flush waits, after its push has succeeded, until the payload is removed from the disk.
 const SPOOL_CLEANUP_TIME: Duration = Duration::from_millis(500);
 
-/// Writes of a text file that may wait for the disk.
+/// Limit of the writes of a text file that wait for the disk.
 const MAX_WAITING_WRITES: usize = 4;
 
-/// One destination. Clones share it.
+/// A destination. Clones share it.
 #[derive(Clone)]
 pub(super) enum Destination {
     Gateway(Arc<GatewayDestination>),
     Textfile(Arc<TextfileDestination>),
-    /// One export at a time.
+    /// The lock serializes the exports.
     #[cfg(feature = "otlp")]
     Collector(Arc<tokio::sync::Mutex<Exporter>>),
 }
 
-/// The state of one moment, rendered for the first destination that asks and shared by all.
+/// The state of one moment, rendered at the first use and shared by all destinations.
 #[derive(Clone, Default)]
-pub(super) struct Moment(Arc<OnceCell<Result<Arc<Families>, Error>>>);
+pub(super) struct SharedState(Arc<OnceCell<Result<Arc<Families>, Error>>>);
 
-impl Moment {
-    /// Code of the application that renders gets half of the time.
+impl SharedState {
+    /// Returns the metric families. A recorder of the application may render for half of the time.
     async fn families(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) -> Result<Arc<Families>, Error> {
         let now = Instant::now();
         let half = now + deadline.saturating_duration_since(now) / 2;
@@ -57,7 +59,7 @@ impl Moment {
         rendered.as_ref().map(Arc::clone).map_err(Error::copy)
     }
 
-    /// The state in the text format.
+    /// Returns the state in the text format.
     async fn text(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) -> Result<Bytes, Error> {
         Ok(self.families(source, deadline).await?.to_text().into())
     }
@@ -70,13 +72,13 @@ impl Destination {
             gateway,
             spool,
             wake_replayer,
-            is_in_doubt: AtomicBool::new(false),
+            is_outcome_unknown: AtomicBool::new(false),
             has_pushed: AtomicBool::new(false),
             carried: Mutex::default(),
         }))
     }
 
-    /// `labels`: further labels of every series in the file.
+    /// Creates the text file destination. `labels` are added to every series in the file.
     pub(super) fn textfile(textfile: Textfile, labels: &[(String, String)]) -> Result<Self, Error> {
         let files = JobThread::start("metrics-textfile", MAX_WAITING_WRITES)?;
         let labels = Labels::new(labels.iter().map(|(name, value)| (name.as_str(), value.as_str()))).0;
@@ -84,59 +86,59 @@ impl Destination {
     }
 
     #[cfg(feature = "otlp")]
-    pub(super) fn collector(collector: Exporter) -> Self {
-        Self::Collector(Arc::new(tokio::sync::Mutex::new(collector)))
+    pub(super) fn collector(exporter: Exporter) -> Self {
+        Self::Collector(Arc::new(tokio::sync::Mutex::new(exporter)))
     }
 
     pub(super) fn is_gateway(&self) -> bool {
         matches!(self, Self::Gateway(_))
     }
 
-    /// How long a delivery on the interval may take. An interval that is shorter than the answer does not cut it off: the
-    /// request may have arrived, and would be taken for one that has not.
+    /// Returns how long a delivery on the interval may take. An interval that is shorter than the response does not cut
+    /// the request off: a request that has arrived must not count as one that has not.
     pub(super) fn interval_time(&self, interval: Duration) -> Duration {
         match self {
-            Self::Gateway(_) | Self::Textfile(_) => interval.max(SHORTEST_TIME),
+            Self::Gateway(_) | Self::Textfile(_) => interval.max(MIN_INTERVAL_TIME),
             // An increment that is sent twice counts twice.
             #[cfg(feature = "otlp")]
-            Self::Collector(_) => interval.max(super::DEFAULT_REQUEST_TIMEOUT),
+            Self::Collector(_) => interval.max(DEFAULT_REQUEST_TIMEOUT),
         }
     }
 
-    /// Delivers the state of a moment within the budget. `is_requested`: somebody waits for it; it is not the interval.
+    /// Delivers a state within the budget. `is_requested`: a request waits for the delivery, rather than the interval.
     #[cfg_attr(not(feature = "otlp"), allow(unused_variables))]
     pub(super) async fn deliver(
         self,
         source: Arc<dyn ExpositionSource>,
-        moment: Moment,
+        state: SharedState,
         budget: RetryBudget,
         is_requested: bool,
     ) -> Result<(), Error> {
         match self {
-            Self::Gateway(gateway) => gateway.deliver(&source, &moment, &budget).await,
-            Self::Textfile(textfile) => textfile.deliver(&source, &moment, budget.deadline).await,
+            Self::Gateway(gateway) => gateway.deliver(&source, &state, &budget).await,
+            Self::Textfile(textfile) => textfile.deliver(&source, &state, budget.deadline).await,
             #[cfg(feature = "otlp")]
-            Self::Collector(collector) => {
+            Self::Collector(exporter) => {
                 let publish = || Arc::clone(&source).publish();
-                collector.lock().await.export(&budget, is_requested, publish).await
+                exporter.lock().await.export(&budget, is_requested, publish).await
             }
         }
     }
 
-    /// Delivers the last state of the process. `earlier`: completes when no other delivery is on its way.
+    /// Delivers the final state of the process. `previous` completes when no other delivery is in flight.
     pub(super) async fn deliver_finally(
         self,
         source: Arc<dyn ExpositionSource>,
-        moment: Moment,
+        state: SharedState,
         deadline: Instant,
-        earlier: impl Future<Output = ()>,
+        previous: impl Future<Output = ()>,
     ) -> Result<(), Error> {
         let budget = RetryBudget { deadline, is_final: true, superseded: Arc::default() };
         match self {
-            Self::Gateway(gateway) => gateway.deliver_finally(&source, &moment, &budget, earlier).await,
+            Self::Gateway(gateway) => gateway.deliver_finally(&source, &state, &budget, previous).await,
             other => {
-                earlier.await;
-                other.deliver(source, moment, budget, true).await
+                previous.await;
+                other.deliver(source, state, budget, true).await
             }
         }
     }
@@ -155,7 +157,7 @@ impl fmt::Display for Destination {
 
 pub(super) struct TextfileDestination {
     textfile: Arc<Textfile>,
-    /// Job and grouping, so that the series of two jobs on one node differ.
+    /// Job and grouping, which distinguish the series of two jobs on one node.
     labels: Labels,
     files: JobThread,
 }
@@ -164,10 +166,10 @@ impl TextfileDestination {
     async fn deliver(
         &self,
         source: &Arc<dyn ExpositionSource>,
-        moment: &Moment,
+        state: &SharedState,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let text = moment.families(source, deadline).await?.to_text_with(&self.labels);
+        let text = state.families(source, deadline).await?.to_text_with(&self.labels);
         let textfile = Arc::clone(&self.textfile);
         let write = self.files.run(move || textfile.write(&text));
         timeout_at(deadline, write).await.unwrap_or_else(|_| {
@@ -181,11 +183,12 @@ pub(super) struct GatewayDestination {
     gateway: Pushgateway,
     spool: Option<SpoolThread>,
     wake_replayer: Option<Arc<Notify>>,
-    /// A request of this process was given up without an answer. The gateway may apply it later, over a newer state.
-    is_in_doubt: AtomicBool,
-    /// A push of this run has arrived, or may have.
+    /// Whether a request of this process was abandoned without a response. The gateway may apply it later, over a newer
+    /// state.
+    is_outcome_unknown: AtomicBool,
+    /// Whether a push of this run has arrived or may have arrived.
     has_pushed: AtomicBool,
-    /// The last successes of earlier runs of the group that were not delivered.
+    /// The last successes in undelivered payloads of earlier runs of the group.
     carried: Mutex<Option<CarriedOver>>,
 }
 
@@ -193,30 +196,30 @@ impl GatewayDestination {
     async fn deliver(
         &self,
         source: &Arc<dyn ExpositionSource>,
-        moment: &Moment,
+        state: &SharedState,
         budget: &RetryBudget,
     ) -> Result<(), Error> {
         if !self.has_pushed.load(Ordering::Acquire) {
             self.deliver_earlier_runs(source, budget.deadline).await;
         }
-        let exposition = self.carried_over().complete(moment.text(source, budget.deadline).await?);
+        let exposition = self.carried_over().complete(state.text(source, budget.deadline).await?);
         self.push(source, exposition, budget).await?.into_result()
     }
 
-    /// What earlier runs of the group left comes before the first push of this one. The last success of what cannot be
-    /// delivered in time is part of the pushes of this run, so that it is not lost.
+    /// Delivers the payloads of earlier runs of the group before the first push of this run. The pushes of this run
+    /// carry the last successes of payloads that cannot be delivered in time.
     async fn deliver_earlier_runs(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) {
         let Some(spool) = &self.spool else { return };
-        // Dropped half-way, a request may be on its way.
-        let doubt = Doubt::new(&self.is_in_doubt);
+        // If this future is dropped, a request may be in flight.
+        let guard = OutcomeGuard::new(&self.is_outcome_unknown);
         let is_unanswered = spool.replay_own_group(&self.gateway, deadline.min(Instant::now() + OWN_GROUP_TIME)).await;
-        doubt.settle(is_unanswered);
+        guard.resolve(is_unanswered);
         let until = deadline.min(Instant::now() + OWN_GROUP_TIME);
         if let Ok(Ok(carried)) = timeout_at(until, spool.carry_over(&self.gateway)).await {
             *self.carried.lock().unwrap_or_else(PoisonError::into_inner) = Some(carried);
         }
-        // The first state shows it.
-        let _ = timeout_at(until, spool.look(source)).await;
+        // The first state contains the number.
+        let _ = timeout_at(until, spool.report_len(source)).await;
     }
 
     fn carried_over(&self) -> CarriedOver {
@@ -229,8 +232,8 @@ impl GatewayDestination {
         exposition: Bytes,
         budget: &RetryBudget,
     ) -> Result<Pushed, Error> {
-        let pushed = push_state(&self.gateway, source, exposition, budget, &self.is_in_doubt).await;
-        if pushed.is_ok() || self.is_in_doubt.load(Ordering::Acquire) {
+        let pushed = push_state(&self.gateway, source, exposition, budget, &self.is_outcome_unknown).await;
+        if pushed.is_ok() || self.is_outcome_unknown.load(Ordering::Acquire) {
             self.has_pushed.store(true, Ordering::Release);
         }
         if let (Ok(_), Some(wake)) = (&pushed, &self.wake_replayer) {
@@ -239,30 +242,30 @@ impl GatewayDestination {
         pushed
     }
 
-    /// The payload is written to the spool and pushed at the same time: a slow disk does not cost the push, and a slow
-    /// gateway does not cost the file. `earlier` is waited for by the push alone.
+    /// Writes the payload to the spool and pushes it at the same time: a slow disk does not delay the push, and a slow
+    /// gateway does not delay the file. Only the push waits for `previous`.
     async fn deliver_finally(
         &self,
         source: &Arc<dyn ExpositionSource>,
-        moment: &Moment,
+        state: &SharedState,
         budget: &RetryBudget,
-        earlier: impl Future<Output = ()>,
+        previous: impl Future<Output = ()>,
     ) -> Result<(), Error> {
         let deadline = budget.deadline;
         let Some(spool) = &self.spool else {
-            earlier.await;
-            let exposition = moment.text(source, deadline).await?;
-            return self.push_last(source, exposition, budget).await?.into_result();
+            previous.await;
+            let exposition = state.text(source, deadline).await?;
+            return self.push_final(source, exposition, budget).await?.into_result();
         };
         spool.evict_oldest(source, deadline).await;
-        let exposition = moment.text(source, deadline).await?;
+        let exposition = state.text(source, deadline).await?;
         let is_delivered = Arc::new(AtomicBool::new(false));
         let payload = spool.payload(&self.gateway, exposition.clone());
         let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&is_delivered)));
-        earlier.await;
+        previous.await;
         let carried = self.carry_over(spool, deadline).await;
         let exposition = carried.complete(exposition);
-        match self.push_last(source, exposition.clone(), budget).await {
+        match self.push_final(source, exposition.clone(), budget).await {
             Ok(pushed) => {
                 is_delivered.store(true, Ordering::Release);
                 let until = deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
@@ -271,13 +274,13 @@ impl GatewayDestination {
                         self.clean_up(source, spool, written, carried, exposition, budget).await?;
                     }
                     Ok(Ok(Err(error))) => source.on_event(DeliveryEvent::NotSpooled(error)),
-                    // The disk is slow. The gateway has the state, and the file is given up when it is ready.
+                    // The disk is slow. The gateway has the state, and the file is dropped when it is complete.
                     Ok(Err(_)) | Err(_) => {}
                 }
                 pushed.into_result()
             }
             Err(error) => {
-                let late = || Error::new(Kind::Timeout, "the spool did not take the payload in the time allowed");
+                let late = || Error::new(Kind::Timeout, "the payload was not written to the spool in the time allowed");
                 let gone = |_| Err(Error::new(Kind::Delivery, "the write to the spool panicked"));
                 let written = timeout_at(deadline, &mut write).await.map(|ended| ended.unwrap_or_else(gone));
                 if let Err(error) = written.unwrap_or_else(|_| Err(late())) {
@@ -288,9 +291,10 @@ impl GatewayDestination {
         }
     }
 
+    /// Returns the last successes of earlier runs, read now if that was not possible before.
     async fn carry_over(&self, spool: &SpoolThread, deadline: Instant) -> CarriedOver {
-        let known = self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(carried) = known {
+        let cached = self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(carried) = cached {
             return carried;
         }
         let until = deadline.min(Instant::now() + OWN_GROUP_TIME);
@@ -298,8 +302,9 @@ impl GatewayDestination {
         carried.ok().and_then(Result::ok).unwrap_or_default()
     }
 
-    /// Removes what the gateway has. If another process was delivering an earlier payload of the group meanwhile, that may
-    /// replace the last state, which is therefore sent again when the other process is done.
+    /// Removes the payloads that the gateway has. If another process was delivering an earlier payload of the group,
+    /// which may replace the final state, this sends the final state again when the other process has ended the
+    /// delivery.
     async fn clean_up(
         &self,
         source: &Arc<dyn ExpositionSource>,
@@ -313,37 +318,37 @@ impl GatewayDestination {
         let entry = entry.map(Arc::new);
         if let Some(entry) = entry.as_ref().filter(|_| group_in_use) {
             let free = timeout_at(budget.deadline, spool.wait_group_free(entry)).await;
-            let late = |_| Err(Error::new(Kind::Timeout, "the process has not ended it in the time allowed"));
-            let sent_again = match free.unwrap_or_else(late) {
+            let late = |_| Err(Error::new(Kind::Timeout, "its delivery did not end in the time allowed"));
+            let repeated = match free.unwrap_or_else(late) {
                 Ok(()) => self.push(source, exposition, budget).await.map(|_| ()),
                 Err(error) => Err(error),
             };
-            sent_again.map_err(|error| {
-                let text = "another process delivers an earlier state of this group, which may replace the last one";
+            repeated.map_err(|error| {
+                let text = "another process delivers an earlier state of this group, which may replace the final state";
                 Error::new(error.kind(), text).with_source(error)
             })?;
         }
         let until = budget.deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
-        // What is not removed in time, a later run removes.
+        // A later run removes a payload that is not removed in time.
         let _ = timeout_at(until, spool.remove(entry, carried)).await;
         Ok(())
     }
 
-    /// Pushes the last state. If an earlier push was given up without an answer, the gateway may apply it after this one,
-    /// so the last state is sent a second time after its answer.
-    async fn push_last(
+    /// Pushes the final state. If an earlier push was abandoned without a response, the gateway may apply it after this
+    /// one, so the final state is sent a second time after its response.
+    async fn push_final(
         &self,
         source: &Arc<dyn ExpositionSource>,
         exposition: Bytes,
         budget: &RetryBudget,
     ) -> Result<Pushed, Error> {
-        let is_in_doubt = self.is_in_doubt.load(Ordering::Acquire);
+        let is_outcome_unknown = self.is_outcome_unknown.load(Ordering::Acquire);
         let pushed = self.push(source, exposition.clone(), budget).await?;
-        if !is_in_doubt {
+        if !is_outcome_unknown {
             return Ok(pushed);
         }
         self.push(source, exposition, budget).await.map_err(|error| {
-            let text = "an earlier push got no answer and may replace the last state, which could not be sent again";
+            let text = "an earlier push got no answer and may replace the final state, which could not be sent again";
             Error::new(error.kind(), text).with_source(error)
         })
     }

@@ -1,4 +1,5 @@
-//! What is on its way to one destination, and what waits for it. No destination waits for another.
+//! The delivery in flight to one destination, and the requests that wait for the next one. No destination waits for
+//! another.
 
 use std::future::poll_fn;
 use std::mem;
@@ -11,23 +12,25 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
-use super::destination::{Destination, Moment};
+use super::destination::{Destination, SharedState};
+use super::event::DeliveryEvent;
+use super::http::retry::RetryBudget;
 use super::request::{Waiter, notify_all};
-use super::{DeliveryEvent, ExpositionSource};
-use crate::delivery::http::retry::RetryBudget;
+use super::source::ExpositionSource;
 use crate::error::{Error, Kind};
 
+/// One destination with its delivery in flight and its waiters.
 pub(super) struct DestinationQueue {
     destination: Destination,
     in_flight: Option<InFlight>,
     waiting: Vec<Waiter>,
-    /// The interval asks for a delivery.
+    /// Whether the interval requires a delivery.
     is_due: bool,
-    /// The last delivery failed.
+    /// Whether the last delivery failed.
     is_failing: bool,
 }
 
-/// A delivery on its way. It is a task of its own: if it panics, nothing else ends.
+/// A delivery in flight. It is a task of its own, so that a panic ends nothing else.
 struct InFlight {
     task: JoinHandle<Result<(), Error>>,
     waiters: Vec<Waiter>,
@@ -40,7 +43,7 @@ impl DestinationQueue {
         Self { destination, in_flight: None, waiting: Vec::new(), is_due: false, is_failing: false }
     }
 
-    /// Asks for a delivery that begins after this call.
+    /// Requests a delivery that begins after this call, and returns the receiver of its result.
     pub(super) fn wait(&mut self, deadline: Instant) -> oneshot::Receiver<Result<(), Error>> {
         let (waiter, result) = Waiter::new(deadline);
         self.waiting.push(waiter);
@@ -48,21 +51,21 @@ impl DestinationQueue {
         result
     }
 
-    /// Asks for the delivery of the interval.
+    /// Requests a delivery on the interval.
     pub(super) fn set_due(&mut self) {
         self.is_due = true;
         self.supersede();
     }
 
-    /// A delivery that somebody waits for keeps its tries.
+    /// Ends the retries of the delivery in flight, unless a request waits for it.
     fn supersede(&self) {
         if let Some(in_flight) = self.in_flight.as_ref().filter(|in_flight| in_flight.waiters.is_empty()) {
             in_flight.superseded.notify_one();
         }
     }
 
-    /// Begins the next delivery, if one is asked for and none is on its way. One delivery serves all waiters.
-    pub(super) fn start_next(&mut self, source: &Arc<dyn ExpositionSource>, moment: &Moment, interval: Duration) {
+    /// Starts the next delivery if one is requested and none is in flight. One delivery serves all waiters.
+    pub(super) fn start_next(&mut self, source: &Arc<dyn ExpositionSource>, state: &SharedState, interval: Duration) {
         if self.in_flight.is_some() || (!self.is_due && self.waiting.is_empty()) {
             return;
         }
@@ -75,36 +78,36 @@ impl DestinationQueue {
         let deadline = deadline.unwrap_or_else(|| Instant::now() + self.destination.interval_time(interval));
         let superseded = Arc::new(Notify::new());
         let budget = RetryBudget { deadline, is_final: false, superseded: Arc::clone(&superseded) };
-        let delivery =
-            self.destination.clone().deliver(Arc::clone(source), moment.clone(), budget, !waiters.is_empty());
+        let delivery = self.destination.clone().deliver(Arc::clone(source), state.clone(), budget, !waiters.is_empty());
         self.in_flight = Some(InFlight { task: tokio::spawn(delivery), waiters, superseded });
     }
 
-    /// The waiters that are not late.
+    /// Takes the waiters whose deadline is not over, and notifies the others.
     fn take_waiting(&mut self) -> Vec<Waiter> {
         let now = Instant::now();
         let waiting = mem::take(&mut self.waiting).into_iter();
         let (in_time, late): (Vec<_>, Vec<_>) = waiting.partition(|waiter| waiter.deadline > now);
         for waiter in late {
-            let text = format!("the delivery to {} before it took all the time allowed", self.destination);
+            let text = format!("the previous delivery to {} took all the time allowed", self.destination);
             waiter.notify(Err(Error::new(Kind::Timeout, text)));
         }
         in_time
     }
 
+    /// Polls the delivery in flight.
     fn poll_completed(&mut self, context: &mut std::task::Context<'_>) -> Poll<Result<(), Error>> {
         let Some(in_flight) = &mut self.in_flight else { return Poll::Pending };
         Pin::new(&mut in_flight.task).poll(context).map(|ended| flatten(&self.destination, ended))
     }
 
-    /// Takes the result of the delivery that was on its way: reports a change, then notifies the waiters.
+    /// Takes the result of the delivery in flight: reports a change, then notifies the waiters.
     pub(super) fn complete(&mut self, source: &dyn ExpositionSource, result: Result<(), Error>) {
         let waiters = self.in_flight.take().map(|in_flight| in_flight.waiters).unwrap_or_default();
         self.report(source, &result);
         notify_all(waiters, result);
     }
 
-    /// Reports that delivery fails or works again.
+    /// Reports an event if the delivery begins to fail or works again.
     fn report(&mut self, source: &dyn ExpositionSource, result: &Result<(), Error>) {
         let destination = || (!self.destination.is_gateway()).then(|| self.destination.to_string());
         let event = match (result, self.is_failing) {
@@ -116,24 +119,24 @@ impl DestinationQueue {
         source.on_event(event);
     }
 
-    /// The final delivery.
+    /// Makes the final delivery.
     pub(super) async fn finish(
         mut self,
         source: Arc<dyn ExpositionSource>,
-        moment: Moment,
+        state: SharedState,
         deadline: Instant,
     ) -> Result<(), Error> {
         for waiter in self.waiting.drain(..) {
-            waiter.notify(Err(Error::new(Kind::Delivery, "the final flush came first")));
+            waiter.notify(Err(Error::new(Kind::Delivery, "the final flush replaced this one")));
         }
         let destination = self.destination.clone();
-        let earlier = end_in_flight(self.destination, self.in_flight, deadline);
-        let delivery = tokio::spawn(destination.clone().deliver_finally(source, moment, deadline, earlier));
+        let previous = end_in_flight(self.destination, self.in_flight, deadline);
+        let delivery = tokio::spawn(destination.clone().deliver_finally(source, state, deadline, previous));
         flatten(&destination, delivery.await)
     }
 }
 
-/// Gives a delivery on its way half of the time to end, so that the destination gets the two in order, and aborts it then.
+/// Waits for the delivery in flight, so that the destination gets the two in order, and aborts it after half of the time.
 async fn end_in_flight(destination: Destination, in_flight: Option<InFlight>, deadline: Instant) {
     let Some(InFlight { mut task, waiters, superseded }) = in_flight else { return };
     superseded.notify_one();
@@ -143,7 +146,7 @@ async fn end_in_flight(destination: Destination, in_flight: Option<InFlight>, de
         Ok(ended) => flatten(&destination, ended),
         Err(_) => {
             task.abort();
-            // The next request is sent after this one is dropped.
+            // The task is dropped before the next request is sent.
             let _ = task.await;
             let text = format!("the delivery to {destination} was aborted by the final flush");
             Err(Error::new(Kind::Timeout, text))
@@ -152,12 +155,12 @@ async fn end_in_flight(destination: Destination, in_flight: Option<InFlight>, de
     notify_all(waiters, result);
 }
 
-/// Waits for the next delivery that ends: its place among the queues, and its result.
+/// Waits for the next delivery that ends. Returns the index of its queue and its result.
 pub(super) async fn next_completed(queues: &mut [DestinationQueue]) -> (usize, Result<(), Error>) {
     poll_fn(|context| {
-        for (place, queue) in queues.iter_mut().enumerate() {
+        for (index, queue) in queues.iter_mut().enumerate() {
             if let Poll::Ready(result) = queue.poll_completed(context) {
-                return Poll::Ready((place, result));
+                return Poll::Ready((index, result));
             }
         }
         Poll::Pending
@@ -165,7 +168,7 @@ pub(super) async fn next_completed(queues: &mut [DestinationQueue]) -> (usize, R
     .await
 }
 
-/// A delivery that panicked is one that failed.
+/// Returns the result of a delivery, with an error if it panicked.
 fn flatten(destination: &Destination, ended: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
     ended.unwrap_or_else(|_| Err(Error::new(Kind::Delivery, format!("the delivery to {destination} panicked"))))
 }

@@ -1,4 +1,4 @@
-//! Work on the spool: file work on a thread of its own, and the replay of payloads in the background.
+//! The thread for the files of the spool, and the replay of payloads in the background.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,48 +9,49 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::event::DeliveryEvent;
+use super::pushgateway::Pushgateway;
+use super::source::ExpositionSource;
 use super::spool::{CarriedOver, Entry, Payload, Replayed, Scope, Spool, Written, replay};
-use super::{DeliveryEvent, ExpositionSource};
-use crate::delivery::pushgateway::Pushgateway;
 use crate::error::Error;
 use crate::job_thread::JobThread;
 
-/// Jobs that may wait for the disk of the spool.
+/// Limit of the jobs that wait for the disk of the spool.
 const MAX_WAITING_JOBS: usize = 16;
 
-/// How often the lock of another process is looked at.
+/// How often the lock of another process is checked.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-/// How long the final flush waits for a look at the spool. What it shows is of less worth than the push.
-const LOOK_TIME: Duration = Duration::from_millis(100);
+/// How long the final flush waits for the number of payloads in the spool, which matters less than the push.
+const COUNT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A spool, and the thread on which it works. Clones share both.
+/// A spool and the thread for its files. Clones share both.
 #[derive(Clone)]
 pub(super) struct SpoolThread {
     spool: Arc<Spool>,
     files: Arc<JobThread>,
-    told_full: Arc<AtomicBool>,
+    reported_full: Arc<AtomicBool>,
 }
 
 impl SpoolThread {
     pub(super) fn start(spool: Spool) -> Result<Self, Error> {
         let files = Arc::new(JobThread::start("metrics-spool", MAX_WAITING_JOBS)?);
-        Ok(Self { spool: Arc::new(spool), files, told_full: Arc::default() })
+        Ok(Self { spool: Arc::new(spool), files, reported_full: Arc::default() })
     }
 
-    /// Drops the oldest payloads that are beyond the bounds, and reports what is there.
+    /// Drops the oldest payloads beyond the bounds, and reports the number of payloads.
     pub(super) async fn evict_oldest(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) {
         let work = self.on_disk(|spool| {
             spool.evict_oldest(0);
             (spool.len(), spool.dropped())
         });
-        if let Ok(Ok((files, dropped))) = timeout_at(deadline.min(Instant::now() + LOOK_TIME), work).await {
+        if let Ok(Ok((files, dropped))) = timeout_at(deadline.min(Instant::now() + COUNT_TIMEOUT), work).await {
             self.report(source, files, dropped);
         }
     }
 
-    /// Reports what is there.
-    pub(super) async fn look(&self, source: &Arc<dyn ExpositionSource>) {
+    /// Reports the number of payloads, and the notices of the spool.
+    pub(super) async fn report_len(&self, source: &Arc<dyn ExpositionSource>) {
         if let Ok((files, dropped)) = self.on_disk(|spool| (spool.len(), spool.dropped())).await {
             self.report(source, files, dropped);
         }
@@ -58,7 +59,7 @@ impl SpoolThread {
 
     fn report(&self, source: &Arc<dyn ExpositionSource>, files: usize, dropped: u64) {
         Arc::clone(source).spooled(files, dropped);
-        if dropped > 0 && !self.told_full.swap(true, Ordering::Relaxed) {
+        if dropped > 0 && !self.reported_full.swap(true, Ordering::Relaxed) {
             source.on_event(DeliveryEvent::SpoolFull);
         }
         self.report_notices(source);
@@ -73,23 +74,23 @@ impl SpoolThread {
         self.on_disk(move |spool| spool.write(&payload, &is_delivered)).await?
     }
 
-    /// The payload of the final state.
+    /// Creates the payload of the final state.
     pub(super) fn payload(&self, gateway: &Pushgateway, exposition: Bytes) -> Payload {
         self.spool.payload(gateway, exposition)
     }
 
-    /// Delivers what earlier runs of the own group left. True if a request of this got no answer.
+    /// Delivers the payloads of earlier runs of the own group. Returns whether a request had no response.
     pub(super) async fn replay_own_group(&self, gateway: &Pushgateway, deadline: Instant) -> bool {
         loop {
             match replay(gateway, &self.spool, &self.files, Scope::OwnGroup, deadline).await {
                 Replayed::Done | Replayed::Refused => {}
                 Replayed::Unanswered => return true,
-                Replayed::Nothing | Replayed::PassedOver | Replayed::Failed => return false,
+                Replayed::Nothing | Replayed::Skipped | Replayed::Failed => return false,
             }
         }
     }
 
-    /// The last successes in payloads of the own group that are not delivered yet.
+    /// Reads the last successes in payloads of the own group that are not delivered yet.
     pub(super) async fn carry_over(&self, gateway: &Pushgateway) -> Result<CarriedOver, Error> {
         let gateway = gateway.clone();
         self.on_disk(move |spool| spool.carry_over(&gateway)).await
@@ -106,7 +107,8 @@ impl SpoolThread {
         }
     }
 
-    /// Removes what the gateway has: the final payload, and earlier ones whose last success it took over.
+    /// Removes payloads that the gateway does not need any more: the final payload, and earlier ones whose last
+    /// successes it has.
     pub(super) async fn remove(&self, entry: Option<Arc<Entry>>, carried: CarriedOver) -> Result<(), Error> {
         self.on_disk(move |spool| {
             // Where one cannot be removed, a later run finds that the gateway has it.
@@ -124,14 +126,14 @@ impl SpoolThread {
     }
 }
 
-/// Delivers what earlier runs left, beside the pushes of this run, whenever one of them has succeeded.
+/// Delivers the payloads of earlier runs in the background, after each push of this run that succeeds.
 pub(super) struct Replayer {
     task: JoinHandle<()>,
     wake: Arc<Notify>,
-    /// Gives up the present pass and begins another.
+    /// Aborts the current pass and begins another.
     restart: Arc<Notify>,
     end: Arc<Notify>,
-    /// Counts the beginnings and the ends of passes: odd during one.
+    /// Counts the starts and the ends of passes: odd during a pass.
     passes: Arc<AtomicU64>,
     spool: SpoolThread,
     source: Arc<dyn ExpositionSource>,
@@ -143,7 +145,7 @@ impl Replayer {
         let [woken, restarted, ended] = [&wake, &restart, &end].map(Arc::clone);
         let passes = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&passes);
-        let (kept_spool, kept_source) = (spool.clone(), Arc::clone(&source));
+        let (own_spool, own_source) = (spool.clone(), Arc::clone(&source));
         let task = tokio::spawn(async move {
             loop {
                 tokio::select! {
@@ -152,12 +154,12 @@ impl Replayer {
                     () = ended.notified() => return,
                 }
                 count.fetch_add(1, Ordering::Relaxed);
-                // A task of its own: if it panics, the next one begins all the same.
+                // A task of its own, so that a panic does not prevent the next pass.
                 let mut pass = tokio::spawn(replay_all(gateway.clone(), spool.clone(), Arc::clone(&source)));
                 tokio::select! {
                     () = restarted.notified() => {
                         pass.abort();
-                        // The next pass begins when this one is dropped.
+                        // This pass is dropped before the next one begins.
                         let _ = pass.await;
                         woken.notify_one();
                     }
@@ -166,23 +168,23 @@ impl Replayer {
                 count.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Self { task, wake, restart, end, passes, spool: kept_spool, source: kept_source }
+        Self { task, wake, restart, end, passes, spool: own_spool, source: own_source }
     }
 
-    /// Notified when a push of this run has succeeded.
+    /// Returns the handle to notify when a push of this run has succeeded.
     pub(super) fn waker(&self) -> Arc<Notify> {
         Arc::clone(&self.wake)
     }
 
-    /// The pass that is under way, if one is.
+    /// Returns the number of the current pass; `None` between passes.
     pub(super) fn current_pass(&self) -> Option<u64> {
         Some(self.passes.load(Ordering::Relaxed)).filter(|count| count % 2 == 1)
     }
 
-    /// Delivers what is left, if the final push succeeded, until the deadline. `before`: the pass that was under way before
-    /// it. If it still is, it may hang on a connection of before, and begins again.
-    pub(super) async fn finish(mut self, before: Option<u64>, deadline: Instant) {
-        if before.is_some() && before == self.current_pass() {
+    /// Delivers the remaining payloads until the deadline, if the final push succeeded. `pass` is the pass that was
+    /// current before that push. If it still is, it may be stuck on an old connection, and begins again.
+    pub(super) async fn finish(mut self, pass: Option<u64>, deadline: Instant) {
+        if pass.is_some() && pass == self.current_pass() {
             self.restart.notify_one();
         }
         self.end.notify_one();
@@ -193,14 +195,14 @@ impl Replayer {
     }
 }
 
-/// Delivers the payloads, oldest first, until none is left or the gateway takes none.
+/// Delivers the payloads, oldest first, until none is left or the gateway accepts none.
 async fn replay_all(gateway: Pushgateway, spool: SpoolThread, source: Arc<dyn ExpositionSource>) {
     loop {
         let deadline = Instant::now() + gateway.timeout();
         let replayed = replay(&gateway, &spool.spool, &spool.files, Scope::OtherGroups, deadline).await;
-        spool.look(&source).await;
+        spool.report_len(&source).await;
         match replayed {
-            Replayed::Done | Replayed::Refused | Replayed::PassedOver => {}
+            Replayed::Done | Replayed::Refused | Replayed::Skipped => {}
             Replayed::Nothing | Replayed::Failed | Replayed::Unanswered => return,
         }
     }

@@ -1,4 +1,4 @@
-//! The delivery loop: pushes on the interval, samples, requests to flush, and the final flush.
+//! The delivery loop: pushes on the interval, resource samples, flush requests and the final flush.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +8,17 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::ExpositionSource;
-use super::destination::{Destination, Moment};
+use super::destination::{Destination, SharedState};
 use super::queue::{DestinationQueue, next_completed};
 use super::replayer::Replayer;
 use super::request::{FlushRequest, merge_all};
+use super::source::ExpositionSource;
 use crate::error::{Error, Kind};
 
-/// How long after the deadline of a flush its result may come, at most.
+/// How long after its deadline a flush may return its result.
 const MAX_GRACE: Duration = Duration::from_millis(25);
 
+/// Schedules the deliveries to all destinations.
 pub(super) struct Scheduler {
     queues: Vec<DestinationQueue>,
     source: Arc<dyn ExpositionSource>,
@@ -40,7 +41,8 @@ impl Scheduler {
         Self { queues, source, requests, push_interval, sample_interval, replayer }
     }
 
-    /// Runs until the final flush was made, whose deadline it returns, or until nobody can ask for it any more.
+    /// Runs until the final flush has ended, and returns its deadline. Returns `None` if the handle of the thread is
+    /// dropped first.
     pub(super) async fn run(mut self) -> Option<Instant> {
         let mut next_push = Instant::now();
         let mut next_sample = self.sample_interval.map(|_| next_push);
@@ -53,13 +55,13 @@ impl Scheduler {
                 next_sample = Some(now + interval);
             }
             if next_push <= now {
-                // A late push does not pile up.
+                // A late push does not cause further late ones.
                 next_push = now + self.push_interval;
                 self.queues.iter_mut().for_each(DestinationQueue::set_due);
             }
-            let moment = Moment::default();
+            let state = SharedState::default();
             for queue in &mut self.queues {
-                queue.start_next(&self.source, &moment, self.push_interval);
+                queue.start_next(&self.source, &state, self.push_interval);
             }
             tokio::select! {
                 biased;
@@ -68,47 +70,49 @@ impl Scheduler {
                     Some(request) if request.is_final => return Some(self.finish(request).await),
                     Some(request) => self.accept(request),
                 },
-                (place, result) = next_completed(&mut self.queues) => {
-                    self.queues[place].complete(&*self.source, result);
+                (index, result) = next_completed(&mut self.queues) => {
+                    self.queues[index].complete(&*self.source, result);
                 }
                 () = sleep_until(next_sample.map_or(next_push, |sample| sample.min(next_push))) => {}
             }
         }
     }
 
+    /// Accepts a flush request: every destination delivers once more.
     fn accept(&mut self, request: FlushRequest) {
         let results: Vec<oneshot::Receiver<Result<(), Error>>> =
             self.queues.iter_mut().map(|queue| queue.wait(request.deadline)).collect();
         let source = Arc::clone(&self.source);
         let left = request.deadline.saturating_duration_since(Instant::now());
-        // A delivery that ends at the deadline says why it failed.
+        // A delivery that ends at the deadline still reports its error.
         let until = request.deadline + (left / 40).min(MAX_GRACE);
         tokio::spawn(async move {
             let late = |_| Err(Error::new(Kind::Timeout, "the metrics were not delivered in the time allowed"));
             let result = timeout_at(until, merge_all(results)).await.unwrap_or_else(late);
-            // A caller that logs the result finds the events of this crate before it, unless its log blocks.
+            // A caller that logs the result does so after the events of this crate, unless its log blocks.
             let _ = timeout_at(until.min(Instant::now() + left / 10), source.events_taken()).await;
             // The caller may have stopped waiting.
             let _ = request.reply.send(result);
         });
     }
 
-    /// Delivers the state of this moment to all destinations side by side, then what earlier runs left.
+    /// Makes the final flush: delivers the current state to all destinations concurrently, then the payloads of earlier
+    /// runs.
     async fn finish(self, request: FlushRequest) -> Instant {
         let FlushRequest { deadline, reply, .. } = request;
-        let before = self.replayer.as_ref().and_then(Replayer::current_pass);
-        let moment = Moment::default();
+        let pass = self.replayer.as_ref().and_then(Replayer::current_pass);
+        let state = SharedState::default();
         let mut deliveries = JoinSet::new();
         let mut results = Vec::new();
         for queue in self.queues {
             let (sender, result) = oneshot::channel();
             results.push(result);
-            let delivery = queue.finish(Arc::clone(&self.source), moment.clone(), deadline);
+            let delivery = queue.finish(Arc::clone(&self.source), state.clone(), deadline);
             deliveries.spawn(async move { sender.send(delivery.await) });
         }
         let _ = reply.send(merge_all(results).await);
         if let Some(replayer) = self.replayer {
-            replayer.finish(before, deadline).await;
+            replayer.finish(pass, deadline).await;
         }
         deadline
     }
@@ -124,14 +128,16 @@ mod tests {
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
     use super::*;
-    use crate::delivery::{BoxFuture, DeliveryEvent, Textfile};
+    use crate::delivery::event::DeliveryEvent;
+    use crate::delivery::source::BoxFuture;
+    use crate::delivery::textfile::Textfile;
     use crate::exposition::{Families, Problems, parse};
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Its exposition is one gauge.
+    /// A source whose exposition is one gauge, and panics on demand.
     #[derive(Default)]
-    struct Panicking {
+    struct PanickingSource {
         /// Whether the next exposition panics.
         panics: AtomicBool,
         value: Mutex<u32>,
@@ -139,7 +145,7 @@ mod tests {
         events: Mutex<Vec<String>>,
     }
 
-    impl ExpositionSource for Panicking {
+    impl ExpositionSource for PanickingSource {
         fn exposition(self: Arc<Self>, _: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>> {
             Box::pin(async move {
                 assert!(!self.panics.swap(false, Ordering::SeqCst), "on purpose");
@@ -177,10 +183,9 @@ mod tests {
         }
     }
 
-    /// A scheduler that delivers to the text files `a` and `b` when it is asked to. The first delivery, which nobody asked
-    /// for, is over.
-    async fn started(directory: &TempDir) -> (Arc<Panicking>, UnboundedSender<FlushRequest>) {
-        let source = Arc::new(Panicking::default());
+    /// Starts a scheduler that delivers to the text files `a` and `b` on request, and waits for its first delivery.
+    async fn started(directory: &TempDir) -> (Arc<PanickingSource>, UnboundedSender<FlushRequest>) {
+        let source = Arc::new(PanickingSource::default());
         let textfile = |name: &str| Textfile::open(&directory.path().join(name)).unwrap();
         let destinations = ["a", "b"].map(|name| Destination::textfile(textfile(name), &[]).unwrap()).into();
         let (requests, received) = unbounded_channel();
@@ -190,11 +195,11 @@ mod tests {
         (source, requests)
     }
 
-    /// Pushes are far apart, and samples are not.
+    /// The push interval is long, and the sample interval is short.
     #[tokio::test]
-    async fn resources_are_sampled_on_an_interval_of_their_own() {
+    async fn resources_are_sampled_on_their_own_interval() {
         const INTERVAL: Duration = Duration::from_millis(10);
-        let source = Arc::new(Panicking::default());
+        let source = Arc::new(PanickingSource::default());
         let (_requests, received) = unbounded_channel();
         let scheduler = Scheduler::new(Vec::new(), Arc::clone(&source) as _, received, LONG, Some(INTERVAL), None);
         let start = Instant::now();
@@ -220,24 +225,24 @@ mod tests {
         })
     }
 
-    /// The destination whose delivery panicked, by the result of that delivery.
+    /// Returns the index of the destination whose delivery panicked, and the text of its error.
     #[track_caller]
     fn panicked(directory: &Path, result: Result<(), Error>) -> (usize, String) {
         let error = result.unwrap_err();
         let text = |name| format!("the delivery to the text file {} panicked", directory.join(name).display());
-        let place = ["a", "b"].iter().position(|name| error.to_string() == text(name));
-        (place.unwrap_or_else(|| panic!("{error:?}")), error.to_string())
+        let index = ["a", "b"].iter().position(|name| error.to_string() == text(name));
+        (index.unwrap_or_else(|| panic!("{error:?}")), error.to_string())
     }
 
     #[tokio::test]
-    async fn a_panic_of_one_delivery_fails_that_one_and_no_other() {
+    async fn panic_of_one_delivery_fails_no_other() {
         let directory = tempfile::tempdir().unwrap();
         let (source, requests) = started(&directory).await;
         *source.value.lock().unwrap() = 1;
         source.panics.store(true, Ordering::SeqCst);
-        let (place, text) = panicked(directory.path(), flush(&requests, false).await);
+        let (index, text) = panicked(directory.path(), flush(&requests, false).await);
         let mut expected = ["1", "1"];
-        expected[place] = "0";
+        expected[index] = "0";
         assert_eq!(values(directory.path()), expected);
 
         *source.value.lock().unwrap() = 2;
@@ -249,14 +254,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_of_one_final_delivery_fails_that_one_and_no_other() {
+    async fn panic_of_one_final_delivery_fails_no_other() {
         let directory = tempfile::tempdir().unwrap();
         let (source, requests) = started(&directory).await;
         *source.value.lock().unwrap() = 1;
         source.panics.store(true, Ordering::SeqCst);
-        let (place, _) = panicked(directory.path(), flush(&requests, true).await);
+        let (index, _) = panicked(directory.path(), flush(&requests, true).await);
         let mut expected = ["1", "1"];
-        expected[place] = "0";
+        expected[index] = "0";
         assert_eq!(values(directory.path()), expected);
     }
 }

@@ -1,7 +1,7 @@
-//! The listener for a Prometheus that scrapes: `/metrics`, and `/health` for whoever asks whether the process is there.
+//! The HTTP listener for scrapes: `/metrics`, and `/health` for liveness checks.
 //!
-//! It shares the delivery thread with the pushes, so nothing a client does may hold that up: each connection is for one
-//! request, has a limited time, and of too many the oldest that has asked nothing yet is closed.
+//! It shares the delivery thread with the pushes, so a client must not delay that thread: a connection is for one
+//! request and has a time limit. Beyond the limit of connections, the oldest one without a request is closed.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -27,36 +27,36 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::ExpositionSource;
-use crate::delivery::http::body::Body;
+use super::http::body::Body;
+use super::source::ExpositionSource;
 use crate::error::{Error, Kind};
 
-/// How many connections are open at once. Each takes a file handle of the application.
+/// Limit of the open connections. Each uses a file handle of the application.
 pub const MAX_HTTP_CONNECTIONS: usize = 64;
 
-/// How long a client may take to send its request, and to take its answer.
+/// How long a client may take to send its request, and again to read the response.
 pub const HTTP_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the end of the process waits for a client to take an answer that is on its way.
-const STOP_TIME: Duration = Duration::from_millis(500);
+/// How long the end of the process waits until a client has read its response.
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The pause after a connection could not be accepted, for want of file handles perhaps: trying at once would not help.
+/// Pause after a failed accept. Without a free file handle, for instance, another try at once fails too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a recorder of the application may take to render. Prometheus waits for 10 seconds by default.
-const RENDER_TIME: Duration = Duration::from_secs(5);
+const RENDER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many times as long as it took to make the metrics' text no other one is made.
-const PAUSE: u32 = 10;
+/// Pause between two renderings, as a multiple of the time that the last one took.
+const PAUSE_FACTOR: u32 = 10;
 
-/// And no longer than this, so that a recorder which does not return leaves the listener an answer for every client.
+/// Longest pause between two renderings, so that every client gets a response in time even if a recorder does not return.
 const MAX_PAUSE: Duration = Duration::from_secs(4);
 
-/// The text format, in the version that [`crate::exposition`] speaks of.
+/// The content type of the text format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
-/// A port that is bound. Clients wait until it is served.
+/// A bound port. Connections wait until it is served.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: StdListener,
@@ -64,6 +64,11 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
+    /// Binds a port.
+    ///
+    /// # Errors
+    ///
+    /// A configuration error if the address cannot be bound.
     pub(crate) fn bind(address: SocketAddr) -> Result<Self, Error> {
         let bound = StdListener::bind(address).and_then(|socket| {
             socket.set_nonblocking(true)?;
@@ -72,20 +77,20 @@ impl Listener {
         bound.map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::AddrInUse => "the port is taken: choose another one, or 0 for any that is free",
-                io::ErrorKind::PermissionDenied => "this process may not: choose a port above 1023",
+                io::ErrorKind::PermissionDenied => "this process lacks the permission: choose a port above 1023",
                 _ => "give an address of this machine, such as 127.0.0.1:9464",
             };
             Error::config(format!("cannot listen on {address}: {hint}")).with_source(error)
         })
     }
 
-    /// With the port that was chosen where none was asked for.
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Returns the address, with the port that the system chose for port 0.
+    pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Begins to serve, on the runtime this is called within.
-    pub(crate) fn serve(self, source: Arc<dyn ExpositionSource>) -> Result<Server, Error> {
+    /// Starts to serve on the current runtime.
+    pub(super) fn serve(self, source: Arc<dyn ExpositionSource>) -> Result<Server, Error> {
         let failed = |error| Error::new(Kind::Delivery, "cannot serve the HTTP listener").with_source(error);
         let listener = TcpListener::from_std(self.socket).map_err(failed)?;
         let (stop, stopped) = oneshot::channel();
@@ -93,73 +98,74 @@ impl Listener {
     }
 }
 
-/// What is shown of the metrics. One that is asked for while another is made, or just after, waits: so rendering takes a
-/// small part of the thread's time however many ask, and all who wait share one text.
-struct Page {
+/// The text of the metrics. A request during a rendering, or shortly after one, waits for the next text, which all
+/// waiting requests share. So rendering takes a small part of the thread's time, whatever the number of requests.
+struct MetricsPage {
     source: Arc<dyn ExpositionSource>,
-    last: Mutex<Last>,
+    last: Mutex<Rendered>,
 }
 
-/// The text that was made last.
-struct Last {
-    /// Whoever came before this has what it came for.
-    begun: Option<Instant>,
-    /// Not before this is another one made.
+/// The last rendering.
+struct Rendered {
+    /// Start of the rendering. The text serves requests that came before.
+    start: Option<Instant>,
+    /// Earliest start of the next rendering.
     next: Instant,
     text: Result<Body, String>,
-    /// Made when the first one asks who takes it.
-    packed: Option<Body>,
+    /// The compressed text, made for the first request that accepts it.
+    compressed: Option<Body>,
 }
 
-impl Page {
+impl MetricsPage {
     fn new(source: Arc<dyn ExpositionSource>) -> Self {
         let text = Ok(Body::plain(Bytes::new()));
-        Self { source, last: Mutex::new(Last { begun: None, next: Instant::now(), text, packed: None }) }
+        Self { source, last: Mutex::new(Rendered { start: None, next: Instant::now(), text, compressed: None }) }
     }
 
-    /// The metrics of a moment that is not before the call.
-    async fn show(&self, gzip: bool) -> Result<Body, String> {
-        let asked = Instant::now();
+    /// Returns a text that was rendered after the call.
+    async fn get(&self, gzip: bool) -> Result<Body, String> {
+        let requested = Instant::now();
         let mut last = self.last.lock().await;
-        let mut begun = Instant::now();
-        if last.begun.is_none_or(|made| made < asked) {
+        let mut start = Instant::now();
+        if last.start.is_none_or(|start| start < requested) {
             sleep_until(last.next).await;
-            begun = Instant::now();
-            let rendered = Arc::clone(&self.source).exposition(begun + RENDER_TIME).await;
+            start = Instant::now();
+            let rendered = Arc::clone(&self.source).exposition(start + RENDER_TIMEOUT).await;
             let text = rendered.map(|families| Body::plain(families.to_text())).map_err(|error| error.to_string());
-            *last = Last { begun: Some(begun), next: begun, text, packed: None };
+            *last = Rendered { start: Some(start), next: start, text, compressed: None };
         }
         let text = last.text.clone()?;
-        let shown = match &last.packed {
-            Some(packed) if gzip => packed.clone(),
-            None if gzip => last.packed.insert(Body::compressed(text.bytes)).clone(),
+        let body = match &last.compressed {
+            Some(compressed) if gzip => compressed.clone(),
+            None if gzip => last.compressed.insert(Body::compressed(text.bytes)).clone(),
             _ => text,
         };
-        last.next = last.next.max(Instant::now() + (begun.elapsed() * PAUSE).min(MAX_PAUSE));
-        Ok(shown)
+        last.next = last.next.max(Instant::now() + (start.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE));
+        Ok(body)
     }
 }
 
-/// The listener at work.
-pub(crate) struct Server {
-    /// By when the last answers must be gone.
+/// A listener that serves.
+pub(super) struct Server {
+    /// Carries the deadline of the last responses.
     stop: oneshot::Sender<Instant>,
     task: JoinHandle<()>,
 }
 
 impl Server {
-    /// Frees the port and closes all connections, those that wait for an answer once they have it or the time is over.
-    pub(crate) async fn stop(self, deadline: Instant) {
-        let deadline = deadline.min(Instant::now() + STOP_TIME);
+    /// Frees the port and closes all connections. A connection with a request gets its response first, within the
+    /// deadline.
+    pub(super) async fn stop(self, deadline: Instant) {
+        let deadline = deadline.min(Instant::now() + STOP_TIMEOUT);
         if self.stop.send(deadline).is_ok() {
-            // Ended by a panic it has freed everything too.
+            // A task that panicked has freed everything too.
             let _ = self.task.await;
         }
     }
 }
 
 async fn serve(listener: TcpListener, source: Arc<dyn ExpositionSource>, stopped: oneshot::Receiver<Instant>) {
-    let page = Arc::new(Page::new(source));
+    let page = Arc::new(MetricsPage::new(source));
     let mut connections = Connections::default();
     let mut stopped = pin!(stopped);
     let deadline = loop {
@@ -173,7 +179,7 @@ async fn serve(listener: TcpListener, source: Arc<dyn ExpositionSource>, stopped
             Ok(Ok((stream, _))) => connections.add(stream, &page),
             Ok(Err(_)) => sleep(ACCEPT_PAUSE).await,
             Err(Ok(deadline)) => break deadline,
-            // The thread has gone without a word: nobody waits.
+            // The thread has ended without a stop: no process waits for the responses.
             Err(Err(_)) => return,
         }
     };
@@ -184,66 +190,68 @@ async fn serve(listener: TcpListener, source: Arc<dyn ExpositionSource>, stopped
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    /// The oldest first.
+    /// Oldest first.
     open: VecDeque<Connection>,
 }
 
 struct Connection {
     task: AbortHandle,
-    /// Its request is read.
-    asked: Arc<AtomicBool>,
+    /// Whether its request has been read.
+    has_request: Arc<AtomicBool>,
 }
 
 impl Connections {
-    fn add(&mut self, stream: TcpStream, page: &Arc<Page>) {
+    /// Serves a connection. At the limit it closes another one.
+    fn add(&mut self, stream: TcpStream, page: &Arc<MetricsPage>) {
         while self.tasks.try_join_next().is_some() {}
         self.open.retain(|connection| !connection.task.is_finished());
         if self.open.len() >= MAX_HTTP_CONNECTIONS {
-            let silent = self.open.iter().position(|connection| !connection.asked.load(Ordering::Relaxed));
-            // Where all of them wait for their answer the oldest is the slowest to take it.
-            if let Some(oldest) = self.open.remove(silent.unwrap_or(0)) {
+            let idle = self.open.iter().position(|connection| !connection.has_request.load(Ordering::Relaxed));
+            // If all connections have a request, the oldest client reads most slowly.
+            if let Some(oldest) = self.open.remove(idle.unwrap_or(0)) {
                 oldest.task.abort();
             }
         }
-        let asked = Arc::new(AtomicBool::new(false));
-        let task = self.tasks.spawn(answer_one(stream, Arc::clone(page), Arc::clone(&asked)));
-        self.open.push_back(Connection { task, asked });
+        let has_request = Arc::new(AtomicBool::new(false));
+        let task = self.tasks.spawn(serve_connection(stream, Arc::clone(page), Arc::clone(&has_request)));
+        self.open.push_back(Connection { task, has_request });
     }
 
+    /// Closes the connections without a request, and waits for the others until the deadline.
     async fn end(mut self, deadline: Instant) {
-        for connection in self.open.iter().filter(|connection| !connection.asked.load(Ordering::Relaxed)) {
+        for connection in self.open.iter().filter(|connection| !connection.has_request.load(Ordering::Relaxed)) {
             connection.task.abort();
         }
         let all = async { while self.tasks.join_next().await.is_some() {} };
-        // What is left is aborted when the tasks are dropped.
+        // Dropping the set aborts the remaining tasks.
         let _ = timeout_at(deadline, all).await;
     }
 }
 
-/// A connection: one request, one answer.
-async fn answer_one(stream: TcpStream, page: Arc<Page>, asked: Arc<AtomicBool>) {
+/// Serves the one request of a connection.
+async fn serve_connection(stream: TcpStream, page: Arc<MetricsPage>, has_request: Arc<AtomicBool>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        asked.store(true, Ordering::Relaxed);
+        has_request.store(true, Ordering::Relaxed);
         let page = Arc::clone(&page);
-        async move { Ok::<_, Infallible>(answer(&request, &page).await) }
+        async move { Ok::<_, Infallible>(respond(&request, &page).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HTTP_REQUEST_TIMEOUT)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // What goes wrong is the client's affair, which sees it.
+    // The client sees an error of its connection.
     let _ = timeout(2 * HTTP_REQUEST_TIMEOUT, connection).await;
 }
 
-async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes>> {
+async fn respond(request: &Request<Incoming>, page: &MetricsPage) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "the metrics are read with GET\n");
-        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return answer;
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "the metrics are read with GET\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
     }
     match request.uri().path() {
-        "/metrics" => match page.show(takes_gzip(request.headers())).await {
+        "/metrics" => match page.get(accepts_gzip(request.headers())).await {
             Ok(body) => metrics(body),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
@@ -253,12 +261,12 @@ async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes
 }
 
 fn metrics(body: Body) -> Response<Full<Bytes>> {
-    let mut answer = response(StatusCode::OK, EXPOSITION, body.bytes);
-    answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+    let mut response = response(StatusCode::OK, EXPOSITION, body.bytes);
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     if body.is_gzip {
-        answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
-    answer
+    response
 }
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
@@ -272,8 +280,8 @@ fn response(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes
     response
 }
 
-/// Whether the client says that it takes gzip, by the rules of RFC 9110 as far as a scraper needs them.
-fn takes_gzip(headers: &HeaderMap) -> bool {
+/// Returns whether the client accepts gzip, by the rules of RFC 9110 that scrapers use.
+fn accepts_gzip(headers: &HeaderMap) -> bool {
     let listed = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     listed.flat_map(|value| value.split(',')).any(|coding| {
         let mut parts = coding.split(';').map(str::trim);
@@ -285,27 +293,27 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::delivery::scrape::*;
+    use super::*;
 
     #[test]
-    fn gzip_is_taken_where_the_client_lists_it() {
-        let takes = |values: &[&'static str]| {
+    fn gzip_is_used_if_the_client_accepts_it() {
+        let accepts = |values: &[&'static str]| {
             let mut headers = HeaderMap::new();
             for value in values {
                 headers.append(ACCEPT_ENCODING, HeaderValue::from_static(value));
             }
-            takes_gzip(&headers)
+            accepts_gzip(&headers)
         };
         for yes in [&["gzip"][..], &["deflate, GZIP;q=0.5"], &["br", "gzip"], &["gzip; q=1"]] {
-            assert!(takes(yes), "{yes:?}");
+            assert!(accepts(yes), "{yes:?}");
         }
         for no in [&[][..], &["identity"], &["gzip;q=0"], &["gzip ; q=0.000"], &["x-gzip"], &["*"]] {
-            assert!(!takes(no), "{no:?}");
+            assert!(!accepts(no), "{no:?}");
         }
     }
 
     #[test]
-    fn a_port_that_is_taken_is_a_configuration_error() {
+    fn port_in_use_is_a_configuration_error() {
         let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let error = Listener::bind(first.address()).unwrap_err();
         assert!(error.is_config());
@@ -319,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_machine_is_a_configuration_error() {
+    fn address_of_another_machine_is_a_configuration_error() {
         let error = Listener::bind("192.0.2.1:0".parse().unwrap()).unwrap_err();
         assert!(error.is_config());
         assert!(error.to_string().contains("192.0.2.1:0: give an address of this machine"), "{error}");

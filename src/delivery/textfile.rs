@@ -1,9 +1,9 @@
-//! The exposition as a file for node_exporter's textfile collector.
+//! The text file for node_exporter's textfile collector.
 //!
 //! Each write creates a temporary file beside the target and renames it, so that a reader sees the old content or the
-//! new one. The name of a temporary file is random and the file is created exclusively: nobody can plant a link or a
-//! FIFO there. A process that is killed between the two steps leaves its temporary file behind; a later process removes
-//! it once it is old.
+//! new one. The name of a temporary file is random and the file is created exclusively, so no other user can prepare a
+//! link or a FIFO there. A process that is killed between the two steps leaves its temporary file; a later process
+//! removes it once it is old.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher as _, RandomState};
@@ -13,22 +13,22 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Kind};
 
-/// Of a file that did not exist: node_exporter runs as another user.
+/// Mode of a new file, which node_exporter reads as another user.
 const DEFAULT_MODE: u32 = 0o644;
-/// What the names of temporary files begin and end with, around 16 hexadecimal digits. The collector reads `*.prom` only.
+/// Prefix and suffix of temporary names, around 16 hexadecimal digits. The collector reads `*.prom` only.
 const TEMPORARY: (&str, &str) = (".stage-metrics-", ".tmp");
-/// Age from which a temporary file counts as left behind. A write takes milliseconds, and one that was suspended for
-/// longer is done again.
+/// Age from which a temporary file counts as abandoned. A write takes milliseconds, and a process that was suspended for
+/// longer writes again.
 const ABANDONED: Duration = Duration::from_secs(600);
-/// As many symbolic links as Linux follows.
+/// Limit of the symbolic links in a path, as on Linux.
 const MAX_LINKS: usize = 40;
 
-/// A file that is replaced with each delivery.
+/// A text file that each delivery replaces.
 #[derive(Clone, Debug)]
 pub(crate) struct Textfile {
-    /// As configured, absolute. For messages.
-    name: PathBuf,
-    /// The file that is replaced, symbolic links resolved.
+    /// The absolute path as configured, for messages.
+    configured_path: PathBuf,
+    /// The file that is replaced, with symbolic links resolved.
     path: PathBuf,
 }
 
@@ -40,37 +40,38 @@ impl Textfile {
     /// A configuration error that says what the path is and what to do, unless it is a regular file or does not exist,
     /// in a directory that can be written.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let name = match path::absolute(path) {
-            Ok(name) if !path.to_string_lossy().ends_with(path::is_separator) => name,
-            Ok(_) => return Err(Unusable::WrongType("is a directory").at(path)),
-            Err(error) => return Err(Unusable::Io(error).at(path)),
+        let configured_path = match path::absolute(path) {
+            Ok(absolute) if !path.to_string_lossy().ends_with(path::is_separator) => absolute,
+            Ok(_) => return Err(InvalidPath::WrongType("is a directory").into_error(path)),
+            Err(error) => return Err(InvalidPath::Io(error).into_error(path)),
         };
-        let path = resolve(&name).map_err(|unusable| unusable.at(&name))?;
-        let textfile = Self { name, path };
-        let now = textfile.probe().map_err(|error| Unusable::Io(error).at(&textfile.name))?;
+        let path = resolve(&configured_path).map_err(|invalid| invalid.into_error(&configured_path))?;
+        let textfile = Self { configured_path, path };
+        let now = textfile.probe().map_err(|error| InvalidPath::Io(error).into_error(&textfile.configured_path))?;
         textfile.remove_abandoned(now);
         Ok(textfile)
     }
 
-    /// The path as it was configured.
-    pub(crate) fn configured_path(&self) -> &Path {
-        &self.name
+    /// Returns the absolute path as configured.
+    pub(super) fn configured_path(&self) -> &Path {
+        &self.configured_path
     }
 
     /// Replaces the file.
-    pub(crate) fn write(&self, exposition: &str) -> Result<(), Error> {
+    pub(super) fn write(&self, exposition: &str) -> Result<(), Error> {
         let written = match self.replace(exposition.as_bytes()) {
-            // A later process took the temporary file of this one, suspended meanwhile, for left behind.
+            // This process was suspended, and a later one removed its temporary file as abandoned.
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.replace(exposition.as_bytes()),
             written => written,
         };
         written.map_err(|error| {
-            Error::new(Kind::Delivery, format!("cannot write text file {:?}", self.name)).with_source(error)
+            Error::new(Kind::Delivery, format!("cannot write text file {:?}", self.configured_path)).with_source(error)
         })
     }
 
+    /// Writes a temporary file and renames it to the text file.
     fn replace(&self, content: &[u8]) -> io::Result<()> {
-        // Not through a link: the rename would replace it.
+        // A symbolic link is not followed: the rename replaces it.
         let before = fs::symlink_metadata(&self.path).ok().filter(Metadata::is_file);
         let mode = before.as_ref().map_or(DEFAULT_MODE, mode_of);
         let (temporary, mut file) = self.create(mode)?;
@@ -94,7 +95,7 @@ impl Textfile {
         Ok(now)
     }
 
-    /// Creates a temporary file, with this mode at most.
+    /// Creates a temporary file with this mode, which the umask may reduce.
     fn create(&self, mode: u32) -> io::Result<(PathBuf, File)> {
         let (start, end) = TEMPORARY;
         let path = self.path.with_file_name(format!("{start}{:016x}{end}", RandomState::new().hash_one(())));
@@ -107,7 +108,7 @@ impl Textfile {
         Ok((path.clone(), options.open(path)?))
     }
 
-    /// Removes temporary files that killed processes left, whatever text file they were for.
+    /// Removes the temporary files of killed processes, of any text file in the directory.
     fn remove_abandoned(&self, now: Option<SystemTime>) {
         let (Some(now), Some(directory)) = (now, self.path.parent()) else { return };
         let Ok(entries) = fs::read_dir(directory) else { return };
@@ -115,7 +116,7 @@ impl Textfile {
             let modified = entry.metadata().and_then(|metadata| metadata.modified()).ok();
             let age = modified.and_then(|modified| now.duration_since(modified).ok());
             if age.is_some_and(|age| age > ABANDONED) {
-                // Another process may be faster.
+                // Another process may remove it first.
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -127,28 +128,28 @@ fn is_temporary(name: &str) -> bool {
     digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Why no text file can be at a path.
-enum Unusable {
-    /// What is there.
+/// The reason why no text file can be at a path.
+enum InvalidPath {
+    /// Another type of file, as the end of a sentence about the path.
     WrongType(&'static str),
-    /// What is there, and the remedy.
+    /// Another reason, with the remedy.
     Other(String),
     Io(io::Error),
 }
 
-impl From<io::Error> for Unusable {
+impl From<io::Error> for InvalidPath {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-impl Unusable {
-    fn at(self, path: &Path) -> Error {
+impl InvalidPath {
+    fn into_error(self, path: &Path) -> Error {
         match self {
-            Unusable::WrongType(what) => Error::config(format!(
-                "text file {path:?} {what}: give the path of a regular file, such as /var/lib/node_exporter/job.prom"
+            Self::WrongType(reason) => Error::config(format!(
+                "text file {path:?} {reason}: give the path of a regular file, such as /var/lib/node_exporter/job.prom"
             )),
-            Self::Other(what) => Error::config(format!("text file {path:?} {what}")),
+            Self::Other(reason) => Error::config(format!("text file {path:?} {reason}")),
             Self::Io(error) => Error::config(format!(
                 "cannot write text file {path:?}: check that its directory exists, and its permissions"
             ))
@@ -157,18 +158,18 @@ impl Unusable {
     }
 }
 
-/// The regular file, or the free name, that a path leads to.
-fn resolve(path: &Path) -> Result<PathBuf, Unusable> {
+/// Resolves a path to a regular file, or to a name that does not exist.
+fn resolve(path: &Path) -> Result<PathBuf, InvalidPath> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Unusable::WrongType("is a directory"));
+            return Err(InvalidPath::WrongType("is a directory"));
         };
         let directory = directory.canonicalize()?;
         path = directory.join(name);
-        // Of `/dev/stdout` and the like, wherever they lead.
+        // The target of `/dev/stdout` and similar links.
         if path.starts_with("/proc") {
-            return Err(Unusable::WrongType("is an open file of a process"));
+            return Err(InvalidPath::WrongType("is an open file of a process"));
         }
         let metadata = match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path),
@@ -180,30 +181,30 @@ fn resolve(path: &Path) -> Result<PathBuf, Unusable> {
         check_owner(&path, &metadata)?;
         path = directory.join(fs::read_link(&path)?);
     }
-    Err(Unusable::WrongType("is a symbolic link that leads to itself"))
+    Err(InvalidPath::WrongType("is a symbolic link that leads to itself"))
 }
 
-/// What a rename would fail to replace, or must not.
-fn check_replaceable(path: &Path, metadata: &Metadata) -> Result<(), Unusable> {
+/// Checks that a rename can and may replace a file.
+fn check_replaceable(path: &Path, metadata: &Metadata) -> Result<(), InvalidPath> {
     let kind = metadata.file_type();
     if kind.is_dir() {
-        return Err(Unusable::WrongType("is a directory"));
+        return Err(InvalidPath::WrongType("is a directory"));
     }
     #[cfg(unix)]
     {
         use std::os::unix::fs::FileTypeExt as _;
         if kind.is_char_device() || kind.is_block_device() {
-            return Err(Unusable::WrongType("is a device"));
+            return Err(InvalidPath::WrongType("is a device"));
         }
         if kind.is_fifo() {
-            return Err(Unusable::WrongType("is a FIFO"));
+            return Err(InvalidPath::WrongType("is a FIFO"));
         }
         if kind.is_socket() {
-            return Err(Unusable::WrongType("is a socket"));
+            return Err(InvalidPath::WrongType("is a socket"));
         }
     }
     if is_mount_point(path) {
-        return Err(Unusable::Other(
+        return Err(InvalidPath::Other(
             "is a mount point, which cannot be replaced: mount its directory instead, and give the path of a file in it"
                 .to_owned(),
         ));
@@ -211,26 +212,26 @@ fn check_replaceable(path: &Path, metadata: &Metadata) -> Result<(), Unusable> {
     Ok(())
 }
 
-/// A link that another user made may lead to any file that this process can write.
+/// Checks the owner of a symbolic link: a link of another user may lead to any file that this process can write.
 #[cfg(unix)]
-fn check_owner(path: &Path, link: &Metadata) -> Result<(), Unusable> {
+fn check_owner(path: &Path, link: &Metadata) -> Result<(), InvalidPath> {
     use std::os::unix::fs::MetadataExt as _;
     let owner = link.uid();
     if owner == 0 || owner == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
-    Err(Unusable::Other(format!(
+    Err(InvalidPath::Other(format!(
         "leads through {path:?}, a symbolic link that belongs to another user (uid {owner}): give the path of the file \
          itself"
     )))
 }
 
 #[cfg(not(unix))]
-fn check_owner(_: &Path, _: &Metadata) -> Result<(), Unusable> {
+fn check_owner(_: &Path, _: &Metadata) -> Result<(), InvalidPath> {
     Ok(())
 }
 
-/// Whether something is mounted on this very path, which must have no symbolic links in it.
+/// Returns whether a file system is mounted on exactly this path, which must contain no symbolic links.
 #[cfg(target_os = "linux")]
 fn is_mount_point(path: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
@@ -261,7 +262,7 @@ fn mode_of(_: &Metadata) -> u32 {
     DEFAULT_MODE
 }
 
-/// Sets the mode whatever the umask, and the group of the file before. On a file system without modes nothing changes.
+/// Sets the mode, whatever the umask, and the group of the previous file. Has no effect on a file system without modes.
 #[cfg(unix)]
 fn set_access(file: &File, mode: u32, before: Option<&Metadata>) {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
@@ -285,7 +286,7 @@ mod tests {
         names
     }
 
-    fn fault(path: &Path) -> String {
+    fn open_error(path: &Path) -> String {
         let Err(error) = Textfile::open(path) else { panic!("{path:?} was accepted") };
         assert!(error.is_config());
         error.to_string()
@@ -310,12 +311,12 @@ mod tests {
         for path in
             [directory.path().to_owned(), directory.path().join("new/"), "/".into(), directory.path().join("..")]
         {
-            assert_eq!(fault(&path), format!("text file {path:?} is a directory: {remedy}"));
+            assert_eq!(open_error(&path), format!("text file {path:?} is a directory: {remedy}"));
         }
         let missing = directory.path().join("no/such/job.prom");
         let text = format!("cannot write text file {missing:?}: check that its directory exists, and its permissions");
-        assert_eq!(fault(&missing), text);
-        assert!(fault(Path::new("")).starts_with("cannot write text file \"\": "));
+        assert_eq!(open_error(&missing), text);
+        assert!(open_error(Path::new("")).starts_with("cannot write text file \"\": "));
         assert_eq!(names(directory.path()), [""; 0]);
     }
 
@@ -331,12 +332,12 @@ mod tests {
         }
         File::create(directory.path().join(young)).unwrap();
         Textfile::open(&path).unwrap();
-        assert_eq!(names(directory.path()), [old[2], old[1], young], "its writer may be at work");
+        assert_eq!(names(directory.path()), [old[2], old[1], young], "the writer of a young file may be active");
     }
 
-    /// As a later process does with that of a process that was suspended for long.
+    /// A later process removes the temporary file of a process that was suspended for long.
     #[test]
-    fn content_is_written_again_where_its_temporary_file_was_removed() {
+    fn content_is_written_again_if_its_temporary_file_was_removed() {
         use std::sync::atomic::{AtomicBool, Ordering};
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("job.prom");
@@ -378,7 +379,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_no_file_is_an_error_that_says_what_it_is() {
+        fn error_names_the_type_of_the_file() {
             let directory = tempfile::tempdir().unwrap();
             let (fifo, socket) = (directory.path().join("fifo"), directory.path().join("socket"));
             assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -386,7 +387,7 @@ mod tests {
             let (itself, to_null) = (directory.path().join("itself"), directory.path().join("to_null"));
             symlink(&itself, &itself).unwrap();
             symlink("/dev/null", &to_null).unwrap();
-            for (path, what) in [
+            for (path, reason) in [
                 (Path::new("/dev/null"), "is a device"),
                 (&to_null, "is a device"),
                 (Path::new("/dev/stdout"), "is an open file of a process"),
@@ -396,7 +397,11 @@ mod tests {
                 (&socket, "is a socket"),
                 (&itself, "is a symbolic link that leads to itself"),
             ] {
-                assert!(fault(path).starts_with(&format!("text file {path:?} {what}: give ")), "{}", fault(path));
+                assert!(
+                    open_error(path).starts_with(&format!("text file {path:?} {reason}: give ")),
+                    "{}",
+                    open_error(path)
+                );
             }
             assert_eq!(names(directory.path()), ["fifo", "itself", "socket", "to_null"]);
         }

@@ -1,4 +1,4 @@
-//! The delivery thread: owns all network work, and a runtime of its own, whatever the application has.
+//! The delivery thread. It does all network work on a runtime of its own.
 
 #[cfg(feature = "http")]
 use std::net::SocketAddr;
@@ -11,23 +11,22 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use super::ExpositionSource;
 use super::destination::Destination;
+#[cfg(feature = "otlp")]
+use super::otlp::ExporterConfig;
+use super::pushgateway::Pushgateway;
 use super::replayer::{Replayer, SpoolThread};
 use super::request::FlushRequest;
 use super::scheduler::Scheduler;
+#[cfg(feature = "http")]
+use super::scrape::Listener;
+use super::source::ExpositionSource;
 use super::spool::Spool;
 use super::textfile::Textfile;
-#[cfg(feature = "otlp")]
-use crate::delivery::otlp::ExporterConfig;
-use crate::delivery::pushgateway::Pushgateway;
-#[cfg(feature = "http")]
-use crate::delivery::scrape::Listener;
-use crate::diagnostics::subscriber;
-use crate::diagnostics::subscriber::without_subscriber;
+use crate::diagnostics::subscriber::{self, without_subscriber};
 use crate::error::{Error, Kind};
 
-/// What is to be delivered, where, and how often.
+/// The destinations and the intervals of the delivery.
 pub(crate) struct DeliveryConfig {
     pub(crate) gateway: Option<Pushgateway>,
     pub(crate) textfile: Option<Textfile>,
@@ -35,29 +34,29 @@ pub(crate) struct DeliveryConfig {
     pub(crate) textfile_labels: Vec<(String, String)>,
     #[cfg(feature = "otlp")]
     pub(crate) exporter: Option<ExporterConfig>,
-    /// Of use with a gateway only.
+    /// Has no effect without a gateway.
     pub(crate) spool: Option<Spool>,
     pub(crate) push_interval: Duration,
-    /// `None`: never.
+    /// `None` samples no resources.
     pub(crate) sample_interval: Option<Duration>,
     #[cfg(feature = "http")]
     pub(crate) listener: Option<Listener>,
 }
 
-/// A handle on the thread. Dropped without a final request, the thread ends without another push.
+/// A handle of the delivery thread. If it is dropped without a final request, the thread ends without another push.
 pub(crate) struct DeliveryThread {
     requests: UnboundedSender<FlushRequest>,
     start: SyncSender<()>,
     id: ThreadId,
     /// Closed when the thread ends.
     end: Mutex<Receiver<()>>,
-    /// Where metrics are served.
+    /// The address at which metrics are served.
     #[cfg(feature = "http")]
     pub(crate) listen_addr: Option<SocketAddr>,
 }
 
-/// Does not wait for a task that is stuck when it is dropped. Nor may it: `install()` may fail in asynchronous code, where
-/// a runtime that is waited for panics.
+/// A runtime whose drop does not wait for blocked tasks. A drop that waits panics in asynchronous code, where
+/// `install()` may fail.
 struct OwnRuntime(Option<Runtime>);
 
 impl Drop for OwnRuntime {
@@ -69,10 +68,10 @@ impl Drop for OwnRuntime {
 }
 
 impl DeliveryThread {
-    /// Makes the thread. It does nothing before [`start`](Self::start): what may fail comes first.
+    /// Creates the thread, and does everything that may fail. The thread does nothing before [`start`](Self::start).
     pub(crate) fn new(config: DeliveryConfig, source: Arc<dyn ExpositionSource>) -> Result<Self, Error> {
         let failed = |error| Error::new(Kind::Delivery, "cannot start the delivery thread").with_source(error);
-        // Without the signal driver, which panics where no file handle is left.
+        // Without the signal driver, which panics if no file handle is left.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -131,20 +130,20 @@ impl DeliveryThread {
         })
     }
 
-    /// Begins, with a push at once.
+    /// Starts the delivery with a first push.
     pub(crate) fn start(&self) {
-        // Fails only if the thread is gone, which the first request reports.
+        // Fails only if the thread has ended, which the first request reports.
         let _ = self.start.try_send(());
     }
 
-    /// Waits until the thread has ended: after the final flush it still delivers what earlier runs left.
+    /// Waits until the thread has ended: after the final flush it delivers the payloads of earlier runs.
     pub(crate) fn wait_end(&self, deadline: std::time::Instant) {
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nothing is ever sent: the wait ends when the thread drops its side, or at the deadline.
+        // The thread sends nothing: the wait ends when the thread drops its side, or at the deadline.
         let _ = end.recv_timeout(deadline.saturating_duration_since(std::time::Instant::now()));
     }
 
-    /// Asks for a delivery of the present state. The reply comes by the deadline.
+    /// Requests a delivery of the current state, and returns its result by the deadline.
     pub(crate) async fn flush(&self, deadline: std::time::Instant, is_final: bool) -> Result<(), Error> {
         let gone = || Error::new(Kind::Delivery, "the delivery thread is gone");
         let (reply, result) = oneshot::channel();
@@ -153,7 +152,7 @@ impl DeliveryThread {
         result.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Whether the caller runs on this thread.
+    /// Returns whether the caller runs on this thread.
     pub(crate) fn is_current(&self) -> bool {
         thread::current().id() == self.id
     }

@@ -12,5 +12,5 @@ pub(crate) use labels::Labels;
 #[cfg(feature = "otlp")]
 pub(crate) use names::labels_of;
 pub(crate) use names::metric_name;
-pub(crate) use parse::parse;
+pub(crate) use parse::{parse, samples};
 pub(crate) use problem::{Owner, Problem, Problems, owner_of};

@@ -248,7 +248,7 @@ async fn on_new_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'sta
         });
     };
     thread::Builder::new()
-        .name("stage-metrics-flush".to_owned())
+        .name("metrics-flush".to_owned())
         .spawn(run)
         .map_err(|error| Error::new(Kind::Delivery, "cannot start a thread for the flush").with_source(error))?;
     result.await.map_err(|_| Error::new(Kind::Delivery, "the thread of the flush is gone"))

@@ -263,8 +263,8 @@ mod tests {
     #[test]
     fn long_value_is_found_by_its_kept_part() {
         let labels = Interner::new(2_000);
-        for length in [MAX_VALUE_BYTES, MAX_VALUE_BYTES + 1, 2 * MAX_VALUE_BYTES] {
-            let value = "x".repeat(length);
+        for (text, length) in [("x", MAX_VALUE_BYTES), ("y", MAX_VALUE_BYTES + 1), ("z", 2 * MAX_VALUE_BYTES)] {
+            let value = text.repeat(length);
             assert_eq!(labels.find(&value), None);
             let label = labels.intern(Role::RunId, &value);
             assert_eq!(labels.text(label) == value, length == MAX_VALUE_BYTES);

@@ -1,4 +1,4 @@
-//! Request bodies, compressed where that is worth it.
+//! Request bodies, compressed from a threshold on.
 
 use std::io::Write;
 
@@ -6,23 +6,25 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// From this size on a body is compressed. Below it, the time on the wire is not worth it.
+/// Size in bytes from which a body is compressed. Compressing a smaller body costs more than it saves on the wire.
 pub const COMPRESSION_THRESHOLD: usize = 64 * 1024;
 
-/// What is sent, and how it is encoded. Cheap to clone, for another try.
+/// The body of a request and its encoding. A clone shares the bytes, so that another try copies nothing.
 #[derive(Clone, Debug)]
-pub(crate) struct Body {
-    pub(crate) bytes: Bytes,
-    pub(crate) is_gzip: bool,
+pub(in crate::delivery) struct Body {
+    pub(in crate::delivery) bytes: Bytes,
+    pub(in crate::delivery) is_gzip: bool,
 }
 
 impl Body {
-    pub(crate) fn plain(bytes: impl Into<Bytes>) -> Self {
+    /// Returns a body that is sent as it is.
+    pub(in crate::delivery) fn plain(bytes: impl Into<Bytes>) -> Self {
         Self { bytes: bytes.into(), is_gzip: false }
     }
 
-    /// Compressed if it is large. Fast rather than small: an exposition shrinks to a thirtieth either way.
-    pub(crate) fn compressed(bytes: impl Into<Bytes>) -> Self {
+    /// Returns a body that is compressed if it is large. The fastest level is enough: an exposition shrinks to a
+    /// thirtieth at every level.
+    pub(in crate::delivery) fn compressed(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.len() < COMPRESSION_THRESHOLD {
             return Self::plain(bytes);
@@ -34,8 +36,8 @@ impl Body {
     }
 }
 
-/// Writing to memory does not fail; if it did, the plain bytes would do.
-pub(crate) fn gzip(bytes: &[u8]) -> Option<Bytes> {
+/// Compresses bytes. `None` if the encoder fails, which does not happen in memory: the caller then sends the plain bytes.
+pub(in crate::delivery) fn gzip(bytes: &[u8]) -> Option<Bytes> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
     encoder.write_all(bytes).and_then(|()| encoder.finish()).ok().map(Bytes::from)
 }
@@ -44,10 +46,10 @@ pub(crate) fn gzip(bytes: &[u8]) -> Option<Bytes> {
 mod tests {
     use std::io::Read;
 
-    use crate::delivery::http::body::*;
+    use super::*;
 
     #[test]
-    fn large_bodies_are_compressed_and_small_ones_are_not() {
+    fn only_large_bodies_are_compressed() {
         let small = Body::compressed("a 1\n".repeat(10));
         assert!(!small.is_gzip && small.bytes.len() == 40);
         let text = "a_long_metric_name{label=\"value\"} 1\n".repeat(10_000);

@@ -1,37 +1,36 @@
-//! The HTTP client that everything is sent with.
+//! Builds the HTTP client for a server.
 
 use std::time::Duration;
 
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{Client, ClientBuilder, Url, redirect};
 
-use crate::delivery::http::resolver;
-use crate::delivery::http::resolver::{LookUp, Peer, Resolver};
-use crate::delivery::http::url::Address;
+use super::resolver::{self, LookupFn, Peer, Resolver};
+use super::url::Address;
 use crate::error::Error;
 
-/// How this crate introduces itself.
-pub(crate) const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
+/// The user agent of every request.
+pub(in crate::delivery) const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
-/// A client for one server, named by `of` and its address. `set` adds what is special to it.
-pub(crate) fn build(
-    of: &str,
+/// Builds a client for one server, which errors call `server`. `configure` adds the settings of this client alone.
+pub(in crate::delivery) fn build(
+    server: &str,
     address: &Address,
     connect_timeout: Duration,
-    set: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    configure: impl FnOnce(ClientBuilder) -> ClientBuilder,
 ) -> Result<Client, Error> {
-    build_with(resolver::system(), of, address, connect_timeout, set)
+    build_with(resolver::system(), server, address, connect_timeout, configure)
 }
 
-/// [`build`] with another way to look up names than the system's.
-pub(crate) fn build_with(
-    look_up: LookUp,
-    of: &str,
+/// Builds a client as [`build`] does, with another name lookup than the system's.
+pub(in crate::delivery) fn build_with(
+    lookup: LookupFn,
+    server: &str,
     address: &Address,
     connect_timeout: Duration,
-    set: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    configure: impl FnOnce(ClientBuilder) -> ClientBuilder,
 ) -> Result<Client, Error> {
-    let proxy = Proxy::of(address);
+    let proxy = Proxy::from_env(address);
     let peer = match &proxy {
         Some(proxy) => proxy.peer.clone(),
         None => peer(address.url()),
@@ -40,18 +39,18 @@ pub(crate) fn build_with(
         .user_agent(USER_AGENT)
         .connect_timeout(connect_timeout)
         .redirect(redirect::Policy::none())
-        .dns_resolver(Resolver::new(look_up, peer));
+        .dns_resolver(Resolver::new(lookup, peer));
     if address.is_loopback() {
         builder = builder.no_proxy();
     }
     #[cfg(feature = "tls")]
     if !address.is_https() && !proxy.is_some_and(|proxy| proxy.is_https) {
-        // Spares a job that speaks plain http the reading of all the system's certificates.
+        // A job that uses plain http does not read the system's certificates.
         builder = builder.tls_certs_only([]);
     }
-    set(builder).build().map_err(|error| {
+    configure(builder).build().map_err(|error| {
         Error::config(format!(
-            "cannot set up a client for {of} {address}: see the cause; for https the system's certificates have to be \
+            "cannot set up a client for {server} {address}: see the cause; for https the system's certificates have to be \
              readable, or SSL_CERT_FILE has to name some"
         ))
         .with_source(error.without_url())
@@ -62,19 +61,19 @@ fn peer(url: &Url) -> Option<Peer> {
     Some(Peer { host: url.host_str()?.to_owned(), port: url.port_or_known_default()? })
 }
 
-/// A proxy of the environment.
-pub(crate) struct Proxy {
-    /// `None` where the port of the proxy is not known.
+/// A proxy that the environment names.
+pub(super) struct Proxy {
+    /// `None` if the port of the proxy is unknown.
     peer: Option<Peer>,
     /// `http://proxy:3128`, without user and password.
-    pub(crate) url: String,
+    pub(super) url: String,
     #[cfg(feature = "tls")]
     is_https: bool,
 }
 
 impl Proxy {
-    /// The proxy that requests to this server go through, found as the HTTP library finds it.
-    pub(crate) fn of(address: &Address) -> Option<Self> {
+    /// Returns the proxy for requests to this server, by the rules of the HTTP library.
+    pub(super) fn from_env(address: &Address) -> Option<Self> {
         if address.is_loopback() {
             return None;
         }
@@ -88,7 +87,7 @@ impl Proxy {
         });
         Some(Self {
             peer: port.map(|port| Peer { host: host.to_owned(), port }),
-            // Not the authority: what the environment has before its last `@` may be a part of the password.
+            // Not the authority: text before its last `@` may be a part of the password.
             url: match port {
                 Some(port) => format!("{scheme}://{host}:{port}"),
                 None => format!("{scheme}://{host}"),

@@ -1,4 +1,4 @@
-//! What a request that was no success tells: why, and whether trying again can help.
+//! Errors of requests: the cause, and whether another try can help.
 
 use std::error::Error as StdError;
 use std::io;
@@ -7,57 +7,58 @@ use std::time::Duration;
 use reqwest::header::{HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
-use crate::delivery::http::client::Proxy;
-use crate::delivery::http::resolver::LookupError;
-use crate::delivery::http::secrets::Secrets;
-use crate::delivery::http::url::Address;
-use crate::delivery::pushgateway::conflict::SeriesConflict;
+use super::client::Proxy;
+use super::resolver::LookupError;
+use super::secrets::Secrets;
+use super::url::Address;
 use crate::error::{Error, Kind};
 
-/// What is read of the body of a refusal. Error pages of proxies are mostly white space, so more than is shown.
+/// Bytes of a refusal's body that are read. More than an error shows: error pages of proxies are mostly white space.
 const MAX_BODY_READ: usize = 64 * 1024;
-/// What is shown of it.
+/// Bytes of a refusal's body that an error shows.
 const MAX_BODY_SHOWN: usize = 1024;
-/// How long a refusal's body is waited for: the refusal is known, its body a courtesy.
-const BODY_WAIT: Duration = Duration::from_secs(1);
+/// How long reading a refusal's body may take. The status is known by then; the body only explains it.
+const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A request that was no success.
+/// The failure of a request.
 #[derive(Debug)]
-pub(crate) struct RequestError {
-    pub(crate) error: Error,
-    /// How long the gateway asks to be left alone (`Retry-After` of a 429 or 503).
-    pub(crate) retry_after: Option<Duration>,
-    /// Whether the server may have acted on the request all the same, or may still do so.
-    pub(crate) may_have_arrived: bool,
+pub(in crate::delivery) struct RequestError {
+    pub(in crate::delivery) error: Error,
+    /// How long the server asks clients to wait (`Retry-After` of a 429 or 503).
+    pub(in crate::delivery) retry_after: Option<Duration>,
+    /// Whether the server may have acted on the request, or may still do so.
+    pub(in crate::delivery) may_have_arrived: bool,
+    /// The beginning of the body of a refusal, as the server sent it: it may contain secrets. Empty for other errors.
+    pub(in crate::delivery) body: Vec<u8>,
 }
 
 impl From<Error> for RequestError {
     fn from(error: Error) -> Self {
-        Self { error, retry_after: None, may_have_arrived: false }
+        Self { error, retry_after: None, may_have_arrived: false, body: Vec::new() }
     }
 }
 
 impl From<RequestError> for Error {
-    fn from(failure: RequestError) -> Self {
-        failure.error
+    fn from(err: RequestError) -> Self {
+        err.error
     }
 }
 
 impl RequestError {
-    /// There was no answer to `request`, which is named as in "POST http://gateway/metrics/job/x".
-    pub(crate) fn unanswered(
+    /// Returns the error of a request without a response. `request` names it, as in "POST http://gateway/metrics/job/x".
+    pub(in crate::delivery) fn unanswered(
         request: &str,
         timeout: Duration,
         connect_timeout: Duration,
         error: reqwest::Error,
     ) -> Self {
-        let proxy = error.url().and_then(|url| Proxy::of(&Address::of(url.clone())));
+        let proxy = error.url().and_then(|url| Proxy::from_env(&Address::from_url(url.clone())));
         let through = through(proxy.as_ref());
-        // The host whose name is looked up, and to which connections go.
+        // The host whose name is looked up and that connections go to.
         let host = proxy.map_or("its host".to_owned(), |proxy| format!("the proxy {}", proxy.url));
         let error = error.without_url();
         let may_have_arrived = !error.is_connect() && !error.is_builder();
-        let (kind, what) = if error.is_timeout() && error.is_connect() {
+        let (kind, cause) = if error.is_timeout() && error.is_connect() {
             (Kind::Timeout, format!("no connection{through} within {connect_timeout:?}"))
         } else if error.is_timeout() {
             (Kind::Timeout, format!("no answer{through} within {timeout:?}"))
@@ -67,48 +68,50 @@ impl RequestError {
             (Kind::Unreachable, format!("the name of {host} is unknown"))
         } else if has_cause(&error, is_unreachable) {
             let there = if through.is_empty() { "there".to_owned() } else { format!("at {host}") };
-            (Kind::Unreachable, format!("nobody answers {there}"))
+            (Kind::Unreachable, format!("no server answers {there}"))
         } else if error.is_connect() {
             (Kind::Delivery, format!("could not connect{through}"))
         } else {
             (Kind::Delivery, format!("the connection{through} broke, or carried no HTTP"))
         };
-        let error = Error::new(kind, format!("{request} failed: {what}")).with_source(error);
-        Self { error, retry_after: None, may_have_arrived }
+        let error = Error::new(kind, format!("{request} failed: {cause}")).with_source(error);
+        Self { error, retry_after: None, may_have_arrived, body: Vec::new() }
     }
 
-    /// The answer to `request` was other than a success. `headers` are those of the request: nothing of their values is
-    /// shown.
-    pub(crate) async fn refused(request: &str, address: &Address, headers: &HeaderMap, response: Response) -> Self {
+    /// Returns the error of a request whose response was no success. `headers` are those of the request: the error
+    /// shows none of their values.
+    pub(in crate::delivery) async fn refused(
+        request: &str,
+        address: &Address,
+        headers: &HeaderMap,
+        response: Response,
+    ) -> Self {
         let status = response.status();
         let retry_after = match status {
-            // Its other form, a date, needs a clock that agrees with the gateway's.
+            // The other form of the header, a date, needs a clock that agrees with the server's.
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => header(&response, &RETRY_AFTER)
                 .and_then(|seconds| seconds.trim().parse::<u32>().ok())
                 .map(|seconds| Duration::from_secs(seconds.into())),
             _ => None,
         };
-        let through = through(Proxy::of(&Address::of(response.url().clone())).as_ref());
+        let through = through(Proxy::from_env(&Address::from_url(response.url().clone())).as_ref());
         let mut text = format!("{request} was refused with {status}{through}");
         if let Some(location) = header(&response, &LOCATION).filter(|_| status.is_redirection()) {
-            let target = foreign_text(headers, address.redirect_target(location).as_bytes());
+            let target = sanitize(headers, address.redirect_target(location).as_bytes());
             text.push_str(&format!(
                 ", a redirect to {target}: give the address it leads to, redirects are not followed"
             ));
         }
         let body = read_beginning(response).await;
-        let shown = foreign_text(headers, &body);
+        let shown = sanitize(headers, &body);
         if !shown.is_empty() {
             text.push_str(": ");
             text.push_str(&shown);
         }
-        let mut error = Error::new(Kind::Refused(status.as_u16()), text);
-        if let Some(conflict) = SeriesConflict::find(status, &body) {
-            error = error.with_source(conflict);
-        }
-        // A proxy that gave up on the gateway.
+        let error = Error::new(Kind::Refused(status.as_u16()), text);
+        // A proxy that stopped waiting for the server.
         let may_have_arrived = matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT);
-        Self { error, retry_after, may_have_arrived }
+        Self { error, retry_after, may_have_arrived, body }
     }
 }
 
@@ -116,7 +119,7 @@ fn header<'a>(response: &'a Response, name: &HeaderName) -> Option<&'a str> {
     std::str::from_utf8(response.headers().get(name)?.as_bytes()).ok()
 }
 
-/// Names the proxy that a request goes through, after what happened to the request.
+/// Returns the part of an error text that names the proxy; empty without a proxy.
 fn through(proxy: Option<&Proxy>) -> String {
     proxy.map_or_else(String::new, |proxy| format!(" through the proxy {}", proxy.url))
 }
@@ -125,8 +128,8 @@ fn has_cause(error: &reqwest::Error, is_wanted: impl Fn(&(dyn StdError + 'static
     std::iter::successors(error.source(), |&cause| cause.source()).any(is_wanted)
 }
 
-/// Whether nobody listens at the other end, or there is no way there. A certificate that is not trusted breaks a
-/// connection just as early, but then somebody does.
+/// Returns whether no server listens at the other end, or no route leads there. An untrusted certificate ends a
+/// connection as early, but a server is there.
 fn is_unreachable(cause: &(dyn StdError + 'static)) -> bool {
     use io::ErrorKind::{AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable};
     cause.downcast_ref::<io::Error>().is_some_and(|error| {
@@ -137,7 +140,7 @@ fn is_unreachable(cause: &(dyn StdError + 'static)) -> bool {
     })
 }
 
-/// The beginning of a body: at most [`MAX_BODY_READ`] bytes, and what came within [`BODY_WAIT`].
+/// Reads the beginning of a body: at most [`MAX_BODY_READ`] bytes, as far as they arrive within [`BODY_TIMEOUT`].
 async fn read_beginning(mut response: Response) -> Vec<u8> {
     let mut body = Vec::new();
     let read = async {
@@ -148,15 +151,15 @@ async fn read_beginning(mut response: Response) -> Vec<u8> {
             }
         }
     };
-    // Too late or broken off, what there is still says why.
-    let _ = tokio::time::timeout(BODY_WAIT, read).await;
+    // The part that arrived is of use, too.
+    let _ = tokio::time::timeout(BODY_TIMEOUT, read).await;
     body
 }
 
-/// Text from outside, fit for a message: without what is secret in the headers of the request, on one line, without control
-/// characters, cut to [`MAX_BODY_SHOWN`] bytes.
-pub(crate) fn foreign_text(headers: &HeaderMap, text: &[u8]) -> String {
-    one_line(&Secrets::of(headers).redact(text))
+/// Returns a server's text in a form that an error can show: without the secrets in the headers of the request, on one
+/// line, without control characters, cut to [`MAX_BODY_SHOWN`] bytes.
+pub(in crate::delivery) fn sanitize(headers: &HeaderMap, text: &[u8]) -> String {
+    one_line(&Secrets::from_headers(headers).redact(text))
 }
 
 fn one_line(bytes: &[u8]) -> String {
@@ -180,10 +183,10 @@ fn one_line(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::delivery::http::error::*;
+    use super::*;
 
     #[test]
-    fn foreign_text_is_made_fit_for_a_message() {
+    fn text_of_a_server_becomes_one_line() {
         assert_eq!(one_line(b""), "");
         assert_eq!(one_line(b" a\r\n\n  b\x1b[31m\0c\t"), "a b [31m c");
         assert_eq!(one_line(b"\xff!"), "\u{fffd}!");
@@ -193,38 +196,38 @@ mod tests {
         assert_eq!(one_line(exact.as_bytes()), exact);
     }
 
-    /// The failure of a push that is answered with `head`, over a real connection.
-    async fn failure(head: &str) -> RequestError {
+    /// Returns the error of a push whose response begins with `head`, over a real connection.
+    async fn refusal(head: &str) -> RequestError {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let gateway = crate::Pushgateway::new(listener.local_addr().unwrap().to_string(), "job").unwrap();
-        let answer = async {
+        let respond = async {
             let (mut connection, _) = listener.accept().await.unwrap();
             let mut request = [0; 4096];
             assert_ne!(connection.read(&mut request).await.unwrap(), 0);
             connection.write_all(format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await.unwrap();
         };
         let (result, ()) =
-            tokio::join!(gateway.send(reqwest::Method::DELETE, crate::delivery::http::body::Body::plain("")), answer);
+            tokio::join!(gateway.send(reqwest::Method::DELETE, crate::delivery::http::body::Body::plain("")), respond);
         result.unwrap_err()
     }
 
     #[tokio::test]
-    async fn a_gateway_that_asks_for_time_gets_it() {
+    async fn retry_after_of_429_and_503_is_kept() {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        assert_eq!(failure("429 Too Many Requests\r\nRetry-After: 7").await.retry_after, seconds(7));
-        assert_eq!(failure("503 Service Unavailable\r\nretry-after:  120 ").await.retry_after, seconds(120));
-        assert_eq!(failure("503 Service Unavailable").await.retry_after, None);
-        assert_eq!(failure("503 X\r\nRetry-After: Wed, 21 Oct 2015 07:28:00 GMT").await.retry_after, None);
-        assert_eq!(failure("503 X\r\nRetry-After: -1").await.retry_after, None);
-        assert_eq!(failure("400 Bad Request\r\nRetry-After: 7").await.retry_after, None);
-        let failure = failure("503 Service Unavailable").await;
-        assert_eq!(failure.error.kind(), Kind::Refused(503));
+        assert_eq!(refusal("429 Too Many Requests\r\nRetry-After: 7").await.retry_after, seconds(7));
+        assert_eq!(refusal("503 Service Unavailable\r\nretry-after:  120 ").await.retry_after, seconds(120));
+        assert_eq!(refusal("503 Service Unavailable").await.retry_after, None);
+        assert_eq!(refusal("503 X\r\nRetry-After: Wed, 21 Oct 2015 07:28:00 GMT").await.retry_after, None);
+        assert_eq!(refusal("503 X\r\nRetry-After: -1").await.retry_after, None);
+        assert_eq!(refusal("400 Bad Request\r\nRetry-After: 7").await.retry_after, None);
+        let err = refusal("503 Service Unavailable").await;
+        assert_eq!(err.error.kind(), Kind::Refused(503));
     }
 
     #[tokio::test]
-    async fn nobody_there_is_a_kind_of_its_own() {
+    async fn refused_connection_is_unreachable() {
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let gateway = crate::Pushgateway::new(address.to_string(), "job").unwrap();
         let error = gateway.push_add("x 1\n").await.unwrap_err();

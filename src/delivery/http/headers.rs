@@ -1,4 +1,4 @@
-//! The caller's request headers, credentials among them. Their values are never shown.
+//! Request headers of the caller, including credentials. Their values are never shown.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,23 +9,24 @@ use reqwest::header::{
 
 use crate::error::Error;
 
-/// Headers that say how the body is to be read, which only the client knows.
-const OWN: [HeaderName; 4] = [CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, TRANSFER_ENCODING];
+/// Headers that describe the body. Only the client knows their values.
+const BODY_HEADERS: [HeaderName; 4] = [CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, TRANSFER_ENCODING];
 
-/// Headers in the order given. One that cannot be sent is kept with the reason, so that the setters need not fail.
+/// Headers in the order of the calls. A header that cannot be sent is kept with the reason, so that the setters do not
+/// fail.
 #[derive(Clone, Default)]
-pub(crate) struct Headers(Vec<(String, Parsed)>);
+pub(in crate::delivery) struct Headers(Vec<(String, ParsedHeader)>);
 
-type Parsed = Result<(HeaderName, HeaderValue), String>;
+type ParsedHeader = Result<(HeaderName, HeaderValue), String>;
 
 impl Headers {
-    /// Sets a header, in place of one of the same name.
-    pub(crate) fn set(&mut self, name: &str, value: &[u8]) {
+    /// Sets a header. It replaces a header of the same name.
+    pub(in crate::delivery) fn set(&mut self, name: &str, value: &[u8]) {
         let parsed = parse(name, value);
-        self.put(name, parsed);
+        self.insert(name, parsed);
     }
 
-    pub(crate) fn set_basic_auth(&mut self, user: &[u8], password: &[u8]) {
+    pub(in crate::delivery) fn set_basic_auth(&mut self, user: &[u8], password: &[u8]) {
         let parsed = if user.contains(&b':') {
             Err("the user name has a colon in it, which basic authentication cannot carry: \
                  give user and password apart from each other"
@@ -34,50 +35,54 @@ impl Headers {
             let pair = [user, b":", password].concat();
             parse(AUTHORIZATION.as_str(), format!("Basic {}", STANDARD.encode(pair)).as_bytes())
         };
-        self.put(AUTHORIZATION.as_str(), parsed);
+        self.insert(AUTHORIZATION.as_str(), parsed);
     }
 
-    pub(crate) fn set_bearer_token(&mut self, token: &str) {
+    pub(in crate::delivery) fn set_bearer_token(&mut self, token: &str) {
         let parsed = if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             Err("the bearer token is empty or has a character that a header cannot carry: \
-                 a line break at its end, perhaps, as files have it"
+                 leave out the line break at the end of a file"
                 .to_owned())
         } else {
             parse(AUTHORIZATION.as_str(), format!("Bearer {token}").as_bytes())
         };
-        self.put(AUTHORIZATION.as_str(), parsed);
+        self.insert(AUTHORIZATION.as_str(), parsed);
     }
 
-    fn put(&mut self, name: &str, parsed: Parsed) {
-        self.0.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+    fn insert(&mut self, name: &str, parsed: ParsedHeader) {
+        self.0.retain(|(other, _)| !other.eq_ignore_ascii_case(name));
         self.0.push((name.to_owned(), parsed));
     }
 
-    /// The headers as they are sent, or why one of them cannot be.
-    pub(crate) fn to_map(&self) -> Result<HeaderMap, Error> {
+    /// Returns the headers as they are sent.
+    ///
+    /// # Errors
+    ///
+    /// The first header that cannot be sent.
+    pub(in crate::delivery) fn to_map(&self) -> Result<HeaderMap, Error> {
         self.0.iter().map(|(_, parsed)| parsed.clone()).collect::<Result<HeaderMap, String>>().map_err(Error::config)
     }
 
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(in crate::delivery) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 }
 
-/// Whether the client sets this header itself: nothing of the caller's is in it.
-pub(crate) fn is_of_client(name: &HeaderName) -> bool {
-    OWN.contains(name) || name == USER_AGENT
+/// Returns whether the client sets this header itself: its value does not come from the caller.
+pub(super) fn is_set_by_client(name: &HeaderName) -> bool {
+    BODY_HEADERS.contains(name) || name == USER_AGENT
 }
 
-fn parse(name: &str, value: &[u8]) -> Parsed {
+fn parse(name: &str, value: &[u8]) -> ParsedHeader {
     let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
         format!("{name:?} is not the name of a header: letters, digits and hyphens make one, without the colon")
     })?;
-    if OWN.contains(&parsed) {
+    if BODY_HEADERS.contains(&parsed) {
         return Err(format!("header {name:?} belongs to the client, which knows what it sends: leave it out"));
     }
     let mut value = HeaderValue::from_bytes(value).map_err(|_| {
         format!(
-            "the value of header {name:?} has a character that a header cannot carry: a line break at its end, perhaps"
+            "the value of header {name:?} has a character that a header cannot carry: leave out a line break at its end"
         )
     })?;
     value.set_sensitive(true);
@@ -86,7 +91,7 @@ fn parse(name: &str, value: &[u8]) -> Parsed {
 
 #[cfg(test)]
 mod tests {
-    use crate::delivery::http::headers::*;
+    use super::*;
 
     fn headers(build: impl FnOnce(&mut Headers)) -> Headers {
         let mut headers = Headers::default();
@@ -99,14 +104,14 @@ mod tests {
         map.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
     }
 
-    fn fault(build: impl FnOnce(&mut Headers)) -> String {
+    fn error_text(build: impl FnOnce(&mut Headers)) -> String {
         let error = headers(build).to_map().unwrap_err();
         assert!(error.is_config());
         error.to_string()
     }
 
     #[test]
-    fn the_last_of_a_name_is_sent() {
+    fn later_header_replaces_one_of_the_same_name() {
         let built = headers(|headers| {
             headers.set_basic_auth(b"Aladdin", b"open sesame");
             headers.set("X-Tenant", b"a");
@@ -128,34 +133,34 @@ mod tests {
     }
 
     #[test]
-    fn values_are_marked_as_secret() {
+    fn debug_hides_values() {
         let map = headers(|headers| headers.set("x-key", b"hush")).to_map().unwrap();
         assert!(!format!("{map:?}").contains("hush"));
     }
 
     #[test]
-    fn errors_do_not_show_values() {
+    fn errors_hide_values() {
         assert_eq!(
-            fault(|headers| headers.set("x key", b"hush")),
+            error_text(|headers| headers.set("x key", b"hush")),
             "\"x key\" is not the name of a header: letters, digits and hyphens make one, without the colon"
         );
         assert_eq!(
-            fault(|headers| headers.set("x-key", b"hush\n")),
-            "the value of header \"x-key\" has a character that a header cannot carry: a line break at its end, perhaps"
+            error_text(|headers| headers.set("x-key", b"hush\n")),
+            "the value of header \"x-key\" has a character that a header cannot carry: leave out a line break at its end"
         );
         assert_eq!(
-            fault(|headers| headers.set("Content-Length", b"3")),
+            error_text(|headers| headers.set("Content-Length", b"3")),
             "header \"Content-Length\" belongs to the client, which knows what it sends: leave it out"
         );
         for token in ["", "hush\n", "hu sh", "hüsh"] {
             assert_eq!(
-                fault(|headers| headers.set_bearer_token(token)),
+                error_text(|headers| headers.set_bearer_token(token)),
                 "the bearer token is empty or has a character that a header cannot carry: \
-                 a line break at its end, perhaps, as files have it"
+                 leave out the line break at the end of a file"
             );
         }
         assert_eq!(
-            fault(|headers| headers.set_basic_auth(b"hu:sh", b"x")),
+            error_text(|headers| headers.set_basic_auth(b"hu:sh", b"x")),
             "the user name has a colon in it, which basic authentication cannot carry: \
              give user and password apart from each other"
         );

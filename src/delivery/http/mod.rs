@@ -1,10 +1,11 @@
-//! HTTP requests to a server of the network: URLs, headers, bodies, name lookups, retries and errors. Knows no metric.
+//! HTTP requests to a server: URLs, headers, bodies, name lookups, retries and errors. Knows no metric, and uses
+//! nothing of the other folders of the delivery.
 
-pub(crate) mod body;
-pub(crate) mod client;
-pub(crate) mod error;
-pub(crate) mod headers;
-pub(crate) mod resolver;
-pub(crate) mod retry;
+pub(super) mod body;
+pub(super) mod client;
+pub(super) mod error;
+pub(super) mod headers;
+pub(super) mod resolver;
+pub(super) mod retry;
 mod secrets;
-pub(crate) mod url;
+pub(super) mod url;

@@ -1,29 +1,29 @@
-//! The credentials that a request carries, and how text from outside is kept free of them: error pages of proxies and
-//! debugging servers show the headers of the request.
+//! Removes the credentials of a request from a server's text: error pages of proxies and debugging servers show the
+//! headers of the request.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use percent_encoding::percent_decode;
 use reqwest::header::{AUTHORIZATION, HeaderMap};
 
-use crate::delivery::http::headers::is_of_client;
-use crate::delivery::http::url::{Address, HIDDEN};
+use super::headers::is_set_by_client;
+use super::url::{Address, HIDDEN};
 
-/// Shorter values are not looked for: they occur in any text.
+/// Length in bytes from which a value is hidden. Shorter values occur in any text.
 const MIN_LENGTH: usize = 4;
 
-/// What must not be shown. Has no `Debug`, so that nothing can print it.
-pub(crate) struct Secrets(Vec<Vec<u8>>);
+/// Values that must not be shown. Has no `Debug`, so that nothing can print them.
+pub(super) struct Secrets(Vec<Vec<u8>>);
 
-/// A byte of a text as one reading has it, and the range of the text that stands for it.
-type Read = (u8, std::ops::Range<usize>);
+/// A decoded byte, and the range of the text that encodes it.
+type DecodedByte = (u8, std::ops::Range<usize>);
 
 impl Secrets {
-    /// The values of all headers that are not the client's own, with the parts of an authorization, and the credentials of
-    /// the system's proxies.
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
+    /// Collects the values of all headers that the caller set, with the parts of an authorization, and the credentials
+    /// of the system's proxies.
+    pub(super) fn from_headers(headers: &HeaderMap) -> Self {
         let mut secrets = Self(Vec::new());
-        for (name, value) in headers.iter().filter(|(name, _)| !is_of_client(name)) {
+        for (name, value) in headers.iter().filter(|(name, _)| !is_set_by_client(name)) {
             secrets.add(value.as_bytes());
             let Some(space) = value.as_bytes().iter().position(|byte| *byte == b' ').filter(|_| name == AUTHORIZATION)
             else {
@@ -48,15 +48,15 @@ impl Secrets {
         self.add(&[user, b":", password].concat());
     }
 
-    /// Adds a value, and what base64 makes of it wherever it stands in the encoded text.
+    /// Adds a value, and its base64 form at every offset in an encoded text.
     fn add(&mut self, value: &[u8]) {
-        // Readings have no white space.
+        // A decoded text has no white space.
         let value: Vec<u8> = value.iter().copied().filter(|byte| !is_blank(*byte)).collect();
         if value.len() < MIN_LENGTH {
             return;
         }
         for before in 0..3 {
-            // The characters that depend on neighbours are left out.
+            // Characters that depend on neighbouring bytes are left out.
             let bytes = [&b"\0\0"[..before], &value].concat();
             for alphabet in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
                 let encoded = alphabet.encode(&bytes).into_bytes();
@@ -64,22 +64,22 @@ impl Secrets {
                 self.0.push(encoded[[0, 2, 3][before]..whole].to_vec());
             }
         }
-        // Servers that take a header for Latin-1 answer in UTF-8.
+        // Servers that read a header as Latin-1 respond in UTF-8.
         self.0.push(value.iter().map(|&byte| char::from(byte)).collect::<String>().into_bytes());
         self.0.push(value);
     }
 
-    /// The text with `***` in the place of every secret, however it is escaped: percent-encoded, in JSON or in HTML, folded
-    /// into lines, or cut off at the end of the text.
-    pub(crate) fn redact(&self, text: &[u8]) -> Vec<u8> {
+    /// Returns the text with `***` in place of every secret, whether the secret is percent-encoded, escaped in JSON or
+    /// HTML, broken into lines, or cut off at the end of the text.
+    pub(super) fn redact(&self, text: &[u8]) -> Vec<u8> {
         let mut is_hidden = vec![false; text.len()];
-        for reading in READINGS.map(|unescape| read(text, unescape)) {
-            let bytes: Vec<u8> = reading.iter().map(|(byte, _)| *byte).collect();
+        for decoded in DECODERS.map(|decoder| decode(text, decoder)) {
+            let bytes: Vec<u8> = decoded.iter().map(|(byte, _)| *byte).collect();
             for secret in &self.0 {
                 for start in 0..bytes.len() {
                     let length = secret.len().min(bytes.len() - start);
                     if length >= MIN_LENGTH && bytes[start..start + length] == secret[..length] {
-                        let (first, last) = (&reading[start].1, &reading[start + length - 1].1);
+                        let (first, last) = (&decoded[start].1, &decoded[start + length - 1].1);
                         is_hidden[first.start..last.end].fill(true);
                     }
                 }
@@ -97,7 +97,7 @@ impl Secrets {
     }
 }
 
-/// The URLs of the system's proxies, whose credentials go with the request.
+/// Returns the URLs of the system's proxies, whose credentials are sent with the request.
 fn system_proxies() -> impl Iterator<Item = String> {
     let names = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
     names.into_iter().filter_map(|name| std::env::var(name).ok())
@@ -107,29 +107,29 @@ fn is_blank(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte.is_ascii_control()
 }
 
-/// The bytes that a text stands for and that are not blank.
-fn read(text: &[u8], unescape: Unescape) -> Vec<Read> {
-    let (mut reading, mut at) = (Vec::with_capacity(text.len()), 0);
+/// Decodes a text, and leaves out blanks.
+fn decode(text: &[u8], decoder: Decoder) -> Vec<DecodedByte> {
+    let (mut decoded, mut at) = (Vec::with_capacity(text.len()), 0);
     while at < text.len() {
-        let (bytes, length) = unescape(&text[at..]).unwrap_or_else(|| (vec![text[at]], 1));
-        reading.extend(bytes.into_iter().filter(|byte| !is_blank(*byte)).map(|byte| (byte, at..at + length)));
+        let (bytes, length) = decoder(&text[at..]).unwrap_or_else(|| (vec![text[at]], 1));
+        decoded.extend(bytes.into_iter().filter(|byte| !is_blank(*byte)).map(|byte| (byte, at..at + length)));
         at += length;
     }
-    reading
+    decoded
 }
 
-/// Reads an escape at the beginning of a text: what it stands for, and its length.
-type Unescape = fn(&[u8]) -> Option<(Vec<u8>, usize)>;
+/// Decodes an escape at the beginning of a text. Returns the decoded bytes and the length of the escape.
+type Decoder = fn(&[u8]) -> Option<(Vec<u8>, usize)>;
 
-/// The ways to write a header into a text.
-const READINGS: [Unescape; 4] = [|_| None, of_url, of_json, of_html];
+/// The encodings of a header in a text.
+const DECODERS: [Decoder; 4] = [|_| None, decode_percent, decode_json, decode_html];
 
-fn of_url(text: &[u8]) -> Option<(Vec<u8>, usize)> {
+fn decode_percent(text: &[u8]) -> Option<(Vec<u8>, usize)> {
     let decoded: Vec<u8> = percent_decode(text.get(..3)?).collect();
     (decoded.len() == 1).then_some((decoded, 3))
 }
 
-fn of_json(text: &[u8]) -> Option<(Vec<u8>, usize)> {
+fn decode_json(text: &[u8]) -> Option<(Vec<u8>, usize)> {
     match text {
         [b'\\', b'u', rest @ ..] => Some((character(rest.get(..4)?, 16)?, 6)),
         [b'\\', escaped, ..] => Some((vec![*escaped], 2)),
@@ -137,7 +137,7 @@ fn of_json(text: &[u8]) -> Option<(Vec<u8>, usize)> {
     }
 }
 
-fn of_html(text: &[u8]) -> Option<(Vec<u8>, usize)> {
+fn decode_html(text: &[u8]) -> Option<(Vec<u8>, usize)> {
     let length = text.iter().take(9).position(|byte| *byte == b';')? + 1;
     let bytes = match &text[..length - 1] {
         b"&amp" => vec![b'&'],
@@ -163,13 +163,13 @@ mod tests {
     use proptest::prelude::*;
     use reqwest::header::HeaderValue;
 
-    use crate::delivery::http::secrets::*;
+    use super::*;
 
     fn secrets(headers: &[(&'static str, &[u8])]) -> Secrets {
         let headers = headers.iter().map(|(name, value)| {
             (reqwest::header::HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap())
         });
-        Secrets::of(&headers.collect())
+        Secrets::from_headers(&headers.collect())
     }
 
     fn redacted(headers: &[(&'static str, &[u8])], text: &str) -> String {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_the_client_and_short_values_are_shown() {
+    fn client_headers_and_short_values_are_shown() {
         let text = "text/plain is no gzip of 1, Bearer a1b";
         let headers: &[(&str, &[u8])] = &[
             ("content-type", b"text/plain"),
@@ -216,7 +216,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_encoding_shows_a_secret(
+        fn secret_is_hidden_in_every_encoding(
             before in "[a-z<>&%\\\\\"]{0,9}",
             secret in "[A-Z0-9!-/:-@]{4,40}",
             after in "[a-z<>&%\\\\\"]{0,9}",
@@ -232,9 +232,9 @@ mod tests {
                 serde_json::to_string(&whole).unwrap(),
                 html,
             ];
-            for (text, unescape) in texts.into_iter().zip(READINGS) {
+            for (text, decoder) in texts.into_iter().zip(DECODERS) {
                 let shown = shown(&text);
-                let bytes: Vec<u8> = read(shown.as_bytes(), unescape).into_iter().map(|(byte, _)| byte).collect();
+                let bytes: Vec<u8> = decode(shown.as_bytes(), decoder).into_iter().map(|(byte, _)| byte).collect();
                 prop_assert!(!String::from_utf8_lossy(&bytes).contains(&secret), "{text}: {shown}");
             }
             for alphabet in [STANDARD, base64::engine::general_purpose::URL_SAFE] {
@@ -244,10 +244,10 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read(text in prop::collection::vec(any::<u8>(), 0..200), more in "[%&#;ux\\\\0-9a-f]{0,30}") {
+        fn text_without_secrets_is_unchanged(text in prop::collection::vec(any::<u8>(), 0..200), more in "[%&#;ux\\\\0-9a-f]{0,30}") {
             let text = [&text, more.as_bytes()].concat();
             let headers = HeaderMap::new();
-            prop_assert_eq!(Secrets::of(&headers).redact(&text), text);
+            prop_assert_eq!(Secrets::from_headers(&headers).redact(&text), text);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! One request to a collector, over HTTP or gRPC.
+//! Sends a request to a collector, over HTTP or gRPC.
 //!
-//! Not the exporter of `opentelemetry-otlp`: it takes the SDK's own form of metrics alone, which cannot be divided into
-//! requests that a collector takes, and its errors do not say why.
+//! The exporter of `opentelemetry-otlp` does not fit: it accepts only the SDK's own form of metrics, which cannot be
+//! divided into requests of a size that a collector accepts, and its errors do not contain the cause.
 
 use std::error::Error as StdError;
 use std::io;
@@ -18,40 +18,41 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
+use super::settings::{Compression, OtlpSettings, Protocol};
 use crate::delivery::http::body::gzip;
-use crate::delivery::http::client;
-use crate::delivery::http::client::USER_AGENT;
-use crate::delivery::http::error::{RequestError, foreign_text};
+use crate::delivery::http::client::{self, USER_AGENT};
+use crate::delivery::http::error::{RequestError, sanitize};
 use crate::delivery::http::url::Address;
-use crate::delivery::otlp::settings::{Compression, OtlpSettings, Protocol};
 use crate::error::{Error, Kind};
 
-/// How much is read of an answer. A collector that took everything sends nothing, or a few bytes.
-const MAX_ANSWER: usize = 64 * 1024;
-/// How long the body of an answer may take. It arrived: the body tells of rejected data points at most.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Bytes of a response that are read. A collector that accepted everything sends a few bytes at most.
+const MAX_RESPONSE: usize = 64 * 1024;
+/// How long reading the body of a response may take. The export has arrived by then, and the body only counts rejected
+/// data points.
+const BODY_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// An export that a collector did not take.
+/// The failure of an export.
 #[derive(Debug)]
-pub(crate) struct Refusal {
-    pub(crate) failure: RequestError,
-    /// Whether there was no answer to a request that may have arrived.
-    pub(crate) is_ambiguous: bool,
+pub(super) struct ExportError {
+    pub(super) error: RequestError,
+    /// Whether the request had no response and may have arrived.
+    pub(super) is_ambiguous: bool,
 }
 
-/// The answer to an export that arrived.
-pub(crate) enum Answer {
+/// The response to an export that arrived.
+pub(super) enum ExportResponse {
     Http(reqwest::Response),
     Grpc(ExportMetricsServiceResponse),
 }
 
-/// A request in the form in which it is sent, and sent again.
-pub(crate) enum Body {
+/// An encoded request, which can be sent several times.
+pub(super) enum ExportBody {
     Http { bytes: Bytes, is_gzip: bool },
     Grpc(Box<ExportMetricsServiceRequest>),
 }
 
-pub(crate) struct Client {
+/// A client of one collector.
+pub(super) struct OtlpClient {
     address: Address,
     headers: HeaderMap,
     timeout: Duration,
@@ -64,11 +65,11 @@ enum Transport {
     Grpc { endpoint: Box<Endpoint>, client: Box<MetricsServiceClient<Channel>> },
 }
 
-impl Client {
-    /// To be called within the runtime on which it will send.
-    pub(crate) fn new(settings: &OtlpSettings) -> Result<Self, Error> {
+impl OtlpClient {
+    /// Creates a client. The caller must be within the runtime that sends the requests.
+    pub(super) fn new(settings: &OtlpSettings) -> Result<Self, Error> {
         let (address, timeout, compression) =
-            (Address::of(settings.endpoint.clone()), settings.timeout, settings.compression);
+            (Address::from_url(settings.endpoint.clone()), settings.timeout, settings.compression);
         let transport = match settings.protocol {
             Protocol::Http => {
                 Transport::Http(client::build("collector", &address, timeout, |builder| builder.timeout(timeout))?)
@@ -82,26 +83,27 @@ impl Client {
         Ok(Self { address, headers: settings.headers.clone(), timeout, compression, transport })
     }
 
-    pub(crate) fn address(&self) -> &Address {
+    pub(super) fn address(&self) -> &Address {
         &self.address
     }
 
-    pub(crate) fn body(&self, request: ExportMetricsServiceRequest) -> Body {
+    /// Encodes a request.
+    pub(super) fn body(&self, request: ExportMetricsServiceRequest) -> ExportBody {
         match self.transport {
             Transport::Http(_) => {
                 let bytes = Bytes::from(request.encode_to_vec());
                 let compressed = self.compression.and_then(|Compression::Gzip| gzip(&bytes));
                 let is_gzip = compressed.is_some();
-                Body::Http { bytes: compressed.unwrap_or(bytes), is_gzip }
+                ExportBody::Http { bytes: compressed.unwrap_or(bytes), is_gzip }
             }
-            Transport::Grpc { .. } => Body::Grpc(Box::new(request)),
+            Transport::Grpc { .. } => ExportBody::Grpc(Box::new(request)),
         }
     }
 
-    /// Sends it once. Over HTTP it has arrived with the head of a success.
-    pub(crate) async fn send(&self, body: &Body) -> Result<Answer, Refusal> {
+    /// Sends a request once. Over HTTP the export has arrived when the head of the response is a success.
+    pub(super) async fn send(&self, body: &ExportBody) -> Result<ExportResponse, ExportError> {
         match (&self.transport, body) {
-            (Transport::Http(http), Body::Http { bytes, is_gzip }) => {
+            (Transport::Http(http), ExportBody::Http { bytes, is_gzip }) => {
                 let mut request = http.post(self.address.as_str()).headers(self.headers.clone());
                 request = request.header(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
                 if *is_gzip {
@@ -109,34 +111,34 @@ impl Client {
                 }
                 self.send_http(request.body(bytes.clone())).await
             }
-            (Transport::Grpc { client, .. }, Body::Grpc(message)) => {
+            (Transport::Grpc { client, .. }, ExportBody::Grpc(message)) => {
                 let metadata = MetadataMap::from_headers(self.headers.clone());
                 let request = Request::from_parts(metadata, Default::default(), (**message).clone());
-                let answer = MetricsServiceClient::clone(client).export(request).await;
-                answer.map(|answer| Answer::Grpc(answer.into_inner())).map_err(|status| self.refusal_by_grpc(status))
+                let response = MetricsServiceClient::clone(client).export(request).await;
+                response
+                    .map(|response| ExportResponse::Grpc(response.into_inner()))
+                    .map_err(|status| self.grpc_error(status))
             }
-            // A body is made by the client that sends it.
-            _ => Err(Refusal {
-                failure: Error::new(Kind::Delivery, "the request is of another protocol").into(),
+            // A client sends only its own bodies.
+            _ => Err(ExportError {
+                error: Error::new(Kind::Delivery, "the request is of another protocol").into(),
                 is_ambiguous: false,
             }),
         }
     }
 
-    async fn send_http(&self, request: reqwest::RequestBuilder) -> Result<Answer, Refusal> {
+    async fn send_http(&self, request: reqwest::RequestBuilder) -> Result<ExportResponse, ExportError> {
         let name = self.request_name();
         match request.send().await {
-            Ok(response) if response.status().is_success() => Ok(Answer::Http(response)),
+            Ok(response) if response.status().is_success() => Ok(ExportResponse::Http(response)),
             Ok(response) => {
-                let failure = RequestError::refused(&name, &self.address, &self.headers, response).await;
-                Err(Refusal { failure, is_ambiguous: false })
+                let error = RequestError::refused(&name, &self.address, &self.headers, response).await;
+                Err(ExportError { error, is_ambiguous: false })
             }
             Err(error) => {
                 let is_ambiguous = !error.is_connect() && !error.is_builder();
-                Err(Refusal {
-                    failure: RequestError::unanswered(&name, self.timeout, self.timeout, error),
-                    is_ambiguous,
-                })
+                let error = RequestError::unanswered(&name, self.timeout, self.timeout, error);
+                Err(ExportError { error, is_ambiguous })
             }
         }
     }
@@ -148,39 +150,39 @@ impl Client {
         }
     }
 
-    /// The collector's word on what it rejected of an export that arrived.
-    pub(crate) async fn rejected(&self, answer: Answer, deadline: Instant) -> Option<Rejected> {
-        let answer = match answer {
-            Answer::Grpc(answer) => answer,
-            Answer::Http(mut response) => {
+    /// Returns the data points that the collector rejected from an export that arrived.
+    pub(super) async fn rejected(&self, response: ExportResponse, deadline: Instant) -> Option<Rejected> {
+        let response = match response {
+            ExportResponse::Grpc(response) => response,
+            ExportResponse::Http(mut response) => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                let until = Instant::now() + ANSWER_TIMEOUT.min(left / 2);
+                let until = Instant::now() + BODY_TIMEOUT.min(left / 2);
                 let mut body = BytesMut::new();
-                while body.len() < MAX_ANSWER
+                while body.len() < MAX_RESPONSE
                     && let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await
                 {
-                    body.extend_from_slice(&chunk[..chunk.len().min(MAX_ANSWER - body.len())]);
+                    body.extend_from_slice(&chunk[..chunk.len().min(MAX_RESPONSE - body.len())]);
                 }
-                // A body that is cut off, or another, does not count.
+                // An incomplete or unknown body is ignored.
                 ExportMetricsServiceResponse::decode(body).ok()?
             }
         };
-        let partial = answer.partial_success?;
+        let partial = response.partial_success?;
         let points = usize::try_from(partial.rejected_data_points).ok().filter(|points| *points > 0)?;
-        let why = foreign_text(&self.headers, partial.error_message.as_bytes());
-        let text = format!("{} was answered, and {points} data points were rejected: {why}", self.request_name());
+        let reason = sanitize(&self.headers, partial.error_message.as_bytes());
+        let text = format!("{} was answered, and {points} data points were rejected: {reason}", self.request_name());
         Some(Rejected { points, error: Error::new(Kind::Refused(200), text) })
     }
 
     /// Opens a new connection for the next request. A task of the old one may have panicked.
-    pub(crate) fn reconnect(&mut self) {
+    pub(super) fn reconnect(&mut self) {
         if let Transport::Grpc { endpoint, client } = &mut self.transport {
             **client = connect(endpoint, self.compression);
         }
     }
 
-    /// Refusals by gRPC are given the status that says the same over HTTP.
-    fn refusal_by_grpc(&self, status: Status) -> Refusal {
+    /// Returns the error of a gRPC status, with the HTTP status that corresponds to it.
+    fn grpc_error(&self, status: Status) -> ExportError {
         let name = self.request_name();
         // A status that the collector sent has no source.
         let Some(source) = status.source() else {
@@ -189,17 +191,17 @@ impl Client {
                 Code::Unauthenticated => Kind::Refused(401),
                 Code::PermissionDenied => Kind::Refused(403),
                 Code::NotFound | Code::Unimplemented => Kind::Refused(404),
-                // Details say when to try again. Where there are none, the message is too large, as the servers of most
-                // languages say, or those of this one.
+                // With details, the status means "try again later". Without, it means that the message is too large, in
+                // the servers of most languages; tonic uses `OutOfRange`.
                 Code::ResourceExhausted if status.details().is_empty() => Kind::Refused(413),
                 Code::OutOfRange if status.message().contains("too large") => Kind::Refused(413),
                 Code::ResourceExhausted => Kind::Refused(429),
                 Code::DeadlineExceeded => Kind::Timeout,
                 _ => Kind::Delivery,
             };
-            let text = foreign_text(&self.headers, format!("{:?}: {}", status.code(), status.message()).as_bytes());
+            let text = sanitize(&self.headers, format!("{:?}: {}", status.code(), status.message()).as_bytes());
             let error = Error::new(kind, format!("{name} was refused with {text}"));
-            return Refusal { failure: error.into(), is_ambiguous: false };
+            return ExportError { error: error.into(), is_ambiguous: false };
         };
         let causes = || std::iter::successors(Some(source), |&cause| cause.source());
         let is_unconnected = causes().any(|cause| cause.is::<tonic::ConnectError>());
@@ -207,10 +209,10 @@ impl Client {
             let error = cause.downcast_ref::<io::Error>();
             error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         };
-        let (kind, what) = if causes().any(|cause| cause.is::<tonic::TimeoutExpired>()) {
+        let (kind, cause) = if causes().any(|cause| cause.is::<tonic::TimeoutExpired>()) {
             (Kind::Timeout, format!("no answer within {:?}", self.timeout))
         } else if causes().any(is_refused) {
-            (Kind::Unreachable, "nobody answers there".to_owned())
+            (Kind::Unreachable, "no server answers there".to_owned())
         } else if causes().any(|cause| cause.to_string().contains("dns error")) {
             (Kind::Unreachable, "the name of its host is unknown".to_owned())
         } else if is_unconnected {
@@ -218,15 +220,15 @@ impl Client {
         } else {
             (Kind::Delivery, "the connection broke, or carried no gRPC".to_owned())
         };
-        let error = Error::new(kind, format!("{name} failed: {what}")).with_source(status);
-        Refusal { failure: error.into(), is_ambiguous: !is_unconnected }
+        let error = Error::new(kind, format!("{name} failed: {cause}")).with_source(status);
+        ExportError { error: error.into(), is_ambiguous: !is_unconnected }
     }
 }
 
-/// Data points that a collector did not take of an export.
-pub(crate) struct Rejected {
-    pub(crate) points: usize,
-    pub(crate) error: Error,
+/// The data points that a collector rejected from an export.
+pub(super) struct Rejected {
+    pub(super) points: usize,
+    pub(super) error: Error,
 }
 
 fn endpoint(address: &Address, timeout: Duration) -> Result<Endpoint, tonic::transport::Error> {
@@ -234,7 +236,7 @@ fn endpoint(address: &Address, timeout: Duration) -> Result<Endpoint, tonic::tra
     let endpoint = endpoint.timeout(timeout).connect_timeout(timeout).user_agent(USER_AGENT)?;
     #[cfg(feature = "tls")]
     if address.is_https() {
-        // It trusts nobody unless it is told to.
+        // Without roots, tonic trusts no certificate.
         return endpoint.tls_config(tonic::transport::ClientTlsConfig::new().with_enabled_roots());
     }
     Ok(endpoint)

@@ -1,4 +1,4 @@
-//! ExporterConfig and sending, whenever the delivery thread asks for it.
+//! Exports the metrics when the delivery thread requests it.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -12,53 +12,58 @@ use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
+use super::client::{ExportResponse, OtlpClient};
+use super::families::OtlpFamilies;
+use super::reader::MetricReader;
+use super::request::{Origin, Part, split};
+use super::settings::OtlpSettings;
 use crate::delivery::http::retry::{RetryBudget, is_payload_rejected, retry};
-use crate::delivery::otlp::client::{Answer, Client};
-use crate::delivery::otlp::collection::{Collection, Origin, Part, parts};
-use crate::delivery::otlp::families::OtlpFamilies;
-use crate::delivery::otlp::settings::OtlpSettings;
 use crate::error::{Error, Kind};
 use crate::process;
 
-/// How many bytes of metrics go into one request. Half of what a collector takes over gRPC by default.
+/// Bytes of metrics in one request. Half of the default limit of collectors over gRPC.
 const MAX_REQUEST: usize = 2 << 20;
 
-/// To how many bytes a collector that takes less can bring that down for good.
+/// Lower bound of that limit after a collector has refused larger requests.
 const MIN_REQUEST: usize = 64 << 10;
 
-/// No collector takes less than this in a request.
-const SMALLEST_LIMIT: usize = 4 << 10;
+/// Bytes of metrics that every collector accepts in a request.
+const ALWAYS_ACCEPTED: usize = 4 << 10;
 
-/// Set up, and not yet on the runtime that it needs.
+/// An exporter that is not started.
 pub(crate) enum ExporterConfig {
+    /// Exports to the collector of the environment.
     Owned(Box<OwnedConfig>),
+    /// Flushes the provider of the application.
     External(SdkMeterProvider),
 }
 
-/// What an [`OwnedExporter`] is made of.
+/// The parts of an [`OwnedExporter`].
 pub(crate) struct OwnedConfig {
     settings: OtlpSettings,
     families: Arc<OtlpFamilies>,
     origin: Origin,
 }
 
-/// Sends what there is to send.
+/// An exporter of the metrics.
 pub(crate) enum Exporter {
+    /// Exports to the collector of the environment.
     Owned(Box<OwnedExporter>),
-    /// The application's provider, which is asked to flush.
+    /// Flushes the provider of the application.
     External(ExternalExporter),
 }
 
 impl ExporterConfig {
-    /// `service`: where the environment names none.
-    pub(crate) fn new(mut settings: OtlpSettings, service: String, families: Arc<OtlpFamilies>) -> Self {
+    /// Creates the configuration of an owned exporter. `service` is the name of the service if the environment has none.
+    pub(super) fn new(mut settings: OtlpSettings, service: String, families: Arc<OtlpFamilies>) -> Self {
         let mut attributes = std::mem::take(&mut settings.resource);
         let mut default = |name: &str, value| {
             attributes.entry(name.to_owned()).or_insert(value);
         };
         default("service.name", service);
         if settings.temporality != Temporality::Delta {
-            // Totals of two processes are two series. Increments add up to one, and are to.
+            // The totals of two processes are two series. The increments of two processes are one series, which is
+            // their sum.
             default("service.instance.id", process::instance());
         }
         default("telemetry.sdk.language", "rust".to_owned());
@@ -67,31 +72,31 @@ impl ExporterConfig {
         Self::Owned(Box::new(OwnedConfig { settings, families, origin: Origin::new(attributes) }))
     }
 
-    /// To be called within the runtime on which it will send.
-    pub(crate) fn start(self) -> Result<Exporter, Error> {
+    /// Starts the exporter. The caller must be within the runtime that sends the requests.
+    pub(in crate::delivery) fn start(self) -> Result<Exporter, Error> {
         Ok(match self {
-            Self::Owned(unstarted) => Exporter::Owned(Box::new(OwnedExporter::new(*unstarted)?)),
+            Self::Owned(config) => Exporter::Owned(Box::new(OwnedExporter::new(*config)?)),
             Self::External(provider) => Exporter::External(ExternalExporter { provider, stuck: None }),
         })
     }
 }
 
 impl Exporter {
-    /// Sends everything up to now, within the budget. `publish` brings the metrics up to date. `is_asked_for`: somebody
-    /// waits for it; it is not the interval, after which an export takes as long as a request may.
+    /// Exports the current state within the budget. `publish` updates the metrics first. `is_requested`: a request
+    /// waits for the export; an export on the interval may take as long as one of its requests.
     ///
-    /// A panic, of `publish` or of a dependency, is an error, and the next call begins anew.
-    pub(crate) async fn export(
+    /// A panic of `publish` or of a dependency is an error, and the next call starts over.
+    pub(in crate::delivery) async fn export(
         &mut self,
         budget: &RetryBudget,
-        is_asked_for: bool,
+        is_requested: bool,
         publish: impl FnOnce(),
     ) -> Result<(), Error> {
         let exported = catch_panic(async {
             match &mut *self {
-                Self::Owned(exporter) if is_asked_for => exporter.export(budget, publish).await,
-                Self::Owned(exporter) => exporter.export(&exporter.of_interval(budget), publish).await,
-                Self::External(theirs) if is_asked_for => theirs.flush(budget.deadline).await,
+                Self::Owned(exporter) if is_requested => exporter.export(budget, publish).await,
+                Self::Owned(exporter) => exporter.export(&exporter.interval_budget(budget), publish).await,
+                Self::External(provider) if is_requested => provider.flush(budget.deadline).await,
                 Self::External(_) => Ok(()),
             }
         });
@@ -101,11 +106,11 @@ impl Exporter {
         if let Self::Owned(exporter) = self {
             exporter.restart()?;
         }
-        Err(Error::new(Kind::Delivery, "the export to the collector panicked; it begins anew with the next one"))
+        Err(Error::new(Kind::Delivery, "the export to the collector panicked; the next export starts over"))
     }
 }
 
-/// `None` where it panicked.
+/// Runs a future. `None` if it panicked.
 async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
@@ -115,19 +120,20 @@ async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
+/// Flushes the provider of the application.
 pub(crate) struct ExternalExporter {
     provider: SdkMeterProvider,
-    /// A flush that took longer than it was allowed.
+    /// A flush that did not end by its deadline.
     stuck: Option<JoinHandle<OTelSdkResult>>,
 }
 
 impl ExternalExporter {
-    /// Flushes the provider, which takes the time it takes: on a thread of its own, and never on two.
+    /// Flushes the provider on a blocking thread, which may take any time. At most one flush runs.
     async fn flush(&mut self, deadline: Instant) -> Result<(), Error> {
-        let of = |kind, what: &str| Error::new(kind, format!("the meter provider of the application {what}"));
-        let late = || of(Kind::Timeout, "did not flush its metrics in the time allowed");
+        let error = |kind, problem: &str| Error::new(kind, format!("the meter provider of the application {problem}"));
+        let late = || error(Kind::Timeout, "did not flush its metrics in the time allowed");
         if let Some(stuck) = &mut self.stuck {
-            // Whatever came of it, the state of now is not in it.
+            // Its result does not matter: it does not contain the current state.
             let _ = timeout_at(deadline, stuck).await.map_err(|_| late())?;
             self.stuck = None;
         }
@@ -137,62 +143,63 @@ impl ExternalExporter {
         self.stuck = None;
         match flushed {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(of(Kind::Delivery, "did not flush its metrics").with_source(error)),
-            Err(_) => Err(of(Kind::Delivery, "panicked while it flushed its metrics")),
+            Ok(Err(err)) => Err(error(Kind::Delivery, "did not flush its metrics").with_source(err)),
+            Err(_) => Err(error(Kind::Delivery, "panicked while it flushed its metrics")),
         }
     }
 }
 
+/// Exports to the collector of the environment.
 pub(crate) struct OwnedExporter {
     settings: OtlpSettings,
     origin: Origin,
-    client: Client,
-    collection: Collection,
-    /// What was collected and has not arrived, in order. Nothing else is collected before it is gone: no later collection
-    /// has its increments.
+    client: OtlpClient,
+    reader: MetricReader,
+    /// Collected parts that have not arrived, in order. The next collection waits until all have arrived, since it does
+    /// not repeat their increments.
     pending: VecDeque<Part>,
-    /// How many bytes of metrics go into one request, as far as the collector took them.
+    /// Bytes of metrics in one request, reduced after the collector has refused a larger one.
     max_request: usize,
-    dropped: Dropped,
+    dropped: DroppedPoints,
 }
 
-/// Data points whose increments never arrive.
+/// Data points whose increments do not arrive.
 #[derive(Default)]
-struct Dropped {
+struct DroppedPoints {
     points: usize,
-    /// Why the first of them were dropped.
+    /// The error of the first ones.
     cause: Option<Error>,
 }
 
 impl OwnedExporter {
     fn new(OwnedConfig { settings, families, origin }: OwnedConfig) -> Result<Self, Error> {
         Ok(Self {
-            client: Client::new(&settings)?,
-            collection: Collection::new(families, settings.temporality),
+            client: OtlpClient::new(&settings)?,
+            reader: MetricReader::new(families, settings.temporality),
             settings,
             origin,
             pending: VecDeque::new(),
             max_request: MAX_REQUEST,
-            dropped: Dropped::default(),
+            dropped: DroppedPoints::default(),
         })
     }
 
-    /// After a panic. What was collected is still there.
+    /// Restarts the client after a panic. The pending parts are kept.
     fn restart(&mut self) -> Result<(), Error> {
-        self.client = Client::new(&self.settings)?;
+        self.client = OtlpClient::new(&self.settings)?;
         Ok(())
     }
 
-    /// An export on the interval has the time of a request, even if the interval is shorter: a request that is cut off may
-    /// have arrived.
-    fn of_interval(&self, budget: &RetryBudget) -> RetryBudget {
+    /// Returns the budget of an export on the interval. It covers the timeout of a request even if the interval is
+    /// shorter: a request that is cut off may have arrived.
+    fn interval_budget(&self, budget: &RetryBudget) -> RetryBudget {
         let deadline = budget.deadline.max(Instant::now() + self.settings.timeout);
         RetryBudget { deadline, ..budget.clone() }
     }
 
     async fn export(&mut self, budget: &RetryBudget, publish: impl FnOnce()) -> Result<(), Error> {
-        if !self.collection.has_increments() {
-            // The next values have all that is in these.
+        if !self.reader.has_increments() {
+            // The next totals contain the pending ones.
             self.pending.clear();
         }
         let earlier = self.send(budget).await;
@@ -200,34 +207,34 @@ impl OwnedExporter {
             return earlier;
         }
         publish();
-        self.pending = parts(self.collection.collect(), self.max_request);
+        self.pending = split(self.reader.collect(), self.max_request);
         let sent = self.send(budget).await;
-        let last = if budget.is_final { self.dropped.at_the_end() } else { Ok(()) };
+        let last = if budget.is_final { self.dropped.to_result() } else { Ok(()) };
         earlier.and(sent).and(last)
     }
 
-    /// Sends what is pending, in order. What was dropped meanwhile is an error as well.
+    /// Sends the pending parts in order. Dropped data points are an error too.
     async fn send(&mut self, budget: &RetryBudget) -> Result<(), Error> {
         let mut result = Ok(());
         while let Some(part) = self.pending.front() {
             let points = part.points();
             match self.deliver(part, budget).await {
-                Ok(answer) => {
-                    // It has arrived, whatever the collector says of it.
+                Ok(response) => {
+                    // The part has arrived, even if the collector rejected some of it.
                     self.pending.pop_front();
-                    if let Some(rejected) = self.client.rejected(answer, budget.deadline).await {
-                        result = result.and(self.lost(rejected.points, rejected.error));
+                    if let Some(rejected) = self.client.rejected(response, budget.deadline).await {
+                        result = result.and(self.drop_points(rejected.points, rejected.error));
                     }
                 }
-                Err(error) if error.status() == Some(413) && points > 1 => self.divide(),
-                Err(error) if error.status() == Some(413) && part.bytes < SMALLEST_LIMIT => {
-                    // It is not the size that the collector does not take.
+                Err(error) if error.status() == Some(413) && points > 1 => self.split_pending(),
+                Err(error) if error.status() == Some(413) && part.bytes < ALWAYS_ACCEPTED => {
+                    // The size is not the reason of the refusal.
                     let points = std::mem::take(&mut self.pending).iter().map(Part::points).sum();
-                    result = result.and(self.lost(points, error));
+                    result = result.and(self.drop_points(points, error));
                 }
                 Err(error) if is_payload_rejected(&error) => {
                     self.pending.pop_front();
-                    result = result.and(self.lost(points, error));
+                    result = result.and(self.drop_points(points, error));
                 }
                 Err(error) => {
                     self.client.reconnect();
@@ -238,56 +245,56 @@ impl OwnedExporter {
         result
     }
 
-    /// Sends one request until it arrives, is refused for good, or the time is over.
-    async fn deliver(&self, part: &Part, budget: &RetryBudget) -> Result<Answer, Error> {
+    /// Sends one part until it arrives, is refused for good, or the time is over.
+    async fn deliver(&self, part: &Part, budget: &RetryBudget) -> Result<ExportResponse, Error> {
         let server = format!("collector {}", self.client.address());
         let body = self.client.body(self.origin.request(part.metrics.clone()));
-        // Increments that may have arrived count twice if they are sent again. The next export may do so, which has all
-        // the time it needs. After the last one nobody could.
-        let is_sent_once = self.collection.has_increments() && !budget.is_final;
+        // Increments that have arrived count twice if they are sent again. So this sends them once, and leaves the
+        // retry to the next export, which has more time. The final export has no next one and retries itself.
+        let is_sent_once = self.reader.has_increments() && !budget.is_final;
         let (client, body) = (&self.client, &body);
         let attempt = move || async move {
             match client.send(body).await {
-                Ok(answer) => Ok(Ok(answer)),
-                Err(refusal) if refusal.is_ambiguous && is_sent_once => Ok(Err(refusal.failure.error)),
-                Err(refusal) => Err(refusal.failure),
+                Ok(response) => Ok(Ok(response)),
+                Err(err) if err.is_ambiguous && is_sent_once => Ok(Err(err.error.error)),
+                Err(err) => Err(err.error),
             }
         };
         retry(&server, budget, attempt).await?
     }
 
-    /// Divides what is pending into smaller requests than the first one, which the collector found too large.
-    fn divide(&mut self) {
+    /// Splits the pending parts into smaller ones than the first, which was too large for the collector.
+    fn split_pending(&mut self) {
         let Some(first) = self.pending.front() else { return };
         let limit = first.bytes / 2;
-        // One odd answer does not make every later export many small requests.
+        // The bound keeps one odd response from splitting every later export into many small requests.
         self.max_request = limit.max(MIN_REQUEST);
         let pending = std::mem::take(&mut self.pending).into_iter();
-        self.pending = pending.flat_map(|part| parts(part.metrics, limit)).collect();
+        self.pending = pending.flat_map(|part| split(part.metrics, limit)).collect();
     }
 
-    /// Data points were refused for good. Of totals the next export has the same again.
-    fn lost(&mut self, points: usize, error: Error) -> Result<(), Error> {
-        if !self.collection.has_increments() {
+    /// Counts data points that were refused for good. Totals are not counted, since the next export repeats them.
+    fn drop_points(&mut self, points: usize, error: Error) -> Result<(), Error> {
+        if !self.reader.has_increments() {
             return Err(error);
         }
-        let error = Error::new(error.kind(), format!("{error:?}; {}", dropped(points))).with_loss();
+        let error = Error::new(error.kind(), format!("{error:?}; {}", dropped_text(points))).with_loss();
         self.dropped.points += points;
         self.dropped.cause.get_or_insert_with(|| error.copy());
         Err(error)
     }
 }
 
-impl Dropped {
-    /// The run did not deliver all of its increments.
-    fn at_the_end(&self) -> Result<(), Error> {
+impl DroppedPoints {
+    /// Returns an error if the run did not deliver all of its increments.
+    fn to_result(&self) -> Result<(), Error> {
         let Some(cause) = &self.cause else { return Ok(()) };
-        let text = format!("{} in the course of the run: {cause:?}", dropped(self.points));
+        let text = format!("{} during the run: {cause:?}", dropped_text(self.points));
         Err(Error::new(cause.kind(), text).with_loss())
     }
 }
 
-fn dropped(points: usize) -> String {
+fn dropped_text(points: usize) -> String {
     match points {
         1 => "1 data point was dropped".to_owned(),
         _ => format!("{points} data points were dropped"),

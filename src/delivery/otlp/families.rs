@@ -1,116 +1,46 @@
-//! The metrics by name, and their series by attributes. Knows what is exported, and nothing of how.
+//! The metrics by name, and the handles of their series. Knows nothing of the export.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use metrics::{HistogramFn, Key, SharedString, Unit};
 use opentelemetry::KeyValue;
 
-use crate::delivery::otlp::instruments::{InstrumentHistogram, InstrumentHistograms, Instruments};
+use super::instrument_histogram::{InstrumentHistogram, InstrumentHistograms};
+use super::instruments::Instruments;
+use super::series::{CounterSeries, Description, HistogramSeries, LabelSets, OtlpFamily, Series, lock};
 use crate::exposition::{labels_of, metric_name};
-use crate::histogram::BucketHistogram;
-use crate::histogram::Snapshot;
+use crate::histogram::{BucketHistogram, Snapshot};
 use crate::schema::InstrumentKind;
 
-/// Upper bounds of the buckets, by the name of the histogram, and of all others.
+/// Upper bounds of the buckets, by the name of the histogram, and the default of all other histograms.
 pub(crate) struct OtlpBounds {
     pub(crate) by_name: HashMap<String, Vec<f64>>,
     pub(crate) default: Vec<f64>,
 }
 
-/// How many label sets a metric keeps apart. The further ones share a series.
+/// Limits of the label sets of a metric. Further label sets share a series.
 #[derive(Default)]
-pub(crate) struct Limits {
-    /// The names without a limit.
-    pub(crate) unlimited: BTreeSet<String>,
-    pub(crate) others: usize,
+pub(super) struct Limits {
+    /// Names of the metrics without a limit.
+    pub(super) unlimited: BTreeSet<String>,
+    /// Limit of all other metrics.
+    pub(super) others: usize,
 }
 
-/// All metrics, by the names that they have in every other format.
-pub(crate) struct OtlpFamilies {
+/// All metrics by name. The names are those of the other formats.
+pub(super) struct OtlpFamilies {
     bounds: OtlpBounds,
     limits: Limits,
     by_name: Mutex<BTreeMap<String, Arc<OtlpFamily>>>,
     descriptions: Mutex<HashMap<String, Description>>,
-    /// The instruments of the application's meter, if that is where the metrics go.
-    pub(crate) instruments: Option<Arc<Instruments>>,
-}
-
-/// Unit and help text.
-pub(crate) type Description = (Option<Unit>, SharedString);
-
-/// One metric.
-pub(crate) struct OtlpFamily {
-    pub(crate) name: String,
-    pub(crate) kind: InstrumentKind,
-    /// Of a histogram: the upper bounds of its buckets.
-    pub(crate) bounds: Arc<[f64]>,
-    pub(crate) series: Mutex<Series>,
-}
-
-pub(crate) enum Series {
-    Counters(LabelSets<CounterSeries>),
-    /// Each the bits of an `f64`.
-    Gauges(LabelSets<Arc<AtomicU64>>),
-    Histograms(LabelSets<HistogramSeries>),
-    /// Histograms that an instrument of the application's meter keeps.
-    Instrument(InstrumentHistograms),
-}
-
-/// The counters whose labels are the same.
-#[derive(Default)]
-pub(crate) struct CounterSeries {
-    counters: Vec<Arc<AtomicU64>>,
-    /// The total at the last export of increments.
-    pub(crate) exported: u64,
-}
-
-impl CounterSeries {
-    pub(crate) fn total(&self) -> u64 {
-        self.counters.iter().fold(0, |sum, counter| sum.saturating_add(counter.load(Ordering::Relaxed)))
-    }
-}
-
-pub(crate) struct HistogramSeries {
-    pub(crate) histogram: Arc<BucketHistogram>,
-    /// Its state at the last export of increments.
-    pub(crate) exported: Snapshot,
-}
-
-/// The series of one metric.
-pub(crate) struct LabelSets<S> {
-    limit: usize,
-    by_attributes: HashMap<Vec<KeyValue>, S>,
-    overflow: Option<S>,
-}
-
-impl<S> LabelSets<S> {
-    fn new(limit: usize) -> Self {
-        Self { limit, by_attributes: HashMap::new(), overflow: None }
-    }
-
-    /// Returns the series with these attributes or, beyond the limit, the one that all further label sets share.
-    fn find_or_insert(&mut self, attributes: Vec<KeyValue>, new: impl FnOnce() -> S) -> &mut S {
-        if self.by_attributes.len() >= self.limit && !self.by_attributes.contains_key(&attributes) {
-            return self.overflow.get_or_insert_with(new);
-        }
-        self.by_attributes.entry(attributes).or_insert_with(new)
-    }
-
-    /// Calls `each` with every series. The shared one comes last: the SDK has room for it beside as many as its limit.
-    pub(crate) fn for_each(&mut self, mut each: impl FnMut(&[KeyValue], &mut S)) {
-        for (attributes, series) in &mut self.by_attributes {
-            each(attributes, series);
-        }
-        if let Some(series) = &mut self.overflow {
-            each(&[KeyValue::new("otel.metric.overflow", true)], series);
-        }
-    }
+    /// The instruments of the application's meter, if the metrics go to one.
+    pub(super) instruments: Option<Arc<Instruments>>,
 }
 
 impl OtlpFamilies {
-    pub(crate) fn new(bounds: OtlpBounds, limits: Limits, instruments: Option<Arc<Instruments>>) -> Self {
+    pub(super) fn new(bounds: OtlpBounds, limits: Limits, instruments: Option<Arc<Instruments>>) -> Self {
         let by_name = bounds.by_name.into_iter().map(|(name, bounds)| (metric_name(&name).into_owned(), bounds));
         Self {
             bounds: OtlpBounds { by_name: by_name.collect(), default: bounds.default },
@@ -121,46 +51,47 @@ impl OtlpFamilies {
         }
     }
 
-    /// The first description of a name counts.
-    pub(crate) fn describe(&self, name: &str, unit: Option<Unit>, help: SharedString) {
+    /// Describes a metric. The first description of a name is kept.
+    pub(super) fn describe(&self, name: &str, unit: Option<Unit>, help: SharedString) {
         lock(&self.descriptions).entry(metric_name(name).into_owned()).or_insert((unit, help));
     }
 
-    pub(crate) fn description(&self, name: &str) -> Description {
+    /// Returns the description of a metric.
+    pub(super) fn description(&self, name: &str) -> Description {
         lock(&self.descriptions).get(name).cloned().unwrap_or((None, "".into()))
     }
 
-    /// All metrics so far, in the order of their names.
-    pub(crate) fn all(&self) -> Vec<Arc<OtlpFamily>> {
+    /// Returns all metrics so far, in the order of their names.
+    pub(super) fn all(&self) -> Vec<Arc<OtlpFamily>> {
         lock(&self.by_name).values().map(Arc::clone).collect()
     }
 
-    /// Returns the counter of a key. Nothing reads it where the name is that of a metric of another kind.
-    pub(crate) fn counter(&self, key: &Key) -> Arc<AtomicU64> {
+    /// Returns the counter of a key. The counter is not exported if a metric of another kind has the name.
+    pub(super) fn counter(&self, key: &Key) -> Arc<AtomicU64> {
         let (family, counter) = (self.family(key.name(), InstrumentKind::Counter), Arc::default());
         if let Series::Counters(sets) = &mut *lock(&family.series) {
-            // Each key has a counter of its own, even if its series has others: its absolute value is its own.
-            sets.find_or_insert(attributes(key), CounterSeries::default).counters.push(Arc::clone(&counter));
+            // Each key has its own counter, also in a shared series, since an absolute value belongs to one key.
+            sets.get_or_insert_with(attributes(key), CounterSeries::default).add(Arc::clone(&counter));
         }
         counter
     }
 
     /// Returns the gauge of a key. Keys with the same series share it.
-    pub(crate) fn gauge(&self, key: &Key) -> Arc<AtomicU64> {
+    pub(super) fn gauge(&self, key: &Key) -> Arc<AtomicU64> {
         match &mut *lock(&self.family(key.name(), InstrumentKind::Gauge).series) {
-            Series::Gauges(sets) => Arc::clone(sets.find_or_insert(attributes(key), Arc::default)),
+            Series::Gauges(sets) => Arc::clone(sets.get_or_insert_with(attributes(key), Arc::default)),
             _ => Arc::default(),
         }
     }
 
     /// Returns the histogram of a key. Keys with the same series share it.
-    pub(crate) fn histogram(&self, key: &Key) -> Arc<ExportedHistogram> {
+    pub(super) fn histogram(&self, key: &Key) -> Arc<ExportedHistogram> {
         let family = self.family(key.name(), InstrumentKind::Histogram);
         let new = || Arc::new(BucketHistogram::new(Arc::clone(&family.bounds)));
         let histogram = match &mut *lock(&family.series) {
             Series::Histograms(sets) => {
                 let new = || HistogramSeries { histogram: new(), exported: Snapshot::default() };
-                ExportedHistogram::Own(Arc::clone(&sets.find_or_insert(attributes(key), new).histogram))
+                ExportedHistogram::Own(Arc::clone(&sets.get_or_insert_with(attributes(key), new).histogram))
             }
             Series::Instrument(histograms) => {
                 ExportedHistogram::Instrument(histograms.add(attributes(key), Arc::clone(&family.bounds)))
@@ -170,10 +101,10 @@ impl OtlpFamilies {
         Arc::new(histogram)
     }
 
-    /// Returns the metric of this name, which has the kind under which it was registered first.
-    pub(crate) fn family(&self, name: &str, kind: InstrumentKind) -> Arc<OtlpFamily> {
+    /// Returns the metric of this name, with the kind of its first registration.
+    pub(super) fn family(&self, name: &str, kind: InstrumentKind) -> Arc<OtlpFamily> {
         let cleaned = metric_name(name);
-        // To the SDK names that differ in case alone are one.
+        // The SDK ignores the case of names.
         let (name, key) = match self.instruments {
             Some(_) => (Instruments::name(&cleaned), Instruments::name(&cleaned).to_lowercase()),
             None => (cleaned.to_string(), cleaned.to_string()),
@@ -199,8 +130,8 @@ impl OtlpFamilies {
     }
 }
 
-/// The histogram of one or several keys. As in the SDK, it drops values that are not finite.
-pub(crate) enum ExportedHistogram {
+/// The histogram of one or several keys. Like the SDK, it drops values that are not finite.
+pub(super) enum ExportedHistogram {
     Own(Arc<BucketHistogram>),
     Instrument(Arc<InstrumentHistogram>),
 }
@@ -220,12 +151,8 @@ impl HistogramFn for ExportedHistogram {
     }
 }
 
-/// The labels of the text, sorted, since the SDK keeps a set once for each order.
+/// Returns the labels of the text format, sorted, since the SDK distinguishes label sets by their order.
 fn attributes(key: &Key) -> Vec<KeyValue> {
     let labels: BTreeMap<_, _> = labels_of(key).pairs.into_iter().collect();
     labels.into_iter().map(|(name, value)| KeyValue::new(name.into_owned(), value.into_owned())).collect()
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The recorder beside the Prometheus one: both get every record.
+//! The recorder of the OpenTelemetry metrics, beside the Prometheus recorder.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -6,19 +6,20 @@ use std::sync::atomic::AtomicU64;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::registry::{Registry, Storage};
 
-use crate::delivery::otlp::families::{ExportedHistogram, OtlpFamilies};
+use super::families::{ExportedHistogram, OtlpFamilies};
 
+/// A recorder of the `metrics` facade over [`OtlpFamilies`].
 pub(crate) struct OtelRecorder {
-    registry: Registry<Key, Handles>,
+    registry: Registry<Key, SeriesStorage>,
     families: Arc<OtlpFamilies>,
 }
 
 impl OtelRecorder {
-    pub(crate) fn new(families: Arc<OtlpFamilies>) -> Self {
-        Self { registry: Registry::new(Handles(Arc::clone(&families))), families }
+    pub(super) fn new(families: Arc<OtlpFamilies>) -> Self {
+        Self { registry: Registry::new(SeriesStorage(Arc::clone(&families))), families }
     }
 
-    /// The registry's locks are free again.
+    /// Builds the instruments of new metrics after a registration, when the locks of the registry are free.
     fn registered<T>(&self, handle: T) -> T {
         if let Some(instruments) = &self.families.instruments {
             instruments.build_waiting();
@@ -56,10 +57,10 @@ impl Recorder for OtelRecorder {
     }
 }
 
-/// What the registry makes of a key that is new.
-struct Handles(Arc<OtlpFamilies>);
+/// Creates the series of a new key for the registry.
+struct SeriesStorage(Arc<OtlpFamilies>);
 
-impl Storage<Key> for Handles {
+impl Storage<Key> for SeriesStorage {
     type Counter = Arc<AtomicU64>;
     type Gauge = Arc<AtomicU64>;
     type Histogram = Arc<ExportedHistogram>;

@@ -1,8 +1,8 @@
-//! The standard variables of OpenTelemetry, as far as they concern the metrics that are sent by OTLP.
+//! The standard variables of OpenTelemetry for metrics over OTLP.
 //!
 //! <https://opentelemetry.io/docs/specs/otel/protocol/exporter/> and
-//! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>. The SDK passes over what it cannot
-//! read; here that is an error.
+//! <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>. The SDK ignores
+//! an invalid value; here it is an error.
 
 use std::collections::BTreeMap;
 use std::env::{self, VarError};
@@ -18,64 +18,72 @@ use crate::delivery::http::url::redact;
 use crate::error::Error;
 use crate::process::trimmed;
 
-/// By the specification.
+/// The default timeout of the specification.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is sent where, and how.
+/// The settings of the export.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct OtlpSettings {
-    pub(crate) protocol: Protocol,
-    /// In full: for HTTP with the path of the metrics.
-    pub(crate) endpoint: Url,
-    /// Of one request.
-    pub(crate) timeout: Duration,
-    pub(crate) temporality: Temporality,
-    pub(crate) compression: Option<Compression>,
-    /// Of every request. The values are not shown.
-    pub(crate) headers: HeaderMap,
+pub(super) struct OtlpSettings {
+    pub(super) protocol: Protocol,
+    /// The complete URL: for HTTP with the path of the metrics.
+    pub(super) endpoint: Url,
+    /// The timeout of one request.
+    pub(super) timeout: Duration,
+    pub(super) temporality: Temporality,
+    pub(super) compression: Option<Compression>,
+    /// Headers of every request. Their values are not shown.
+    pub(super) headers: HeaderMap,
     /// The attributes of the resource that the environment names.
-    pub(crate) resource: BTreeMap<String, String>,
+    pub(super) resource: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Compression {
+pub(super) enum Compression {
     Gzip,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub(super) enum Protocol {
     Grpc,
     Http,
 }
 
 impl OtlpSettings {
-    /// `None` where OpenTelemetry is switched off.
-    pub(crate) fn from_env() -> Result<Option<Self>, Error> {
+    /// Reads the environment. `None` if OpenTelemetry is disabled.
+    ///
+    /// # Errors
+    ///
+    /// A configuration error that names the variable.
+    pub(super) fn from_env() -> Result<Option<Self>, Error> {
         Self::read(|name| env::var(name))
     }
 
-    /// As if these variables were the environment.
+    /// Reads these variables instead of the environment.
     #[cfg(test)]
-    pub(crate) fn of(variables: &[(&str, &str)]) -> Self {
+    pub(super) fn from_variables(variables: &[(&str, &str)]) -> Self {
         let lookup = |name: &str| {
-            let found = variables.iter().find(|(known, _)| *known == name);
-            found.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
+            let variable = variables.iter().find(|(variable, _)| *variable == name);
+            variable.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
         };
-        Self::read(lookup).expect("correct variables").expect("nothing is switched off")
+        Self::read(lookup).expect("valid variables").expect("OpenTelemetry is enabled")
     }
 
     fn read(lookup: impl Fn(&str) -> Result<String, VarError>) -> Result<Option<Self>, Error> {
         let variables = Variables(lookup);
-        // Everything but `true` means no, by the specification.
+        // By the specification, any value other than `true` means false.
         if variables.value("OTEL_SDK_DISABLED")?.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(None);
         }
-        for part in ["CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"] {
+        for (part, reason) in [
+            (
+                "CERTIFICATE",
+                "which this exporter does not read: unset it, and set SSL_CERT_FILE to the certificates to trust",
+            ),
+            ("CLIENT_CERTIFICATE", "but this exporter does not support client certificates: unset it"),
+            ("CLIENT_KEY", "but this exporter does not support client certificates: unset it"),
+        ] {
             if let Some((name, _)) = variables.otlp(part)? {
-                return Err(Error::config(format!(
-                    "{name} is set, which this exporter does not read: unset it, and name the certificates to be trusted \
-                     in SSL_CERT_FILE"
-                )));
+                return Err(Error::config(format!("{name} is set, {reason}")));
             }
         }
         let protocol = variables.parsed("PROTOCOL", protocol)?.unwrap_or(Protocol::Http);
@@ -91,16 +99,16 @@ impl OtlpSettings {
     }
 }
 
-/// The environment, or what stands for it.
+/// Reads variables of the environment, or of a test.
 struct Variables<L>(L);
 
 impl<L: Fn(&str) -> Result<String, VarError>> Variables<L> {
-    /// An empty value means unset.
+    /// Returns the value of a variable; `None` if it is unset or empty.
     fn value(&self, name: &str) -> Result<Option<String>, Error> {
         trimmed(name, (self.0)(name))
     }
 
-    /// The name and value of the variable for metrics or, where that is unset, of the one for all signals.
+    /// Returns the name and value of the variable for metrics or, if that is unset, of the one for all signals.
     fn otlp(&self, part: &str) -> Result<Option<(String, String)>, Error> {
         for name in [format!("OTEL_EXPORTER_OTLP_METRICS_{part}"), format!("OTEL_EXPORTER_OTLP_{part}")] {
             if let Some(value) = self.value(&name)? {
@@ -110,10 +118,10 @@ impl<L: Fn(&str) -> Result<String, VarError>> Variables<L> {
         Ok(None)
     }
 
-    /// `parse` says what is wrong with the value, which goes after the name of the variable.
+    /// Parses a value. The error text of `parse` follows the name of the variable.
     fn parsed<T>(&self, part: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Error> {
         let Some((name, value)) = self.otlp(part)? else { return Ok(None) };
-        parse(value.trim()).map(Some).map_err(|wrong| Error::config(format!("{name} {wrong}")))
+        parse(value.trim()).map(Some).map_err(|reason| Error::config(format!("{name} {reason}")))
     }
 
     fn endpoint(&self, protocol: Protocol) -> Result<Url, Error> {
@@ -121,12 +129,12 @@ impl<L: Fn(&str) -> Result<String, VarError>> Variables<L> {
             Protocol::Http => "http://localhost:4318",
             Protocol::Grpc => "http://localhost:4317",
         };
-        let given = self.otlp("ENDPOINT")?;
-        let (name, text) = given.unwrap_or_else(|| ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), default.to_owned()));
-        let mut url = endpoint(text.trim()).map_err(|wrong| {
-            Error::config(format!("{name} is {:?}, which {wrong}: write it as http://host:port", redact(&text)))
+        let variable = self.otlp("ENDPOINT")?;
+        let (name, text) = variable.unwrap_or_else(|| ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), default.to_owned()));
+        let mut url = endpoint(text.trim()).map_err(|reason| {
+            Error::config(format!("{name} is {:?}, which {reason}: write it as http://host:port", redact(&text)))
         })?;
-        // The one for all signals is a base. The one for metrics is taken as it is.
+        // The endpoint for all signals is a base URL. The endpoint for metrics is complete.
         if protocol == Protocol::Http && !name.contains("METRICS") {
             url.set_path(&format!("{}/v1/metrics", url.path().trim_end_matches('/')));
         }
@@ -138,7 +146,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> Variables<L> {
         if let Some(service) = self.value("OTEL_SERVICE_NAME")? {
             resource.insert("service.name".to_owned(), service.trim().to_owned());
         }
-        // A service without a name is one that is not named.
+        // An empty attribute of the service counts as unset.
         resource.retain(|name, value| !value.is_empty() || !name.starts_with("service."));
         Ok(resource)
     }
@@ -159,9 +167,9 @@ fn protocol(value: &str) -> Result<Protocol, String> {
     }
 }
 
-/// The text of the error goes after the value.
+/// Parses an endpoint. The error text follows the value.
 fn endpoint(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|cause| format!("cannot be read ({cause})"))?;
+    let url = Url::parse(text).map_err(|err| format!("cannot be read ({err})"))?;
     match url.scheme() {
         "http" => {}
         "https" if cfg!(feature = "tls") => {}
@@ -196,25 +204,25 @@ fn compression(value: &str) -> Result<Option<Compression>, String> {
     }
 }
 
-/// Values may be secrets and are not quoted.
+/// Parses headers. Error texts do not quote the values, which may be secrets.
 fn headers(value: &str) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     for (number, pair) in value.split_terminator(',').enumerate() {
-        let wrong = |what: &str| {
-            format!("has a header that {what}, number {} of the list: write it as name=value,name=value", number + 1)
+        let invalid = |reason: &str| {
+            format!("has a header that {reason}, number {} of the list: write it as name=value,name=value", number + 1)
         };
-        let (name, value) = pair.split_once('=').ok_or_else(|| wrong("has no `=`"))?;
-        let name = HeaderName::from_str(name.trim()).map_err(|_| wrong("has a name that no header has"))?;
+        let (name, value) = pair.split_once('=').ok_or_else(|| invalid("has no `=`"))?;
+        let name = HeaderName::from_str(name.trim()).map_err(|_| invalid("has a name that no header has"))?;
         let value = percent_decode_str(value.trim()).decode_utf8().ok();
         let value = value.and_then(|value| HeaderValue::from_str(&value).ok());
-        let mut value = value.ok_or_else(|| wrong("has a value that no header can carry"))?;
+        let mut value = value.ok_or_else(|| invalid("has a value that no header can carry"))?;
         value.set_sensitive(true);
         headers.insert(name, value);
     }
     Ok(headers)
 }
 
-/// Pairs without a name or a `=` are left out, and what cannot be decoded is taken as it is.
+/// Parses attributes. Ignores pairs without a name or a `=`, and keeps text that cannot be decoded.
 fn attributes(text: &str) -> BTreeMap<String, String> {
     let decoded = |text: &str| {
         let text = text.trim();
@@ -226,22 +234,22 @@ fn attributes(text: &str) -> BTreeMap<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::config::variable_tables as tables;
-    use crate::delivery::otlp::settings::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Option<OtlpSettings>, Error> {
         OtlpSettings::read(|name| {
-            let found = variables.iter().find(|(known, _)| *known == name);
-            found.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
+            let variable = variables.iter().find(|(variable, _)| *variable == name);
+            variable.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
         })
     }
 
     fn settings(variables: &[(&str, &str)]) -> OtlpSettings {
-        OtlpSettings::of(variables)
+        OtlpSettings::from_variables(variables)
     }
 
     #[track_caller]
-    fn wrong(name: &str, value: &str) -> String {
+    fn error_text(name: &str, value: &str) -> String {
         let error = read(&[(name, value)]).unwrap_err();
         assert!(error.is_config() && error.to_string().starts_with(name), "{error}");
         error.to_string()
@@ -252,7 +260,7 @@ mod tests {
     const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
 
     #[test]
-    fn the_documentation_lists_every_variable_that_is_read_and_no_other() {
+    fn documentation_lists_exactly_the_variables_that_are_read() {
         let read = |set: &[(&str, &str)]| {
             tables::looked_up(set, |lookup| {
                 let _ = OtlpSettings::read(lookup);
@@ -260,24 +268,24 @@ mod tests {
         };
         let listed = tables::variables("Variables of OpenTelemetry");
         assert_eq!(read(&[]), listed);
-        let found = read(&[(PROTOCOL, "grpc"), (ENDPOINT, "http://collector:4317"), ("OTEL_SERVICE_NAME", "x")]);
-        assert!(found.is_subset(&listed), "{found:?}");
+        let names = read(&[(PROTOCOL, "grpc"), (ENDPOINT, "http://collector:4317"), ("OTEL_SERVICE_NAME", "x")]);
+        assert!(names.is_subset(&listed), "{names:?}");
     }
 
     #[test]
     fn defaults_are_those_of_the_specification() {
         for variables in [&[][..], &[(ENDPOINT, ""), (PROTOCOL, "")]] {
-            let found = settings(variables);
-            assert_eq!(found.endpoint.as_str(), "http://localhost:4318/v1/metrics");
-            assert_eq!((found.protocol, found.timeout), (Protocol::Http, Duration::from_secs(10)));
-            assert_eq!((found.temporality, found.compression), (Temporality::Cumulative, None));
-            assert!(found.resource.is_empty() && found.headers.is_empty());
+            let settings = settings(variables);
+            assert_eq!(settings.endpoint.as_str(), "http://localhost:4318/v1/metrics");
+            assert_eq!((settings.protocol, settings.timeout), (Protocol::Http, Duration::from_secs(10)));
+            assert_eq!((settings.temporality, settings.compression), (Temporality::Cumulative, None));
+            assert!(settings.resource.is_empty() && settings.headers.is_empty());
         }
         assert_eq!(settings(&[(PROTOCOL, "grpc")]).endpoint.as_str(), "http://localhost:4317/");
     }
 
     #[test]
-    fn the_endpoint_of_all_signals_is_a_base_and_that_of_the_metrics_is_not() {
+    fn only_the_endpoint_for_all_signals_is_a_base_url() {
         let endpoint = |variables: &[_]| settings(variables).endpoint.to_string();
         assert_eq!(endpoint(&[(ENDPOINT, "http://collector:4318")]), "http://collector:4318/v1/metrics");
         assert_eq!(endpoint(&[(ENDPOINT, "http://collector/otlp/")]), "http://collector/otlp/v1/metrics");
@@ -287,8 +295,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_metrics_goes_before_what_is_for_all() {
-        let found = settings(&[
+    fn variables_for_metrics_take_precedence() {
+        let settings = settings(&[
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
             ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "2500"),
             (PROTOCOL, "grpc"),
@@ -297,12 +305,12 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "none"),
             ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "Delta"),
         ]);
-        assert_eq!((found.timeout, found.protocol), (Duration::from_millis(2_500), Protocol::Http));
-        assert_eq!((found.compression, found.temporality), (None, Temporality::Delta));
+        assert_eq!((settings.timeout, settings.protocol), (Duration::from_millis(2_500), Protocol::Http));
+        assert_eq!((settings.compression, settings.temporality), (None, Temporality::Delta));
     }
 
     #[test]
-    fn resource_attributes_are_decoded_and_the_service_may_be_named_in_two_places() {
+    fn resource_attributes_are_decoded_and_completed() {
         let resource = |variables: &[_]| settings(variables).resource.into_iter().collect::<Vec<_>>();
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let attributes = "team=a%2Cb%3d, service.name = x ,service.instance.id=7,";
@@ -318,41 +326,51 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_switched_off() {
+    fn disabled_sdk_exports_nothing() {
         assert_eq!(read(&[("OTEL_SDK_DISABLED", "True"), (PROTOCOL, "wrong")]).unwrap(), None);
         assert!(read(&[("OTEL_SDK_DISABLED", "1")]).unwrap().is_some());
     }
 
     #[test]
-    fn a_wrong_value_names_its_variable_and_is_quoted() {
-        assert!(wrong(PROTOCOL, "http/json").contains("is \"http/json\": this exporter speaks http/protobuf and grpc"));
+    fn error_names_the_variable_and_quotes_the_value() {
+        assert!(
+            error_text(PROTOCOL, "http/json").contains("is \"http/json\": this exporter speaks http/protobuf and grpc")
+        );
         for value in ["5s", "0", "-1", "1.5", "99999999999999999999"] {
-            assert!(wrong("OTEL_EXPORTER_OTLP_TIMEOUT", value).contains(&format!("{value:?}")));
+            assert!(error_text("OTEL_EXPORTER_OTLP_TIMEOUT", value).contains(&format!("{value:?}")));
         }
-        wrong("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd");
-        wrong("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "deltas");
+        error_text("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd");
+        error_text("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "deltas");
         // The port may be a password.
-        assert!(wrong(ENDPOINT, "collector:4318").contains("\"collector:***\""));
+        assert!(error_text(ENDPOINT, "collector:4318").contains("\"collector:***\""));
         for value in ["ftp://collector", "http://", "nothing"] {
-            assert!(wrong(ENDPOINT, value).contains(&format!("{value:?}")), "{value}");
+            assert!(error_text(ENDPOINT, value).contains(&format!("{value:?}")), "{value}");
         }
-        assert!(wrong("OTEL_EXPORTER_OTLP_CERTIFICATE", "/x.pem").contains("SSL_CERT_FILE"));
+        assert!(error_text("OTEL_EXPORTER_OTLP_CERTIFICATE", "/x.pem").contains("SSL_CERT_FILE"));
     }
 
     #[test]
-    fn secrets_are_in_no_text() {
+    fn error_of_a_client_certificate_names_no_other_setting() {
+        for name in ["OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY"] {
+            let expected = format!("{name} is set, but this exporter does not support client certificates: unset it");
+            assert_eq!(error_text(name, "/x.pem"), expected);
+        }
+    }
+
+    #[test]
+    fn texts_contain_no_secret() {
         for value in ["authorization", "authorization=hush%0Ahush", "=hush", "a b=hush", "a=b,hush", "a=%ff hush"] {
-            let text = wrong("OTEL_EXPORTER_OTLP_HEADERS", value);
+            let text = error_text("OTEL_EXPORTER_OTLP_HEADERS", value);
             assert!(!text.contains("hush"), "{text}");
         }
         for value in
             ["http://me:hush@collector", "http://me:hush@collector:x", "ftp://me:hush@collector", "me:hush@collector"]
         {
-            let text = wrong(ENDPOINT, value);
+            let text = error_text(ENDPOINT, value);
             assert!(!text.contains("hush"), "{text}");
         }
-        let found = settings(&[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush,x-team=a,")]);
-        assert_eq!(found.headers["authorization"], "Bearer hush");
-        assert!(!format!("{found:?}").contains("hush"), "{found:?}");
+        let settings = settings(&[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush,x-team=a,")]);
+        assert_eq!(settings.headers["authorization"], "Bearer hush");
+        assert!(!format!("{settings:?}").contains("hush"), "{settings:?}");
     }
 }

@@ -1,46 +1,30 @@
-//! The Pushgateway client.
+//! The Pushgateway client and its settings.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
+use reqwest::Client;
 
-use crate::delivery::http::body::Body;
-use crate::delivery::http::client;
-use crate::delivery::http::error::RequestError;
+use super::clock_offset::ClockOffset;
+use super::grouping::Grouping;
 use crate::delivery::http::headers::Headers;
 use crate::delivery::http::url::Address;
-use crate::delivery::pushgateway::Grouping;
-use crate::delivery::pushgateway::clock_offset::ClockOffset;
-use crate::delivery::spool::{GroupState, GroupStateReader};
-use crate::error::{Error, Kind};
-use crate::unix_time;
+use crate::error::Error;
 
-/// How long one request may take, from the connection to the answer, unless [`Pushgateway::with_timeout`] says
-/// otherwise: 10 seconds.
+/// Default timeout of one request, from the connection to the response: 10 seconds. [`Pushgateway::with_timeout`]
+/// changes it.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection may take to come about, name lookup included, unless [`Pushgateway::with_connect_timeout`]
-/// says otherwise: 5 seconds.
+/// Default timeout of a connection, name lookup included: 5 seconds. [`Pushgateway::with_connect_timeout`] changes it.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-pub(crate) const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// The longest answer that is read for a group's state.
-const MAX_STATE: usize = 256 << 20;
-
-/// The longest URL that the HTTP library sends.
-const MAX_URL: usize = u16::MAX as usize - 1;
 
 /// A client for one group of metrics on a [Prometheus Pushgateway](https://github.com/prometheus/pushgateway).
 ///
-/// A gateway keeps metrics in groups, each named by a *grouping key*: the job and any further labels. Prometheus
-/// finds these labels on every metric of the group. Jobs that share a key overwrite each other, so a job that runs
-/// in several variants needs a label that tells them apart. Labels that change with every run (an id, a time) leave
-/// a group behind per run: a gateway never forgets one by itself.
+/// A gateway keeps metrics in groups, each named by a *grouping key*: the job and any further labels. Every metric of
+/// the group has these labels in Prometheus. Jobs that share a key overwrite each other, so a job that runs in several
+/// variants needs a label that distinguishes them. A label that changes with every run (an id, a time) leaves a group
+/// for each run: a gateway never deletes a group by itself.
 ///
 /// ```no_run
 /// use tracing_stage_metrics::Pushgateway;
@@ -54,45 +38,46 @@ const MAX_URL: usize = u16::MAX as usize - 1;
 /// # }
 /// ```
 ///
-/// The methods that send need a tokio runtime with I/O and time switched on; in any other place they return an
-/// error. A client can be used on several runtimes, one after the other. Nothing is tried twice: that is for the
-/// caller to decide, by the [`Error`] it gets.
+/// The methods that send need a tokio runtime with I/O and time enabled; without one they return an error. A client can
+/// be used on several runtimes, one after the other. No request is retried: the [`Error`] tells the caller whether
+/// another try makes sense.
 ///
 /// # Connections
 ///
-/// Every request has a connection of its own. The system looks the host's name up, on a thread of its own; where no thread
-/// can be started, the request fails and the next one tries again. Where a name has several addresses, connections to them
-/// start a quarter of a second after each other, and the first that comes about decides which address is used.
+/// Every request has a connection of its own. The system's resolver looks up the host on a thread of its own; if no
+/// thread can be started, the request fails and the next one tries again. If a name has several addresses, connections
+/// to them start a quarter of a second after each other, and the first that is established decides which address is
+/// used.
 ///
-/// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed.
-/// Requests to a loopback host never go through a proxy: `localhost`, names that end in `.localhost`, `127.0.0.0/8`, `::1`,
-/// `0.0.0.0` and `::`. Requests to this machine's own name or network address do, unless `NO_PROXY` lists it. An `https`
-/// gateway needs the feature `tls` and a certificate that the system trusts; on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name
-/// certificates to be trusted in the system's place. Redirects are not followed: a push that arrives as a GET is lost.
+/// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed. Requests to a loopback host never use a proxy:
+/// `localhost`, names that end in `.localhost`, `127.0.0.0/8`, `::1`, `0.0.0.0` and `::`. Requests to this machine's
+/// own name or network address do, unless `NO_PROXY` lists it. An `https` gateway needs the feature `tls` and a
+/// certificate that the system trusts; on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name the certificates to trust
+/// instead of the system's. Redirects are not followed: a push that arrives as a GET is lost.
 ///
 /// # Secrets
 ///
-/// User, password, token and the values of headers are never in `Debug`, errors or logs. What a gateway says when it refuses
-/// a push is shown without them too, but for those of less than four bytes.
+/// `Debug`, errors and logs never contain the user, the password, the token or the value of a header. They are removed
+/// from the text of a refusal too, except values of less than four bytes.
 #[derive(Clone)]
 pub struct Pushgateway {
-    address: Address,
-    grouping: Grouping,
-    headers: Headers,
-    timeout: Duration,
-    connect_timeout: Duration,
-    compression: bool,
-    /// Built when first needed. Clones share it as long as they agree on what it is built from.
-    client: Arc<OnceLock<Client>>,
-    clock: Arc<ClockOffset>,
+    pub(super) address: Address,
+    pub(super) grouping: Grouping,
+    pub(super) headers: Headers,
+    pub(super) timeout: Duration,
+    pub(super) connect_timeout: Duration,
+    pub(super) compression: bool,
+    /// Built when first needed. Clones with the same connect timeout share it.
+    pub(super) client: Arc<OnceLock<Client>>,
+    pub(super) clock: Arc<ClockOffset>,
 }
 
 impl Pushgateway {
-    /// A client for the group of `job` on the gateway at `url`.
+    /// Creates a client for the group of `job` on the gateway at `url`.
     ///
-    /// `url` is the gateway's base URL, `http` or `https`; `host:port` alone means `http`. It may carry
-    /// `user:password@` for basic authentication (percent-encoded where they hold one of `/?#@:%`), and a path prefix,
-    /// which is kept. The `/metrics/job/…` of the push is added to it.
+    /// `url` is the gateway's base URL, `http` or `https`; `host:port` alone means `http`. It may contain
+    /// `user:password@` for basic authentication (percent-encoded if they contain one of `/?#@:%`), and a path prefix.
+    /// The `/metrics/job/…` of the push is appended to it.
     ///
     /// ```
     /// # use tracing_stage_metrics::Pushgateway;
@@ -104,8 +89,8 @@ impl Pushgateway {
     ///
     /// # Errors
     ///
-    /// A [configuration error](Error::is_config) when the URL cannot be read, is neither `http` nor `https`, has no
-    /// host, or has a query or a fragment; when it is `https` and the feature `tls` is off; when the job is empty.
+    /// A [configuration error](Error::is_config) if the URL cannot be parsed, is neither `http` nor `https`, has no
+    /// host, or has a query or a fragment; if it is `https` without the feature `tls`; if the job is empty.
     pub fn new(url: impl AsRef<str>, job: impl Into<String>) -> Result<Self, Error> {
         let (address, credentials) = Address::parse(url.as_ref())?;
         let mut headers = Headers::default();
@@ -125,10 +110,10 @@ impl Pushgateway {
         })
     }
 
-    /// Adds a label to the grouping key. Without any, the job alone names the group.
+    /// Adds a label to the grouping key. Without grouping labels, the job alone names the group.
     ///
-    /// Any text is a value: it arrives at the gateway as it is, empty or with a `/` in it. The gateway puts the label
-    /// on every metric of the group, over one of the same name that the metric has.
+    /// Any text is a valid value, also an empty one or one with a `/`. The gateway sets the label on every metric of the
+    /// group, and replaces a label of the same name that the metric has.
     ///
     /// ```
     /// # use tracing_stage_metrics::Pushgateway;
@@ -141,19 +126,19 @@ impl Pushgateway {
     ///
     /// # Errors
     ///
-    /// A [configuration error](Error::is_config) when the name is not a label name (`[a-zA-Z_][a-zA-Z0-9_]*`), was
-    /// given before, is reserved (`job`, `le`, `quantile`, anything that starts with `__`), or is a label that this
-    /// crate's own metrics have (`stage_id`, `status`, `reason`, `resource_type`, `node`, `result`). `profile` and
-    /// `run_id` are allowed: they fix that label for the whole process.
+    /// A [configuration error](Error::is_config) if the name is not a label name (`[a-zA-Z_][a-zA-Z0-9_]*`), is set
+    /// already, is reserved (`job`, `le`, `quantile`, anything that starts with `__`), or is a label of this crate's
+    /// own metrics (`stage_id`, `status`, `reason`, `resource_type`, `node`, `result`). `profile` and `run_id` are
+    /// allowed: they set that label for the whole process.
     pub fn with_grouping_label(mut self, name: impl Into<String>, value: impl Into<String>) -> Result<Self, Error> {
         self.grouping.add(name, value)?;
         Ok(self)
     }
 
-    /// Authenticates with user and password. Without it, with those of the URL, where it has them.
+    /// Authenticates with a user and a password. Without it, requests carry those of the URL, if it has them.
     ///
-    /// The last of this, [`with_bearer_token`](Self::with_bearer_token) and an `Authorization` given to
-    /// [`with_header`](Self::with_header) counts.
+    /// The last call of this, [`with_bearer_token`](Self::with_bearer_token) and [`with_header`](Self::with_header) with
+    /// `Authorization` wins.
     ///
     /// ```
     /// # use tracing_stage_metrics::Pushgateway;
@@ -167,10 +152,10 @@ impl Pushgateway {
         self
     }
 
-    /// Authenticates with a token, sent as `Authorization: Bearer <token>`. Without it none is sent.
+    /// Authenticates with a token, sent as `Authorization: Bearer <token>`. Without it, no token is sent.
     ///
-    /// A token that a header cannot carry, for a line break at its end perhaps, is an error of the first push, and of
-    /// the layer's `install()`.
+    /// A token that a header cannot carry, for instance one with a line break at its end, is an error of the first
+    /// push, and of the layer's `install()`.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::Pushgateway;
@@ -185,10 +170,11 @@ impl Pushgateway {
         self
     }
 
-    /// Sends a header along, in place of one of the same name. Without it only what HTTP asks for is sent.
+    /// Adds a header to every request. It replaces a header of the same name. Without it, requests have the headers
+    /// that HTTP needs.
     ///
-    /// A name or value that cannot be sent, and a header that describes the body (`Content-Type` and the like), is an
-    /// error of the first push, and of the layer's `install()`.
+    /// A name or value that a request cannot carry, and a header that describes the body (such as `Content-Type`), is
+    /// an error of the first push, and of the layer's `install()`.
     ///
     /// ```
     /// # use tracing_stage_metrics::Pushgateway;
@@ -201,19 +187,18 @@ impl Pushgateway {
         self
     }
 
-    /// How long one request may take, from the connection to the answer. Without it,
-    /// [`DEFAULT_REQUEST_TIMEOUT`].
+    /// Sets the timeout of one request, from the connection to the response. Without it, [`DEFAULT_REQUEST_TIMEOUT`].
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How long a connection may take to come about, within the time of the request: the lookup of the host's name, and
-    /// the handshakes of TCP and TLS. Without it, [`DEFAULT_CONNECT_TIMEOUT`].
+    /// Sets the timeout of a connection, within the timeout of the request: the lookup of the host's name, and the
+    /// handshakes of TCP and TLS. Without it, [`DEFAULT_CONNECT_TIMEOUT`].
     ///
-    /// A lookup that takes longer fails the request and goes on by itself. A request that follows within its time, or within
-    /// 5 seconds after it, uses its answer.
+    /// A lookup that takes longer fails the request and continues on its own. A request that follows before the lookup
+    /// ends, or within 5 seconds after it, uses its result.
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -221,230 +206,37 @@ impl Pushgateway {
         self
     }
 
-    /// Sends every body as it is, for gateways before 1.5.0, which take a compressed one for text. Without it, bodies of
-    /// [`COMPRESSION_THRESHOLD`](crate::COMPRESSION_THRESHOLD) bytes and more are sent with gzip.
+    /// Sends every body uncompressed, for gateways before 1.5.0, which read a compressed body as text. Without it,
+    /// bodies of [`COMPRESSION_THRESHOLD`](crate::COMPRESSION_THRESHOLD) bytes and more are compressed with gzip.
     #[must_use]
     pub fn without_compression(mut self) -> Self {
         self.compression = false;
         self
     }
 
-    /// Pushes metrics in the [text format](https://prometheus.io/docs/instrumenting/exposition_formats/) with POST:
-    /// metrics of the group with the same names are replaced, with all their label sets; the others stay.
-    ///
-    /// The text needs a line break at its end.
-    ///
-    /// ```
-    /// # use tracing_stage_metrics::Pushgateway;
-    /// # async fn example(gateway: Pushgateway) -> Result<(), tracing_stage_metrics::Error> {
-    /// gateway.push_add("# TYPE backup_bytes gauge\nbackup_bytes{volume=\"/var\"} 1.5e9\n").await?;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [Refused](Error::is_refused) when the answer is neither 200 nor 202, with the
-    /// [status](Error::status) and the beginning of the body; a [timeout](Error::is_timeout); an error that is neither
-    /// when the gateway cannot be reached or the connection breaks; a [configuration error](Error::is_config) when a
-    /// header cannot be sent or TLS cannot be set up.
-    pub async fn push_add(&self, exposition: &str) -> Result<(), Error> {
-        Ok(self.send(Method::POST, self.body(Bytes::copy_from_slice(exposition.as_bytes()))).await?)
-    }
-
-    /// Pushes metrics with PUT: they replace the whole group.
-    ///
-    /// ```
-    /// # use tracing_stage_metrics::Pushgateway;
-    /// # async fn example(gateway: Pushgateway) -> Result<(), tracing_stage_metrics::Error> {
-    /// gateway.push_replace("backup_bytes 1.5e9\n").await?; // and nothing else is in the group any more
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`push_add`](Self::push_add).
-    pub async fn push_replace(&self, exposition: &str) -> Result<(), Error> {
-        Ok(self.send(Method::PUT, self.body(Bytes::copy_from_slice(exposition.as_bytes()))).await?)
-    }
-
-    /// Removes the group from the gateway with DELETE. A group that is not there is no error. The gateway answers first and
-    /// removes the group shortly after.
-    ///
-    /// ```no_run
-    /// # use tracing_stage_metrics::Pushgateway;
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), tracing_stage_metrics::Error> {
-    /// let worker = Pushgateway::new("http://pushgateway:9091", "quant_pipeline")?.with_grouping_label("instance", "worker-7:4711")?;
-    /// worker.delete().await?;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`push_add`](Self::push_add).
-    pub async fn delete(&self) -> Result<(), Error> {
-        Ok(self.send(Method::DELETE, Body::plain(Bytes::new())).await?)
-    }
-
     pub(crate) fn grouping(&self) -> &Grouping {
         &self.grouping
     }
 
-    /// How long one request may take.
-    pub(crate) fn timeout(&self) -> Duration {
+    /// Returns the timeout of one request.
+    pub(in crate::delivery) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// The gateway's base URL, for messages: without user and password.
-    pub(crate) fn endpoint(&self) -> &str {
+    /// Returns the gateway's base URL for messages, without user and password.
+    pub(in crate::delivery) fn endpoint(&self) -> &str {
         self.address.as_str()
     }
 
-    /// Finds what is wrong with the configuration before the first push does.
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.timeout.is_zero() || self.connect_timeout.is_zero() {
-            return Err(Error::config(format!(
-                "the timeouts of gateway {} are {:?} for a request and {:?} for a connection: both have to be above zero",
-                self.address, self.timeout, self.connect_timeout
-            )));
-        }
-        let length = self.url().len();
-        if length > MAX_URL {
-            return Err(Error::config(format!(
-                "the grouping key makes a URL of {length} bytes for gateway {}: at most {MAX_URL} can be sent, shorten it",
-                self.address
-            )));
-        }
-        self.headers.to_map()?;
-        self.client()?;
-        Ok(())
-    }
-
-    /// The same gateway, with all its settings, and another group on it.
-    pub(crate) fn for_group(&self, grouping: Grouping) -> Self {
-        Self { grouping, ..self.clone() }
-    }
-
-    /// An exposition as it is to be sent.
-    pub(crate) fn body(&self, exposition: Bytes) -> Body {
-        if self.compression { Body::compressed(exposition) } else { Body::plain(exposition) }
-    }
-
-    /// The gateway's clock minus this node's, in seconds; `None` before the gateway answered.
-    pub(crate) fn clock_offset(&self) -> Option<f64> {
+    /// Returns the gateway's clock minus this node's, in seconds; `None` before the gateway's first response.
+    pub(in crate::delivery) fn clock_offset(&self) -> Option<f64> {
         self.clock.get()
     }
 
-    /// Sends one request. The body is not copied, so that a caller can keep it for another try.
-    pub(crate) async fn send(&self, method: Method, body: Body) -> Result<(), RequestError> {
-        self.send_as(method, body, TEXT_FORMAT).await
+    /// Returns this client with another group.
+    pub(in crate::delivery) fn for_group(&self, grouping: Grouping) -> Self {
+        Self { grouping, ..self.clone() }
     }
-
-    /// Sends one request with a body of this content type.
-    pub(crate) async fn send_as(&self, method: Method, body: Body, content_type: &str) -> Result<(), RequestError> {
-        let url = self.url();
-        let request = self.start(&method, &url)?;
-        let request = match method {
-            Method::DELETE => request,
-            _ if body.is_gzip => {
-                request.header(CONTENT_TYPE, content_type).header(CONTENT_ENCODING, "gzip").body(body.bytes)
-            }
-            _ => request.header(CONTENT_TYPE, content_type).body(body.bytes),
-        };
-        self.answer(&method, &url, request).await.map(drop)
-    }
-
-    /// What the gateway has of this group, whose metrics have the prefix `namespace`. `None` where the answer is not a
-    /// Pushgateway's: a proxy's page says nothing of the group.
-    pub(crate) async fn group_state(&self, namespace: Option<&str>) -> Result<Option<GroupState>, RequestError> {
-        let mut reader = GroupStateReader::new(&self.grouping, namespace);
-        self.scrape(|piece| reader.read(piece)).await?;
-        Ok(reader.finish())
-    }
-
-    /// Reads what the gateway serves at `/metrics`, piece by piece.
-    pub(crate) async fn scrape(&self, mut read: impl FnMut(&[u8])) -> Result<(), RequestError> {
-        let url = format!("{}/metrics", self.address);
-        let request = self.start(&Method::GET, &url)?;
-        let mut response = self.answer(&Method::GET, &url, request).await?;
-        let mut length = 0;
-        loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) => {
-                    length += chunk.len();
-                    if length > MAX_STATE {
-                        let text = format!("the answer to GET {url} is longer than {MAX_STATE} bytes");
-                        return Err(Error::new(Kind::Delivery, text).into());
-                    }
-                    read(&chunk);
-                }
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    let target = format!("GET {url}");
-                    return Err(RequestError::unanswered(&target, self.timeout, self.connect_timeout, error));
-                }
-            }
-        }
-    }
-
-    fn start(&self, method: &Method, url: &str) -> Result<RequestBuilder, RequestError> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(Error::config(format!(
-                "cannot reach gateway {}: there is no tokio runtime here, call it inside one",
-                self.address
-            ))
-            .into());
-        }
-        self.check()?;
-        Ok(self.client()?.request(method.clone(), url).timeout(self.timeout).headers(self.headers.to_map()?))
-    }
-
-    async fn answer(&self, method: &Method, url: &str, request: RequestBuilder) -> Result<Response, RequestError> {
-        let sent = unix_time::now().as_secs_f64();
-        match request.send().await {
-            Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => {
-                // A refusal may be a proxy's, and so its date.
-                self.clock.observe(response.headers(), sent, unix_time::now().as_secs_f64());
-                Ok(response)
-            }
-            Ok(response) => {
-                let headers = self.headers.to_map()?;
-                Err(RequestError::refused(&format!("{method} {url}"), &self.address, &headers, response).await)
-            }
-            Err(error) => {
-                Err(RequestError::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))
-            }
-        }
-    }
-
-    fn url(&self) -> String {
-        format!("{}{}", self.address, self.grouping.path())
-    }
-
-    fn client(&self) -> Result<Client, Error> {
-        match self.client.get() {
-            Some(client) => Ok(client.clone()),
-            // Two may build one at the same time; the first is kept.
-            None => self.build_client().map(|client| self.client.get_or_init(|| client).clone()),
-        }
-    }
-
-    fn build_client(&self) -> Result<Client, Error> {
-        client::build("gateway", &self.address, self.connect_timeout, without_pool)
-    }
-
-    /// The same gateway, whose names are looked up in this way.
-    #[cfg(test)]
-    pub(crate) fn with_lookup(mut self, look_up: crate::delivery::http::resolver::LookUp) -> Self {
-        let client = client::build_with(look_up, "gateway", &self.address, self.connect_timeout, without_pool);
-        self.client = Arc::new(client.unwrap().into());
-        self
-    }
-}
-
-/// A kept connection belongs to the runtime it was made on, and the client outlives that.
-fn without_pool(builder: ClientBuilder) -> ClientBuilder {
-    builder.pool_max_idle_per_host(0)
 }
 
 impl fmt::Debug for Pushgateway {
@@ -462,7 +254,7 @@ impl fmt::Debug for Pushgateway {
 
 #[cfg(test)]
 mod tests {
-    use crate::delivery::pushgateway::client::*;
+    use super::*;
 
     const _: () = {
         const fn send_sync<T: Send + Sync + 'static>() {}
@@ -479,7 +271,7 @@ mod tests {
         error.to_string()
     }
 
-    /// Where a gateway takes a future apart from the thread it was made on, it has to be `Send`.
+    /// A spawned future must be `Send`.
     #[test]
     fn pushes_can_be_spawned() {
         fn spawnable<T: Send>(_: &T) {}
@@ -489,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_names_and_no_secrets() {
+    fn debug_hides_secrets() {
         let gateway = gateway()
             .with_grouping_label("team", "a/b")
             .unwrap()
@@ -507,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_configuration_is_found_before_the_first_push() {
+    fn check_finds_a_wrong_configuration() {
         assert!(gateway().check().is_ok());
         assert_eq!(
             check_error(&gateway().with_timeout(Duration::ZERO)),
@@ -532,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn outside_of_a_runtime_a_push_is_an_error() {
+    fn push_outside_of_a_runtime_is_an_error() {
         let gateway = gateway();
         let mut push = std::pin::pin!(gateway.push_add("x 1\n"));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -544,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn clones_share_a_client_until_they_differ_in_what_it_is_made_of() {
+    fn clones_with_the_same_connect_timeout_share_a_client() {
         let first = gateway();
         let same = first.clone().with_timeout(Duration::from_secs(1)).with_bearer_token("x");
         let other = first.clone().with_connect_timeout(Duration::from_secs(1));

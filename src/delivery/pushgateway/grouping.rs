@@ -11,11 +11,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use crate::error::Error;
 use crate::schema::RESERVED_LABELS;
 
-/// Everything but the unreserved characters of RFC 3986: what is left can never be read as anything but itself.
+/// The characters that are percent-encoded: all but the unreserved ones of RFC 3986.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The job and further labels that together name one group on a gateway. The order of the labels is the caller's; to
-/// the gateway it makes no difference.
+/// The job and further labels that together name one group on a gateway. The labels keep the order of the caller, which
+/// does not matter to the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Grouping {
     job: String,
@@ -31,7 +31,11 @@ impl Grouping {
         Ok(Self { job, labels: Vec::new() })
     }
 
-    /// Adds a label that the gateway can store and that collides with no other.
+    /// Adds a label.
+    ///
+    /// # Errors
+    ///
+    /// A configuration error if the name is not valid, reserved, or set already.
     pub(crate) fn add(&mut self, name: impl Into<String>, value: impl Into<String>) -> Result<(), Error> {
         let (name, value) = (name.into(), value.into());
         check_name(&name)?;
@@ -52,26 +56,25 @@ impl Grouping {
         &self.labels
     }
 
-    /// The job and the further labels.
+    /// Returns the job and the further labels.
     pub(crate) fn all_labels(&self) -> Vec<(String, String)> {
         let job = ("job".to_owned(), self.job.clone());
         std::iter::once(job).chain(self.labels.iter().cloned()).collect()
     }
 
-    /// The value of a grouping label; the job is none.
+    /// Returns the value of a grouping label. The job is not one of them.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.labels.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.labels.iter().find(|(label, _)| label == name).map(|(_, value)| value.as_str())
     }
 
-    /// The labels that name the group, in an order of their own: to the gateway their order makes no difference. A label
-    /// with an empty value is part of the name.
-    pub(crate) fn identity(&self) -> BTreeMap<&str, &str> {
+    /// Returns all labels by name, which identify the group. A label with an empty value is part of the identity.
+    pub(in crate::delivery) fn identity(&self) -> BTreeMap<&str, &str> {
         let labels = self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         labels.chain([("job", self.job.as_str())]).collect()
     }
 
-    /// `/metrics/job/<job>/<name>/<value>...`, to be appended to the gateway's base URL.
-    pub(crate) fn path(&self) -> String {
+    /// Returns `/metrics/job/<job>/<name>/<value>...`, the path after the gateway's base URL.
+    pub(in crate::delivery) fn path(&self) -> String {
         let mut path = String::from("/metrics");
         append(&mut path, "job", &self.job);
         for (name, value) in &self.labels {
@@ -79,11 +82,9 @@ impl Grouping {
         }
         path
     }
-}
 
-impl Grouping {
-    /// Reads what [`path`](Self::path) wrote. `None` where it is no such path.
-    pub(crate) fn from_path(path: &str) -> Option<Self> {
+    /// Parses a path of [`path`](Self::path). `None` if the text is no such path.
+    pub(in crate::delivery) fn from_path(path: &str) -> Option<Self> {
         let mut segments = path.strip_prefix("/metrics/")?.split('/');
         let mut pair = || {
             let (name, segment) = (segments.next()?, segments.next());
@@ -111,11 +112,11 @@ impl Grouping {
 fn append(path: &mut String, name: &str, value: &str) {
     path.push('/');
     path.push_str(name);
-    // Path cleaning on the way would drop or resolve these segments, percent-encoded or not.
+    // Servers and proxies drop or resolve these segments, percent-encoded or not.
     if matches!(value, "" | "." | "..") || value.contains('/') {
         path.push_str("@base64/");
         match value {
-            // Nothing at all would again be an empty segment; a lone padding character decodes to nothing.
+            // An empty value would be an empty segment; a lone padding character decodes to the empty value.
             "" => path.push('='),
             _ => URL_SAFE_NO_PAD.encode_string(value, path),
         }
@@ -126,7 +127,7 @@ fn append(path: &mut String, name: &str, value: &str) {
 }
 
 fn check_name(name: &str) -> Result<(), Error> {
-    let fault = if !is_label_name(name) {
+    let reason = if !is_label_name(name) {
         "is not a label name: it has to match [a-zA-Z_][a-zA-Z0-9_]*"
     } else if name == "job" {
         "is reserved: the job has a setting of its own, use that or choose another name"
@@ -137,7 +138,7 @@ fn check_name(name: &str) -> Result<(), Error> {
     } else {
         return Ok(());
     };
-    Err(Error::config(format!("grouping label {name:?} {fault}")))
+    Err(Error::config(format!("grouping label {name:?} {reason}")))
 }
 
 fn is_label_name(name: &str) -> bool {
@@ -146,11 +147,11 @@ fn is_label_name(name: &str) -> bool {
         && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
 }
 
-/// Reads `name=value,name=value`. A comma inside a value is `\,` and a backslash `\\`; everything else stands for
-/// itself, a further `=` too. Whitespace around a name is dropped, in a value it counts. Whether the names will do is
-/// [`Grouping::add`]'s affair.
+/// Parses `name=value,name=value`. A comma inside a value is `\,` and a backslash `\\`; any other character stands for
+/// itself, a further `=` too. White space around a name is dropped, and belongs to a value. [`Grouping::add`] checks
+/// the names.
 pub(crate) fn parse_grouping(text: &str) -> Result<Vec<(String, String)>, Error> {
-    let fault = |what: String| Error::config(format!("the grouping {text:?} {what}"));
+    let invalid = |reason: String| Error::config(format!("the grouping {text:?} {reason}"));
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
@@ -159,7 +160,7 @@ pub(crate) fn parse_grouping(text: &str) -> Result<Vec<(String, String)>, Error>
     loop {
         let Some((name, after)) = rest.split_once('=').filter(|(name, _)| !name.contains(',')) else {
             let pair = rest.split(',').next().unwrap_or(rest);
-            return Err(fault(format!("has no `=` in {pair:?}: write it as name=value,name=value")));
+            return Err(invalid(format!("has no `=` in {pair:?}: write it as name=value,name=value")));
         };
         let mut value = String::new();
         let mut chars = after.chars();
@@ -170,7 +171,7 @@ pub(crate) fn parse_grouping(text: &str) -> Result<Vec<(String, String)>, Error>
                 Some('\\') => match chars.next() {
                     Some(escaped @ (',' | '\\')) => value.push(escaped),
                     _ => {
-                        return Err(fault(format!(
+                        return Err(invalid(format!(
                             "has a lone backslash in the value of {:?}: write `\\\\` for a backslash and `\\,` for a comma",
                             name.trim()
                         )));
@@ -191,7 +192,7 @@ pub(crate) fn parse_grouping(text: &str) -> Result<Vec<(String, String)>, Error>
 mod tests {
     use proptest::prelude::*;
 
-    use crate::delivery::pushgateway::grouping::*;
+    use super::*;
 
     fn path(job: &str, labels: &[(&str, &str)]) -> String {
         let mut grouping = Grouping::new(job).unwrap();
@@ -207,8 +208,8 @@ mod tests {
         error.to_string()
     }
 
-    /// What a Go server makes of the path: split at `/`, then each segment unescaped (`+` is itself in a path), then
-    /// base64 where the name asks for it, with or without padding. Shares no code with the encoder.
+    /// Decodes the path as a Go server does: splits it at `/`, unescapes each segment (`+` stands for itself in a
+    /// path), and decodes base64, with or without padding, if the name asks for it. Shares no code with the encoder.
     fn decode(path: &str) -> Vec<(String, String)> {
         let segments: Vec<&str> = path.strip_prefix("/metrics/").unwrap().split('/').collect();
         assert_eq!(segments.len() % 2, 0, "{path}");
@@ -254,7 +255,7 @@ mod tests {
         let mut count = 0;
         let mut bytes = Vec::new();
         for digit in text.iter().filter(|digit| **digit != b'=') {
-            let value = ALPHABET.iter().position(|known| known == digit).expect("a URL-safe base64 digit");
+            let value = ALPHABET.iter().position(|other| other == digit).expect("a URL-safe base64 digit");
             bits = (bits << 6 | u32::try_from(value).unwrap()) & 0xffff;
             count += 6;
             if count >= 8 {
@@ -266,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_values_stand_in_the_path_as_they_are() {
+    fn plain_values_are_not_encoded() {
         assert_eq!(
             path("quant_pipeline", &[("profile", "crypto-1.0~x"), ("run_id", "20260105")]),
             "/metrics/job/quant_pipeline/profile/crypto-1.0~x/run_id/20260105"
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_would_clean_away_goes_as_base64() {
+    fn segments_that_a_server_would_drop_are_base64() {
         assert_eq!(path("a/b", &[]), "/metrics/job@base64/YS9i");
         assert_eq!(path(".", &[("x", "..")]), "/metrics/job@base64/Lg/x@base64/Li4");
         assert_eq!(path("j", &[("x", "")]), "/metrics/job/j/x@base64/=");
@@ -282,13 +283,13 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_percent_encoded() {
+    fn other_values_are_percent_encoded() {
         assert_eq!(path("a b+c", &[("x", "ä%2F?#\n@=")]), "/metrics/job/a%20b%2Bc/x/%C3%A4%252F%3F%23%0A%40%3D");
         assert_eq!(path("j", &[("x", "...")]), "/metrics/job/j/x/...");
     }
 
     #[test]
-    fn the_labels_of_the_process_are_allowed_and_found() {
+    fn profile_and_run_id_are_allowed() {
         let mut grouping = Grouping::new("j").unwrap();
         grouping.add("profile", "crypto").unwrap();
         grouping.add("run_id", "").unwrap();
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_is_wrong_and_what_to_do() {
+    fn errors_quote_the_label_and_name_the_remedy() {
         let error = Grouping::new("").unwrap_err();
         assert!(error.is_config());
         assert_eq!(error.to_string(), "the job name is \"\": a gateway refuses an empty one, give the job a name");
@@ -337,37 +338,40 @@ mod tests {
     }
 
     #[test]
-    fn a_grouping_is_read_from_text() {
-        let read = |text: &str| parse_grouping(text).unwrap();
+    fn grouping_is_parsed_from_text() {
+        let parsed = |text: &str| parse_grouping(text).unwrap();
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(read(""), vec![]);
-        assert_eq!(read("  "), vec![]);
-        assert_eq!(read("a=b"), vec![pair("a", "b")]);
-        assert_eq!(read(" a =b, c= d "), vec![pair("a", "b"), pair("c", " d ")]);
-        assert_eq!(read("a=,b="), vec![pair("a", ""), pair("b", "")]);
-        assert_eq!(read(r"a=x\,y=z\\,b=k=v"), vec![pair("a", r"x,y=z\"), pair("b", "k=v")]);
+        assert_eq!(parsed(""), vec![]);
+        assert_eq!(parsed("  "), vec![]);
+        assert_eq!(parsed("a=b"), vec![pair("a", "b")]);
+        assert_eq!(parsed(" a =b, c= d "), vec![pair("a", "b"), pair("c", " d ")]);
+        assert_eq!(parsed("a=,b="), vec![pair("a", ""), pair("b", "")]);
+        assert_eq!(parsed(r"a=x\,y=z\\,b=k=v"), vec![pair("a", r"x,y=z\"), pair("b", "k=v")]);
     }
 
     #[test]
-    fn errors_of_a_grouping_text_quote_it() {
-        let fault = |text: &str| parse_grouping(text).unwrap_err().to_string();
-        assert_eq!(fault("team"), r#"the grouping "team" has no `=` in "team": write it as name=value,name=value"#);
-        assert_eq!(fault("a=b,"), r#"the grouping "a=b," has no `=` in "": write it as name=value,name=value"#);
+    fn errors_quote_the_text_of_a_grouping() {
+        let error_text = |text: &str| parse_grouping(text).unwrap_err().to_string();
         assert_eq!(
-            fault("a=b,c,d=e"),
+            error_text("team"),
+            r#"the grouping "team" has no `=` in "team": write it as name=value,name=value"#
+        );
+        assert_eq!(error_text("a=b,"), r#"the grouping "a=b," has no `=` in "": write it as name=value,name=value"#);
+        assert_eq!(
+            error_text("a=b,c,d=e"),
             r#"the grouping "a=b,c,d=e" has no `=` in "c": write it as name=value,name=value"#
         );
         assert_eq!(
-            fault(r"dir=C:\x"),
+            error_text(r"dir=C:\x"),
             r#"the grouping "dir=C:\\x" has a lone backslash in the value of "dir": write `\\` for a backslash and `\,` for a comma"#
         );
         assert_eq!(
-            fault(r"a=b\"),
+            error_text(r"a=b\"),
             r#"the grouping "a=b\\" has a lone backslash in the value of "a": write `\\` for a backslash and `\,` for a comma"#
         );
     }
 
-    /// Any text at all, with what is special in paths and URLs more often than chance has it.
+    /// Any text, with frequent special characters of paths and URLs.
     fn value() -> impl Strategy<Value = String> {
         let special =
             prop::sample::select(vec!["", ".", "..", "/", "//", "%2F", "%", "+", " ", "\\", "\"", "\n", "?", "#", "="]);
@@ -375,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path_of_a_group_is_none() {
+    fn other_paths_are_not_parsed() {
         for path in [
             "",
             "/metrics",
@@ -391,8 +395,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_value_comes_back_from_the_path(
-            job in value().prop_filter("a job has a name", |job| !job.is_empty()),
+        fn any_value_round_trips_through_the_path(
+            job in value().prop_filter("a job is not empty", |job| !job.is_empty()),
             values in prop::collection::vec(value(), 0..4),
         ) {
             let mut grouping = Grouping::new(job.clone()).unwrap();
@@ -407,7 +411,7 @@ mod tests {
         }
 
         #[test]
-        fn any_grouping_comes_back_from_its_text(labels in prop::collection::vec(("[a-zA-Z_][a-zA-Z0-9_]{0,8}", value()), 0..4)) {
+        fn any_grouping_round_trips_through_its_text(labels in prop::collection::vec(("[a-zA-Z_][a-zA-Z0-9_]{0,8}", value()), 0..4)) {
             let text = labels
                 .iter()
                 .map(|(name, value)| format!("{name}={}", value.replace('\\', "\\\\").replace(',', "\\,")))
@@ -417,7 +421,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_the_reader_panic(text in any::<String>()) {
+        fn any_text_parses_without_a_panic(text in any::<String>()) {
             let _ = parse_grouping(&text);
         }
     }

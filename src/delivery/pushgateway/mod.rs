@@ -1,11 +1,18 @@
-//! The client of a Pushgateway. Uses `http` beside it.
+//! The client of a Pushgateway: pushes, the state of a group, and the conflicts of two groups. Uses `http`, and
+//! `source` for the state to push.
 
 mod client;
 mod clock_offset;
-pub(crate) mod conflict;
+mod conflict;
+mod conflicting_groups;
+mod group_state;
 mod grouping;
-pub(crate) mod push;
+mod lines;
+mod push;
+mod requests;
 
-pub(crate) use client::TEXT_FORMAT;
 pub use client::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
+pub(super) use group_state::GroupState;
 pub(crate) use grouping::{Grouping, parse_grouping};
+pub(super) use push::{OutcomeGuard, Pushed, STAGES_PUSHED, application_refused, push_state};
+pub(super) use requests::TEXT_FORMAT;

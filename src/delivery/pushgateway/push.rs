@@ -1,4 +1,4 @@
-//! One delivery of the present state to the gateway.
+//! Pushes the current state to the gateway.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,66 +7,68 @@ use bytes::Bytes;
 use reqwest::Method;
 use tokio::time::Instant;
 
-use crate::delivery::ExpositionSource;
-use crate::delivery::http::retry;
-use crate::delivery::http::retry::RetryBudget;
-use crate::delivery::pushgateway::Pushgateway;
-use crate::delivery::pushgateway::conflict;
+use super::client::Pushgateway;
+use super::conflict::contains_conflict;
+use super::conflicting_groups::explain;
+use crate::delivery::http::retry::{self, RetryBudget};
+use crate::delivery::source::ExpositionSource;
 use crate::error::{Error, Kind};
 
-/// What the gateway took of a push.
-pub(crate) enum Pushed {
-    Whole,
-    /// It refused the application's own metrics, for this reason, and took the crate's. What it keeps of the run is
-    /// delivered.
+/// The result of a push that the gateway accepted.
+pub(in crate::delivery) enum Pushed {
+    /// The gateway accepted all metrics.
+    All,
+    /// The gateway refused the application's own metrics with this error, and accepted those of this crate.
     OwnFamilies(Error),
 }
 
 impl Pushed {
-    /// What a caller is told: metrics of the application are missing on the gateway.
-    pub(crate) fn into_result(self) -> Result<(), Error> {
+    /// Returns the error for the caller if metrics of the application are missing on the gateway.
+    pub(in crate::delivery) fn into_result(self) -> Result<(), Error> {
         match self {
-            Self::Whole => Ok(()),
+            Self::All => Ok(()),
             Self::OwnFamilies(refusal) => Err(refusal),
         }
     }
 }
 
-/// Pushes the state and counts the push. What the gateway refuses as a bad request is pushed once more without the
-/// application's own metrics: one of them must not take the stages down with it.
+/// Pushes the state and counts the push. After a 400 it pushes the crate's own metrics alone, and counts that push too: a
+/// metric of the application does not cost the stages.
 ///
-/// Sets `is_in_doubt` if a request got no answer and may have arrived.
-pub(crate) async fn push_state(
+/// Sets `is_outcome_unknown` if a request had no response and may have arrived.
+pub(in crate::delivery) async fn push_state(
     gateway: &Pushgateway,
     source: &Arc<dyn ExpositionSource>,
     exposition: Bytes,
     budget: &RetryBudget,
-    is_in_doubt: &AtomicBool,
+    is_outcome_unknown: &AtomicBool,
 ) -> Result<Pushed, Error> {
-    let refusal = match push_counted(gateway, source, exposition.clone(), budget, is_in_doubt).await {
-        Ok(()) => return Ok(Pushed::Whole),
+    let refusal = match push_counted(gateway, source, exposition.clone(), budget, is_outcome_unknown).await {
+        Ok(()) => return Ok(Pushed::All),
         Err(error) if error.status() == Some(400) => error,
         Err(error) => return Err(error),
     };
-    let own = own_families_only(&**source, &exposition).filter(|own| !conflict::is_within(&refusal, own));
-    let Some(own) = own else { return Err(conflict::explain(gateway, refusal, budget.deadline).await) };
-    let pushed = push_counted(gateway, source, own, budget, is_in_doubt).await;
-    let refusal = conflict::explain(gateway, refusal, budget.deadline).await;
+    let own = own_families_only(&**source, &exposition).filter(|own| !contains_conflict(own, &refusal));
+    let Some(own) = own else { return Err(explain(gateway, refusal, budget.deadline).await) };
+    let pushed = push_counted(gateway, source, own, budget, is_outcome_unknown).await;
+    let refusal = explain(gateway, refusal, budget.deadline).await;
     match pushed {
-        Ok(()) => Ok(Pushed::OwnFamilies(application_refused(gateway, PUSHED_WITHOUT, refusal))),
+        Ok(()) => Ok(Pushed::OwnFamilies(application_refused(gateway, STAGES_PUSHED, refusal))),
         Err(_) => Err(application_refused(gateway, "pushing the stages without them failed too", refusal)),
     }
 }
 
-pub(crate) const PUSHED_WITHOUT: &str = "the stages were pushed without them";
+/// Outcome of [`application_refused`] if the stages were pushed alone.
+pub(in crate::delivery) const STAGES_PUSHED: &str = "the stages were pushed without them";
 
-pub(crate) fn application_refused(gateway: &Pushgateway, outcome: &str, refusal: Error) -> Error {
+/// Returns the error for a gateway that refused the application's own metrics.
+pub(in crate::delivery) fn application_refused(gateway: &Pushgateway, outcome: &str, refusal: Error) -> Error {
     let text = format!("gateway {} refused the application's own metrics; {outcome}", gateway.endpoint());
     Error::new(Kind::Refused(400), text).with_source(refusal)
 }
 
-/// The crate's own part of an exposition; `None` where that is nothing or all of it.
-pub(crate) fn own_families_only(source: &dyn ExpositionSource, exposition: &Bytes) -> Option<Bytes> {
+/// Returns the part of an exposition that is this crate's own metrics; `None` if that is empty or the whole.
+fn own_families_only(source: &dyn ExpositionSource, exposition: &Bytes) -> Option<Bytes> {
     let text = std::str::from_utf8(exposition).unwrap_or_default();
     let own = source.own_families(text);
     (!own.is_empty() && own.len() != text.len()).then(|| Bytes::from(own))
@@ -77,57 +79,57 @@ async fn push_counted(
     source: &Arc<dyn ExpositionSource>,
     exposition: Bytes,
     budget: &RetryBudget,
-    is_in_doubt: &AtomicBool,
+    is_outcome_unknown: &AtomicBool,
 ) -> Result<(), Error> {
-    let mut counted = Counted { source, start: Instant::now(), is_over: false };
+    let mut count = PushCount { source, start: Instant::now(), is_counted: false };
     let body = &gateway.body(exposition);
     let attempt = move || async move {
-        let doubt = Doubt::new(is_in_doubt);
+        let guard = OutcomeGuard::new(is_outcome_unknown);
         let result = gateway.send(Method::POST, body.clone()).await;
-        doubt.settle(result.as_ref().is_err_and(|failure| failure.may_have_arrived));
+        guard.resolve(result.as_ref().is_err_and(|err| err.may_have_arrived));
         result
     };
     let result = retry::retry(&format!("gateway {}", gateway.endpoint()), budget, attempt).await;
-    counted.is_over = true;
-    Arc::clone(source).pushed(result.is_ok(), counted.start.elapsed());
+    count.is_counted = true;
+    Arc::clone(source).pushed(result.is_ok(), count.start.elapsed());
     result
 }
 
-/// A request on its way: dropped before it is settled, it leaves a doubt whether the gateway has it.
-pub(crate) struct Doubt<'a> {
-    is_in_doubt: &'a AtomicBool,
-    remains: bool,
+/// A request in flight. If it is dropped before [`resolve`](Self::resolve), its outcome is unknown.
+pub(in crate::delivery) struct OutcomeGuard<'a> {
+    is_outcome_unknown: &'a AtomicBool,
+    is_unknown: bool,
 }
 
-impl<'a> Doubt<'a> {
-    pub(crate) fn new(is_in_doubt: &'a AtomicBool) -> Self {
-        Self { is_in_doubt, remains: true }
+impl<'a> OutcomeGuard<'a> {
+    pub(in crate::delivery) fn new(is_outcome_unknown: &'a AtomicBool) -> Self {
+        Self { is_outcome_unknown, is_unknown: true }
     }
 
-    /// The request has ended. `remains`: without an answer.
-    pub(crate) fn settle(mut self, remains: bool) {
-        self.remains = remains;
+    /// Ends the request. `is_unknown`: it had no response and may have arrived.
+    pub(in crate::delivery) fn resolve(mut self, is_unknown: bool) {
+        self.is_unknown = is_unknown;
     }
 }
 
-impl Drop for Doubt<'_> {
+impl Drop for OutcomeGuard<'_> {
     fn drop(&mut self) {
-        if self.remains {
-            self.is_in_doubt.store(true, Ordering::Release);
+        if self.is_unknown {
+            self.is_outcome_unknown.store(true, Ordering::Release);
         }
     }
 }
 
-/// Counts a push that is given up half-way as one that failed.
-struct Counted<'a> {
+/// Counts a push that is dropped before its end as a failure.
+struct PushCount<'a> {
     source: &'a Arc<dyn ExpositionSource>,
     start: Instant,
-    is_over: bool,
+    is_counted: bool,
 }
 
-impl Drop for Counted<'_> {
+impl Drop for PushCount<'_> {
     fn drop(&mut self) {
-        if !self.is_over {
+        if !self.is_counted {
             Arc::clone(self.source).pushed(false, self.start.elapsed());
         }
     }

@@ -1,67 +1,66 @@
-//! What a file in a spool holds: a payload, and where it belongs.
+//! The format of a file in a spool: a payload and its destination.
 //!
-//! Format 2 is a line that names the format, lines of `key: value`, an empty line and the body. Keys that a reader does
-//! not know are for later versions, and are ignored. A value is one line without control characters; a key whose value
-//! may be any text percent-encodes it. A number is in plain decimals, a time is a Unix time in seconds, and a key that
-//! may have several values has them with spaces between.
+//! Format 2 is a line that names the format, lines of `key: value`, an empty line and the body. A reader ignores
+//! unknown keys, which belong to later versions. A value is one line without control characters; a value of arbitrary
+//! text is percent-encoded. A number is in plain decimals, a time is a Unix time in seconds, and spaces separate
+//! several values of a key.
 //!
 //! | key | value |
 //! |---|---|
 //! | `gateway` | base URL of the gateway, without credentials |
 //! | `group` | path of the group on it |
-//! | `run-start` | start of the run on the clock of its node; missing where the body does not tell |
+//! | `run-start` | start of the run on the clock of its node; missing if the body has none |
 //! | `follows` | starts of earlier runs of the group whose payloads waited in the spool when this one was written |
 //! | `namespace` | prefix of the names of this crate's metrics |
 //! | `content-type` | of the body |
-//! | `written` | when the body was rendered, on the clock of the node |
-//! | `gateway-written` | the same moment on the gateway's clock; missing where no gateway had answered |
+//! | `written` | time of rendering, on the clock of the node |
+//! | `gateway-written` | time of rendering, on the gateway's clock; missing if no gateway had responded |
 //! | `length`, `crc32` | of the body |
 //!
-//! Format 1 had `group`, `time`, `length` and `crc32` in this order, each with a space after the key, and was for text
-//! and whatever gateway the reader had.
+//! Format 1 had `group`, `time`, `length` and `crc32` in this order, each with a space after the key. Its body was
+//! text, and its gateway that of the reader.
 
 use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use super::samples;
-use crate::delivery::pushgateway::Grouping;
-use crate::delivery::pushgateway::{Pushgateway, TEXT_FORMAT};
+use crate::delivery::pushgateway::{GroupState, Grouping, Pushgateway, TEXT_FORMAT};
+use crate::exposition::samples;
 use crate::schema::{RUN_LAST_SUCCESS, RUN_START};
 use crate::unix_time;
 
 const MAGIC: &str = "tracing-stage-metrics spool ";
-/// Longest head: the longest path of a group, and the runs before it of a spool that is full.
+/// Length of the longest head in bytes: the longest path of a group, and the earlier runs of a full spool.
 pub(super) const MAX_HEAD: usize = 256 * 1024;
 
-/// What is to be delivered, where, and what is known of its run.
+/// A state to deliver, its destination and its run.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Payload {
-    /// `None`: of format 1, which did not tell.
-    pub(crate) gateway: Option<String>,
-    pub(crate) group: Grouping,
-    pub(crate) run_start: Option<f64>,
-    /// Starts of runs that came before this one.
-    pub(crate) follows: Vec<f64>,
-    pub(crate) namespace: Option<String>,
-    pub(crate) content_type: String,
-    pub(crate) written: f64,
-    pub(crate) gateway_written: Option<f64>,
-    pub(crate) body: Bytes,
+pub(in crate::delivery) struct Payload {
+    /// `None` in format 1.
+    pub(in crate::delivery) gateway: Option<String>,
+    pub(in crate::delivery) group: Grouping,
+    pub(in crate::delivery) run_start: Option<f64>,
+    /// Starts of the runs before this one.
+    pub(in crate::delivery) follows: Vec<f64>,
+    pub(in crate::delivery) namespace: Option<String>,
+    pub(in crate::delivery) content_type: String,
+    pub(in crate::delivery) written: f64,
+    pub(in crate::delivery) gateway_written: Option<f64>,
+    pub(in crate::delivery) body: Bytes,
 }
 
-/// Why a file is no payload.
+/// The reason why a file is no payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unreadable {
-    /// It is not whole, or this crate did not write it.
+    /// The file is incomplete, or this crate did not write it.
     Corrupt,
-    /// A later version of this crate wrote it.
+    /// A later version of this crate wrote the file.
     LaterFormat,
 }
 
 impl Payload {
-    /// A state in the text format, rendered just now.
-    pub(crate) fn of_text(gateway: &Pushgateway, namespace: &str, text: Bytes) -> Self {
+    /// Creates a payload of a state in the text format that was just rendered.
+    pub(in crate::delivery) fn from_text(gateway: &Pushgateway, namespace: &str, text: Bytes) -> Self {
         let written = unix_time::now().as_secs_f64();
         let exposition = std::str::from_utf8(&text).unwrap_or_default();
         Self {
@@ -77,23 +76,41 @@ impl Payload {
         }
     }
 
-    /// When it was written, on the gateway's clock. Where no gateway had answered its run, `offset` of today converts,
-    /// the gateway's clock minus this node's: wrong only as far as the clocks moved against each other since.
-    pub(crate) fn gateway_time(&self, offset: Option<f64>) -> f64 {
+    /// Returns the time of writing on the gateway's clock. If no gateway had responded to its run, this converts by
+    /// `offset`, the gateway's clock minus this node's now: wrong by the drift of the clocks since then.
+    pub(in crate::delivery) fn gateway_time(&self, offset: Option<f64>) -> f64 {
         self.gateway_written.unwrap_or(self.written + offset.unwrap_or(0.0))
     }
 
-    /// When a run of the group last succeeded, as far as it tells.
-    pub(crate) fn last_success(&self) -> Option<f64> {
+    /// Returns whether the state on the gateway comes from a later run.
+    ///
+    /// The start of a run identifies it, but starts are not compared: each is on the clock of its node, so a single run
+    /// dated 2099 would outdate all others. A payload is the last state of its own run, whatever the gateway shows: a
+    /// gateway that was frozen may have applied its pushes in any order. `is_earlier` returns whether a run precedes
+    /// this one by the order of the payloads in the spool. For all other runs the time of the push is compared with the
+    /// time at which the payload was written, both on the gateway's clock; `offset` is that clock minus this node's.
+    pub(super) fn is_outdated_by(
+        &self,
+        state: &GroupState,
+        offset: Option<f64>,
+        is_earlier: impl Fn(f64) -> bool,
+    ) -> bool {
+        let is_same_or_earlier = |start| self.run_start == Some(start) || is_earlier(start);
+        !state.run_start.is_some_and(is_same_or_earlier)
+            && state.push_time.is_some_and(|pushed| pushed > self.gateway_time(offset))
+    }
+
+    /// Returns the time of the last successful run of the group, if the body has it.
+    pub(in crate::delivery) fn last_success(&self) -> Option<f64> {
         samples::value(self.text()?, &RUN_LAST_SUCCESS.name(self.namespace.as_deref()?))
     }
 
-    /// `None` where the body is in another format.
-    pub(crate) fn text(&self) -> Option<&str> {
+    /// Returns the body as text; `None` if it is in another format.
+    pub(in crate::delivery) fn text(&self) -> Option<&str> {
         if self.content_type.starts_with("text/plain") { std::str::from_utf8(&self.body).ok() } else { None }
     }
 
-    /// All that stands before the body.
+    /// Returns the file up to the body.
     pub(super) fn head(&self) -> String {
         let mut head = format!("{MAGIC}2\n");
         let mut line = |key, value: &dyn std::fmt::Display| {
@@ -124,6 +141,7 @@ impl Payload {
         head
     }
 
+    /// Parses a file.
     pub(super) fn parse(content: Bytes) -> Result<Self, Unreadable> {
         let (mut payload, rest) = Self::parse_head(&content)?;
         payload.body = content.slice(rest.start..);
@@ -136,7 +154,7 @@ impl Payload {
         Ok(payload)
     }
 
-    /// The payload but for its body, from the beginning of a file.
+    /// Parses the beginning of a file into a payload without its body.
     pub(super) fn parse_head(content: &[u8]) -> Result<(Self, BodyInfo), Unreadable> {
         let end = content.windows(2).take(MAX_HEAD).position(|pair| pair == b"\n\n").ok_or(Unreadable::Corrupt)?;
         let head = std::str::from_utf8(&content[..end]).map_err(|_| Unreadable::Corrupt)?;
@@ -156,7 +174,7 @@ impl Payload {
             lines.lines().find_map(value)
         };
         let number = |key: &str| value(key).map(|value| value.parse::<f64>().ok().filter(|number| number.is_finite()));
-        // A key may be missing; one that is there has to be right.
+        // A key may be missing; a value must be valid.
         let optional = |key: &str| number(key).map_or(Some(None), |number| number.map(Some));
         let is_first_format = separator == " ";
         let body = BodyInfo {
@@ -183,8 +201,8 @@ impl Payload {
         Some((payload, body))
     }
 
-    /// Format 1 said nothing of the namespace. The help text of the run's start tells this crate's metric from one of the
-    /// application whose name ends in the same way.
+    /// Completes a payload of format 1, which had no namespace. The help text of the run's start distinguishes this
+    /// crate's metric from a metric of the application with the same ending.
     fn complete_format_1(&mut self) {
         let Some(text) = self.text() else { return };
         let help = format!("_{} {}", RUN_START.suffix, RUN_START.help);
@@ -195,7 +213,7 @@ impl Payload {
     }
 }
 
-/// Where the body is in a file, and what it has to be.
+/// The position, length and checksum of the body in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BodyInfo {
     start: usize,
@@ -203,6 +221,7 @@ pub(super) struct BodyInfo {
     crc: u32,
 }
 
+/// Returns the CRC-32 of bytes.
 pub(super) fn checksum(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);
@@ -218,7 +237,7 @@ mod tests {
 
     fn payload() -> Payload {
         let gateway = Pushgateway::new("http://user:hush@gw:9091/prefix", "a/b ü").unwrap();
-        Payload::of_text(&gateway, "x", TEXT.into())
+        Payload::from_text(&gateway, "x", TEXT.into())
     }
 
     fn file(payload: &Payload) -> Bytes {
@@ -226,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_comes_back_as_it_was() {
+    fn payload_round_trips() {
         let mut payload = payload();
         assert_eq!(Payload::parse(file(&payload)).unwrap(), payload);
         payload.follows = vec![1.5, 1.7e9 + 0.123];
@@ -240,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_later_versions_are_ignored_and_later_formats_are_told_apart() {
+    fn unknown_keys_are_ignored_and_later_formats_are_rejected() {
         let payload = payload();
         let text = String::from_utf8(file(&payload).to_vec()).unwrap();
         let more = text.replacen("\ngroup: ", "\nincrements: a%20b=1\nincrements: c=2\ngroup: ", 1);
@@ -256,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn format_1_is_read_and_an_application_gauge_is_not_taken_for_the_runs_start() {
+    fn format_1_is_parsed_without_a_similar_gauge_of_the_application() {
         let file = |text: &str| {
             let (length, crc) = (text.len(), checksum(text.as_bytes()));
             let head =
@@ -274,19 +293,38 @@ mod tests {
     }
 
     #[test]
-    fn the_start_of_the_run_is_of_the_exact_name() {
+    fn run_start_has_the_exact_metric_name() {
         let gateway = Pushgateway::new("gw", "a").unwrap();
         let text = format!("warehouse_x_run_start_timestamp_seconds 99\n{TEXT}");
-        assert_eq!(Payload::of_text(&gateway, "x", text.into()).run_start, Some(1.5));
-        assert_eq!(Payload::of_text(&gateway, "warehouse", TEXT.into()).run_start, None);
+        assert_eq!(Payload::from_text(&gateway, "x", text.into()).run_start, Some(1.5));
+        assert_eq!(Payload::from_text(&gateway, "warehouse", TEXT.into()).run_start, None);
     }
 
     #[test]
-    fn the_time_of_writing_is_of_the_gateways_clock_where_that_is_known() {
+    fn time_of_writing_is_on_the_gateways_clock_if_known() {
         let mut payload = payload();
         (payload.written, payload.gateway_written) = (100.0, None);
         assert_eq!((payload.gateway_time(None), payload.gateway_time(Some(-30.0))), (100.0, 70.0));
         payload.gateway_written = Some(50.0);
         assert_eq!(payload.gateway_time(Some(-30.0)), 50.0);
+    }
+
+    #[test]
+    fn only_a_later_run_makes_a_payload_outdated() {
+        let gateway = Pushgateway::new("gw", "a").unwrap();
+        let mut payload = Payload::from_text(&gateway, "x", "x_run_start_timestamp_seconds 50\n".into());
+        payload.written = 100.0;
+        let is_outdated = |push_time: f64, run_start, offset| {
+            let state = GroupState { push_time: Some(push_time), run_start, last_success: None };
+            payload.is_outdated_by(&state, offset, |start| start == 40.0)
+        };
+        assert!(!is_outdated(999.0, Some(50.0), None), "a state of the same run");
+        assert!(!is_outdated(999.0, Some(40.0), None), "a run that came before");
+        assert!(is_outdated(101.0, Some(49.0), None), "a later run on a node whose clock is behind");
+        assert!(!is_outdated(99.0, Some(4e9), None), "an earlier run on a node whose clock is in the year 2099");
+        assert!(is_outdated(101.0, None, None) && !is_outdated(99.0, None, None));
+        assert!(is_outdated(51.0, Some(49.0), Some(-50.0)), "the node's clock is ahead of the gateway's");
+        assert!(!is_outdated(149.0, Some(49.0), Some(50.0)), "the node's clock is behind the gateway's");
+        assert!(!payload.is_outdated_by(&GroupState::default(), None, |_| false));
     }
 }

@@ -1,33 +1,33 @@
-//! The last successes in payloads that were not delivered, for the run that comes after them.
+//! The last successes in payloads that were not delivered. The next run of the group pushes them.
 
 use std::collections::BTreeMap;
 
 use super::format::Payload;
-use super::samples::{self, LabelSet};
+use crate::exposition::samples::{self, LabelSet};
 use crate::schema::{Metric, RUN_LAST_SUCCESS, STAGE_LAST_SUCCESS};
 
 const METRICS: [&Metric; 2] = [&RUN_LAST_SUCCESS, &STAGE_LAST_SUCCESS];
 
-/// Unix times of the last success of a run and of its stages.
+/// Unix times of the last successes of runs and stages.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct LastSuccesses {
-    /// By name of the metric, then by the labels that are not empty, which name a series; the latest counts.
+pub(super) struct LastSuccesses {
+    /// By name of the metric, then by the labels with a value, which identify a series. The latest time is kept.
     families: BTreeMap<String, BTreeMap<LabelSet, LastSuccess>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct LastSuccess {
-    /// As they were written.
+    /// As the payload has them.
     labels: LabelSet,
     time: f64,
 }
 
 impl LastSuccesses {
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.families.is_empty()
     }
 
-    /// Takes in those of a payload. One whose body is not text has none.
+    /// Adds the last successes of a payload. A payload whose body is no text has none.
     pub(super) fn add(&mut self, payload: &Payload) {
         let (Some(text), Some(namespace)) = (payload.text(), payload.namespace.as_deref()) else { return };
         for (name, labels, value) in samples::find(text, &METRICS.map(|metric| metric.name(namespace))) {
@@ -37,8 +37,8 @@ impl LastSuccesses {
         }
     }
 
-    /// A text exposition with the series that it lacks. Those that it has stay as they are: they are of a later run.
-    pub(crate) fn complete(&self, exposition: &str) -> String {
+    /// Returns an exposition with the missing series added. Its own series stay unchanged: they belong to a later run.
+    pub(super) fn complete(&self, exposition: &str) -> String {
         let mut text = exposition.to_owned();
         for (name, series) in &self.families {
             let names = [name.clone()];
@@ -51,17 +51,17 @@ impl LastSuccesses {
                 continue;
             }
             match end_of_family(&text, name) {
-                // The samples of a family stand together.
+                // The samples of a family must be adjacent.
                 Some(end) => text.insert_str(end, &missing),
-                None => text.push_str(&format!("{}{missing}", header(name))),
+                None => text.push_str(&format!("{}{missing}", family_header(name))),
             }
         }
         text
     }
 }
 
-/// The `HELP` and `TYPE` lines of a family of last successes.
-pub(super) fn header(name: &str) -> String {
+/// Returns the `HELP` and `TYPE` lines of a family of last successes.
+pub(super) fn family_header(name: &str) -> String {
     let help = METRICS.iter().find(|metric| name.ends_with(metric.suffix)).map_or("", |metric| metric.help);
     format!("# HELP {name} {help}\n# TYPE {name} gauge\n")
 }
@@ -71,7 +71,7 @@ fn without_empty(labels: &LabelSet) -> LabelSet {
     labels.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// Where the last line of a family ends.
+/// Returns the end of the last line of a family.
 fn end_of_family(text: &str, name: &str) -> Option<usize> {
     let mut start = 0;
     let mut end = None;
@@ -94,7 +94,7 @@ mod tests {
         let gateway = Pushgateway::new("gw", "a").unwrap();
         let mut successes = LastSuccesses::default();
         for text in texts {
-            successes.add(&Payload::of_text(&gateway, "x", (*text).to_owned().into()));
+            successes.add(&Payload::from_text(&gateway, "x", (*text).to_owned().into()));
         }
         successes
     }
@@ -126,9 +126,9 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_in_another_format_has_none() {
+    fn payload_in_another_format_has_no_last_success() {
         let gateway = Pushgateway::new("gw", "a").unwrap();
-        let mut payload = Payload::of_text(&gateway, "x", format!("{RUN} 5\n").into());
+        let mut payload = Payload::from_text(&gateway, "x", format!("{RUN} 5\n").into());
         payload.content_type = "application/vnd.google.protobuf".to_owned();
         let mut successes = LastSuccesses::default();
         successes.add(&payload);

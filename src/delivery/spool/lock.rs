@@ -1,40 +1,40 @@
-//! Opens the files of a spool, and locks them.
+//! Opens and locks the files of a spool.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 
-/// Why a file cannot be worked with.
+/// The reason why a file cannot be used.
 #[derive(Debug)]
 pub(super) enum Unavailable {
-    /// Another process works with it.
+    /// Another process holds the lock.
     Locked,
-    /// It is not there any more, or is no regular file.
+    /// The file does not exist any more, or is no regular file.
     Gone,
+    /// The file cannot be opened.
     Denied(io::Error),
 }
 
-/// An open file, and whether it is locked: the error of the system where it has no locks.
+/// An open file, and the result of locking it: an error if the file system has no locks.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenFile {
     pub(super) file: File,
     pub(super) lock: io::Result<()>,
 }
 
-/// Opens a file and takes its lock, if that is free. Without locks the file is used as it is.
-pub(super) fn open_locked(path: &Path) -> Result<Opened, Unavailable> {
+/// Opens a file and takes its lock. On a file system without locks it opens the file alone.
+pub(super) fn open_locked(path: &Path) -> Result<OpenFile, Unavailable> {
     let file = open_regular(path)?;
     let lock = match file.try_lock() {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => return Err(Unavailable::Locked),
         Err(TryLockError::Error(error)) => Err(error),
     };
-    // The process that had the lock before may have removed the file.
-    if is_at(&file, path) { Ok(Opened { file, lock }) } else { Err(Unavailable::Gone) }
+    // The previous holder of the lock may have removed the file.
+    if is_at(&file, path) { Ok(OpenFile { file, lock }) } else { Err(Unavailable::Gone) }
 }
 
-/// Opens a regular file. A FIFO or a device is not opened, which could wait for ever, and a symbolic link is not
-/// followed.
+/// Opens a regular file. It does not open a FIFO or a device, which could block for ever, and follows no symbolic link.
 pub(super) fn open_regular(path: &Path) -> Result<File, Unavailable> {
     if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) {
         return Err(Unavailable::Gone);
@@ -51,11 +51,12 @@ pub(super) fn open_regular(path: &Path) -> Result<File, Unavailable> {
     })
 }
 
+/// Returns whether an open file is still the file at this path.
 #[cfg(unix)]
 pub(super) fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(open), Ok(there)) => open.ino() == there.ino() && open.dev() == there.dev(),
+        (Ok(open), Ok(current)) => open.ino() == current.ino() && open.dev() == current.dev(),
         _ => false,
     }
 }
@@ -65,7 +66,7 @@ pub(super) fn is_at(_: &File, path: &Path) -> bool {
     path.exists()
 }
 
-/// Creates a file that only its owner can read: label values may say more than everyone on the node should see.
+/// Creates a file that only its owner can read, since label values may be confidential.
 pub(super) fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true);
@@ -77,6 +78,7 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
+/// Creates a directory, with its parents, that only its owner can read.
 pub(super) fn create_directory(directory: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -88,7 +90,7 @@ pub(super) fn create_directory(directory: &Path) -> io::Result<()> {
     builder.create(directory)
 }
 
-/// Writes the names in a directory to disk.
+/// Syncs the entries of a directory to disk.
 #[cfg(unix)]
 pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()

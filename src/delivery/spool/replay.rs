@@ -1,4 +1,4 @@
-//! Delivers what earlier runs left in the spool.
+//! Delivers the payloads that earlier runs left in the spool.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,39 +8,39 @@ use reqwest::Method;
 use tokio::time::{Instant, timeout_at};
 
 use super::format::Payload;
-use super::group_state::GroupState;
-use super::last_success;
-use super::samples::{self, LabelSet};
+use super::last_success::family_header;
 use super::select::{Query, Scope, Selected};
 use super::store::{Entry, Spool};
 use crate::delivery::http::error::RequestError;
 use crate::delivery::http::retry;
-use crate::delivery::pushgateway::push::{PUSHED_WITHOUT, application_refused};
-use crate::delivery::pushgateway::{Pushgateway, TEXT_FORMAT};
+use crate::delivery::pushgateway::{GroupState, Pushgateway, STAGES_PUSHED, TEXT_FORMAT, application_refused};
 use crate::error::{Error, Kind};
+use crate::exposition::samples::{self, LabelSet};
 use crate::exposition::{self, Problems};
 use crate::job_thread::JobThread;
 use crate::schema::{METRICS, RUN_LAST_SUCCESS};
 
-/// What became of the oldest group in the spool.
+/// The result of a replay of the oldest group in the spool.
 #[derive(Debug)]
-pub(crate) enum Replayed {
-    /// There is none that no other process works with.
+pub(in crate::delivery) enum Replayed {
+    /// The spool has no payload that is free.
     Nothing,
-    /// Its payloads are off the spool: delivered, or the gateway has something newer.
+    /// The payloads are removed from the spool: delivered, or the gateway has a newer state.
     Done,
-    /// The gateway refused a payload for good, or the application's part of it. It is set aside, and there is a notice.
+    /// The gateway refused a payload for good, or the application's part of it. The payload is quarantined, and there
+    /// is a notice.
     Refused,
-    /// It stays where it is, and is left to a later process: the next group may be delivered.
-    PassedOver,
-    /// It stays where it is, and so do all others: the gateway takes none at this moment.
+    /// The group stays in the spool for a later process. The next group may be delivered.
+    Skipped,
+    /// All groups stay in the spool: the gateway accepts none at the moment.
     Failed,
-    /// A payload was sent and there was no answer: the gateway may apply it at any time. It stays, and its lock is kept.
+    /// A request had no response: the gateway may apply it at any time. The payload stays, and its lock is kept.
     Unanswered,
 }
 
-/// Delivers the payloads of the oldest group in this scope, in their order. Dropped half-way, they stay in the spool.
-pub(crate) async fn replay(
+/// Delivers the payloads of the oldest group in this scope, in their order. If the future is dropped, they stay in the
+/// spool.
+pub(in crate::delivery) async fn replay(
     gateway: &Pushgateway,
     spool: &Arc<Spool>,
     files: &JobThread,
@@ -66,26 +66,26 @@ struct Replay<'a> {
     is_sending: AtomicBool,
 }
 
-/// How the delivery of one payload went.
+/// The outcome of the delivery of one payload.
 enum Outcome {
     Delivered,
     /// The gateway shows a later run.
     Outdated(GroupState),
-    /// Another process ends a run of the group, and pushes something newer.
+    /// Another process ends a run of the group, and pushes a newer state.
     Superseded,
-    /// The gateway did not say what it has of the group.
+    /// The state of the group on the gateway is unknown.
     Unknown,
     Failed(RequestError),
 }
 
-/// Payloads of a group that a later run made out of date.
+/// Payloads of a group that a later run outdated.
 #[derive(Default)]
 struct Outdated {
     entries: Vec<Entry>,
-    /// Their last success.
-    left: Option<f64>,
+    /// The last success in the payloads.
+    last_success: Option<f64>,
     /// The last success that the gateway shows.
-    shown: Option<f64>,
+    shown_last_success: Option<f64>,
 }
 
 impl Replay<'_> {
@@ -101,23 +101,23 @@ impl Replay<'_> {
             let name = entry.name.clone();
             match self.deliver(&gateway, &entry).await? {
                 Outcome::Delivered => {
-                    outdated.shown = entry.payload.last_success().or(outdated.shown);
+                    outdated.shown_last_success = entry.payload.last_success().or(outdated.shown_last_success);
                     self.spool.set_delivered(&entry);
                     if !self.on_disk(move |spool| spool.remove(&entry)).await? {
-                        // It would be sent over and over.
+                        // Otherwise it would be sent again and again.
                         return Ok(self.skip_group(&name));
                     }
                 }
                 Outcome::Outdated(state) => {
-                    outdated.left = later(outdated.left, entry.payload.last_success());
-                    outdated.shown = later(outdated.shown, state.last_success);
-                    // The lock is kept, the body is not needed any more.
+                    outdated.last_success = latest(outdated.last_success, entry.payload.last_success());
+                    outdated.shown_last_success = latest(outdated.shown_last_success, state.last_success);
+                    // The lock is kept, and the body is not needed any more.
                     entry.payload.body = Bytes::new();
                     outdated.entries.push(entry);
                 }
                 Outcome::Superseded => return Ok(self.skip_group(&name)),
                 Outcome::Unknown => return Ok(Replayed::Failed),
-                Outcome::Failed(failure) => return self.failed(vec![entry], failure).await,
+                Outcome::Failed(err) => return self.failed(vec![entry], err).await,
             }
             let query = self.query.clone();
             next = match self.on_disk(move |spool| spool.next_behind(&name, &query)).await? {
@@ -128,8 +128,8 @@ impl Replay<'_> {
         self.remove_outdated(&gateway, outdated).await
     }
 
-    /// Delivers one payload, unless the gateway shows a later run of its group. The payload is locked before the gateway
-    /// is asked: a run that ends after that sees that an earlier payload may be on its way.
+    /// Delivers one payload, unless the gateway shows a later run of its group. The payload is locked before this reads
+    /// the state of the group: a run that ends later sees that an earlier payload may be in flight.
     async fn deliver(&self, gateway: &Pushgateway, entry: &Entry) -> Result<Outcome, Error> {
         let payload = &entry.payload;
         match gateway.group_state(payload.namespace.as_deref()).await {
@@ -137,13 +137,13 @@ impl Replay<'_> {
                 let state = state.unwrap_or_default();
                 let is_earlier =
                     |start| payload.follows.contains(&start) || self.spool.has_delivered(&entry.name, start);
-                if state.is_newer_than(payload, gateway.clock_offset(), is_earlier) {
+                if payload.is_outdated_by(&state, gateway.clock_offset(), is_earlier) {
                     return Ok(Outcome::Outdated(state));
                 }
             }
-            // A proxy may let nothing through but pushes. What is not shown is not newer; what this directory knows of later
-            // runs counts all the same.
-            Err(failure) if failure.error.is_refused() && !retry::is_retryable(&failure.error) => {}
+            // A proxy may let only pushes through. Then the payloads in this directory alone show whether a later run
+            // exists.
+            Err(err) if err.error.is_refused() && !retry::is_retryable(&err.error) => {}
             Err(_) => return Ok(Outcome::Unknown),
         }
         let name = entry.name.clone();
@@ -153,30 +153,30 @@ impl Replay<'_> {
         let entries = std::slice::from_ref(entry);
         let refusal = match self.send(gateway, entries, payload.body.clone()).await {
             Ok(()) => return Ok(Outcome::Delivered),
-            Err(failure) if failure.error.status() == Some(400) => failure,
-            Err(failure) => return Ok(Outcome::Failed(failure)),
+            Err(err) if err.error.status() == Some(400) => err,
+            Err(err) => return Ok(Outcome::Failed(err)),
         };
-        // One of the application's metrics must not take the stages down with it.
+        // A metric of the application must not cost the stages.
         let Some(own) = own_families(payload) else { return Ok(Outcome::Failed(refusal)) };
         Ok(Outcome::Failed(match self.send(gateway, entries, own).await {
-            Ok(()) => application_refused(gateway, PUSHED_WITHOUT, refusal.error).into(),
-            Err(failure) => failure,
+            Ok(()) => application_refused(gateway, STAGES_PUSHED, refusal.error).into(),
+            Err(err) => err,
         }))
     }
 
-    /// Removes payloads that are out of date. A last success that is later than the one at the gateway is pushed before,
-    /// alone: the family has one series, so that nothing of the later run is replaced but the time.
+    /// Removes outdated payloads. If their last success is later than the one on the gateway, it is pushed first and
+    /// alone: the family has one series, so the push replaces only that time of the later run.
     async fn remove_outdated(&self, gateway: &Pushgateway, outdated: Outdated) -> Result<Replayed, Error> {
-        let Outdated { entries, left, shown } = outdated;
+        let Outdated { entries, last_success, shown_last_success } = outdated;
         let namespace = entries.last().and_then(|entry| entry.payload.namespace.clone());
-        if let (Some(left), Some(namespace)) = (left, namespace)
-            && shown.is_none_or(|shown| left > shown)
+        if let (Some(time), Some(namespace)) = (last_success, namespace)
+            && shown_last_success.is_none_or(|shown| time > shown)
         {
             let name = RUN_LAST_SUCCESS.name(&namespace);
-            let mut text = last_success::header(&name);
-            samples::write(&mut text, &name, &LabelSet::new(), left);
-            if let Err(failure) = self.send(gateway, &entries, text.into()).await {
-                return self.failed(entries, failure).await;
+            let mut text = family_header(&name);
+            samples::write(&mut text, &name, &LabelSet::new(), time);
+            if let Err(err) = self.send(gateway, &entries, text.into()).await {
+                return self.failed(entries, err).await;
             }
         }
         let last = entries.last().map(|entry| entry.name.clone());
@@ -187,23 +187,24 @@ impl Replay<'_> {
         })
     }
 
-    /// Sends what these payloads have. Their locks are kept where that ends without an answer, by an error, by the time, or
-    /// because nobody waits any more: the gateway may still apply the request.
+    /// Sends a request for these payloads. Their locks are kept if it ends without a response, by an error, at the
+    /// deadline or because the future is dropped: the gateway may still apply the request.
     async fn send(&self, gateway: &Pushgateway, entries: &[Entry], body: Bytes) -> Result<(), RequestError> {
         let content_type = entries.first().map_or(TEXT_FORMAT, |entry| entry.payload.content_type.as_str());
         let kept: Vec<_> = entries.iter().filter(|entry| self.spool.keep_locked(entry)).collect();
         self.is_sending.store(true, Ordering::Relaxed);
         let result = gateway.send_as(Method::POST, gateway.body(body), content_type).await;
         self.is_sending.store(false, Ordering::Relaxed);
-        if !result.as_ref().is_err_and(|failure| failure.may_have_arrived) {
+        if !result.as_ref().is_err_and(|err| err.may_have_arrived) {
             kept.into_iter().for_each(|entry| self.spool.release(entry));
         }
         result
     }
 
-    async fn failed(&self, entries: Vec<Entry>, failure: RequestError) -> Result<Replayed, Error> {
+    /// Decides what happens to payloads that the gateway did not accept.
+    async fn failed(&self, entries: Vec<Entry>, err: RequestError) -> Result<Replayed, Error> {
         let Some(name) = entries.last().map(|entry| entry.name.clone()) else { return Ok(Replayed::Failed) };
-        let RequestError { error, retry_after, .. } = failure;
+        let RequestError { error, retry_after, .. } = err;
         let kind = error.kind();
         if retry::is_payload_rejected(&error) && self.on_disk(move |spool| spool.refuse(&entries, &error)).await? {
             return Ok(Replayed::Refused);
@@ -211,7 +212,7 @@ impl Replay<'_> {
         Ok(match kind {
             Kind::Unreachable | Kind::Refused(429) => Replayed::Failed,
             _ if retry_after.is_some() => Replayed::Failed,
-            // It may be this payload alone that does not get through.
+            // The gateway may accept other payloads.
             _ if self.spool.is_unanswered(&name) => {
                 self.spool.skip_group(&name);
                 Replayed::Unanswered
@@ -222,7 +223,7 @@ impl Replay<'_> {
 
     fn skip_group(&self, name: &str) -> Replayed {
         self.spool.skip_group(name);
-        Replayed::PassedOver
+        Replayed::Skipped
     }
 
     async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce(&Spool) -> T + Send + 'static) -> Result<T, Error> {
@@ -231,11 +232,11 @@ impl Replay<'_> {
     }
 }
 
-fn later(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+fn latest(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     a.into_iter().chain(b).reduce(f64::max)
 }
 
-/// This crate's own part of a payload, whatever its namespace; `None` where that is nothing or all of it.
+/// Returns the part of a payload that is this crate's own metrics; `None` if that is empty or the whole.
 fn own_families(payload: &Payload) -> Option<Bytes> {
     let (text, namespace) = (payload.text()?, payload.namespace.as_deref()?);
     let names: Vec<_> = METRICS.iter().map(|metric| metric.name(namespace)).collect();

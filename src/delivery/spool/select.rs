@@ -1,4 +1,4 @@
-//! Which payload is next, and what other processes do with a group.
+//! Selects the next payload, and checks what other processes do with a group.
 
 use std::io::{Read, Seek};
 
@@ -7,20 +7,19 @@ use bytes::Bytes;
 use super::format::{MAX_HEAD, Payload, Unreadable};
 use super::last_success::LastSuccesses;
 use super::lock::{self, Unavailable};
-use super::names::{self, CORRUPT, EXTENSION, Name, TEMPORARY};
+use super::names::{self, CORRUPT, EXTENSION, FileName, TEMPORARY};
 use super::store::{Entry, MAX_SPOOL_BYTES, Spool};
-use crate::delivery::pushgateway::Grouping;
-use crate::delivery::pushgateway::Pushgateway;
+use crate::delivery::pushgateway::{Grouping, Pushgateway};
 
-/// Which groups are looked at.
+/// The groups of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
+pub(in crate::delivery) enum Scope {
     /// The group that this process pushes to.
     OwnGroup,
     OtherGroups,
 }
 
-/// Which payloads are looked for.
+/// Selects payloads by gateway and group.
 #[derive(Clone, Debug)]
 pub(super) struct Query {
     gateway: String,
@@ -28,18 +27,18 @@ pub(super) struct Query {
     scope: Scope,
 }
 
-/// What was found.
+/// The result of a query.
 #[derive(Debug)]
 pub(super) enum Selected {
     Entry(Box<Entry>),
-    /// Another process works with a payload that comes first.
+    /// Another process works with an earlier payload.
     Locked,
     Nothing,
 }
 
-/// The own group's payloads that this run could not deliver, and what must not be lost of them.
+/// The payloads of the own group that this run could not deliver, and their last successes.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct CarriedOver {
+pub(in crate::delivery) struct CarriedOver {
     successes: LastSuccesses,
     names: Vec<String>,
 }
@@ -50,8 +49,8 @@ impl CarriedOver {
         &self.names
     }
 
-    /// A state of this run with the last successes of the payloads, as far as it has none itself.
-    pub(crate) fn complete(&self, exposition: Bytes) -> Bytes {
+    /// Adds the last successes of the payloads to a state of this run, except those that the state has itself.
+    pub(in crate::delivery) fn complete(&self, exposition: Bytes) -> Bytes {
         match std::str::from_utf8(&exposition) {
             Ok(text) if !self.successes.is_empty() => self.successes.complete(text).into(),
             _ => exposition,
@@ -64,7 +63,7 @@ impl Query {
         Self { gateway: gateway.endpoint().to_owned(), own_group: gateway.grouping().clone(), scope }
     }
 
-    /// Files of format 1 are for whatever gateway this process has.
+    /// A payload of format 1 is for the gateway of this process.
     fn is_for_gateway(&self, payload: &Payload) -> bool {
         payload.gateway.as_ref().is_none_or(|gateway| *gateway == self.gateway)
     }
@@ -75,8 +74,8 @@ impl Query {
 }
 
 impl Spool {
-    /// The oldest payload that no other process works with. One behind another of its group that is locked is left too,
-    /// so that a group's payloads are sent in their order. Sets corrupt files aside.
+    /// Returns the oldest payload that no other process works with. Skips the payloads behind a locked one of their
+    /// group, so that the payloads of a group are sent in order. Quarantines corrupt files.
     pub(super) fn next(&self, query: &Query) -> Selected {
         let own = names::group_hash(&query.own_group);
         match query.scope {
@@ -85,30 +84,30 @@ impl Spool {
         }
     }
 
-    /// The payload behind this one in its group.
+    /// Returns the payload behind this one in its group.
     pub(super) fn next_behind(&self, name: &str, query: &Query) -> Selected {
-        let Some(group) = Name::parse(name).map(|name| name.group) else { return Selected::Nothing };
+        let Some(group) = FileName::parse(name).map(|name| name.group) else { return Selected::Nothing };
         self.select(query, Some(name), |hash| hash == Some(group), true)
     }
 
-    /// `is_one_group`: a locked payload ends the search, since all others are behind it.
+    /// Selects the first free payload. `is_one_group`: a locked payload ends the search, since all others are behind it.
     fn select(
         &self,
         query: &Query,
         after: Option<&str>,
-        wanted: impl Fn(Option<&str>) -> bool,
+        has_group: impl Fn(Option<&str>) -> bool,
         is_one_group: bool,
     ) -> Selected {
         let names = self.payload_names().unwrap_or_default();
-        let mut skipped = self.state().retain(&names).passed_over.clone();
+        let mut skipped = self.state().retain(&names).skipped_groups.clone();
         for name in names {
-            // A file that this crate did not name has none, and is most likely set aside when it is read.
-            let group = Name::parse(&name).map(|name| name.group);
-            let is_wanted = wanted(group)
+            // A file that another program named has no group, and is most likely quarantined when it is read.
+            let group = FileName::parse(&name).map(|name| name.group);
+            let is_candidate = has_group(group)
                 && after.is_none_or(|after| name.as_str() > after)
                 && !group.is_some_and(|group| skipped.contains(group))
-                && !self.state().left_alone.contains(&name);
-            if !is_wanted {
+                && !self.state().ignored_files.contains(&name);
+            if !is_candidate {
                 continue;
             }
             let file = match self.lock(&name) {
@@ -120,105 +119,110 @@ impl Spool {
                 }
                 Err(Unavailable::Gone) => continue,
                 Err(Unavailable::Denied(error)) => {
-                    self.leave_alone(&name, error);
+                    self.ignore(&name, error);
                     continue;
                 }
             };
             match read(&file) {
                 Ok(Ok(payload)) if query.is_for_gateway(&payload) && query.is_in_scope(&payload.group) => {
-                    let _held = self.hold(&name);
-                    return Selected::Entry(Box::new(Entry { name, file, _held, payload }));
+                    let _in_use = self.set_in_use(&name);
+                    return Selected::Entry(Box::new(Entry { name, file, _in_use, payload }));
                 }
-                Ok(Ok(_) | Err(Unreadable::LaterFormat)) => drop(self.state().left_alone.insert(name)),
+                Ok(Ok(_) | Err(Unreadable::LaterFormat)) => drop(self.state().ignored_files.insert(name)),
                 Ok(Err(Unreadable::Corrupt)) => drop(self.quarantine(&name, CORRUPT)),
-                Err(error) => self.leave_alone(&name, error),
+                Err(error) => self.ignore(&name, error),
             }
         }
         Selected::Nothing
     }
 
-    fn leave_alone(&self, name: &str, error: std::io::Error) {
-        if self.state().left_alone.insert(name.to_owned()) {
+    /// Ignores a file that cannot be read from now on, and reports it.
+    fn ignore(&self, name: &str, error: std::io::Error) {
+        if self.state().ignored_files.insert(name.to_owned()) {
             self.notice(format!("cannot read payload {:?}: it is left where it is", self.path(name)), error);
         }
     }
 
     /// Leaves the group of this payload to a later process.
     pub(super) fn skip_group(&self, name: &str) {
-        if let Some(name) = Name::parse(name) {
-            self.state().passed_over.insert(name.group.to_owned());
+        if let Some(name) = FileName::parse(name) {
+            self.state().skipped_groups.insert(name.group.to_owned());
         }
     }
 
-    /// Whether this process delivered a payload of this group whose run began then: an earlier one than those that wait.
+    /// Returns whether this process delivered a payload of this group for the run that began then. Such a run precedes
+    /// those of the waiting payloads.
     pub(super) fn has_delivered(&self, name: &str, run_start: f64) -> bool {
-        let delivered = |name: Name| self.state().delivered.contains(&(name.group.to_owned(), run_start.to_bits()));
-        Name::parse(name).is_some_and(delivered)
+        let delivered =
+            |name: FileName| self.state().delivered_runs.contains(&(name.group.to_owned(), run_start.to_bits()));
+        FileName::parse(name).is_some_and(delivered)
     }
 
+    /// Records that the payload of a run is delivered.
     pub(super) fn set_delivered(&self, entry: &Entry) {
-        if let (Some(name), Some(run_start)) = (Name::parse(&entry.name), entry.payload.run_start) {
-            self.state().delivered.insert((name.group.to_owned(), run_start.to_bits()));
+        if let (Some(name), Some(run_start)) = (FileName::parse(&entry.name), entry.payload.run_start) {
+            self.state().delivered_runs.insert((name.group.to_owned(), run_start.to_bits()));
         }
     }
 
-    /// Keeps the lock of a payload when the entry is gone, because its request may be without an answer. Whether it was
-    /// not kept before.
+    /// Keeps the lock of a payload after its entry is dropped, because its request may have no response. Returns
+    /// whether the lock was not kept before.
     pub(super) fn keep_locked(&self, entry: &Entry) -> bool {
         let mut state = self.state();
         if state.unanswered.contains_key(&entry.name) {
             return false;
         }
-        // Without a file handle to be had, the lock goes with the entry.
+        // Without a free file handle, dropping the entry releases the lock.
         let copy = entry.file.try_clone().map(|file| state.unanswered.insert(entry.name.clone(), file));
         copy.is_ok()
     }
 
-    /// The request of a payload was answered: the lock goes with the entry.
+    /// Stops keeping the lock of a payload whose request had a response: dropping the entry releases the lock.
     pub(super) fn release(&self, entry: &Entry) {
         self.state().unanswered.remove(&entry.name);
     }
 
+    /// Returns whether a request of the payload had no response.
     pub(super) fn is_unanswered(&self, name: &str) -> bool {
         self.state().unanswered.contains_key(name)
     }
 
-    /// Whether another process ends a run of this payload's group: a later file of it is being written or pushed.
+    /// Returns whether another process ends a run of this payload's group: it writes or pushes a later file of the group.
     pub(super) fn is_run_ending(&self, name: &str) -> bool {
-        Name::parse(name).is_some_and(|own| {
-            let is_later = |other: Name| matches!(other.extension, EXTENSION | TEMPORARY) && other.stem > own.stem;
+        FileName::parse(name).is_some_and(|own| {
+            let is_later = |other: FileName| matches!(other.extension, EXTENSION | TEMPORARY) && other.stem > own.stem;
             self.is_locked_elsewhere(own.group, is_later)
         })
     }
 
-    /// Whether another process still delivers a payload of the group that is earlier than this one. Its request may
-    /// reach the gateway after this one's push.
-    pub(crate) fn is_group_in_use(&self, entry: &Entry) -> bool {
-        Name::parse(&entry.name).is_some_and(|own| {
+    /// Returns whether another process still delivers an earlier payload of the group. Its request may reach the gateway
+    /// after the push of this one.
+    pub(in crate::delivery) fn is_group_in_use(&self, entry: &Entry) -> bool {
+        FileName::parse(&entry.name).is_some_and(|own| {
             self.is_locked_elsewhere(own.group, |other| other.extension == EXTENSION && other.stem < own.stem)
         })
     }
 
-    pub(super) fn is_locked_elsewhere(&self, group: &str, wanted: impl Fn(Name) -> bool) -> bool {
+    /// Returns whether another process holds the lock of a file of the group that `is_candidate` selects.
+    pub(super) fn is_locked_elsewhere(&self, group: &str, is_candidate: impl Fn(FileName) -> bool) -> bool {
         let names = self.names().unwrap_or_default();
         let is_locked = |file: &String| {
-            let is_wanted = Name::parse(file).is_some_and(|name| name.group == group && wanted(name));
-            is_wanted
-                && !self.is_held(file)
+            FileName::parse(file).is_some_and(|name| name.group == group && is_candidate(name))
+                && !self.is_in_use(file)
                 && !self.state().unanswered.contains_key(file)
                 && matches!(lock::open_locked(&self.path(file)), Err(Unavailable::Locked))
         };
         names.iter().any(is_locked)
     }
 
-    /// What waits of the own group, to be carried over into this run's own pushes.
-    pub(crate) fn carry_over(&self, gateway: &Pushgateway) -> CarriedOver {
+    /// Reads the payloads of the own group, whose last successes the pushes of this run carry over.
+    pub(in crate::delivery) fn carry_over(&self, gateway: &Pushgateway) -> CarriedOver {
         let query = Query::new(gateway, Scope::OwnGroup);
         let own = names::group_hash(gateway.grouping());
         let mut carried = CarriedOver::default();
         for name in self.payload_names().unwrap_or_default() {
-            // Also those that another process works with: they are read, not changed.
-            let Some(payload) = Name::parse(&name)
+            // Locked payloads too, since they are only read.
+            let Some(payload) = FileName::parse(&name)
                 .filter(|name| name.group == own)
                 .and_then(|_| lock::open_regular(&self.path(&name)).ok())
                 .and_then(|file| read(&file).ok()?.ok())
@@ -233,9 +237,8 @@ impl Spool {
         carried
     }
 
-    /// Removes payloads that were carried over, when the gateway has this run's final state. Those that another process
-    /// works with stay.
-    pub(crate) fn remove_carried_over(&self, carried: &CarriedOver) {
+    /// Removes payloads that were carried over, once the gateway has the final state of this run. Locked payloads stay.
+    pub(in crate::delivery) fn remove_carried_over(&self, carried: &CarriedOver) {
         for name in &carried.names {
             if self.lock(name).is_ok() {
                 let _ = std::fs::remove_file(self.path(name));
@@ -244,11 +247,11 @@ impl Spool {
         }
     }
 
-    /// Starts of the runs whose payloads for the same gateway and group are among these files.
+    /// Returns the run starts of the payloads for the same gateway and group among these files.
     pub(super) fn run_starts(&self, names: &[String], payload: &Payload) -> Vec<f64> {
         let group = names::group_hash(&payload.group);
         let run_start = |file: &String| {
-            Name::parse(file).filter(|name| name.group == group && name.extension == EXTENSION)?;
+            FileName::parse(file).filter(|name| name.group == group && name.extension == EXTENSION)?;
             let mut head = Vec::new();
             lock::open_regular(&self.path(file)).ok()?.take(MAX_HEAD as u64).read_to_end(&mut head).ok()?;
             let (earlier, _) = Payload::parse_head(&head).ok()?;
@@ -259,7 +262,7 @@ impl Spool {
 }
 
 fn read(mut file: &std::fs::File) -> std::io::Result<Result<Payload, Unreadable>> {
-    // A handle that was kept with its lock has been read before.
+    // A handle that was kept with its lock was read before.
     file.rewind()?;
     let mut content = Vec::new();
     Read::by_ref(&mut file).take(MAX_SPOOL_BYTES + MAX_HEAD as u64).read_to_end(&mut content)?;

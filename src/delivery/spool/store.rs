@@ -1,4 +1,4 @@
-//! The directory: opened, written to and kept within bounds.
+//! The spool directory: opening, writing, removing, and its bounds.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -11,102 +11,102 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::format::Payload;
-use super::lock::{self, Opened, Unavailable};
-use super::names::{self, EXTENSION, Name, TEMPORARY};
-use crate::delivery::DeliveryEvent;
+use super::lock::{self, OpenFile, Unavailable};
+use super::names::{self, EXTENSION, FileName, TEMPORARY};
+use crate::delivery::event::DeliveryEvent;
 use crate::delivery::pushgateway::Pushgateway;
 use crate::error::{Error, Kind};
 
-/// Files a spool directory keeps; beyond, the oldest are dropped.
+/// Limit of the files in a spool directory. Beyond it, the oldest are dropped.
 pub const MAX_SPOOL_FILES: usize = 1_000;
-/// Bytes its files have together; beyond, the oldest are dropped.
+/// Limit of the bytes in a spool directory. Beyond it, the oldest files are dropped.
 pub const MAX_SPOOL_BYTES: u64 = 256 << 20;
 
-/// Age from which a temporary file that nobody holds was left by a process that is gone.
+/// Age from which an unlocked temporary file counts as abandoned: its process is gone.
 const ABANDONED: Duration = Duration::from_secs(60);
 
-/// A directory of payloads. All functions that touch the disk may block for as long as it does.
+/// A directory of payloads. Functions that access the disk block as long as the disk does.
 #[derive(Debug)]
 pub(crate) struct Spool {
     pub(super) directory: PathBuf,
-    /// Prefix of the names of this process's metrics.
+    /// Prefix of this process's metrics.
     namespace: String,
     max_files: usize,
     max_bytes: u64,
     dropped: AtomicU64,
     state: Mutex<State>,
-    /// Names of files that this process works with: their locks are no sign of another one.
-    held: Arc<Mutex<HashSet<String>>>,
+    /// Names of the files that this process works with: their locks are not those of another process.
+    in_use: Arc<Mutex<HashSet<String>>>,
 }
 
-/// A file that this process works with for as long as this is kept.
+/// Marks a file as in use by this process until it is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct InUse {
     name: String,
-    held: Arc<Mutex<HashSet<String>>>,
+    in_use: Arc<Mutex<HashSet<String>>>,
 }
 
-impl Drop for Held {
+impl Drop for InUse {
     fn drop(&mut self) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
     }
 }
 
-/// What this process knows of the directory. Each part has at most an item for a file.
+/// The state of this process for the directory. Each collection has at most one item for a file.
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// Hashes of groups whose payloads do not get through: not tried again by this process.
-    pub(super) passed_over: HashSet<String>,
-    /// Names of files that are not for this process: of another gateway, or not to be opened or read.
-    pub(super) left_alone: HashSet<String>,
-    /// Files of requests whose outcome is unknown, by name. The locks stay until the process ends or a later request
-    /// for the file is answered: the gateway may apply the first one at any time.
+    /// Hashes of groups whose payloads this process does not try again.
+    pub(super) skipped_groups: HashSet<String>,
+    /// Names of files that this process ignores: for another gateway, or unreadable.
+    pub(super) ignored_files: HashSet<String>,
+    /// Files of requests whose outcome is unknown, by name. Their locks are kept until the process ends or a later
+    /// request for the file has a response: the gateway may apply the first request at any time.
     pub(super) unanswered: HashMap<String, File>,
     /// Hash of the group and bits of the run's start of payloads that this process delivered.
-    pub(super) delivered: HashSet<(String, u64)>,
+    pub(super) delivered_runs: HashSet<(String, u64)>,
     notices: Vec<DeliveryEvent>,
-    lacks: HashSet<&'static str>,
+    reported_lacks: HashSet<&'static str>,
 }
 
 impl State {
-    /// Forgets what is gone. The names are sorted.
+    /// Forgets files that do not exist any more. The names are sorted.
     pub(super) fn retain(&mut self, names: &[String]) -> &mut Self {
-        let groups: HashSet<_> = names.iter().filter_map(|name| Some(Name::parse(name)?.group)).collect();
-        self.passed_over.retain(|group| groups.contains(group.as_str()));
-        self.delivered.retain(|(group, _)| groups.contains(group.as_str()));
-        self.left_alone.retain(|name| names.binary_search(name).is_ok());
+        let groups: HashSet<_> = names.iter().filter_map(|name| Some(FileName::parse(name)?.group)).collect();
+        self.skipped_groups.retain(|group| groups.contains(group.as_str()));
+        self.delivered_runs.retain(|(group, _)| groups.contains(group.as_str()));
+        self.ignored_files.retain(|name| names.binary_search(name).is_ok());
         self
     }
 }
 
-/// A payload in the spool that no other process works with for as long as this is kept.
+/// A payload in the spool, locked against other processes until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(in crate::delivery) struct Entry {
     pub(super) name: String,
     /// Locked.
     pub(super) file: File,
-    pub(super) _held: Held,
-    pub(crate) payload: Payload,
+    pub(super) _in_use: InUse,
+    pub(in crate::delivery) payload: Payload,
 }
 
-/// A payload was written.
+/// The result of writing a payload.
 #[derive(Debug)]
-pub(crate) struct Written {
-    /// `None` where the gateway had the payload before the file was ready.
-    pub(crate) entry: Option<Entry>,
-    /// Another process was delivering an earlier payload of the group, which may replace this one at the gateway.
-    pub(crate) group_in_use: bool,
+pub(in crate::delivery) struct Written {
+    /// `None` if the gateway had the payload before the file was complete.
+    pub(in crate::delivery) entry: Option<Entry>,
+    /// Whether another process was delivering an earlier payload of the group, which may replace this one on the gateway.
+    pub(in crate::delivery) group_in_use: bool,
 }
 
 impl Spool {
-    /// Opens the directory, makes it if it is not there, and finds what its file system cannot do.
+    /// Opens the directory, creates it if it does not exist, and checks what its file system supports.
     ///
     /// # Errors
     ///
-    /// A configuration error where files cannot be written, read and listed in it.
+    /// A configuration error if files cannot be written, read or listed in the directory.
     pub(crate) fn open(directory: PathBuf, namespace: &str) -> Result<Self, Error> {
-        let failed = |what: &str, error: io::Error| {
-            Error::config(format!("cannot {what} spool directory {directory:?}: check its permissions"))
+        let failed = |action: &str, error: io::Error| {
+            Error::config(format!("cannot {action} spool directory {directory:?}: check its permissions"))
                 .with_source(error)
         };
         // A later change of the working directory does not move the spool.
@@ -118,7 +118,7 @@ impl Spool {
             max_bytes: MAX_SPOOL_BYTES,
             dropped: AtomicU64::new(0),
             state: Mutex::default(),
-            held: Arc::default(),
+            in_use: Arc::default(),
         };
         let probe = format!(".{}.{TEMPORARY}", names::next_stem([], "probe"));
         lock::create_directory(&spool.directory)
@@ -128,23 +128,24 @@ impl Spool {
         Ok(spool)
     }
 
+    /// Creates and removes a file.
     fn probe(&self, path: &Path) -> io::Result<()> {
         let file = lock::create(path)?;
-        self.note_lock(file.lock());
-        self.note_sync(lock::sync_directory(&self.directory));
+        self.report_lock(file.lock());
+        self.report_sync(lock::sync_directory(&self.directory));
         fs::remove_file(path)
     }
 
-    /// The state of this moment, for [`write`](Self::write). Touches no disk.
-    pub(crate) fn payload(&self, gateway: &Pushgateway, text: Bytes) -> Payload {
-        Payload::of_text(gateway, &self.namespace, text)
+    /// Creates a payload of the current state, without access to the disk.
+    pub(in crate::delivery) fn payload(&self, gateway: &Pushgateway, text: Bytes) -> Payload {
+        Payload::from_text(gateway, &self.namespace, text)
     }
 
-    /// Writes a payload and keeps it from other processes. When this returns, it is on disk.
+    /// Writes and locks a payload. The payload is on disk when this returns.
     ///
-    /// `is_delivered` is looked at just before the file gets its name: where the gateway has the payload by then, the file
-    /// is removed instead, unless [`group_in_use`](Written::group_in_use).
-    pub(crate) fn write(&self, payload: &Payload, is_delivered: &AtomicBool) -> Result<Written, Error> {
+    /// `is_delivered` is read just before the file gets its final name: if the gateway has the payload by then, the
+    /// file is removed instead, unless [`group_in_use`](Written::group_in_use).
+    pub(in crate::delivery) fn write(&self, payload: &Payload, is_delivered: &AtomicBool) -> Result<Written, Error> {
         let size = payload.body.len() as u64;
         if size > self.max_bytes {
             let text = format!("a payload of {size} bytes is more than the spool's {}", self.max_bytes);
@@ -157,89 +158,90 @@ impl Spool {
         let mut payload = payload.clone();
         payload.follows = self.run_starts(&existing, &payload);
         let (temporary, name) = (self.path(&format!(".{stem}.{TEMPORARY}")), format!("{stem}.{EXTENSION}"));
-        let _temporary = self.hold(&format!(".{stem}.{TEMPORARY}"));
-        let held = self.hold(&name);
+        let _temporary = self.set_in_use(&format!(".{stem}.{TEMPORARY}"));
+        let in_use = self.set_in_use(&name);
         let mut group_in_use = false;
         let mut store = || {
             let mut file = lock::create(&temporary)?;
-            // Before it has its name: nobody finds it unlocked.
-            self.note_lock(file.lock());
-            // After the file is there: see the module's documentation.
+            // Before the file has its final name, so that no process sees it unlocked.
+            self.report_lock(file.lock());
+            // After the file exists: see the module documentation.
             group_in_use =
                 self.is_locked_elsewhere(&group, |other| other.extension == EXTENSION && *other.stem < *stem);
             file.write_all(payload.head().as_bytes())?;
             file.write_all(&payload.body)?;
             file.sync_all()?;
-            // Pairs with the `Release` of the delivery thread, for the order alone.
+            // Pairs with the `Release` store after the push, which orders the two.
             if is_delivered.load(Ordering::Acquire) && !group_in_use {
                 fs::remove_file(&temporary)?;
                 return Ok(None);
             }
             fs::rename(&temporary, self.path(&name))?;
-            // The file is there, whatever comes of this.
-            self.note_sync(lock::sync_directory(&self.directory));
+            // The file exists even if this fails.
+            self.report_sync(lock::sync_directory(&self.directory));
             Ok(Some(file))
         };
         match store() {
             Ok(file) => {
-                let entry = file.map(|file| Entry { name, file, _held: held, payload });
+                let entry = file.map(|file| Entry { name, file, _in_use: in_use, payload });
                 Ok(Written { entry, group_in_use })
             }
             Err(error) => {
-                // What was written of it is of no use.
+                // An incomplete file is of no use.
                 let _ = fs::remove_file(&temporary);
                 Err(self.failed("write to", error))
             }
         }
     }
 
-    /// Removes a payload: the gateway has it, or something newer. Whether it is gone.
-    pub(crate) fn remove(&self, entry: &Entry) -> bool {
+    /// Removes a payload that the gateway has, or whose group has a newer state. Returns whether the file is removed.
+    pub(in crate::delivery) fn remove(&self, entry: &Entry) -> bool {
         let removed = fs::remove_file(self.path(&entry.name)).is_ok();
         self.state().unanswered.remove(&entry.name);
         removed
     }
 
-    /// Sets payloads aside that the gateway will never take. Whether they are out of the way.
+    /// Quarantines payloads that the gateway refused for good. Returns whether all of them are renamed.
     pub(super) fn refuse(&self, entries: &[Entry], error: &Error) -> bool {
-        let is_set_aside = entries.iter().all(|entry| self.quarantine(&entry.name, names::REFUSED));
+        let is_quarantined = entries.iter().all(|entry| self.quarantine(&entry.name, names::REFUSED));
         let mut state = self.state();
         entries.iter().for_each(|entry| drop(state.unanswered.remove(&entry.name)));
-        if is_set_aside {
+        if is_quarantined {
             state.notices.push(DeliveryEvent::ReplayRefused(error.copy()));
         }
-        is_set_aside
+        is_quarantined
     }
 
+    /// Renames a file to another extension, so that no process delivers it. Returns whether that succeeded.
     pub(super) fn quarantine(&self, name: &str, extension: &str) -> bool {
         let path = self.path(name);
         fs::rename(&path, path.with_extension(extension)).is_ok()
     }
 
-    /// How many payloads wait.
-    pub(crate) fn len(&self) -> usize {
+    /// Returns the number of payloads in the directory.
+    pub(in crate::delivery) fn len(&self) -> usize {
         self.payload_names().map_or(0, |names| names.len())
     }
 
-    /// How many payloads were dropped by this process to stay within the bounds.
-    pub(crate) fn dropped(&self) -> u64 {
+    /// Returns the number of payloads that this process dropped to stay within the bounds.
+    pub(in crate::delivery) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// What a user should know since the last call: each lack of the file system once, and each payload that was refused.
-    /// It is here rather than in the result of a function, which is lost where nobody waits for it any more.
-    pub(crate) fn take_notices(&self) -> Vec<DeliveryEvent> {
+    /// Returns the notices since the last call: each lack of the file system once, and each refused payload. They are
+    /// kept here, since the result of a function is lost when its caller stops waiting.
+    pub(in crate::delivery) fn take_notices(&self) -> Vec<DeliveryEvent> {
         std::mem::take(&mut self.state().notices)
     }
 
-    /// The names of the payloads, oldest first. What is not a regular file is none.
+    /// Returns the names of the payloads, oldest first. Only regular files count.
     pub(super) fn payload_names(&self) -> Result<Vec<String>, Error> {
         let mut names = self.names().map_err(|error| self.failed("read", error))?;
         names.retain(|name| Path::new(name).extension().is_some_and(|extension| extension == EXTENSION));
         Ok(names)
     }
 
-    /// The names of all regular files, sorted.
+    /// Returns the names of all regular files, sorted.
     pub(super) fn names(&self) -> io::Result<Vec<String>> {
         let entries = fs::read_dir(&self.directory)?.filter_map(Result::ok);
         let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
@@ -248,14 +250,14 @@ impl Spool {
         Ok(names)
     }
 
-    /// Drops the oldest files until one more of this size is within the bounds: corrupt and refused ones, those for other
-    /// gateways, and temporary ones whose writer is gone, count and are dropped like others.
-    pub(crate) fn evict_oldest(&self, size: u64) {
+    /// Drops the oldest files until another file of this size is within the bounds. Corrupt and refused files, files
+    /// for other gateways and abandoned temporary files count, and are dropped like others.
+    pub(in crate::delivery) fn evict_oldest(&self, size: u64) {
         let Ok(names) = self.names() else { return };
         let mut files: Vec<_> = names
             .iter()
             .filter_map(|file| {
-                let name = Name::parse(file)?;
+                let name = FileName::parse(file)?;
                 Some((name, file, fs::symlink_metadata(self.path(file)).ok()?))
             })
             .collect();
@@ -263,13 +265,13 @@ impl Spool {
         let (mut count, mut bytes) = (files.len(), files.iter().map(|(.., metadata)| metadata.len()).sum::<u64>());
         for (name, file, metadata) in files {
             let is_temporary = name.extension == TEMPORARY;
-            // Its writer may not have come to lock it yet.
+            // The writer of a young file may not have locked it yet.
             let is_abandoned = is_temporary && is_old(&metadata);
             if is_temporary != is_abandoned || !is_abandoned && count < self.max_files && bytes + size <= self.max_bytes
             {
                 continue;
             }
-            // Held by a process that is at work with it: not ours to drop.
+            // Another process works with a locked file.
             let Ok(_locked) = lock::open_locked(&self.path(file)) else { continue };
             if fs::remove_file(self.path(file)).is_ok() {
                 count -= 1;
@@ -286,28 +288,30 @@ impl Spool {
         (self.max_files, self.max_bytes) = (files, bytes);
     }
 
-    /// Opens a payload and locks it. A file of which this process holds the lock already is taken with it.
+    /// Opens and locks a payload. If this process holds the lock already, it returns another handle with the same lock.
     pub(super) fn lock(&self, name: &str) -> Result<File, Unavailable> {
         if let Some(file) = self.state().unanswered.get(name) {
-            // The same lock: it is free when both are closed.
+            // The lock is released when both handles are closed.
             return file.try_clone().map_err(Unavailable::Denied);
         }
-        let Opened { file, lock } = lock::open_locked(&self.path(name))?;
-        self.note_lock(lock);
+        let OpenFile { file, lock } = lock::open_locked(&self.path(name))?;
+        self.report_lock(lock);
         Ok(file)
     }
 
-    pub(super) fn hold(&self, name: &str) -> Held {
-        self.held().insert(name.to_owned());
-        Held { name: name.to_owned(), held: Arc::clone(&self.held) }
+    /// Marks a file as in use by this process.
+    pub(super) fn set_in_use(&self, name: &str) -> InUse {
+        self.in_use().insert(name.to_owned());
+        InUse { name: name.to_owned(), in_use: Arc::clone(&self.in_use) }
     }
 
-    pub(super) fn is_held(&self, name: &str) -> bool {
-        self.held().contains(name)
+    /// Returns whether this process works with a file.
+    pub(super) fn is_in_use(&self, name: &str) -> bool {
+        self.in_use().contains(name)
     }
 
-    fn held(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_use(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -318,34 +322,36 @@ impl Spool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Adds a notice that the spool works with limitations.
     pub(super) fn notice(&self, text: String, error: io::Error) {
         let error = Error::new(Kind::Delivery, text).with_source(error);
         self.state().notices.push(DeliveryEvent::SpoolDegraded(error));
     }
 
-    fn note_lock(&self, result: io::Result<()>) {
-        self.note_missing("has no file locks, so two processes may deliver the same payload", result);
+    fn report_lock(&self, result: io::Result<()>) {
+        self.report_lack("has no file locks, so two processes may deliver the same payload", result);
     }
 
-    fn note_sync(&self, result: io::Result<()>) {
-        self.note_missing("cannot be synced, so a loss of power may take a payload with it", result);
+    fn report_sync(&self, result: io::Result<()>) {
+        self.report_lack("cannot be synced, so a loss of power may take a payload with it", result);
     }
 
-    fn note_missing(&self, what: &'static str, result: io::Result<()>) {
+    /// Reports a lack of the file system once.
+    fn report_lack(&self, lack: &'static str, result: io::Result<()>) {
         if let Err(error) = result
-            && self.state().lacks.insert(what)
+            && self.state().reported_lacks.insert(lack)
         {
-            self.notice(format!("spool directory {:?} {what}", self.directory), error);
+            self.notice(format!("spool directory {:?} {lack}", self.directory), error);
         }
     }
 
-    fn failed(&self, what: &str, error: io::Error) -> Error {
-        let text = format!("cannot {what} spool directory {:?}", self.directory);
+    fn failed(&self, action: &str, error: io::Error) -> Error {
+        let text = format!("cannot {action} spool directory {:?}", self.directory);
         Error::new(Kind::Delivery, text).with_source(error)
     }
 }
 
-/// Whether a file was changed long ago. One of the future was written before the clock went back.
+/// Returns whether a file was modified long ago. A time in the future means that the clock was set back since.
 fn is_old(metadata: &fs::Metadata) -> bool {
     let now = SystemTime::now();
     let age = metadata.modified().map(|time| now.duration_since(time).unwrap_or_else(|ahead| ahead.duration()));

@@ -9,9 +9,9 @@ use super::format::Payload;
 use super::names::{self, CORRUPT};
 use super::select::{Query, Scope, Selected};
 use super::store::{Entry, Spool, Written};
-use super::{lock, names::Name};
+use super::{lock, names::FileName};
 use crate::Pushgateway;
-use crate::delivery::DeliveryEvent;
+use crate::delivery::event::DeliveryEvent;
 use crate::error::{Error, Kind};
 
 const URL: &str = "http://gw:9091";
@@ -74,20 +74,20 @@ fn payloads_come_back_oldest_first() {
 }
 
 #[test]
-fn payloads_behind_a_locked_one_of_their_group_wait_for_it() {
+fn payloads_behind_a_locked_one_of_their_group_wait() {
     let directory = tempfile::tempdir().unwrap();
     let (mine, other) = (spool(&directory), spool(&directory));
     for job in ["one", "two", "one"] {
         write(&mine, job, "a 1\n");
     }
     let first = next(&mine).unwrap();
-    let theirs = next(&other).unwrap();
-    assert_eq!((first.payload.group.job(), theirs.payload.group.job()), ("one", "two"));
-    assert!(other.remove(&theirs));
+    let second = next(&other).unwrap();
+    assert_eq!((first.payload.group.job(), second.payload.group.job()), ("one", "two"));
+    assert!(other.remove(&second));
     assert!(next(&other).is_none(), "the second of one is behind the first");
     mine.skip_group(&first.name);
     drop(first);
-    assert!(next(&mine).is_none(), "passed over, with what is behind it");
+    assert!(next(&mine).is_none(), "the group is skipped");
     let first = next(&other).unwrap();
     let query = Query::new(&gateway("own"), Scope::OtherGroups);
     let Selected::Entry(behind) = other.next_behind(&first.name, &query) else { panic!("it is behind") };
@@ -97,7 +97,7 @@ fn payloads_behind_a_locked_one_of_their_group_wait_for_it() {
 }
 
 #[test]
-fn own_group_and_other_groups_are_told_apart() {
+fn scope_selects_the_own_group_or_the_others() {
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
     for job in ["own", "other", "own"] {
@@ -112,7 +112,7 @@ fn own_group_and_other_groups_are_told_apart() {
 }
 
 #[test]
-fn a_payload_for_another_gateway_is_left_alone() {
+fn payload_for_another_gateway_is_ignored() {
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
     let mut for_other = payload(&spool, "one", "a 1\n");
@@ -127,7 +127,7 @@ fn a_payload_for_another_gateway_is_left_alone() {
 }
 
 #[test]
-fn a_file_that_is_locked_or_was_removed_is_left_alone() {
+fn locked_and_removed_files_are_not_selected() {
     let directory = tempfile::tempdir().unwrap();
     let (mine, other) = (spool(&directory), spool(&directory));
     write(&mine, "one", "a 1\n");
@@ -135,7 +135,7 @@ fn a_file_that_is_locked_or_was_removed_is_left_alone() {
     assert!(next(&other).is_none(), "locked");
     drop(held);
     let held = next(&other).unwrap();
-    // Opened by one while the other still has it, and removed before the lock is free.
+    // One process opens the file while the other holds it, and the other removes it before it releases the lock.
     let late = File::open(other.path(&held.name)).unwrap();
     assert!(other.remove(&held));
     let path = other.path(&held.name);
@@ -146,7 +146,7 @@ fn a_file_that_is_locked_or_was_removed_is_left_alone() {
 }
 
 #[test]
-fn a_lock_is_kept_until_the_request_is_answered() {
+fn lock_is_kept_until_the_request_has_a_response() {
     let directory = tempfile::tempdir().unwrap();
     let (mine, other) = (spool(&directory), spool(&directory));
     write(&mine, "one", "a 1\n");
@@ -154,10 +154,10 @@ fn a_lock_is_kept_until_the_request_is_answered() {
     assert!(mine.keep_locked(&entry));
     drop(entry);
     assert!(next(&other).is_none(), "its request may still be applied");
-    let again = next(&mine).expect("this process may try again");
-    assert_eq!(&*again.payload.body, b"a 1\n");
-    assert!(!mine.keep_locked(&again), "kept since the first request");
-    drop(again);
+    let retried = next(&mine).expect("this process may try again");
+    assert_eq!(&*retried.payload.body, b"a 1\n");
+    assert!(!mine.keep_locked(&retried), "kept since the first request");
+    drop(retried);
     assert!(next(&other).is_none());
     let last = next(&mine).unwrap();
     mine.release(&last);
@@ -167,33 +167,33 @@ fn a_lock_is_kept_until_the_request_is_answered() {
 }
 
 #[test]
-fn a_delivery_of_an_earlier_payload_and_the_end_of_a_run_see_each_other() {
+fn replay_of_an_earlier_payload_and_the_end_of_a_run_see_each_other() {
     let directory = tempfile::tempdir().unwrap();
     let (replaying, ending) = (spool(&directory), spool(&directory));
     write(&replaying, "one", "a 1\n");
     let earlier = next(&replaying).unwrap();
     assert!(!replaying.is_run_ending(&earlier.name));
-    // In use: it is kept though the gateway has it.
+    // The file is kept though the gateway has the payload, since the group is in use.
     let written = ending.write(&payload(&ending, "one", "a 2\n"), &AtomicBool::new(true)).unwrap();
     let later = written.entry.unwrap();
     assert!(written.group_in_use && ending.is_group_in_use(&later));
     assert!(replaying.is_run_ending(&earlier.name));
-    // Neither waits for what it holds itself, or for another group.
+    // A process waits neither for its own file nor for another group.
     let unrelated = write_as(&ending, &payload(&ending, "two", "a 1\n"));
     assert!(!unrelated.group_in_use);
     drop(earlier);
     assert!(!ending.is_group_in_use(&later));
-    // The later one does not wait for the earlier one, which waits for it.
+    // The later payload does not wait for the earlier one, which waits for it.
     let second = write_as(&replaying, &payload(&replaying, "one", "a 3\n"));
     assert!(second.group_in_use && !ending.is_group_in_use(&later));
 }
 
 #[test]
-fn a_file_that_is_being_written_is_a_run_that_ends() {
+fn file_that_is_being_written_means_that_a_run_ends() {
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
     let earlier = write_as(&spool, &payload(&spool, "one", "a 1\n")).entry.unwrap();
-    let stem = names::next_stem([earlier.name.as_str()], Name::parse(&earlier.name).unwrap().group);
+    let stem = names::next_stem([earlier.name.as_str()], FileName::parse(&earlier.name).unwrap().group);
     let file = lock::create(&spool.path(&format!(".{stem}.tmp"))).unwrap();
     assert!(!spool.is_run_ending(&earlier.name), "its writer is gone");
     file.lock().unwrap();
@@ -201,7 +201,7 @@ fn a_file_that_is_being_written_is_a_run_that_ends() {
 }
 
 #[test]
-fn a_payload_that_the_gateway_has_already_gets_no_name() {
+fn delivered_payload_leaves_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
     let written = spool.write(&payload(&spool, "one", "a 1\n"), &AtomicBool::new(true)).unwrap();
@@ -210,7 +210,7 @@ fn a_payload_that_the_gateway_has_already_gets_no_name() {
 }
 
 #[test]
-fn a_payload_names_the_runs_that_it_follows() {
+fn payload_lists_the_runs_before_it() {
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
     let run = |start: u32, job: &str| write(&spool, job, &format!("x_run_start_timestamp_seconds {start}\n"));
@@ -224,7 +224,7 @@ fn a_payload_names_the_runs_that_it_follows() {
 }
 
 #[test]
-fn last_successes_are_carried_over_and_only_those_payloads_are_removed() {
+fn only_payloads_that_were_carried_over_are_removed() {
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
     for (job, value) in [("own", 5), ("own", 7), ("other", 9)] {
@@ -240,7 +240,7 @@ fn last_successes_are_carried_over_and_only_those_payloads_are_removed() {
 }
 
 #[test]
-fn corrupt_files_are_set_aside_and_foreign_ones_are_not_touched() {
+fn corrupt_files_are_quarantined_and_foreign_ones_are_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
     fs::write(spool.directory.join("notes.txt"), "hands off").unwrap();
@@ -258,13 +258,13 @@ fn corrupt_files_are_set_aside_and_foreign_ones_are_not_touched() {
     fs::write(&whole, changed).unwrap();
     assert!(next(&spool).is_none());
     assert_eq!(fs::read(spool.directory.join("notes.txt")).unwrap(), b"hands off");
-    // Of a later version of this crate.
+    // A file of a later version of this crate.
     fs::write(&whole, String::from_utf8(content).unwrap().replacen("spool 2\n", "spool 3\n", 1)).unwrap();
     assert!(next(&spool).is_none() && whole.exists());
 }
 
 #[test]
-fn bounds_hold_and_what_is_dropped_is_counted() {
+fn bounds_hold_and_dropped_payloads_are_counted() {
     let directory = tempfile::tempdir().unwrap();
     let mut spool = spool(&directory);
     spool.set_bounds(3, 10_000);
@@ -277,9 +277,9 @@ fn bounds_hold_and_what_is_dropped_is_counted() {
     assert_eq!((spool.len(), spool.dropped()), (1, 5));
     let held = next(&spool).unwrap();
     write(&spool, "last", "a 1\n".repeat(1_000).as_str());
-    assert_eq!(spool.len(), 2, "one that is being sent stays");
+    assert_eq!(spool.len(), 2, "a payload that is being sent stays");
     assert!(spool.remove(&held));
-    // Its writer is gone, whichever way the clock went since.
+    // The writer of these files is gone, and the clock was set forward or back since.
     for (number, age) in [(1, -3_600), (2, 3_600)] {
         let left = File::create(spool.path(&format!(".{number:020}-0-1-1.tmp"))).unwrap();
         let hour = Duration::from_secs(3_600);
@@ -290,12 +290,12 @@ fn bounds_hold_and_what_is_dropped_is_counted() {
     write(&spool, "after", "a 1\n");
     let temporary: Vec<_> = names_in(&spool).into_iter().filter(|name| name.ends_with(".tmp")).collect();
     assert_eq!(temporary, [at_work], "its writer is about to lock it");
-    assert_eq!(spool.dropped(), 5, "half a payload is no payload");
+    assert_eq!(spool.dropped(), 5, "an incomplete payload does not count");
 }
 
 #[cfg(unix)]
 #[test]
-fn only_the_owner_can_read_it() {
+fn only_the_owner_can_read_files_and_directory() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
@@ -305,7 +305,7 @@ fn only_the_owner_can_read_it() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_found_at_once() {
+fn directory_that_cannot_be_written_is_a_configuration_error() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
@@ -314,7 +314,7 @@ fn a_directory_that_cannot_be_written_is_found_at_once() {
 }
 
 #[test]
-fn a_relative_path_does_not_follow_the_working_directory() {
+fn relative_path_does_not_follow_the_working_directory() {
     let directory = tempfile::tempdir_in(".").unwrap();
     let relative = Path::new(directory.path().file_name().unwrap()).to_owned();
     let spool = Spool::open(relative.clone(), "x").unwrap();

@@ -2,6 +2,7 @@
 
 mod family;
 mod line;
+pub(crate) mod samples;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -10,12 +10,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use crate::delivery::otlp::exporter::*;
-use crate::delivery::otlp::families::{Limits, OtlpBounds};
-use crate::delivery::otlp::recorder::OtelRecorder;
+use super::super::families::{Limits, OtlpBounds};
+use super::super::recorder::OtelRecorder;
+use super::*;
 
-/// Takes one request on a connection of its own, and answers 200.
-async fn take(listener: &TcpListener) -> ExportMetricsServiceRequest {
+/// Receives one request on a connection of its own, and responds with 200.
+async fn receive(listener: &TcpListener) -> ExportMetricsServiceRequest {
     let (mut connection, _) = listener.accept().await.unwrap();
     let mut received = Vec::new();
     loop {
@@ -32,7 +32,8 @@ async fn take(listener: &TcpListener) -> ExportMetricsServiceRequest {
 }
 
 fn sum(request: &ExportMetricsServiceRequest) -> i64 {
-    let metrics = request.resource_metrics.iter().flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics);
+    let metrics =
+        request.resource_metrics.iter().flat_map(|resource| &resource.scope_metrics).flat_map(|scope| &scope.metrics);
     let points = metrics.flat_map(|metric| match &metric.data {
         Some(Data::Sum(sum)) => sum.data_points.iter(),
         other => panic!("{other:?}"),
@@ -41,18 +42,18 @@ fn sum(request: &ExportMetricsServiceRequest) -> i64 {
 }
 
 #[tokio::test]
-async fn panic_is_an_error_and_the_next_export_has_what_was_recorded() {
+async fn export_after_a_panic_has_all_records() {
     static METADATA: metrics::Metadata<'static> = metrics::Metadata::new("test", metrics::Level::INFO, None);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let variables =
         [("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint), ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
-    let settings = OtlpSettings::of(&variables);
+    let settings = OtlpSettings::from_variables(&variables);
     let bounds = OtlpBounds { by_name: Default::default(), default: vec![1.0] };
     let families = Arc::new(OtlpFamilies::new(bounds, Limits { others: 10, ..Limits::default() }, None));
     let recorder = OtelRecorder::new(Arc::clone(&families));
     let counter = recorder.register_counter(&Key::from_name("rows_total"), &METADATA);
-    let mut collector = ExporterConfig::new(settings, "test".to_owned(), families).start().unwrap();
+    let mut exporter = ExporterConfig::new(settings, "test".to_owned(), families).start().unwrap();
     let budget = RetryBudget {
         deadline: Instant::now() + Duration::from_secs(30),
         is_final: false,
@@ -60,13 +61,13 @@ async fn panic_is_an_error_and_the_next_export_has_what_was_recorded() {
     };
 
     counter.increment(1);
-    let error = collector.export(&budget, true, || panic!("of a dependency")).await.unwrap_err();
+    let error = exporter.export(&budget, true, || panic!("of a dependency")).await.unwrap_err();
     assert!(error.to_string().contains("panicked"), "{error}");
     let published = AtomicUsize::new(0);
     for (more, expected) in [(2, 3), (4, 4)] {
         counter.increment(more);
         let publish = || _ = published.fetch_add(1, Ordering::Relaxed);
-        let (exported, request) = tokio::join!(collector.export(&budget, true, publish), take(&listener));
+        let (exported, request) = tokio::join!(exporter.export(&budget, true, publish), receive(&listener));
         exported.unwrap();
         assert_eq!(sum(&request), expected);
     }

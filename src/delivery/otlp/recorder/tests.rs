@@ -5,11 +5,11 @@ use opentelemetry::metrics::MeterProvider;
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData};
 use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
 
-use crate::delivery::otlp::families::{Limits, OtlpBounds};
-use crate::delivery::otlp::instruments::Instruments;
-use crate::delivery::otlp::recorder::*;
+use super::super::families::{Limits, OtlpBounds};
+use super::super::instruments::Instruments;
+use super::*;
 
-/// A recorder, and how to look at what the SDK makes of it.
+/// Returns a recorder, and a function that collects the values of the SDK.
 fn recorder() -> (OtelRecorder, impl Fn() -> BTreeMap<String, f64>) {
     let exporter = InMemoryMetricExporter::default();
     let provider = SdkMeterProvider::builder().with_reader(PeriodicReader::builder(exporter.clone()).build()).build();
@@ -24,14 +24,15 @@ fn recorder() -> (OtelRecorder, impl Fn() -> BTreeMap<String, f64>) {
     })
 }
 
-/// By name and labels; of a histogram the number of its samples. Nothing is exported before there is a metric.
+/// Returns the values by name and labels; the value of a histogram is the number of its samples. The SDK exports nothing
+/// before the first metric.
 fn values(exporter: &InMemoryMetricExporter) -> BTreeMap<String, f64> {
     let mut values = BTreeMap::new();
     let exports = exporter.get_finished_metrics().unwrap();
     for metric in exports.iter().flat_map(|export| export.scope_metrics()).flat_map(|scope| scope.metrics()) {
         let mut add = |labels: Vec<String>, value| {
             let before = values.insert(format!("{} {}", metric.name(), labels.join(",")), value);
-            assert_eq!(before, None, "a series twice");
+            assert_eq!(before, None, "duplicate series");
         };
         macro_rules! each {
             ($data:expr, $value:ident) => {
@@ -52,8 +53,8 @@ fn values(exporter: &InMemoryMetricExporter) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn what_the_sdk_takes_for_one_series_is_one_here() {
-    let (recorder, look) = recorder();
+fn names_that_differ_in_case_are_one_series() {
+    let (recorder, collect) = recorder();
     with_local_recorder(&recorder, || {
         counter!("Rows", "a" => "1", "b" => "2").increment(1);
         counter!("rows", "b" => "2", "a" => "1").increment(10);
@@ -63,27 +64,27 @@ fn what_the_sdk_takes_for_one_series_is_one_here() {
         histogram!("Sizes").record(1.0);
     });
     let expected = [("Rows a=1,b=2", 11.0), ("depth ", 2.0), ("sizes ", 2.0)];
-    assert_eq!(look(), expected.map(|(name, value)| (name.to_owned(), value)).into());
+    assert_eq!(collect(), expected.map(|(name, value)| (name.to_owned(), value)).into());
 }
 
 #[test]
-fn a_name_that_the_sdk_would_refuse_is_made_one_it_takes() {
-    let (recorder, look) = recorder();
+fn invalid_names_are_cleaned_for_the_sdk() {
+    let (recorder, collect) = recorder();
     let long = "x".repeat(300);
     with_local_recorder(&recorder, || {
         for name in ["with space", "7th", "_lead", "größe", long.as_str()] {
             counter!(name.to_owned()).increment(1);
         }
     });
-    let found = look();
-    let names: Vec<_> = found.keys().map(|name| name.trim_end()).collect();
+    let values = collect();
+    let names: Vec<_> = values.keys().map(|name| name.trim_end()).collect();
     assert_eq!(names, ["gr__e", "m__lead", "m__th", "with_space", &long[..255]]);
 }
 
-/// The SDK would assign the values beyond its limit to one series, in the order of a hash map.
+/// The SDK would select the label sets beyond its limit in the order of a hash map.
 #[test]
 fn label_sets_beyond_the_limit_share_a_series() {
-    let (recorder, look) = recorder();
+    let (recorder, collect) = recorder();
     with_local_recorder(&recorder, || {
         for set in 0..3_000_u32 {
             counter!("rows", "n" => set.to_string()).increment(1);
@@ -92,16 +93,16 @@ fn label_sets_beyond_the_limit_share_a_series() {
             histogram!("sizes", "n" => set.to_string()).record(1.0);
         }
     });
-    let found = look();
-    assert_eq!(found.len(), 4 * 2_001);
+    let values = collect();
+    assert_eq!(values.len(), 4 * 2_001);
     for (name, overflow) in [("rows", 1_000.0), ("read", 2_000.0), ("depth", 2_999.0), ("sizes", 1_000.0)] {
-        assert_eq!(found[&format!("{name} otel.metric.overflow=true")], overflow, "{name}");
+        assert_eq!(values[&format!("{name} otel.metric.overflow=true")], overflow, "{name}");
     }
 }
 
 #[test]
-fn kind_that_is_registered_first_keeps_the_name() {
-    let (recorder, look) = recorder();
+fn first_kind_keeps_the_name() {
+    let (recorder, collect) = recorder();
     with_local_recorder(&recorder, || {
         counter!("both").increment(1);
         gauge!("both").set(5.0);
@@ -109,20 +110,20 @@ fn kind_that_is_registered_first_keeps_the_name() {
         gauge!("level").set(5.0);
         counter!("level").increment(1);
     });
-    assert_eq!(look(), [("both ", 1.0), ("level ", 5.0)].map(|(name, value)| (name.to_owned(), value)).into());
+    assert_eq!(collect(), [("both ", 1.0), ("level ", 5.0)].map(|(name, value)| (name.to_owned(), value)).into());
 }
 
-/// Every step of every thread counts, also those that are made while somebody collects.
+/// Threads record while another one collects.
 #[test]
-fn nothing_is_lost_while_somebody_collects() {
+fn no_record_is_lost_during_a_collection() {
     const STEPS: u64 = 20_000;
-    let (recorder, look) = recorder();
+    let (recorder, collect) = recorder();
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 with_local_recorder(&recorder, || {
                     for step in 0..STEPS {
-                        counter!("steps", "of" => (step % 8).to_string()).increment(1);
+                        counter!("steps", "part" => (step % 8).to_string()).increment(1);
                         gauge!("level").increment(1.0);
                         gauge!("level").decrement(1.0);
                         histogram!("sizes").record(1.0);
@@ -131,19 +132,19 @@ fn nothing_is_lost_while_somebody_collects() {
             });
         }
         for _ in 0..20 {
-            look();
+            collect();
         }
     });
-    let found = look();
-    let steps: f64 = found.iter().filter(|(name, _)| name.starts_with("steps")).map(|(_, value)| value).sum();
+    let values = collect();
+    let steps: f64 = values.iter().filter(|(name, _)| name.starts_with("steps")).map(|(_, value)| value).sum();
     assert_eq!(steps, 2.0 * STEPS as f64);
-    assert_eq!((found["level "], found["sizes "]), (0.0, 2.0 * STEPS as f64));
+    assert_eq!((values["level "], values["sizes "]), (0.0, 2.0 * STEPS as f64));
 }
 
 #[test]
-fn a_gauge_that_is_not_set_again_is_still_there() {
-    let (recorder, look) = recorder();
+fn gauge_keeps_its_value() {
+    let (recorder, collect) = recorder();
     with_local_recorder(&recorder, || gauge!("depth").set(2.5));
-    assert_eq!(look(), look());
-    assert_eq!(look()["depth "], 2.5);
+    assert_eq!(collect(), collect());
+    assert_eq!(collect()["depth "], 2.5);
 }

@@ -1,4 +1,4 @@
-//! Two recorders as one. That of `metrics-util` cannot be sent to another thread.
+//! Two recorders as one. The fanout recorder of `metrics-util` cannot be sent to another thread.
 
 use std::sync::Arc;
 
@@ -6,12 +6,13 @@ use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
 
-/// Both get every record.
-pub(crate) struct Both<A, B>(pub(crate) A, pub(crate) B);
+/// A recorder that passes every record to two recorders.
+pub(crate) struct Fanout<A, B>(pub(crate) A, pub(crate) B);
 
-struct Handles<T>(T, T);
+/// The handles of one metric in both recorders.
+struct FanoutHandle<T>(T, T);
 
-impl CounterFn for Handles<Counter> {
+impl CounterFn for FanoutHandle<Counter> {
     fn increment(&self, value: u64) {
         self.0.increment(value);
         self.1.increment(value);
@@ -23,7 +24,7 @@ impl CounterFn for Handles<Counter> {
     }
 }
 
-impl GaugeFn for Handles<Gauge> {
+impl GaugeFn for FanoutHandle<Gauge> {
     fn increment(&self, value: f64) {
         self.0.increment(value);
         self.1.increment(value);
@@ -40,7 +41,7 @@ impl GaugeFn for Handles<Gauge> {
     }
 }
 
-impl HistogramFn for Handles<Histogram> {
+impl HistogramFn for FanoutHandle<Histogram> {
     fn record(&self, value: f64) {
         self.0.record(value);
         self.1.record(value);
@@ -52,7 +53,7 @@ impl HistogramFn for Handles<Histogram> {
     }
 }
 
-impl<A: Recorder, B: Recorder> Recorder for Both<A, B> {
+impl<A: Recorder, B: Recorder> Recorder for Fanout<A, B> {
     fn describe_counter(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
         self.0.describe_counter(name.clone(), unit, help.clone());
         self.1.describe_counter(name, unit, help);
@@ -69,17 +70,17 @@ impl<A: Recorder, B: Recorder> Recorder for Both<A, B> {
     }
 
     fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
-        let handles = Handles(self.0.register_counter(key, metadata), self.1.register_counter(key, metadata));
+        let handles = FanoutHandle(self.0.register_counter(key, metadata), self.1.register_counter(key, metadata));
         Counter::from_arc(Arc::new(handles))
     }
 
     fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
-        let handles = Handles(self.0.register_gauge(key, metadata), self.1.register_gauge(key, metadata));
+        let handles = FanoutHandle(self.0.register_gauge(key, metadata), self.1.register_gauge(key, metadata));
         Gauge::from_arc(Arc::new(handles))
     }
 
     fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
-        let handles = Handles(self.0.register_histogram(key, metadata), self.1.register_histogram(key, metadata));
+        let handles = FanoutHandle(self.0.register_histogram(key, metadata), self.1.register_histogram(key, metadata));
         Histogram::from_arc(Arc::new(handles))
     }
 }

@@ -1,0 +1,137 @@
+//! Histograms of the application's meter. Each is bound to its attributes once its instrument is built.
+
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{BoundHistogram, Histogram};
+
+use super::subscriber::without_subscriber;
+
+/// The histograms of one metric.
+#[derive(Default)]
+pub(super) struct InstrumentHistograms {
+    /// `None` until the instrument is built.
+    instrument: Option<Histogram<f64>>,
+    /// Histograms that wait for the instrument.
+    unbound: Vec<(Vec<KeyValue>, Arc<InstrumentHistogram>)>,
+}
+
+impl InstrumentHistograms {
+    /// Adds the histogram of a label set. The SDK adds up histograms with equal attributes, and those beyond its limit.
+    pub(super) fn add(&mut self, attributes: Vec<KeyValue>, bounds: Arc<[f64]>) -> Arc<InstrumentHistogram> {
+        let new =
+            Arc::new(InstrumentHistogram { bound: OnceLock::new(), early: Mutex::new(EarlySamples::new(bounds)) });
+        match &self.instrument {
+            Some(instrument) => new.bind(instrument, &attributes),
+            None => self.unbound.push((attributes, Arc::clone(&new))),
+        }
+        new
+    }
+
+    /// Binds all histograms to the instrument, which is built now.
+    pub(super) fn bind_all(&mut self, instrument: Histogram<f64>) {
+        for (attributes, histogram) in self.unbound.drain(..) {
+            histogram.bind(&instrument, &attributes);
+        }
+        self.instrument = Some(instrument);
+    }
+}
+
+/// A histogram of the SDK. It keeps the samples until its instrument is built.
+pub(super) struct InstrumentHistogram {
+    bound: OnceLock<BoundHistogram<f64>>,
+    early: Mutex<EarlySamples>,
+}
+
+impl InstrumentHistogram {
+    pub(super) fn record_many(&self, value: f64, count: usize) {
+        match self.bound.get() {
+            Some(bound) => (0..count).for_each(|_| bound.record(value)),
+            None => self.record_early(value, count),
+        }
+    }
+
+    #[cold]
+    fn record_early(&self, value: f64, count: usize) {
+        let mut early = self.early();
+        // `bind` takes the lock too, and may have run since.
+        match self.bound.get() {
+            Some(bound) => (0..count).for_each(|_| bound.record(value)),
+            None => early.add(value, count),
+        }
+    }
+
+    fn bind(&self, instrument: &Histogram<f64>, attributes: &[KeyValue]) {
+        let mut early = self.early();
+        let bound = self.bound.get_or_init(|| without_subscriber(|| instrument.bind(attributes)));
+        early.take(|value| bound.record(value));
+    }
+
+    fn early(&self) -> MutexGuard<'_, EarlySamples> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Samples before the instrument is built: their number and sum by bucket.
+struct EarlySamples {
+    bounds: Arc<[f64]>,
+    buckets: Vec<(usize, f64)>,
+}
+
+impl EarlySamples {
+    fn new(bounds: Arc<[f64]>) -> Self {
+        Self { bounds, buckets: Vec::new() }
+    }
+
+    fn add(&mut self, value: f64, count: usize) {
+        self.buckets.resize(self.bounds.len() + 1, (0, 0.0));
+        let at = self.bounds.partition_point(|bound| *bound < value);
+        if let Some((samples, sum)) = self.buckets.get_mut(at) {
+            *samples += count;
+            *sum += value * count as f64;
+        }
+    }
+
+    /// Calls `record` for each sample with the mean of its bucket, which keeps the buckets and the sum.
+    fn take(&mut self, mut record: impl FnMut(f64)) {
+        for (at, (samples, sum)) in mem::take(&mut self.buckets).into_iter().enumerate() {
+            // Rounding must not move the mean beyond a bound.
+            let upper = self.bounds.get(at).copied().unwrap_or(f64::MAX);
+            let lower =
+                at.checked_sub(1).and_then(|below| self.bounds.get(below)).map_or(f64::MIN, |bound| bound.next_up());
+            (0..samples).for_each(|_| record((sum / samples as f64).clamp(lower, upper)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn early_samples_keep_their_buckets_and_their_sum(
+            samples in prop::collection::vec((prop_oneof![-2.0..3.0_f64, Just(1.0), Just(0.5)], 1..4_usize), 0..40),
+        ) {
+            let bounds = [0.5, 1.0];
+            let bucket = |value: f64| bounds.partition_point(|bound| *bound < value);
+            let (mut early, mut expected, mut sum) = (EarlySamples::new(bounds.into()), [0; 3], 0.0);
+            for (value, count) in samples {
+                early.add(value, count);
+                expected[bucket(value)] += count;
+                sum += value * count as f64;
+            }
+            let (mut counts, mut recorded_sum) = ([0; 3], 0.0);
+            early.take(|value| {
+                counts[bucket(value)] += 1;
+                recorded_sum += value;
+            });
+            prop_assert_eq!(counts, expected);
+            prop_assert!((recorded_sum - sum).abs() < 1e-9, "{} {}", recorded_sum, sum);
+            early.take(|value| panic!("{value} once more"));
+        }
+    }
+}

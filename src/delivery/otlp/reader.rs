@@ -1,0 +1,160 @@
+//! Reads the metrics as messages of the protocol.
+
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use opentelemetry::KeyValue;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, Sum,
+};
+use opentelemetry_sdk::metrics::Temporality;
+
+use super::families::OtlpFamilies;
+use super::request::point_count;
+use super::series::{CounterSeries, HistogramSeries, OtlpFamily, Series, lock, ucum_code};
+use crate::unix_time;
+
+/// Reads the metrics with one temporality.
+pub(super) struct MetricReader {
+    families: Arc<OtlpFamilies>,
+    temporality: Temporality,
+    /// Start of the totals, in nanoseconds of Unix time.
+    start: u64,
+    /// Time of the last collection, in nanoseconds of Unix time.
+    last: u64,
+}
+
+impl MetricReader {
+    pub(super) fn new(families: Arc<OtlpFamilies>, temporality: Temporality) -> Self {
+        let now = nanos();
+        Self { families, temporality, start: now, last: now }
+    }
+
+    /// Returns whether the metrics contain increments, which the next collection does not repeat.
+    pub(super) fn has_increments(&self) -> bool {
+        self.temporality != Temporality::Cumulative
+    }
+
+    /// Returns the current state. Increments cover the time since the last call.
+    pub(super) fn collect(&mut self) -> Vec<Metric> {
+        // The system clock may have been set back.
+        let now = nanos().max(self.last);
+        let previous = mem::replace(&mut self.last, now);
+        let families = self.families.all();
+        families.iter().filter_map(|family| self.metric(family, previous)).collect()
+    }
+
+    fn metric(&self, family: &OtlpFamily, previous: u64) -> Option<Metric> {
+        let template =
+            |is_delta| PointTemplate { start: if is_delta { previous } else { self.start }, time: self.last, is_delta };
+        let data = match &mut *lock(&family.series) {
+            Series::Counters(sets) => {
+                // `lowmemory` means cumulative for instruments with totals of their own.
+                let (point, mut data_points) = (template(self.temporality == Temporality::Delta), Vec::new());
+                sets.for_each(|attributes, series| data_points.push(point.counter(attributes, series)));
+                Data::Sum(Sum { data_points, aggregation_temporality: point.temporality(), is_monotonic: true })
+            }
+            Series::Gauges(sets) => {
+                let (point, mut data_points) = (template(false), Vec::new());
+                sets.for_each(|attributes, gauge| {
+                    let value = f64::from_bits(gauge.load(Ordering::Relaxed));
+                    data_points.extend(point.gauge(attributes, value));
+                });
+                Data::Gauge(Gauge { data_points })
+            }
+            Series::Histograms(sets) => {
+                let (point, mut data_points) = (template(self.has_increments()), Vec::new());
+                sets.for_each(|attributes, series| {
+                    data_points.extend(point.histogram(attributes, &family.bounds, series));
+                });
+                Data::Histogram(Histogram { data_points, aggregation_temporality: point.temporality() })
+            }
+            Series::Instrument(_) => return None,
+        };
+        if point_count(&data) == 0 {
+            return None;
+        }
+        let (unit, help) = self.families.description(&family.name);
+        Some(Metric {
+            name: family.name.clone(),
+            description: help.into_owned(),
+            unit: unit.map_or("", ucum_code).to_owned(),
+            metadata: Vec::new(),
+            data: Some(data),
+        })
+    }
+}
+
+fn nanos() -> u64 {
+    u64::try_from(unix_time::now().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The common values of the data points of a metric.
+#[derive(Clone, Copy)]
+struct PointTemplate {
+    start: u64,
+    time: u64,
+    is_delta: bool,
+}
+
+impl PointTemplate {
+    fn temporality(self) -> i32 {
+        let temporality =
+            if self.is_delta { AggregationTemporality::Delta } else { AggregationTemporality::Cumulative };
+        temporality.into()
+    }
+
+    fn counter(self, attributes: &[KeyValue], series: &mut CounterSeries) -> NumberDataPoint {
+        let total = series.total();
+        let value = if self.is_delta { total - mem::replace(&mut series.exported, total) } else { total };
+        self.number(attributes, Value::AsInt(i64::try_from(value).unwrap_or(i64::MAX)))
+    }
+
+    /// Returns the point of a gauge; `None` if the value is not finite, as in the SDK.
+    fn gauge(self, attributes: &[KeyValue], value: f64) -> Option<NumberDataPoint> {
+        value.is_finite().then(|| Self { start: 0, ..self }.number(attributes, Value::AsDouble(value)))
+    }
+
+    fn number(self, attributes: &[KeyValue], value: Value) -> NumberDataPoint {
+        NumberDataPoint {
+            attributes: attributes.iter().map(Into::into).collect(),
+            start_time_unix_nano: self.start,
+            time_unix_nano: self.time,
+            exemplars: Vec::new(),
+            flags: 0,
+            value: Some(value),
+        }
+    }
+
+    /// Returns the point of a histogram; `None` without samples since the last export of increments.
+    fn histogram(
+        self,
+        attributes: &[KeyValue],
+        bounds: &[f64],
+        series: &mut HistogramSeries,
+    ) -> Option<HistogramDataPoint> {
+        let mut now = series.histogram.snapshot();
+        if self.is_delta {
+            let exported = mem::replace(&mut series.exported, now.clone());
+            now.counts.iter_mut().zip(&exported.counts).for_each(|(count, exported)| *count -= exported);
+            now.sum -= exported.sum;
+        }
+        let count = now.counts.iter().sum();
+        (count > 0 || !self.is_delta).then(|| HistogramDataPoint {
+            attributes: attributes.iter().map(Into::into).collect(),
+            start_time_unix_nano: self.start,
+            time_unix_nano: self.time,
+            count,
+            sum: Some(now.sum),
+            bucket_counts: now.counts,
+            explicit_bounds: bounds.to_vec(),
+            exemplars: Vec::new(),
+            flags: 0,
+            min: None,
+            max: None,
+        })
+    }
+}

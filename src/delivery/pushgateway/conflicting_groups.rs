@@ -1,0 +1,128 @@
+//! Names the groups that may hold the series of a refused push.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::client::Pushgateway;
+use super::conflict::{LabelMap, SeriesConflict};
+use super::group_state::PUSH_TIME;
+use super::grouping::Grouping;
+use crate::error::{Error, Kind};
+use crate::exposition::samples;
+
+/// Limit of the groups that an error names.
+const MAX_GROUPS: usize = 4;
+/// Limit of the groups that are counted.
+const MAX_SEARCHED: usize = 64;
+/// How long the search may take. Half of the remaining time of the push, if that is less.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Explains a refusal because of a conflict: adds the groups that may hold the series, and the commands that delete them.
+/// Returns any other error unchanged.
+pub(super) async fn explain(gateway: &Pushgateway, refusal: Error, deadline: Instant) -> Error {
+    let (Some(conflict), Kind::Refused(status)) = (SeriesConflict::source_of(&refusal), refusal.kind()) else {
+        return refusal;
+    };
+    let now = Instant::now();
+    let time = SEARCH_TIMEOUT.min(deadline.saturating_duration_since(now) / 2);
+    let own = gateway.grouping().identity();
+    let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut search = GroupSearch { own, conflict, groups: BTreeSet::new() };
+    // The groups of an incomplete response are of use, too.
+    let _ = timeout_at(now + time, gateway.scrape(|line| search.read(line))).await;
+    let groups: Vec<_> = search.groups.iter().filter_map(grouping).collect();
+    let mut text = format!(
+        "gateway {} refused the push, since another group holds the same series. Either go back to the grouping of that \
+         group, or delete it",
+        gateway.endpoint()
+    );
+    match &groups[..] {
+        [] => text.push_str(": it is a group that this job pushed to with other grouping labels"),
+        groups => {
+            for (number, group) in groups.iter().take(MAX_GROUPS).enumerate() {
+                let before = if number == 0 { ": " } else { ", or " };
+                text.push_str(&format!("{before}curl -X DELETE {}{}", gateway.endpoint(), group.path()));
+            }
+            if groups.len() > MAX_GROUPS {
+                text.push_str(&format!(", or one of {} further groups", groups.len() - MAX_GROUPS));
+            }
+        }
+    }
+    Error::new(Kind::Refused(status), text).with_source(refusal)
+}
+
+/// Finds the groups that may hold the series of a conflict in the lines of a gateway's own metrics.
+struct GroupSearch<'a> {
+    own: LabelMap,
+    conflict: &'a SeriesConflict,
+    groups: BTreeSet<LabelMap>,
+}
+
+impl GroupSearch<'_> {
+    fn read(&mut self, line: &str) {
+        let group = pushed_group(line).filter(|group| *group != self.own && self.conflict.may_be_in(group));
+        // An error counts the groups that it does not name, up to a limit.
+        if self.groups.len() < MAX_SEARCHED {
+            self.groups.extend(group);
+        }
+    }
+}
+
+/// Parses the group of a line `push_time_seconds{instance="",job="j"} 1.7e+09`. `None` for other lines, and for a group
+/// without a successful push, which holds no series.
+fn pushed_group(line: &str) -> Option<LabelMap> {
+    // Cheaper than to parse every line.
+    line.strip_prefix(PUSH_TIME)?;
+    let (name, mut labels, time) = samples::parse(line)?;
+    labels.retain(|_, value| !value.is_empty());
+    (name == PUSH_TIME && time > 0.0).then_some(labels)
+}
+
+fn grouping(labels: &LabelMap) -> Option<Grouping> {
+    let mut grouping = Grouping::new(labels.get("job")?.as_str()).ok()?;
+    for (name, value) in labels.iter().filter(|(name, _)| *name != "job") {
+        grouping.add(name.as_str(), value.as_str()).ok()?;
+    }
+    Some(grouping)
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::StatusCode;
+
+    use super::*;
+
+    /// A refusal of Pushgateway 1.5.1.
+    const REFUSAL: &str = "pushed metrics are invalid or inconsistent with existing metrics: collected metric \"h\" { \
+        label:<name:\"instance\" value:\"\" > label:<name:\"job\" value:\"j\" > label:<name:\"profile\" \
+        value:\"x\\\"\\\\\\303\\251\\n\" > histogram:<sample_count:1 > } was collected before with the same name and label \
+        values\n";
+
+    fn labels(labels: &[(&str, &str)]) -> LabelMap {
+        labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn groups_that_may_hold_the_series_are_searched() {
+        let conflict = SeriesConflict::find(StatusCode::BAD_REQUEST, REFUSAL.as_bytes()).unwrap();
+        let text = "# TYPE push_time_seconds gauge\n\
+            push_failure_time_seconds{instance=\"\",job=\"j\"} 9\n\
+            push_time_seconds{instance=\"\",job=\"j\"} 1.7e+09\n\
+            push_time_seconds{instance=\"\",job=\"j\",profile=\"x\\\"\\\\é\\n\"} 1.7e+09\n\
+            push_time_seconds{instance=\"\",job=\"j\",profile=\"y\"} 1.7e+09\n\
+            push_time_seconds{instance=\"i\",job=\"j\"} 1.7e+09\n\
+            push_time_seconds{instance=\"\",job=\"k\"} 1.7e+09\n";
+        let search = |own: &[(&str, &str)], text: &str| {
+            let mut search = GroupSearch { own: labels(own), conflict: &conflict, groups: BTreeSet::new() };
+            text.lines().for_each(|line| search.read(line));
+            Vec::from_iter(search.groups)
+        };
+        let (plain, profile) = ([("job", "j")], [("job", "j"), ("profile", "x\"\\é\n")]);
+        assert_eq!(search(&profile, text), [labels(&plain)]);
+        assert_eq!(search(&plain, text), [labels(&profile)]);
+        let refused = text.replace("1.7e+09", "0");
+        assert_eq!(search(&profile, &refused), Vec::<LabelMap>::new(), "a group without a push holds nothing");
+    }
+}

@@ -1,0 +1,241 @@
+//! The requests of the client: pushes, deletion, and reading the gateway's own metrics.
+
+use bytes::Bytes;
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
+
+use super::client::Pushgateway;
+use super::conflict::SeriesConflict;
+use super::group_state::{GroupState, GroupStateReader};
+use super::lines::LineReader;
+use crate::delivery::http::body::Body;
+use crate::delivery::http::client;
+use crate::delivery::http::error::RequestError;
+use crate::error::{Error, Kind};
+use crate::unix_time;
+
+pub(in crate::delivery) const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Bytes of the gateway's own metrics that are read at most.
+const MAX_SCRAPE: usize = 256 << 20;
+
+/// Length of the longest URL that the HTTP library sends.
+const MAX_URL: usize = u16::MAX as usize - 1;
+
+impl Pushgateway {
+    /// Pushes metrics in the [text format](https://prometheus.io/docs/instrumenting/exposition_formats/) with POST. The
+    /// push replaces metrics of the group that have the same names, with all their label sets; other metrics stay.
+    ///
+    /// The text must end with a line break.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// # async fn example(gateway: Pushgateway) -> Result<(), tracing_stage_metrics::Error> {
+    /// gateway.push_add("# TYPE backup_bytes gauge\nbackup_bytes{volume=\"/var\"} 1.5e9\n").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [Refused](Error::is_refused) if the status is neither 200 nor 202, with the [status](Error::status) and the
+    /// beginning of the body; a [timeout](Error::is_timeout); a [configuration error](Error::is_config) if a header
+    /// cannot be sent or TLS cannot be set up; another error if the gateway cannot be reached or the connection breaks.
+    pub async fn push_add(&self, exposition: &str) -> Result<(), Error> {
+        Ok(self.send(Method::POST, self.body(Bytes::copy_from_slice(exposition.as_bytes()))).await?)
+    }
+
+    /// Pushes metrics with PUT. The push replaces the whole group.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// # async fn example(gateway: Pushgateway) -> Result<(), tracing_stage_metrics::Error> {
+    /// gateway.push_replace("backup_bytes 1.5e9\n").await?; // the group has no other metric now
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`push_add`](Self::push_add).
+    pub async fn push_replace(&self, exposition: &str) -> Result<(), Error> {
+        Ok(self.send(Method::PUT, self.body(Bytes::copy_from_slice(exposition.as_bytes()))).await?)
+    }
+
+    /// Deletes the group from the gateway with DELETE. A group that does not exist is no error. The gateway responds
+    /// first and deletes the group shortly after.
+    ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tracing_stage_metrics::Error> {
+    /// let worker = Pushgateway::new("http://pushgateway:9091", "quant_pipeline")?.with_grouping_label("instance", "worker-7:4711")?;
+    /// worker.delete().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`push_add`](Self::push_add).
+    pub async fn delete(&self) -> Result<(), Error> {
+        Ok(self.send(Method::DELETE, Body::plain(Bytes::new())).await?)
+    }
+
+    /// Checks the configuration before the first push.
+    ///
+    /// # Errors
+    ///
+    /// A configuration error, as the first push would return it.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.timeout.is_zero() || self.connect_timeout.is_zero() {
+            return Err(Error::config(format!(
+                "the timeouts of gateway {} are {:?} for a request and {:?} for a connection: both have to be above zero",
+                self.address, self.timeout, self.connect_timeout
+            )));
+        }
+        let length = self.url().len();
+        if length > MAX_URL {
+            return Err(Error::config(format!(
+                "the grouping key makes a URL of {length} bytes for gateway {}: at most {MAX_URL} can be sent, shorten it",
+                self.address
+            )));
+        }
+        self.headers.to_map()?;
+        self.client()?;
+        Ok(())
+    }
+
+    /// Returns the body of an exposition.
+    pub(in crate::delivery) fn body(&self, exposition: Bytes) -> Body {
+        if self.compression { Body::compressed(exposition) } else { Body::plain(exposition) }
+    }
+
+    /// Sends one request with a body in the text format. The bytes are not copied, so that a caller can keep them for
+    /// another try.
+    pub(in crate::delivery) async fn send(&self, method: Method, body: Body) -> Result<(), RequestError> {
+        self.send_as(method, body, TEXT_FORMAT).await
+    }
+
+    /// Sends one request with a body of this content type.
+    pub(in crate::delivery) async fn send_as(
+        &self,
+        method: Method,
+        body: Body,
+        content_type: &str,
+    ) -> Result<(), RequestError> {
+        let url = self.url();
+        let request = self.start(&method, &url)?;
+        let request = match method {
+            Method::DELETE => request,
+            _ if body.is_gzip => {
+                request.header(CONTENT_TYPE, content_type).header(CONTENT_ENCODING, "gzip").body(body.bytes)
+            }
+            _ => request.header(CONTENT_TYPE, content_type).body(body.bytes),
+        };
+        self.execute(&method, &url, request).await.map(drop)
+    }
+
+    /// Reads the state of this group, whose metrics have the prefix `namespace`. `None` if the response does not come
+    /// from a Pushgateway: the page of a proxy says nothing about the group.
+    pub(in crate::delivery) async fn group_state(
+        &self,
+        namespace: Option<&str>,
+    ) -> Result<Option<GroupState>, RequestError> {
+        let mut reader = GroupStateReader::new(&self.grouping, namespace);
+        self.scrape(|line| reader.read(line)).await?;
+        Ok(reader.finish())
+    }
+
+    /// Calls `each` with every line that the gateway serves at `/metrics`.
+    pub(super) async fn scrape(&self, mut each: impl FnMut(&str)) -> Result<(), RequestError> {
+        let url = format!("{}/metrics", self.address);
+        let request = self.start(&Method::GET, &url)?;
+        let mut response = self.execute(&Method::GET, &url, request).await?;
+        let (mut lines, mut length) = (LineReader::default(), 0);
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    length += chunk.len();
+                    if length > MAX_SCRAPE {
+                        let text = format!("the response to GET {url} is longer than {MAX_SCRAPE} bytes");
+                        return Err(Error::new(Kind::Delivery, text).into());
+                    }
+                    lines.read(&chunk, &mut each);
+                }
+                Ok(None) => {
+                    lines.finish(&mut each);
+                    return Ok(());
+                }
+                Err(error) => {
+                    let target = format!("GET {url}");
+                    return Err(RequestError::unanswered(&target, self.timeout, self.connect_timeout, error));
+                }
+            }
+        }
+    }
+
+    /// Checks the configuration and begins a request.
+    fn start(&self, method: &Method, url: &str) -> Result<RequestBuilder, RequestError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(Error::config(format!(
+                "cannot reach gateway {}: there is no tokio runtime here, call it inside one",
+                self.address
+            ))
+            .into());
+        }
+        self.check()?;
+        Ok(self.client()?.request(method.clone(), url).timeout(self.timeout).headers(self.headers.to_map()?))
+    }
+
+    /// Sends a request and checks the status of the response.
+    async fn execute(&self, method: &Method, url: &str, request: RequestBuilder) -> Result<Response, RequestError> {
+        let sent = unix_time::now().as_secs_f64();
+        match request.send().await {
+            Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => {
+                // A refusal, and so its date, may come from a proxy.
+                self.clock.observe(response.headers(), sent, unix_time::now().as_secs_f64());
+                Ok(response)
+            }
+            Ok(response) => {
+                let headers = self.headers.to_map()?;
+                let status = response.status();
+                let mut err =
+                    RequestError::refused(&format!("{method} {url}"), &self.address, &headers, response).await;
+                if let Some(conflict) = SeriesConflict::find(status, &err.body) {
+                    err.error = err.error.with_source(conflict);
+                }
+                Err(err)
+            }
+            Err(error) => {
+                Err(RequestError::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))
+            }
+        }
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("{}{}", self.address, self.grouping.path())
+    }
+
+    fn client(&self) -> Result<Client, Error> {
+        match self.client.get() {
+            Some(client) => Ok(client.clone()),
+            // Two threads may build a client at the same time; the first one is kept.
+            None => self.build_client().map(|client| self.client.get_or_init(|| client).clone()),
+        }
+    }
+
+    fn build_client(&self) -> Result<Client, Error> {
+        client::build("gateway", &self.address, self.connect_timeout, without_pool)
+    }
+
+    /// Returns this client with another name lookup.
+    #[cfg(test)]
+    pub(in crate::delivery) fn with_lookup(mut self, lookup: crate::delivery::http::resolver::LookupFn) -> Self {
+        let client = client::build_with(lookup, "gateway", &self.address, self.connect_timeout, without_pool);
+        self.client = std::sync::Arc::new(client.unwrap().into());
+        self
+    }
+}
+
+/// Disables the connection pool: a pooled connection belongs to its runtime, which the client may outlive.
+fn without_pool(builder: ClientBuilder) -> ClientBuilder {
+    builder.pool_max_idle_per_host(0)
+}
