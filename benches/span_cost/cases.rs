@@ -5,6 +5,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tracing::field::Empty;
 use tracing::{Subscriber, info, info_span};
 use tracing_stage_metrics::{FlushGuard, MetricsLayer};
 use tracing_subscriber::prelude::*;
@@ -42,6 +43,8 @@ pub(crate) enum Work {
     Event,
     /// Enter and exit of an open stage, as for a future that is polled.
     Reenter,
+    /// As `Own`, with a late record of a field that is not a label.
+    Record,
     /// As `Own`, cycling through this many label sets.
     Sets(usize),
     /// As `Own`, on this many threads, each with a stage of its own.
@@ -70,7 +73,7 @@ pub(crate) enum Stack {
 }
 
 impl Work {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Own,
         Self::Child,
         Self::Through,
@@ -80,6 +83,7 @@ impl Work {
         Self::ReenterUntagged,
         Self::Event,
         Self::Reenter,
+        Self::Record,
         Self::Sets(16),
         Self::Sets(4096),
         Self::Threads(1),
@@ -233,6 +237,14 @@ impl Case {
             Work::Reenter => {
                 let span = info_span!("stage", stage_id = "foundation.ingest", profile = PROFILE, run_id = RUN_ID);
                 timed(move || drop(black_box(&span).enter()))
+            }
+            Work::Record => {
+                let set = LabelSet::one();
+                timed(move || {
+                    let LabelSet { stage, profile, run_id } = black_box(&set);
+                    let span = info_span!("stage", stage_id = stage, profile, run_id = %run_id, rows = Empty).entered();
+                    span.record("rows", black_box(17));
+                })
             }
             Work::Sets(sets) => {
                 let all = LabelSet::all(sets);

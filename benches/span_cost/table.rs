@@ -63,6 +63,7 @@ fn title_of(work: Work) -> String {
         Work::ReenterUntagged => "an open span that is no stage entered and left, after the same".to_owned(),
         Work::Event => "an event that is no error".to_owned(),
         Work::Reenter => "an open stage entered and left".to_owned(),
+        Work::Record => "a stage in which a field that is no label is recorded late".to_owned(),
         Work::Sets(sets) => format!("a stage, {sets} label sets in turn"),
         Work::Threads(1) => "a stage, on one spawned thread".to_owned(),
         Work::Threads(threads) => format!("a stage, on {threads} threads, each its own (a span of each thread)"),

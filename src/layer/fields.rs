@@ -99,6 +99,11 @@ impl<'a> SpanFields<'a> {
         Self { positions, text, values: [None; VALUES], is_repeated: false, status: None }
     }
 
+    /// Whether one of the fields is a label.
+    pub(crate) fn has_labels(&self) -> bool {
+        self.values.iter().any(Option::is_some)
+    }
+
     pub(crate) fn stage(&self) -> Option<&str> {
         self.value(Role::Stage)
     }

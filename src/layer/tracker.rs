@@ -304,6 +304,10 @@ impl StageTracker {
             let has_started = span.was_entered();
             span.update_flags(|flags| flags.with_status(status, has_started));
         }
+        // Most late records are of other fields, such as a number of rows: the labels span so far hold.
+        if !fields.has_labels() {
+            return;
+        }
         let given = self.values(&fields);
         let hashes = self.hashes(&fields, given);
         drop(fields);
@@ -516,17 +520,14 @@ impl StageTracker {
     /// What there is to count of a stage that ends.
     #[inline(always)]
     pub(crate) fn ended_stage(&self, span: SpanRef<'_>, outcome: Outcome, ended: u64) -> FinishedStage {
-        // What the values come to holds as long as nothing was recorded late.
-        let (ContextLabels { profile, run_id }, cached) = match self.inheritance.known(span.slot) {
-            Some(known) => (known, span.cached()),
-            None => (self.inheritance.resolve(&self.open, span.slot), None),
-        };
+        // Before the cache entry is read: it is dropped here if it is of other labels.
+        let ContextLabels { profile, run_id } = self.inheritance.resolve(&self.open, span.slot);
         let nanos = self.clock.delta_as_nanos(span.started.load(Ordering::Relaxed), ended);
         FinishedStage {
             stage: span.stage(),
             profile,
             run_id,
-            cached,
+            cached: span.cached(),
             outcome,
             is_outermost: !self.is_known(outcome)
                 && self.inheritance.nearest_stage(&self.open, span.parent(), self.inheritance.epoch()).is_none(),
@@ -609,6 +610,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     use crate::layer::MetricsLayer;
+    use crate::layer::span::table::Slot;
     use crate::layer::tracker::*;
     use crate::recorder::StageRecorder;
 
@@ -625,11 +627,9 @@ mod tests {
         error!("of no stage");
     }
 
-    /// Every lock of the layer is held while another thread runs stages.
-    #[test]
-    fn no_lock_is_taken_for_a_stage_that_goes_well() {
-        let recorder = Arc::new(StageRecorder::new([], []));
-        let layer_of = Arc::new(StageTracker::new(TrackerSettings {
+    /// What `build()` makes, without a guard.
+    fn tracker() -> Arc<StageTracker> {
+        Arc::new(StageTracker::new(TrackerSettings {
             namespace: "quant".to_owned(),
             policy: FailurePolicy::default(),
             max_series: 100,
@@ -638,11 +638,59 @@ mod tests {
             profile: None,
             run_id: None,
             run_id_label: true,
-            target: RecorderTarget::Own(recorder),
+            target: RecorderTarget::Own(Arc::new(StageRecorder::new([], []))),
             clock: quanta::Clock::new(),
             diagnostics: Arc::default(),
-        }));
-        let dispatch = Dispatch::new(Registry::default().with(MetricsLayer::over(Arc::clone(&layer_of))));
+        }))
+    }
+
+    fn dispatch(tracker: &Arc<StageTracker>) -> Dispatch {
+        Dispatch::new(Registry::default().with(MetricsLayer::over(Arc::clone(tracker))))
+    }
+
+    fn slot<'a>(tracker: &'a StageTracker, span: &tracing::Span) -> Option<&'a Slot> {
+        Some(tracker.open.find(&span.id()?)?.slot)
+    }
+
+    #[test]
+    fn late_record_of_a_field_that_is_no_label_keeps_the_cache() {
+        let tracker = tracker();
+        let _default = dispatcher::set_default(&dispatch(&tracker));
+        let span = info_span!("x", stage_id = "a", profile = Empty, rows = Empty, otel.status_code = Empty);
+        let (slot, epoch) = (slot(&tracker, &span).unwrap(), tracker.inheritance.epoch());
+        let cached = slot.cached();
+        assert!(cached.is_some());
+        span.record("rows", 17);
+        span.record("otel.status_code", "error");
+        assert_eq!((slot.cached(), tracker.inheritance.epoch()), (cached, epoch));
+        assert!(slot.flags().has(SpanFlags::DECLARED_ERROR));
+        span.record("profile", "p");
+        assert_eq!(slot.cached(), None);
+        assert_ne!(tracker.inheritance.epoch(), epoch);
+    }
+
+    #[test]
+    fn late_record_of_a_label_keeps_the_cache_of_spans_that_do_not_inherit_it() {
+        let tracker = tracker();
+        let _default = dispatcher::set_default(&dispatch(&tracker));
+        let root = info_span!("pipeline", profile = Empty);
+        let child = root.in_scope(|| info_span!("x", stage_id = "a"));
+        let other = info_span!("x", stage_id = "a");
+        let [child, other] = [&child, &other].map(|span| slot(&tracker, span).unwrap());
+        let cached = other.cached();
+        assert_eq!((cached.is_some(), child.cached()), (true, cached));
+        root.record("profile", "late");
+        let profiles = [child, other]
+            .map(|slot| tracker.labels.text(tracker.inheritance.resolve(&tracker.open, slot).profile).to_owned());
+        assert_eq!(profiles, ["late", ""]);
+        assert_eq!((child.cached(), other.cached()), (None, cached));
+    }
+
+    /// Every lock of the layer is held while another thread runs stages.
+    #[test]
+    fn no_lock_is_taken_for_a_stage_that_goes_well() {
+        let layer_of = tracker();
+        let dispatch = dispatch(&layer_of);
         let run = move || dispatcher::with_default(&dispatch, || (0..100).for_each(|_| stages()));
         run();
         let locks = (

@@ -1,8 +1,9 @@
 //! What a span takes from its ancestors: the profile and the run id, from the nearest that has them, and whether it repeats
 //! the id of the nearest stage.
 //!
-//! Each slot keeps the results together with the epoch in which they were resolved. A late `Span::record` begins a new
-//! epoch, and results of an older epoch are resolved again. So a child of an unchanged parent copies two integers, and no
+//! Each slot keeps the results together with the epoch in which they were resolved. A late `Span::record` of
+//! a profile or a run id begins a new epoch, and results of an older epoch are resolved again. Records of other fields cost
+//! nothing. So a child of an unchanged parent copies two integers, and no
 //! span walks up a long chain.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,14 +60,19 @@ impl ContextLabels {
         epoch.0 << (2 * LabelId::BITS) | self.bits()
     }
 
-    /// What a slot holds, if it is of this epoch.
+    /// What a slot holds, of whatever epoch.
     #[inline]
-    fn unpack(packed: u64, epoch: Epoch) -> Option<Self> {
-        let resolved = Self {
+    fn labels_of(packed: u64) -> Self {
+        Self {
             profile: LabelId::from_bits((packed >> LabelId::BITS) as u32),
             run_id: LabelId::from_bits(packed as u32),
-        };
-        epoch.is_of(packed).then_some(resolved)
+        }
+    }
+
+    /// The labels in a slot, if they are of this epoch.
+    #[inline]
+    fn unpack(packed: u64, epoch: Epoch) -> Option<Self> {
+        epoch.is_of(packed).then(|| Self::labels_of(packed))
     }
 
     /// These values, or the others where there is none.
@@ -125,7 +131,7 @@ impl Inheritance {
 
     /// The labels of this span, if they are of the current epoch.
     #[inline]
-    pub(crate) fn known(&self, slot: &Slot) -> Option<ContextLabels> {
+    fn known(&self, slot: &Slot) -> Option<ContextLabels> {
         ContextLabels::unpack(slot.resolved.load(Ordering::Acquire), self.epoch())
     }
 
@@ -140,8 +146,10 @@ impl Inheritance {
     fn resolve_again(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
         let epoch = self.epoch();
         let resolved = self.find(open, slot, epoch);
-        // Before the new epoch is stored: a reader that sees the new epoch does not see a stale cache entry.
-        slot.clear_cached();
+        if ContextLabels::labels_of(slot.resolved.load(Ordering::Relaxed)) != resolved {
+            // Before the new epoch is stored: a reader that sees the new epoch does not see a stale cache entry.
+            slot.clear_cached();
+        }
         // Pairs with the load in `nearest_stage`: a reader that sees the new epoch also sees this. The search goes on at
         // the parent, which is right in every epoch.
         slot.set_enclosing_stage(slot.parent());
