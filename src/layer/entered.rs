@@ -50,48 +50,23 @@ impl Entered {
         self.add(1);
     }
 
-    /// Whether another thread holds the span, see [`Entered::hold`].
     #[inline]
-    pub(crate) fn exit(&self) -> bool {
-        self.add(-1) >= HELD
+    pub(crate) fn exit(&self) {
+        self.add(-1);
     }
 
-    /// Returns what was counted elsewhere before, if the count went there.
     #[inline]
-    fn add(&self, one: i32) -> i32 {
-        // With `trace-id` who leaves must not miss that the span is held: every count is an exchange of one variable.
-        if cfg!(not(feature = "trace-id")) && self.home.load(Ordering::Relaxed) == this_thread() {
+    fn add(&self, one: i32) {
+        if self.home.load(Ordering::Relaxed) == this_thread() {
             self.there.store(self.there.load(Ordering::Relaxed).wrapping_add(one), Ordering::Relaxed);
-            0
         } else {
-            self.elsewhere.fetch_add(one, Ordering::AcqRel)
+            self.elsewhere.fetch_add(one, Ordering::Relaxed);
         }
     }
 
     #[inline]
     pub(crate) fn is_entered(&self) -> bool {
-        let elsewhere = self.elsewhere.load(Ordering::Relaxed);
-        let elsewhere = if elsewhere < HELD { elsewhere } else { elsewhere - HELD };
-        self.there.load(Ordering::Relaxed).wrapping_add(elsewhere) > 0
-    }
-}
-
-/// Added to the count while the span is held: far above any count.
-const HELD: i32 = 1 << 24;
-
-#[cfg(feature = "trace-id")]
-impl Entered {
-    /// From now on who leaves or closes the span is to wait. Whether a thread is in it, which will see that.
-    pub(crate) fn hold(&self) -> bool {
-        self.elsewhere.fetch_add(HELD, Ordering::AcqRel) > 0
-    }
-
-    pub(crate) fn release(&self) {
-        self.elsewhere.fetch_sub(HELD, Ordering::Release);
-    }
-
-    pub(crate) fn is_held(&self) -> bool {
-        self.elsewhere.load(Ordering::Acquire) >= HELD
+        self.there.load(Ordering::Relaxed).wrapping_add(self.elsewhere.load(Ordering::Relaxed)) > 0
     }
 }
 
@@ -169,18 +144,5 @@ mod tests {
         assert!(entered.is_entered());
         entered.exit();
         assert!(!entered.is_entered());
-    }
-
-    #[cfg(feature = "trace-id")]
-    #[test]
-    fn who_leaves_sees_that_it_is_held() {
-        let entered = opened();
-        assert!(!entered.hold() && entered.is_held() && !entered.is_entered());
-        entered.release();
-        entered.enter();
-        assert!(entered.hold() && entered.is_entered());
-        assert!(entered.exit() && !entered.is_entered());
-        entered.release();
-        assert!(!entered.is_held());
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Slot {
     meaning: AtomicU32,
     /// Profile and run id with what it inherits, and when that was found out.
     pub(crate) resolved: AtomicU64,
-    /// The halves of its trace's id, once it was asked for; zero: none is known.
+    /// The halves of its trace's id, if `Facts::TRACE_KNOWN` is set.
     #[cfg(feature = "trace-id")]
     trace: [AtomicU64; 2],
     /// The active gauge that counts it now, where gauges are written at once: a number plus one. Zero when the slot is
@@ -183,21 +183,24 @@ impl Slot {
         Label::from_bits(self.run_id.load(Ordering::Relaxed))
     }
 
-    /// Its trace, once it was asked for.
     #[cfg(feature = "trace-id")]
     pub(crate) fn trace(&self) -> Option<TraceId> {
-        // What an earlier span left is not read: the fact is of this one.
-        let asked = Facts(self.facts.load(Ordering::Acquire)).has(Facts::ASKED_FOR_TRACE);
+        // Pairs with the `Release` in `set_trace`. Without the flag the halves are an earlier span's.
+        let is_known = Facts(self.facts.load(Ordering::Acquire)).has(Facts::TRACE_KNOWN);
         let [high, low] = self.trace.each_ref().map(|half| u128::from(half.load(Ordering::Relaxed)));
-        TraceId::new(high << u64::BITS | low).filter(|_| asked)
+        TraceId::new(high << u64::BITS | low).filter(|_| is_known)
     }
 
+    /// Keeps the first trace that is given.
     #[cfg(feature = "trace-id")]
     pub(crate) fn set_trace(&self, trace: Option<TraceId>) {
-        let trace = trace.map_or(0, TraceId::get);
-        self.trace[0].store((trace >> u64::BITS) as u64, Ordering::Relaxed);
-        self.trace[1].store(trace as u64, Ordering::Relaxed);
-        self.facts.fetch_or(Facts::ASKED_FOR_TRACE.0, Ordering::Release);
+        let Some(trace) = trace.map(TraceId::get) else { return };
+        let before = Facts(self.facts.fetch_or(Facts::TRACE_CLAIMED.0, Ordering::Relaxed));
+        if !before.has(Facts::TRACE_CLAIMED) {
+            self.trace[0].store((trace >> u64::BITS) as u64, Ordering::Relaxed);
+            self.trace[1].store(trace as u64, Ordering::Relaxed);
+            self.facts.fetch_or(Facts::TRACE_KNOWN.0, Ordering::Release);
+        }
     }
 
     pub(crate) fn values(&self) -> Values {

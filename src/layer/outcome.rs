@@ -122,9 +122,12 @@ impl Facts {
     pub(crate) const DECLARED_OK: Self = Self(1 << 7);
     pub(crate) const DECLARED_ERROR: Self = Self(1 << 8);
 
-    /// `tracing-opentelemetry` was asked for its trace.
+    /// A thread writes its trace.
     #[cfg(feature = "trace-id")]
-    pub(crate) const ASKED_FOR_TRACE: Self = Self(1 << 9);
+    pub(crate) const TRACE_CLAIMED: Self = Self(1 << 9);
+    /// Its trace is written.
+    #[cfg(feature = "trace-id")]
+    pub(crate) const TRACE_KNOWN: Self = Self(1 << 10);
 
     /// What may make it fail under some policy.
     #[cfg(feature = "trace-id")]

@@ -19,7 +19,7 @@ use super::remembered::{Given, Memory};
 use super::series::{Finished, Series};
 use super::sink::{Sink, Target, is_outward};
 #[cfg(feature = "trace-id")]
-use super::traces::{Traces, await_release};
+use super::traces::note_trace_at_enter;
 use super::unwinding;
 use crate::diagnostics::Diagnostics;
 
@@ -62,8 +62,6 @@ pub(crate) struct Stages {
     warned_inert: AtomicBool,
     pub(super) outermost_finished: AtomicBool,
     pub(super) outermost_failed: AtomicBool,
-    #[cfg(feature = "trace-id")]
-    pub(super) traces: Traces,
 }
 
 /// What there is to know of a new span's values.
@@ -101,8 +99,6 @@ impl Stages {
             warned_inert: AtomicBool::new(false),
             outermost_finished: AtomicBool::new(false),
             outermost_failed: AtomicBool::new(false),
-            #[cfg(feature = "trace-id")]
-            traces: Traces::default(),
         };
         for stage in &stages.expected {
             stages.series.stage(&stages.labels, *stage);
@@ -317,7 +313,7 @@ impl Stages {
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         if let Some(found) = self.open.find(id) {
-            self.entered_further(found, id, ctx);
+            self.entered_further(found, ctx);
         }
     }
 
@@ -365,9 +361,8 @@ impl Stages {
     }
 
     /// A span that matters was entered.
-    #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn entered_further<S>(&self, found: Found<'_>, id: &Id, ctx: &Context<'_, S>)
+    fn entered_further<S>(&self, found: Found<'_>, ctx: &Context<'_, S>)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
@@ -378,7 +373,7 @@ impl Stages {
         found.entered.enter();
         unwinding::entered(|| found.reference());
         #[cfg(feature = "trace-id")]
-        self.note_trace_at_enter(found, id);
+        note_trace_at_enter(found);
     }
 
     #[inline]
@@ -392,13 +387,15 @@ impl Stages {
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
     fn exited_further(&self, found: Found<'_>, id: &Id) {
+        #[cfg(feature = "trace-id")]
+        let is_first = found.last_exit.load(Ordering::Relaxed) == 0;
         found.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
-        let is_held = found.entered.exit();
+        found.entered.exit();
         if unwinding::exited(|| found.reference()) {
             found.add_fact(Facts::PANICKED);
         }
         #[cfg(feature = "trace-id")]
-        self.note_trace_at_exit(found, id, is_held);
+        self.note_trace_at_exit(found, id, is_first);
     }
 
     #[inline]
@@ -463,25 +460,20 @@ impl Stages {
         if found.facts().has(Facts::STAGE) {
             self.ensure_stage_id(found);
             let (facts, reference) = (found.facts(), found.reference());
-            let is_settled = facts.is_stage() && found.settle(reference);
-            if is_settled {
+            if facts.is_stage() && found.settle(reference) {
                 let outcome = self.policy.outcome(facts);
                 let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
                 // A look at the clock is a large part of what a span costs: only where it was never entered.
                 let ended = last_exit.unwrap_or_else(|| self.clock.raw());
                 let ended = self.ended_stage(found, outcome, ended);
                 #[cfg(feature = "trace-id")]
-                let ended = self.with_trace(ended, found, id);
+                let ended = self.with_own_trace(ended, id);
                 self.count(ended);
                 if outcome == Outcome::Failure(Reason::Cancelled) {
                     self.warn_cancelled(found);
                 }
                 #[cfg(feature = "trace-id")]
                 self.warn_first_failure(ended);
-            }
-            #[cfg(feature = "trace-id")]
-            if !is_settled {
-                await_release(found.slot);
             }
             self.hide(found);
         }
@@ -524,7 +516,7 @@ impl Stages {
             nanos,
             ended,
             #[cfg(feature = "trace-id")]
-            trace: None,
+            trace: if outcome == Outcome::Success { None } else { found.trace() },
         }
     }
 

@@ -12,8 +12,6 @@ use super::outcome::{Facts, Outcome, Reason};
 use super::series::{SetSeries, StageTotals};
 use super::sink::outward;
 use super::stages::Stages;
-#[cfg(feature = "trace-id")]
-use super::traces::Held;
 use crate::buckets::Snapshot;
 use crate::schema::Metric;
 
@@ -85,14 +83,10 @@ impl Stages {
             let runs_until_now = outcome == Outcome::Failure(Reason::Interrupted);
             let last_exit = Some(found.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0 && !runs_until_now);
             let ended = self.ended_stage(found, outcome, last_exit.unwrap_or(now));
-            #[cfg(feature = "trace-id")]
-            let held = Held::new(found.slot);
             if !found.settle(reference) {
                 closing.push(reference);
                 continue;
             }
-            #[cfg(feature = "trace-id")]
-            let ended = self.with_trace_of_open(ended, found, held);
             self.count(ended);
             self.hide(found);
             match outcome {

@@ -1,20 +1,15 @@
 //! Stages that are open when the run ends.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Barrier, Mutex};
-use std::time::Duration;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::channel;
 
-use opentelemetry::Context;
-use opentelemetry::trace::TracerProvider;
-use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{InMemorySpanExporter, Sampler, SdkTracerProvider, Span as SdkSpan};
-use opentelemetry_sdk::trace::{SpanData, SpanProcessor};
+use opentelemetry_sdk::trace::{InMemorySpanExporter, Sampler};
 use tracing::instrument::WithSubscriber;
-use tracing::{Dispatch, Id, Instrument, Subscriber, dispatcher, error, info_span};
+use tracing::{Dispatch, Instrument, dispatcher, error, info_span};
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_stage_metrics::{MetricsLayer, RunReport};
-use tracing_subscriber::layer::{self, SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry};
 
 use super::{First, ORDERS, Traced, shared, trace_ids, tracer};
@@ -22,12 +17,14 @@ use crate::support::pipeline::Ended;
 
 /// In both orders; at the beginning of a run, and when stages have gone before.
 fn pipelines() -> impl Iterator<Item = Traced> {
-    ORDERS.into_iter().flat_map(|first| {
-        [0, 1, 300].into_iter().map(move |before| {
-            let traced = Traced::start(first);
-            (0..before).for_each(|_| info_span!("x", stage_id = "before").in_scope(|| ()));
-            traced
-        })
+    ORDERS.into_iter().flat_map(pipelines_in)
+}
+
+fn pipelines_in(first: First) -> impl Iterator<Item = Traced> {
+    [0, 1, 300].into_iter().map(move |before| {
+        let traced = Traced::start(first);
+        (0..before).for_each(|_| info_span!("x", stage_id = "before").in_scope(|| ()));
+        traced
     })
 }
 
@@ -46,7 +43,7 @@ fn known(ended: &Ended<()>, report: &RunReport, spans: &InMemorySpanExporter, st
 
 #[test]
 fn one_that_is_entered() {
-    for traced in pipelines() {
+    for traced in pipelines_in(First::Traces) {
         let stage = info_span!("x", stage_id = "a").entered();
         let (ended, report, spans) = traced.end();
         drop(stage);
@@ -56,7 +53,7 @@ fn one_that_is_entered() {
 
 #[test]
 fn one_that_is_entered_on_another_thread() {
-    for traced in pipelines() {
+    for traced in pipelines_in(First::Traces) {
         let (entered, is_entered) = channel();
         let (leave, may_leave) = channel::<()>();
         let dispatch = traced.pipeline.dispatch();
@@ -72,6 +69,23 @@ fn one_that_is_entered_on_another_thread() {
         leave.send(()).unwrap();
         thread.join().unwrap();
         known(&ended, &report, &spans, "a", "interrupted");
+    }
+}
+
+/// Its own trace is current once it is entered, after the metrics were told of the enter.
+#[test]
+fn entered_stage_is_in_the_enclosing_trace_where_metrics_come_first() {
+    for traced in pipelines_in(First::Metrics) {
+        let pipeline = info_span!("x", stage_id = "pipeline").entered();
+        let stage = info_span!("x", stage_id = "a").entered();
+        let (ended, report, spans) = traced.end();
+        drop(stage);
+        drop(pipeline);
+        assert_eq!(ended.last.failures(), ["a,,interrupted 1", "pipeline,,interrupted 1"]);
+        assert_eq!(report.stage("pipeline").unwrap().trace_id(), None);
+        let exported = trace_ids(&spans, "pipeline");
+        assert_eq!((exported.len(), &exported), (1, &trace_ids(&spans, "a")));
+        assert_eq!(report.stage("a").unwrap().trace_id(), Some(&*exported[0]));
     }
 }
 
@@ -99,105 +113,14 @@ fn one_that_is_kept_and_has_failed() {
     }
 }
 
-/// It can be asked for only where it is certain that it is not being closed to the traces at this moment.
 #[test]
 fn one_that_was_never_entered() {
-    for (first, before, is_known) in
-        [(First::Traces, true, false), (First::Metrics, true, true), (First::Traces, false, false)]
-    {
-        let traced = Traced::start(first);
-        if before {
-            info_span!("x", stage_id = "before").in_scope(|| ());
-        }
+    for traced in pipelines() {
         let stage = info_span!("x", stage_id = "a");
-        let (ended, report, spans) = traced.end();
+        let (ended, report, _) = traced.end();
         drop(stage);
         assert_eq!(ended.last.failures(), ["a,,unfinished 1"]);
-        let exported = trace_ids(&spans, "a");
-        assert_eq!(report.stage("a").unwrap().trace_id(), exported.first().map(String::as_str).filter(|_| is_known));
-    }
-}
-
-/// Tells when it is inside the SDK, and waits there to be told that something has gone on meanwhile.
-#[derive(Debug)]
-struct Starting {
-    is_asked: AtomicBool,
-    asking: Sender<()>,
-    gone_on: Mutex<Receiver<()>>,
-    waited: Sender<bool>,
-}
-
-#[derive(Debug)]
-struct Shared(Arc<Starting>);
-
-impl SpanProcessor for Shared {
-    fn on_start(&self, _: &mut SdkSpan, _: &Context) {
-        if self.0.is_asked.load(Ordering::Relaxed) {
-            self.0.asking.send(()).unwrap();
-            let gone_on = self.0.gone_on.lock().unwrap().recv_timeout(Duration::from_millis(50));
-            self.0.waited.send(gone_on.is_err()).unwrap();
-        }
-    }
-
-    fn on_end(&self, _: SpanData) {}
-
-    fn force_flush(&self) -> OTelSdkResult {
-        Ok(())
-    }
-
-    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
-        Ok(())
-    }
-}
-
-/// Tells when a span is left, or closed. It is told after the metrics and before the traces.
-struct Between(Sender<()>);
-
-impl<S: Subscriber> Layer<S> for Between {
-    fn on_exit(&self, _: &Id, _: layer::Context<'_, S>) {
-        let _ = self.0.send(());
-    }
-
-    fn on_close(&self, _: Id, _: layer::Context<'_, S>) {
-        let _ = self.0.send(());
-    }
-}
-
-/// The layer of the traces panics when it is asked for a span that is no more.
-#[test]
-fn who_leaves_or_closes_a_stage_waits_while_it_is_asked_for() {
-    for is_entered in [false, true] {
-        let ((asking, is_asking), (go_on, gone_on), (waits, waited)) = (channel(), channel(), channel());
-        let (report, reported) = channel();
-        let configured = MetricsLayer::builder().with_run_report(move |taken| report.send(taken).unwrap());
-        let (layer, guard) = configured.build().unwrap();
-        let [starting, processor] =
-            shared(Starting { is_asked: AtomicBool::new(false), asking, gone_on: Mutex::new(gone_on), waited: waits });
-        let provider = SdkTracerProvider::builder().with_span_processor(Shared(processor)).build();
-        // Without activation a span that is entered has not started yet.
-        let traces = OpenTelemetryLayer::new(provider.tracer("test")).with_context_activation(false);
-        let dispatch = Dispatch::new(Registry::default().with(layer).with(Between(go_on)).with(traces));
-        let _default = dispatcher::set_default(&dispatch);
-        drop(info_span!("x", stage_id = "before"));
-        let is_left = starting.gone_on.lock().unwrap().try_iter().count();
-        assert_eq!(is_left, 1, "the stage before has closed");
-
-        let stage = info_span!("x", stage_id = "a");
-        starting.is_asked.store(true, Ordering::Relaxed);
-        let (opened, is_open) = channel();
-        let thread = std::thread::spawn(move || {
-            let stage = if is_entered { Ok(stage.entered()) } else { Err(stage) };
-            opened.send(()).unwrap();
-            is_asking.recv().unwrap();
-            drop(stage);
-        });
-        is_open.recv().unwrap();
-        guard.shutdown().unwrap();
-        assert_eq!(waited.recv(), Ok(true), "{is_entered}");
-        thread.join().unwrap();
-        let stages: Vec<_> =
-            reported.recv().unwrap().stages().map(|s| (s.stage_id().to_owned(), s.runs(), s.failures())).collect();
-        assert_eq!(stages, [("before".to_owned(), 1, 0), ("a".to_owned(), 1, 1)]);
+        assert_eq!(report.stage("a").unwrap().trace_id(), None);
     }
 }
 

@@ -1,9 +1,11 @@
 //! Every way in which a stage that closes may have failed.
 
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId};
 use opentelemetry_sdk::trace::Sampler;
 use tokio::task::yield_now;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, error, info, info_span, instrument};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_stage_metrics::FailurePolicy::{self, ErrorEvents, ErrorsWithin, ProvenSuccess, ReturnedError};
 
 use super::{First, ORDERS, Traced, panicking};
@@ -126,6 +128,21 @@ fn a_child_is_in_the_trace_of_its_parent() {
         });
         assert_eq!([traced.reported("a")], traced.exported("parent").first().cloned().map(Some).as_slice());
         assert_eq!(traced.reported("parent"), None);
+    }
+}
+
+#[test]
+fn stage_with_a_remote_parent_is_in_its_own_trace_not_the_enclosing_one() {
+    let id = TraceId::from(0xabc);
+    for first in ORDERS {
+        let traced = Traced::start(first);
+        let _pipeline = info_span!("x", stage_id = "pipeline").entered();
+        let parent = SpanContext::new(id, SpanId::from(7), TraceFlags::SAMPLED, true, Default::default());
+        let stage = a();
+        stage.set_parent(opentelemetry::Context::new().with_remote_span_context(parent)).unwrap();
+        stage.in_scope(|| error!("it broke"));
+        drop(stage);
+        assert_eq!(traced.reported("a"), Some(id.to_string()), "{first:?}");
     }
 }
 
