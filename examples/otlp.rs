@@ -18,19 +18,15 @@
 #[allow(dead_code)]
 mod momentum;
 
-use std::error::Error;
 use std::io;
-use std::time::SystemTime;
 
-use momentum::date::utc_stamp;
-use momentum::fault::Faults;
-use momentum::{Job, PRICES, STAGES};
+use momentum::{Job, STAGES};
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> anyhow::Result<()> {
     let (layer, guard) = MetricsLayer::builder()
         .with_env()?
         .with_otlp() // where to is in OTEL_EXPORTER_OTLP_ENDPOINT
@@ -44,12 +40,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         .with(layer.with_filter(LevelFilter::INFO))
         .with(fmt::layer().with_writer(io::stderr).with_filter(log))
         .init();
-    let job = Job {
-        data: PRICES.into(),
-        profile: "multi_asset_daily".to_owned(),
-        run_id: utc_stamp(SystemTime::now()),
-        faults: Faults::default(),
-    };
-    guard.finish(momentum::run(&job))?;
+    guard.finish(momentum::run(&Job::default()))?;
     Ok(())
 }

@@ -17,12 +17,9 @@ use std::env;
 use std::error::Error;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use momentum::date::utc_stamp;
-use momentum::error::Chain;
-use momentum::fault::Faults;
-use momentum::{Job, PRICES, STAGES};
+use momentum::{Job, STAGES};
 use tokio::signal;
 use tracing::{error, info};
 use tracing_stage_metrics::MetricsLayer;
@@ -71,15 +68,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 /// One run, off the threads of the runtime. One that fails is told and no reason to stop.
 async fn run_once() -> Result<(), tokio::task::JoinError> {
-    let job = Job {
-        data: PRICES.into(),
-        profile: "multi_asset_daily".to_owned(),
-        run_id: utc_stamp(SystemTime::now()),
-        faults: Faults::default(),
-    };
-    match tokio::task::spawn_blocking(move || momentum::run(&job)).await {
+    match tokio::task::spawn_blocking(|| momentum::run(&Job::default())).await {
         Ok(Ok(outcome)) => info!(from = %outcome.from, to = %outcome.to, "the run is done"),
-        Ok(Err(error)) => error!("the run failed: {}", Chain(&error)),
+        Ok(Err(error)) => error!("the run failed: {error:#}"),
         Err(error) if error.is_panic() => error!("the run panicked"),
         Err(error) => return Err(error),
     }

@@ -1,34 +1,24 @@
 //! The batch job of the examples: volatility-weighted momentum over three assets, against buy and hold, on real prices.
 //!
-//! Nothing in here knows of metrics. The stages are functions under `#[tracing::instrument]`.
+//! The stages are functions under `#[tracing::instrument]`. No file here mentions metrics.
 
-pub(crate) mod date;
-pub(crate) mod error;
-pub(crate) mod fault;
-mod features;
-mod inference;
-pub(crate) mod outcome;
-mod parallel;
-mod performance;
-mod policy;
-mod prices;
+mod allocation;
+mod alpha;
+mod foundation;
 mod risk;
-mod simulate;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::{panic, thread};
 
-use error::PipelineError;
-use fault::Faults;
-use outcome::Outcome;
-use parallel::in_parallel;
-use performance::Performance;
-use prices::Prices;
-use risk::Allocation;
-use simulate::Portfolio;
+pub(crate) use allocation::Outcome;
+use anyhow::{Result, ensure};
+use foundation::{PerAsset, Prices, SYMBOLS, features, ingest};
+use tracing::Span;
 
-/// In the order in which they run.
+/// The stages in the order in which they run.
 pub(crate) const STAGES: [&str; 6] = [
     "foundation.ingest",
     "foundation.features",
@@ -38,10 +28,7 @@ pub(crate) const STAGES: [&str; 6] = [
     "allocation.simulate",
 ];
 
-/// The prices that come with the examples.
-pub(crate) const PRICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/daily_closes.csv");
-
-/// One run of it.
+/// The settings of a run.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) data: PathBuf,
@@ -50,26 +37,70 @@ pub(crate) struct Job {
     pub(crate) faults: Faults,
 }
 
-/// The pipeline. Every stage inherits `profile` and `run_id` from this span.
-#[tracing::instrument(name = "pipeline", skip_all, fields(profile = job.profile, run_id = job.run_id))]
-pub(crate) fn run(job: &Job) -> Result<Outcome, PipelineError> {
-    let prices = prices::ingest(&job.data, &job.faults)?;
-    let schedule = plan(&prices, &job.faults)?;
+impl Default for Job {
+    /// Runs on the prices that come with the examples; the run id is the time in UTC.
+    fn default() -> Self {
+        Self {
+            data: concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/daily_closes.csv").into(),
+            profile: "multi_asset_daily".to_owned(),
+            run_id: jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string(),
+            faults: Faults::default(),
+        }
+    }
+}
 
-    // Both start on the day of the first decision: a comparison over different times would say nothing.
-    let start = schedule[0].day;
-    let portfolios = [Portfolio { name: "momentum", schedule }, Portfolio::buy_and_hold(start, prices.assets.len())];
-    let simulations = in_parallel(&portfolios, |portfolio| simulate::simulate(&prices, portfolio, &job.faults));
-    let simulations = simulations.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let performances = simulations.iter().map(|simulation| Performance::of(simulation, &prices.dates)).collect();
+/// The stages that are to fail or to panic in this run, to show what that looks like from outside.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Faults {
+    pub(crate) fail: BTreeSet<String>,
+    pub(crate) panic: BTreeSet<String>,
+}
+
+impl Faults {
+    /// Fails or panics if `stage` is to do so. Each stage calls this first.
+    pub(crate) fn check(&self, stage: &str) -> Result<()> {
+        assert!(!self.panic.contains(stage), "{stage} panics because --panic asked for it");
+        ensure!(!self.fail.contains(stage), "{stage} fails because --fail asked for it");
+        Ok(())
+    }
+}
+
+/// One value per asset, known at the close of `day`: scores, views or weights.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Signal {
+    pub(crate) day: usize,
+    pub(crate) values: PerAsset,
+}
+
+/// Runs the pipeline. Every stage inherits `profile` and `run_id` from this span.
+#[tracing::instrument(name = "pipeline", skip_all, fields(profile = job.profile, run_id = job.run_id))]
+pub(crate) fn run(job: &Job) -> Result<Outcome> {
+    let prices = ingest(&job.data, &job.faults)?;
+    let momentum = plan(&prices, &job.faults)?;
+    // Both portfolios start on the day of the first decision: results of different times cannot be compared.
+    let start = momentum[0].day;
+    let buy_and_hold = vec![Signal { day: start, values: [1.0 / SYMBOLS.len() as f64; SYMBOLS.len()] }];
+    let portfolios = [("momentum", momentum), ("buy and hold", buy_and_hold)];
+    let performances = in_parallel(&portfolios, |portfolio| allocation::simulate(&prices, portfolio, &job.faults))?;
     Ok(Outcome { from: prices.dates[start], to: prices.dates[prices.dates.len() - 1], performances })
 }
 
-/// What to hold when, of which there is at least one.
-fn plan(prices: &Prices, faults: &Faults) -> Result<Vec<Allocation>, PipelineError> {
-    let features = in_parallel(&prices.assets, |asset| features::features(asset, faults));
-    let features = features.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let scores = inference::infer(&prices.dates, &features, faults)?;
-    let decisions = policy::decide(&prices.dates, &scores, faults)?;
-    risk::optimize(prices, &decisions, faults)
+/// Decides the weights to hold; there is at least one decision.
+fn plan(prices: &Prices, faults: &Faults) -> Result<Vec<Signal>> {
+    let features = in_parallel(&[0, 1, 2], |asset| features(prices, *asset, faults))?;
+    let scores = alpha::infer(prices, &features, faults)?;
+    let views = alpha::decide(prices, &scores, faults)?;
+    risk::optimize(prices, &views, faults)
+}
+
+/// Does `work` on a thread per item and returns the results in the order of the items. A panic continues in the caller.
+///
+/// A new thread is outside every span: it enters the span of the caller, so that its stages inherit from it.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let (span, work) = (&Span::current(), &work);
+    thread::scope(|scope| {
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || span.in_scope(|| work(item)))).collect();
+        let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        results.into_iter().map(|result| result.unwrap_or_else(|payload| panic::resume_unwind(payload))).collect()
+    })
 }

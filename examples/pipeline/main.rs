@@ -1,11 +1,9 @@
-//! A small batch pipeline on real prices, measured without a word about metrics in its stages.
+//! A batch pipeline on real prices. All that concerns metrics is in [`measured`].
 //!
-//! `cargo run --example pipeline` needs no server: it prints its result and the report of the run, and writes the
-//! metrics to a text file. With `TV_PROMETHEUS_PUSHGATEWAY=http://localhost:9091` it pushes them as well. See what a
-//! failure looks like with `--fail alpha.policy` or `--panic risk.optimize`; `--help` lists the rest.
-//!
-//! All that concerns metrics is in [`measured`]. The stages are functions under `#[tracing::instrument]`, in
-//! `examples/momentum`.
+//! `cargo run --example pipeline` needs no server: it prints its result and the run report, and writes the metrics to a
+//! text file. With `TV_PROMETHEUS_PUSHGATEWAY=http://localhost:9091` it pushes them as well. `--fail alpha.policy` and
+//! `--panic risk.optimize` show what a failure looks like; `--help` lists the rest. The stages are functions under
+//! `#[tracing::instrument]` in `examples/momentum`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -13,50 +11,42 @@
 mod momentum;
 mod options;
 
-use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::{env, io};
 
-use momentum::error::Chain;
-use momentum::outcome::Outcome;
+use momentum::{Job, Outcome, STAGES};
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
-use crate::momentum::STAGES;
-use crate::options::{Options, Stop};
-
 fn main() -> ExitCode {
-    let options = match Options::parse(env::args().skip(1)) {
+    let (job, textfile) = match options::parse(lexopt::Parser::from_env()) {
         Ok(options) => options,
-        Err(Stop::Help) => {
-            println!("{}", Stop::Help);
-            return ExitCode::SUCCESS;
-        }
-        Err(wrong) => {
-            eprintln!("error: {wrong}");
+        Err(error) => {
+            eprintln!("error: {error}, see --help");
             return ExitCode::from(2);
         }
     };
-    match measured(&options) {
+    match measured(&job, &textfile) {
         Ok(outcome) => {
             println!("{outcome}");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("error: {}", Chain(error.as_ref()));
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// Runs the pipeline with its stages measured. Whether it returns, fails or panics: the metrics are delivered.
-fn measured(options: &Options) -> Result<Outcome, Box<dyn Error>> {
+/// Runs the job with its stages measured. Whether it returns, fails or panics: the metrics are delivered.
+fn measured(job: &Job, textfile: &Path) -> anyhow::Result<Outcome> {
     let (layer, guard) = MetricsLayer::builder()
         .with_env()? // TV_PROMETHEUS_PUSHGATEWAY and the others
         .with_expected_stages(STAGES)
-        .with_textfile(&options.textfile)
+        .with_textfile(textfile)
         .with_flush_on_signals()
         .with_flush_on_panic_abort()
         .with_run_report(|report| eprintln!("{report}"))
@@ -69,7 +59,7 @@ fn measured(options: &Options) -> Result<Outcome, Box<dyn Error>> {
 
     let pushes = env::var_os("TV_PROMETHEUS_PUSHGATEWAY").is_some_and(|url| !url.is_empty());
     let also = if pushes { ", and are pushed to the Pushgateway" } else { "" };
-    eprintln!("metrics are written to {}{also}", options.textfile.display());
+    eprintln!("metrics are written to {}{also}", textfile.display());
 
-    Ok(guard.finish(momentum::run(&options.job))?)
+    guard.finish(momentum::run(job))
 }

@@ -1,88 +1,13 @@
 //! The command line.
 
+use std::env;
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::SystemTime;
-use std::{env, fmt};
 
-use crate::momentum::date::utc_stamp;
-use crate::momentum::fault::{Fault, Faults};
-use crate::momentum::{Job, PRICES, STAGES};
+use anyhow::{Result, ensure};
+use lexopt::prelude::*;
 
-#[derive(Debug)]
-pub(crate) struct Options {
-    pub(crate) job: Job,
-    pub(crate) textfile: PathBuf,
-}
-
-/// Why there is nothing to run.
-#[derive(Debug)]
-pub(crate) enum Stop {
-    /// `--help`.
-    Help,
-    UnknownArgument(String),
-    NoValue(String),
-    UnknownStage(String),
-}
-
-impl Options {
-    /// Reads the arguments after the program's name.
-    pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Self, Stop> {
-        let mut job = Job {
-            data: PRICES.into(),
-            profile: "multi_asset_daily".to_owned(),
-            run_id: utc_stamp(SystemTime::now()),
-            faults: Faults::default(),
-        };
-        let mut textfile = default_textfile();
-        let mut arguments = arguments.into_iter();
-        while let Some(name) = arguments.next() {
-            if matches!(name.as_str(), "-h" | "--help") {
-                return Err(Stop::Help);
-            }
-            let target = match name.as_str() {
-                "--data" | "--textfile" | "--profile" | "--run-id" | "--fail" | "--panic" => arguments.next(),
-                _ => return Err(Stop::UnknownArgument(name)),
-            };
-            let Some(value) = target.filter(|value| !value.is_empty()) else {
-                return Err(Stop::NoValue(name));
-            };
-            match name.as_str() {
-                "--data" => job.data = value.into(),
-                "--textfile" => textfile = value.into(),
-                "--profile" => job.profile = value,
-                "--run-id" => job.run_id = value,
-                "--fail" => job.faults.add(known(&value)?, Fault::Error),
-                _ => job.faults.add(known(&value)?, Fault::Panic),
-            }
-        }
-        Ok(Self { job, textfile })
-    }
-}
-
-fn known(stage: &str) -> Result<&'static str, Stop> {
-    STAGES.into_iter().find(|known| *known == stage).ok_or_else(|| Stop::UnknownStage(stage.to_owned()))
-}
-
-/// Where the environment says, or beside the executable: a place that exists, can be written and is nobody else's.
-fn default_textfile() -> PathBuf {
-    match env::var_os("TV_PROMETHEUS_TEXTFILE").filter(|path| !path.is_empty()) {
-        Some(path) => path.into(),
-        None => {
-            env::current_exe().map_or_else(|_| "pipeline.prom".into(), |executable| executable.with_extension("prom"))
-        }
-    }
-}
-
-impl fmt::Display for Stop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Help => write!(f, "{USAGE}"),
-            Self::UnknownArgument(name) => write!(f, "unknown argument `{name}`, see --help"),
-            Self::NoValue(name) => write!(f, "{name} needs a value, see --help"),
-            Self::UnknownStage(name) => write!(f, "unknown stage `{name}`, the stages are: {}", STAGES.join(", ")),
-        }
-    }
-}
+use crate::momentum::{Job, STAGES};
 
 const USAGE: &str = "\
 Volatility-weighted momentum over S&P 500, NASDAQ and crude oil, against buy and hold.
@@ -101,59 +26,88 @@ Stages: foundation.ingest, foundation.features, alpha.inference, alpha.policy, r
 
 With TV_PROMETHEUS_PUSHGATEWAY=http://HOST:9091 the metrics are pushed there as well. RUST_LOG sets what is logged.";
 
+/// Returns the job and the path of the text file.
+pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<(Job, PathBuf)> {
+    let (mut job, mut textfile) = (Job::default(), default_textfile());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("data") => job.data = value(&mut parser, "--data")?.into(),
+            Long("textfile") => textfile = value(&mut parser, "--textfile")?.into(),
+            Long("profile") => job.profile = value(&mut parser, "--profile")?.string()?,
+            Long("run-id") => job.run_id = value(&mut parser, "--run-id")?.string()?,
+            Long("fail") => _ = job.faults.fail.insert(stage(parser.value()?)?),
+            Long("panic") => _ = job.faults.panic.insert(stage(parser.value()?)?),
+            Short('h') | Long("help") => {
+                println!("{USAGE}");
+                std::process::exit(0);
+            }
+            _ => return Err(argument.unexpected().into()),
+        }
+    }
+    Ok((job, textfile))
+}
+
+/// An empty value is what an unset variable of a shell leaves.
+fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString> {
+    let value = parser.value()?;
+    ensure!(!value.is_empty(), "missing argument for option '{option}'");
+    Ok(value)
+}
+
+fn stage(value: OsString) -> Result<String> {
+    let stage = value.string()?;
+    ensure!(STAGES.contains(&stage.as_str()), "unknown stage `{stage}`, the stages are: {}", STAGES.join(", "));
+    Ok(stage)
+}
+
+/// Where the environment says, or beside the executable: a place that exists and can be written.
+fn default_textfile() -> PathBuf {
+    match env::var_os("TV_PROMETHEUS_TEXTFILE") {
+        Some(path) if !path.is_empty() => path.into(),
+        _ => env::current_exe().map_or_else(|_| "pipeline.prom".into(), |program| program.with_extension("prom")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::momentum::error::PipelineError;
 
-    fn parse(arguments: &[&str]) -> Result<Options, Stop> {
-        Options::parse(arguments.iter().map(|argument| (*argument).to_owned()))
+    fn parse(arguments: &[&str]) -> Result<(Job, PathBuf)> {
+        super::parse(lexopt::Parser::from_args(arguments))
     }
 
     #[test]
-    fn every_argument_is_taken() {
-        let options = parse(&["--data", "a.csv", "--textfile", "b.prom", "--profile", "c", "--run-id", "d"]).unwrap();
-        let Options { job, textfile } = options;
+    fn every_option_is_parsed() {
+        let arguments = ["--data", "a.csv", "--textfile", "b.prom", "--profile=c", "--run-id", "d"];
+        let faults = ["--fail", "alpha.policy", "--panic", "risk.optimize"];
+        let (job, textfile) = parse(&[&arguments[..], &faults].concat()).unwrap();
         assert_eq!((job.data, textfile), (PathBuf::from("a.csv"), PathBuf::from("b.prom")));
         assert_eq!((job.profile.as_str(), job.run_id.as_str()), ("c", "d"));
-        assert_eq!(job.faults, Faults::default());
+        assert!(job.faults.fail.iter().eq([faults[1]]) && job.faults.panic.iter().eq([faults[3]]), "{:?}", job.faults);
     }
 
     #[test]
-    fn defaults_are_those_of_the_help() {
-        let job = parse(&[]).unwrap().job;
+    fn defaults_and_stages_match_the_help() {
+        let (job, _) = parse(&[]).unwrap();
         assert!(job.data.is_file(), "{}", job.data.display());
-        assert_eq!((job.profile.as_str(), job.run_id.len()), ("multi_asset_daily", 15));
+        assert_eq!((job.profile.as_str(), job.run_id.len(), job.faults), ("multi_asset_daily", 15, Default::default()));
+        assert!(USAGE.contains(&format!("Stages: {}\n", STAGES.join(", "))));
     }
 
     #[test]
-    fn faults_reach_their_stage_only() {
-        let faults = parse(&["--fail", "alpha.policy", "--panic", "risk.optimize"]).unwrap().job.faults;
-        assert!(matches!(faults.check("alpha.policy"), Err(PipelineError::Injected { stage: "alpha.policy" })));
-        assert!(matches!(faults.check("alpha.inference"), Ok(())));
-        assert!(std::panic::catch_unwind(|| faults.check("risk.optimize")).is_err());
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_argument() {
         for (arguments, expected) in [
-            (&["--quick"][..], "`--quick`"),
-            (&["--run-id"], "--run-id needs a value"),
-            (&["--profile", ""], "--profile needs a value"),
+            (&["--quick"][..], "'--quick'"),
+            (&["--run-id"], "'--run-id'"),
+            (&["--profile", ""], "'--profile'"),
             (
                 &["--fail", "alpha.polcy"],
                 "`alpha.polcy`, the stages are: foundation.ingest, foundation.features, alpha",
             ),
             (&["--panic", "all"], "`all`"),
-            (&["--fail", "alpha.policy", "--help"], "Usage: "),
         ] {
-            let text = parse(arguments).expect_err(expected).to_string();
-            assert!(text.contains(expected), "{text}");
+            let error = parse(arguments).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
         }
-    }
-
-    #[test]
-    fn the_help_lists_the_stages() {
-        assert!(USAGE.contains(&format!("Stages: {}\n", STAGES.join(", "))));
     }
 }
