@@ -84,7 +84,7 @@ pub(crate) struct Summary {
     pub(crate) count: Option<u64>,
 }
 
-/// WrittenBounds or quantiles as they are spelled in the labels `le` and `quantile`. Shared by the series of a family: another
+/// Bounds or quantiles as they are spelled in the labels `le` and `quantile`. Shared by the series of a family: another
 /// spelling is another series.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct WrittenBounds(Arc<[Box<str>]>);

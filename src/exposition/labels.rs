@@ -60,8 +60,7 @@ impl Labels {
         })
     }
 
-    /// What tells this series from others of its metric: to Prometheus the order of labels does not matter, and a label
-    /// without a value is none.
+    /// Returns the identity of the series within its metric: Prometheus ignores the order of labels and labels without a value.
     pub(crate) fn identity(&self) -> Self {
         let mut pairs: Vec<_> = self.iter().filter(|(_, value)| !value.is_empty()).collect();
         pairs.sort_unstable();

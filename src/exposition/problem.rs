@@ -109,7 +109,7 @@ impl Problems {
         }
     }
 
-    /// Those since the last call.
+    /// Returns the problems since the last call.
     pub(crate) fn take(&mut self) -> Vec<Problem> {
         std::mem::take(&mut self.new)
     }

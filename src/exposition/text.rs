@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Write};
 use super::families::{Families, Family, Number, Samples, Series, WrittenBounds};
 use super::labels::{Labels, escape};
 
-/// What a value that is no integer takes in the text, mostly.
+/// Typical length of a float in the text.
 const FLOAT_LEN: usize = 20;
 
 impl Families {

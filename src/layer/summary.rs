@@ -1,4 +1,4 @@
-//! The stages as a whole: their state for whoever looks, and the end of the run.
+//! The state of all stages at one moment, and at the end of the run.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -16,10 +16,10 @@ use crate::series::interner::LabelId;
 use crate::series::outcome::{Outcome, Reason};
 use crate::series::{DurationSeries, StageTotals};
 
-/// Ample for a stage that closes to be counted.
+/// Maximum wait for stages that are closing.
 const CLOSING_TIME: Duration = Duration::from_millis(100);
 
-/// A stage as the run report shows it.
+/// A stage in the run report.
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 pub(crate) struct StageState {
     pub(crate) stage: String,
@@ -29,8 +29,8 @@ pub(crate) struct StageState {
 
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 impl StageTracker {
-    /// Gives the recorder the state of this moment. To be called before it is rendered, with what is returned: the
-    /// histograms that are read here, by the key of their series.
+    /// Publishes the state of this moment to the recorder, before it is rendered. Returns the histograms that the layer keeps, by
+    /// the key of their series.
     pub(crate) fn publish(&self) -> impl Iterator<Item = (Key, Snapshot)> {
         self.count_detached();
         let histograms = if self.series.recorder.updates_eagerly() { Vec::new() } else { self.publish_all() };
@@ -38,7 +38,7 @@ impl StageTracker {
     }
 
     fn publish_all(&self) -> Vec<(&DurationSeries, Snapshot)> {
-        // In the order in which they opened: the limit on label sets goes by who comes first.
+        // Sorted by their start: the limit on label sets admits the first ones.
         let mut stages: Vec<_> = self
             .open
             .iter()
@@ -61,9 +61,8 @@ impl StageTracker {
         self.series.publish(|pair| active.get(&pair).copied().unwrap_or(0))
     }
 
-    /// The run is over: counts the stages that are still open, once, and measures nothing from now on.
-    /// `is_aborted`: the process ends by a signal, a panic or a non-zero exit. `grace`: how long a stage that closes at
-    /// this moment may take to be counted.
+    /// Ends the run: counts each open stage once. Nothing is measured after it. `is_aborted`: the process ends by a signal, a
+    /// panic or a non-zero exit. `grace` is the time that a stage which closes at this moment has to be counted.
     pub(crate) fn end(&self, is_aborted: bool, grace: Duration) {
         if !self.open.end() {
             return;
@@ -71,8 +70,8 @@ impl StageTracker {
         let now = self.clock.raw();
         let mut closing = Vec::new();
         for span in self.open.taken().filter(|span| span.flags().has(SpanFlags::STAGE)) {
-            // First, so that what is read below is of the span that is settled in the end. Once it is, its own thread may
-            // free it and what is around it.
+            // The reference is taken first: everything below is read from the span that `try_finish` finishes. Its thread may free
+            // the slot after that.
             let reference = span.reference();
             self.ensure_stage_id(span);
             let flags = span.flags();
@@ -92,7 +91,7 @@ impl StageTracker {
             self.dec_active(span);
             match outcome {
                 Outcome::Success => {}
-                // It returned, and is merely held open.
+                // The function returned; a handle keeps the span open.
                 Outcome::Failure(Reason::Error) => {
                     #[cfg(feature = "trace-id")]
                     self.warn_first_failure(ended);
@@ -104,8 +103,8 @@ impl StageTracker {
         self.diagnostics.emit_waiting();
     }
 
-    /// Waits for the threads that are closing these stages to have counted them. Not for ever: one of them may be the
-    /// thread that ends the run, from within a recorder.
+    /// Waits until other threads have counted these stages. The wait is bounded: one of the threads may be the one that ends the
+    /// run, inside a recorder.
     fn await_closed(&self, closing: &[SlotRef], grace: Duration) {
         let deadline = Instant::now() + grace;
         for reference in closing {
@@ -115,14 +114,14 @@ impl StageTracker {
         }
     }
 
-    /// Sets a gauge that is not a stage's, and not set often.
+    /// Sets a gauge that belongs to no stage.
     pub(crate) fn set_gauge(&self, metric: &Metric, labels: &[&str], value: f64) {
         let gauge = self.series.recorder.gauge(metric, labels);
         suppress_instrumentation(|| gauge.set(value));
     }
 
-    /// Whether the stages of this run allow to call it a success: at least one outermost stage finished, none failed,
-    /// and every expected stage succeeded at least once.
+    /// Returns whether the stages allow the run to be a success: at least one outermost stage finished, none failed, and every
+    /// expected stage succeeded at least once.
     pub(crate) fn run_succeeded(&self) -> bool {
         self.outermost_finished.load(Ordering::Relaxed)
             && !self.outermost_failed.load(Ordering::Relaxed)
@@ -135,13 +134,13 @@ impl StageTracker {
         stages.iter().all(|stage| succeeded.contains(&self.series.stage(*stage).1.stage))
     }
 
-    /// The stages in the order in which they first finished; those that have not, last.
+    /// Returns all stages: the finished ones in the order in which they first finished, then the others.
     pub(crate) fn states(&self) -> Vec<StageState> {
         self.count_detached();
         let mut open = HashMap::new();
         for span in self.open.iter() {
             let (reference, stage) = (span.reference(), span.stage());
-            // One whose id is not known yet has no name either: that is its id only if none is recorded until the end.
+            // A stage without an id is left out: an id may still be recorded.
             if span.flags().is_stage() && !stage.is_none() && span.is_current(reference) {
                 let stage = self.series.stage(stage).1.stage;
                 *open.entry(stage).or_insert(0_u64) += 1;

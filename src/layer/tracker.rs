@@ -25,16 +25,16 @@ use crate::series::interner::{Interner, LabelId, Role, SpanLabels, ValueHashes};
 use crate::series::outcome::{Outcome, Reason};
 use crate::series::{FinishedStage, SeriesTable};
 
-/// How the layer is set up.
+/// The settings of the layer.
 pub(crate) struct TrackerSettings {
     pub(crate) namespace: String,
     pub(crate) policy: FailurePolicy,
     pub(crate) max_series: usize,
-    /// Upper bounds of the buckets of the stage duration, if who renders asks the layer for them; otherwise each
-    /// duration goes to the recorder as it comes.
+    /// Upper bounds of the buckets of the stage duration, if durations are read from the layer; otherwise each duration goes to
+    /// the recorder.
     pub(crate) buckets: Option<Vec<f64>>,
     pub(crate) expected_stages: Vec<String>,
-    /// The value a label has in the whole process, where it does not come from spans.
+    /// The value of the label in the whole process, if it does not come from spans.
     pub(crate) profile: Option<String>,
     pub(crate) run_id: Option<String>,
     pub(crate) run_id_label: bool,
@@ -43,7 +43,7 @@ pub(crate) struct TrackerSettings {
     pub(crate) diagnostics: Arc<Diagnostics>,
 }
 
-/// The stages of this process: shared by the layer, which tells what happens, and the guard, which asks.
+/// The stages of this process, shared by the layer and the guard.
 pub(crate) struct StageTracker {
     pub(crate) callsites: Callsites,
     pub(crate) labels: Arc<Interner>,
@@ -55,22 +55,22 @@ pub(crate) struct StageTracker {
     pub(crate) clock: quanta::Clock,
     pub(crate) diagnostics: Arc<Diagnostics>,
     pub(crate) expected: Vec<LabelId>,
-    /// Whether some thread gives a slot to a span that has none of its own, see `parent_slow`.
+    /// Whether a thread adds a slot for an untracked span, see `parent_slow`.
     leading: AtomicBool,
-    /// Whether spans may have closed without this layer being told, since it was out of its subscriber.
+    /// Whether spans may have closed without a callback, while the layer was out of its subscriber.
     may_have_missed: AtomicBool,
-    /// Whether the layer is gone: no span that is open will be closed any more.
+    /// Whether the layer was dropped: open spans get no callback any more.
     is_detached: AtomicBool,
     warned_inert: AtomicBool,
     pub(crate) outermost_finished: AtomicBool,
     pub(crate) outermost_failed: AtomicBool,
 }
 
-/// What there is to know of a new span's values.
-struct Known {
+/// The labels of a new span.
+struct ResolvedLabels {
     values: SpanLabels,
     resolved: ContextLabels,
-    /// Where that is remembered.
+    /// The label-cache entry, if there is one.
     cached: Option<EntryId>,
 }
 
@@ -144,7 +144,7 @@ impl StageTracker {
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         if let Some(left) = self.open.find(id) {
-            // Of an earlier span with this id, whose end this layer was not told.
+            // An earlier span with this id, whose close this layer has missed.
             self.count_missed(left);
             self.open.release(left);
         }
@@ -161,10 +161,10 @@ impl StageTracker {
         attrs.record(&mut fields);
         let flags = fields.status.map_or(flags, |status| flags.with_status(status, false));
         let parent = self.parent(attrs, id, &ctx);
-        // Before values are read.
+        // The epoch is read before the values.
         let epoch = self.inheritance.epoch();
-        let Known { values, resolved, cached } = self.known(&fields, parent, epoch);
-        // What is remembered is within the limits.
+        let ResolvedLabels { values, resolved, cached } = self.labels_of(&fields, parent, epoch);
+        // Cached labels are within the limits.
         let hashes = if cached.is_some() { None } else { self.hashes(&fields, values) };
         drop(fields);
         let enclosing = self.inheritance.nearest_stage(&self.open, parent, epoch);
@@ -176,7 +176,7 @@ impl StageTracker {
         let span = NewSpan { callsite: number, parent, enclosing_stage, started, flags, values, cached, resolved };
         let Some(span) = self.open.claim(id, span) else { return };
         if let Some(hashes) = hashes {
-            // No other thread can have the id yet and ask for them.
+            // No other thread has the id yet.
             span.set_hashes(values, hashes);
         }
         if self.series.recorder.updates_eagerly() {
@@ -184,9 +184,9 @@ impl StageTracker {
         }
     }
 
-    /// The labels of a new span.
+    /// Returns the labels of a new span.
     #[inline]
-    fn known(&self, fields: &SpanFields<'_>, parent: SlotRef, epoch: Epoch) -> Known {
+    fn labels_of(&self, fields: &SpanFields<'_>, parent: SlotRef, epoch: Epoch) -> ResolvedLabels {
         let inherited = if self.inheritance.is_needed(fields.profile().is_some(), fields.run_id().is_some()) {
             self.inheritance.around(&self.open, parent, epoch)
         } else {
@@ -194,25 +194,30 @@ impl StageTracker {
         };
         let given = fields.compared().map(|(text, offsets)| CacheKey { text, offsets, inherited });
         if let Some((number, cached)) = given.as_ref().and_then(|given| self.label_cache.find(given)) {
-            return Known { values: cached.values, resolved: cached.resolved, cached: Some(number) };
+            return ResolvedLabels { values: cached.values, resolved: cached.resolved, cached: Some(number) };
         }
         self.insert_cached(fields, given.as_ref(), inherited)
     }
 
     #[cold]
-    fn insert_cached(&self, fields: &SpanFields<'_>, given: Option<&CacheKey<'_>>, inherited: ContextLabels) -> Known {
+    fn insert_cached(
+        &self,
+        fields: &SpanFields<'_>,
+        given: Option<&CacheKey<'_>>,
+        inherited: ContextLabels,
+    ) -> ResolvedLabels {
         let values = self.values(fields);
         let resolved = self.inheritance.resolved(values, inherited);
-        // What is beyond a limit now may have its place later.
+        // Overflow results are not cached: capacity may appear later.
         let all = [values.stage, values.profile, values.run_id, resolved.profile, resolved.run_id];
         let given = given.filter(|_| !all.contains(&LabelId::OVERFLOW));
         let cached = given.and_then(|given| self.label_cache.add(given, values, resolved));
-        Known { values, resolved, cached }
+        ResolvedLabels { values, resolved, cached }
     }
 
     fn values(&self, fields: &SpanFields<'_>) -> SpanLabels {
         let label = |role, value: Option<&str>| value.map_or(LabelId::NONE, |value| self.labels.intern(role, value));
-        // A run id seen for the first time has no place once the metric that shows it has all its label sets.
+        // A new run id overflows once the metric with run ids has all its label sets.
         let run_id = match fields.run_id() {
             Some(run_id) if !self.series.has_room_for_runs() => self.labels.find(run_id).unwrap_or(LabelId::OVERFLOW),
             run_id => label(Role::RunId, run_id),
@@ -224,7 +229,7 @@ impl StageTracker {
         }
     }
 
-    /// The hashes of what a span gives, if one of the values is beyond a limit.
+    /// Returns the hashes of the values of a span if one of them is beyond a limit.
     #[cold]
     fn hashes(&self, fields: &SpanFields<'_>, values: SpanLabels) -> Option<ValueHashes> {
         let hash = |value: Option<&str>| value.map_or(0, |value| self.labels.hash(value));
@@ -235,7 +240,7 @@ impl StageTracker {
         })
     }
 
-    /// After the guard is gone nothing is measured; a stage that opens then is told once.
+    /// Returns whether the run has ended, and warns once of a stage that opens then.
     fn is_inert(&self, flags: SpanFlags) -> bool {
         let ended = self.open.has_ended();
         if ended && flags.is_stage() && !self.warned_inert.swap(true, Ordering::Relaxed) {
@@ -244,7 +249,7 @@ impl StageTracker {
         ended
     }
 
-    /// The slot of the nearest span around a new one.
+    /// Returns the slot of the nearest tracked ancestor of a new span.
     fn parent<S>(&self, attrs: &Attributes<'_>, id: &Id, ctx: &Context<'_, S>) -> SlotRef
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
@@ -262,14 +267,14 @@ impl StageTracker {
         self.parent_slow(id, ctx)
     }
 
-    /// The same where the nearest span is no stage and brings nothing: looks for one further out. The nearest span
-    /// gets a slot that leads there, so that the next stage within it need not look again.
+    /// Finds the nearest tracked ancestor if the parent is untracked. The parent gets a slot that refers to it, so that the next
+    /// stage within the parent needs no search.
     fn parent_slow<S>(&self, id: &Id, ctx: &Context<'_, S>) -> SlotRef
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         let Some(span) = ctx.span(id) else { return SlotRef::NONE };
-        // Without those that a filter hides from this layer: it is not told when they close.
+        // The scope omits spans that a filter hides from this layer, which gets no callback when they close.
         let mut around = span.scope().skip(1);
         let Some(nearest) = around.next() else { return SlotRef::NONE };
         if let Some(span) = self.open.get_initialized(&nearest.id()) {
@@ -277,8 +282,7 @@ impl StageTracker {
         }
         let further = around.find_map(|span| self.open.get_initialized(&span.id()));
         let further = further.map_or(SlotRef::NONE, |span| span.reference());
-        // An id has one slot. Nobody waits: who comes second has what it came for, as long as it does not take a slot
-        // that is being written for one that is there. The next one tries again.
+        // An id has one slot. Non-blocking: the loser uses the ancestor it found; the next span tries again.
         if self.leading.swap(true, Ordering::Acquire) {
             return further;
         }
@@ -348,14 +352,14 @@ impl StageTracker {
         for span in self.open.iter() {
             let reference = span.reference();
             let exists = self.open.id_of(span).is_none_or(|id| ctx.exists(&id));
-            // The registry frees an id after the layers were told: a slot that is still that span's was not closed.
+            // The registry frees an id after the callbacks of all layers: a slot that is still current was not closed.
             if !exists && span.is_current(reference) {
                 self.count_missed(span);
             }
         }
     }
 
-    /// Counts a stage whose end this layer was not told, as the end of the run would.
+    /// Counts a stage whose close this layer has missed, by the rule for the end of the run.
     #[cold]
     fn count_missed(&self, span: SpanRef<'_>) {
         if span.flags().has(SpanFlags::STAGE) {
@@ -372,7 +376,7 @@ impl StageTracker {
         }
     }
 
-    /// Counts the stages that were open when the layer went away.
+    /// Counts the stages that were open when the layer was dropped.
     pub(crate) fn count_detached(&self) {
         if self.is_detached.swap(false, Ordering::Relaxed) {
             self.open.iter().for_each(|span| self.count_missed(span));
@@ -483,7 +487,7 @@ impl StageTracker {
             if flags.is_stage() && span.try_finish(reference) {
                 let outcome = self.policy.outcome(flags);
                 let last_exit = Some(span.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0);
-                // A look at the clock is a large part of what a span costs: only where it was never entered.
+                // The clock is read only if the span was never entered: a reading is a large part of the cost of a span.
                 let ended = last_exit.unwrap_or_else(|| self.clock.raw());
                 let ended = self.ended_stage(span, outcome, ended);
                 #[cfg(feature = "trace-id")]
@@ -504,7 +508,7 @@ impl StageTracker {
         self.callsites.get(span.callsite.load(Ordering::Relaxed))
     }
 
-    /// A stage id that was declared and never recorded is the span's name.
+    /// Sets the span's name as the stage id if the declared field was never recorded.
     pub(crate) fn ensure_stage_id(&self, span: SpanRef<'_>) {
         if span.stage().is_none()
             && let Some(callsite) = self.callsite(span)
@@ -517,7 +521,7 @@ impl StageTracker {
         }
     }
 
-    /// What there is to count of a stage that ends.
+    /// Collects the facts about a stage that ends.
     #[inline(always)]
     pub(crate) fn ended_stage(&self, span: SpanRef<'_>, outcome: Outcome, ended: u64) -> FinishedStage {
         // Before the cache entry is read: it is dropped here if it is of other labels.
@@ -529,7 +533,7 @@ impl StageTracker {
             run_id,
             cached: span.cached(),
             outcome,
-            is_outermost: !self.is_known(outcome)
+            is_outermost: !self.has_outermost(outcome)
                 && self.inheritance.nearest_stage(&self.open, span.parent(), self.inheritance.epoch()).is_none(),
             nanos,
             ended,
@@ -538,7 +542,7 @@ impl StageTracker {
         }
     }
 
-    /// Records a stage that ended. The caller has settled it.
+    /// Counts a stage that the caller has finished.
     #[inline]
     pub(crate) fn count(&self, ended: FinishedStage) {
         if ended.is_outermost {
@@ -550,8 +554,8 @@ impl StageTracker {
         }
     }
 
-    /// Whether an outermost stage ended so before.
-    fn is_known(&self, outcome: Outcome) -> bool {
+    /// Returns whether an outermost stage has ended with this outcome.
+    fn has_outermost(&self, outcome: Outcome) -> bool {
         self.outermost(outcome).load(Ordering::Relaxed)
     }
 
@@ -562,7 +566,7 @@ impl StageTracker {
         }
     }
 
-    /// Counts the stage in its active gauge, where gauges are written at once.
+    /// Increments the active gauge of the stage, in a recorder that is updated eagerly.
     fn inc_active(&self, span: SpanRef<'_>) {
         let flags = span.flags();
         if !span.is_open() || !flags.is_stage() || span.stage().is_none() {
@@ -627,7 +631,7 @@ mod tests {
         error!("of no stage");
     }
 
-    /// What `build()` makes, without a guard.
+    /// A tracker as `build()` makes it, without a guard.
     fn tracker() -> Arc<StageTracker> {
         Arc::new(StageTracker::new(TrackerSettings {
             namespace: "quant".to_owned(),

@@ -1,4 +1,4 @@
-//! What the layer has to say.
+//! The warnings of the layer.
 
 use tracing::warn;
 
@@ -14,7 +14,7 @@ use crate::series::outcome::Reason;
 use crate::series::trace_id::TraceId;
 
 impl StageTracker {
-    /// After the end nothing is measured: whoever opens a stage then has probably dropped the guard too early.
+    /// Warns of a stage that opens after the end of the run: the guard was probably dropped too early.
     #[cold]
     pub(super) fn warn_inert(&self) {
         self.diagnostics.emit(|| {
@@ -59,7 +59,7 @@ impl StageTracker {
         });
     }
 
-    /// The first failure of each stage whose trace is known.
+    /// Warns of the first failure of each stage whose trace is known.
     #[cfg(feature = "trace-id")]
     #[inline]
     pub(super) fn warn_first_failure(&self, ended: FinishedStage) {
@@ -83,8 +83,7 @@ impl StageTracker {
             warn!(
                 target: OWN_TARGET,
                 stage_id, profile, run_id, reason, trace_id = %trace,
-                "stage {stage_id} failed ({reason}), in the trace {trace}; of its further failures the run report has \
-                 the last"
+                "stage {stage_id} failed ({reason}), in the trace {trace}; later failures are not logged; see the run report"
             );
         });
     }

@@ -1,4 +1,4 @@
-//! Where the layer's records go: the `metrics` facade, or a recorder of our own.
+//! The recorder that the layer records into: that of the `metrics` facade or one of this crate.
 
 use std::cell::Cell;
 use std::panic::resume_unwind;
@@ -14,8 +14,8 @@ thread_local! {
     static IS_SUPPRESSED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs code that is not ours: a recorder may open spans and emit events. What it does meanwhile on this thread is
-/// not measured, or it would go round for ever.
+/// Calls code of a recorder, which may open spans and emit events. The layer ignores those of this thread until the call
+/// returns; otherwise the recorder and the layer would call each other for ever.
 pub(crate) fn suppress_instrumentation<T>(call: impl FnOnce() -> T) -> T {
     struct Restore(bool);
     impl Drop for Restore {
@@ -29,7 +29,7 @@ pub(crate) fn suppress_instrumentation<T>(call: impl FnOnce() -> T) -> T {
     call()
 }
 
-/// Whether this thread is inside [`suppress_instrumentation`].
+/// Returns whether this thread is inside [`suppress_instrumentation`].
 #[inline]
 pub(crate) fn is_suppressed() -> bool {
     IS_SUPPRESSED.try_with(Cell::get).unwrap_or(false)
@@ -48,12 +48,12 @@ pub(crate) struct RecorderHandle {
 
 #[derive(Clone)]
 pub(crate) enum RecorderTarget {
-    /// Whatever recorder the application has installed.
+    /// The recorder that the application has installed.
     Global,
-    /// The recorder this crate built, whose owner asks for the latest values before it renders.
+    /// A recorder of this crate. The latest values are published before it is rendered.
     #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
     Own(Arc<dyn Recorder + Send + Sync>),
-    /// The same, which others read too, without asking.
+    /// A recorder of this crate that others read too, at unknown times.
     #[cfg(feature = "otlp")]
     Shared(Arc<dyn Recorder + Send + Sync>),
 }
@@ -63,7 +63,7 @@ impl RecorderHandle {
         Self { recorder, namespace, run_id_label, global: OnceLock::new() }
     }
 
-    /// Whether every change must be written at once, since nobody asks before the recorder is read.
+    /// Returns whether every change is recorded at once, because the time of reading is unknown.
     pub(crate) fn updates_eagerly(&self) -> bool {
         !matches!(self.recorder, RecorderTarget::Own(_))
     }
@@ -77,8 +77,8 @@ impl RecorderHandle {
         })
     }
 
-    /// Calls it with the global recorder. A recorder that is this thread's alone (`metrics::with_local_recorder`) is for
-    /// the code that it surrounds, and a handle is kept for good: it is used only where there is no global one.
+    /// Calls `f` with the global recorder. A local recorder (`metrics::with_local_recorder`) is used only if there is no global
+    /// one, since a handle outlives the scope of a local recorder.
     fn with_facade<T: Send>(&self, f: impl Fn(&dyn Recorder) -> T + Sync) -> T {
         let global = self.global.get_or_init(|| on_new_thread(|| metrics::with_recorder(recorder_address)).flatten());
         if global.is_none() || metrics::with_recorder(recorder_address) == *global {
@@ -88,7 +88,7 @@ impl RecorderHandle {
             .unwrap_or_else(|| metrics::with_recorder(&f))
     }
 
-    /// Tells the recorder kind, unit and help text of every metric. Once per recorder.
+    /// Describes every metric to the recorder: kind, unit and help text.
     pub(crate) fn describe(&self) {
         self.with(|recorder| {
             for metric in METRICS {
@@ -106,7 +106,7 @@ impl RecorderHandle {
         let key = self.key(metric, values);
         self.with(|recorder| {
             let counter = recorder.register_counter(&key, &METADATA);
-            // Some recorders know a counter only once it was counted.
+            // Some recorders list a counter only after its first increment.
             counter.increment(0);
             counter
         })
@@ -135,14 +135,12 @@ impl RecorderHandle {
     }
 }
 
-/// Where a recorder is. `None` for one of no size, which has no address of its own: that of `metrics` for where there is
-/// none is such a one.
+/// Returns the address of a recorder. `None` for a type without a size, such as the recorder of `metrics` that stands for none.
 pub(crate) fn recorder_address(recorder: &dyn Recorder) -> Option<usize> {
     (size_of_val(recorder) > 0).then(|| std::ptr::from_ref(recorder).addr())
 }
 
-/// Runs it on a thread of its own, which has no local recorder, and waits for it. `None` where there is no thread to be
-/// had.
+/// Runs `work` on a new thread, which has no local recorder, and waits for it. `None` if no thread can be started.
 fn on_new_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().spawn_scoped(scope, work).ok()?;

@@ -13,7 +13,7 @@ fn recorder() -> StageRecorder {
     StageRecorder::new(buckets, own.map(|(name, kind)| (name.to_owned(), kind)))
 }
 
-/// What is written of what `record` records, and the problems, as they are reported.
+/// Returns the text of the metrics that `record` records, and the reported problems.
 fn written(record: impl FnOnce()) -> (String, Vec<String>) {
     let recorder = recorder();
     with_local_recorder(&recorder, record);

@@ -14,7 +14,7 @@ pub(super) type Result<T> = std::result::Result<T, &'static str>;
 /// A sample line, taken apart.
 pub(super) struct Sample<'a> {
     pub(super) name: &'a str,
-    /// What stands between the braces.
+    /// The text between the braces.
     pub(super) block: &'a str,
     pub(super) value: &'a str,
     pub(super) timestamp: Option<i64>,

@@ -1,10 +1,9 @@
-//! What a span takes from its ancestors: the profile and the run id, from the nearest that has them, and whether it repeats
-//! the id of the nearest stage.
+//! Inheritance from ancestors: the profile and the run id of the nearest span that has them, and the rule for a span that
+//! repeats the id of its nearest stage.
 //!
-//! Each slot keeps the results together with the epoch in which they were resolved. A late `Span::record` of
-//! a profile or a run id begins a new epoch, and results of an older epoch are resolved again. Records of other fields cost
-//! nothing. So a child of an unchanged parent copies two integers, and no
-//! span walks up a long chain.
+//! Each slot keeps the results together with their epoch. A late `Span::record` of a profile or a run id begins a new epoch,
+//! and results of an older epoch are resolved again. Records of other fields cost nothing. So a child of an unchanged parent
+//! copies two integers, and no span walks up a long chain.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,21 +13,21 @@ use crate::series::interner::{Interner, LabelId, SpanLabels, ValueHashes};
 
 const EPOCH_MASK: u64 = (1 << (u64::BITS - 2 * LabelId::BITS)) - 1;
 
-/// Where a label's value comes from.
+/// The source of the values of a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// The span, or one around it.
+    /// The span or an ancestor.
     Spans,
-    /// The same for the whole process.
+    /// A value that is fixed for the process.
     Fixed(LabelId),
 }
 
-/// The time between two late records.
+/// The period between two late records of a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Epoch(u64);
 
 impl Epoch {
-    /// Whether what a slot keeps is of this epoch.
+    /// Returns whether the content of a slot is of this epoch.
     #[inline]
     fn is_of(self, packed: u64) -> bool {
         packed >> (2 * LabelId::BITS) == self.0 && self.0 != 0
@@ -48,19 +47,19 @@ pub(crate) struct ContextLabels {
 }
 
 impl ContextLabels {
-    /// As one number.
+    /// Packs both labels into one integer.
     #[inline]
     pub(crate) fn bits(self) -> u64 {
         u64::from(self.profile.bits()) << LabelId::BITS | u64::from(self.run_id.bits())
     }
 
-    /// What a slot keeps.
+    /// Packs the labels and the epoch into the word of a slot.
     #[inline]
     pub(crate) fn pack(self, epoch: Epoch) -> u64 {
         epoch.0 << (2 * LabelId::BITS) | self.bits()
     }
 
-    /// What a slot holds, of whatever epoch.
+    /// Unpacks the labels of a slot, of any epoch.
     #[inline]
     fn labels_of(packed: u64) -> Self {
         Self {
@@ -69,20 +68,20 @@ impl ContextLabels {
         }
     }
 
-    /// The labels in a slot, if they are of this epoch.
+    /// Unpacks the labels of a slot if they are of this epoch.
     #[inline]
     fn unpack(packed: u64, epoch: Epoch) -> Option<Self> {
         epoch.is_of(packed).then(|| Self::labels_of(packed))
     }
 
-    /// These values, or the others where there is none.
+    /// Returns these labels, and `other` for a missing one.
     fn or(self, other: Self) -> Self {
         Self { profile: self.profile.or(other.profile), run_id: self.run_id.or(other.run_id) }
     }
 }
 
 impl Origin {
-    /// The value where it is fixed, else what the span says.
+    /// Returns the fixed value, or the span's own.
     fn or(self, own: LabelId) -> LabelId {
         match self {
             Self::Fixed(label) => label,
@@ -97,7 +96,7 @@ impl Origin {
 
 impl Inheritance {
     pub(crate) fn new(profile: Origin, run_id: Origin) -> Self {
-        // Zero is what an empty slot holds.
+        // An empty slot holds zero.
         Self { epoch: AtomicU64::new(1), profile, run_id }
     }
 
@@ -114,13 +113,13 @@ impl Inheritance {
         Epoch(self.epoch.load(Ordering::Acquire) & EPOCH_MASK)
     }
 
-    /// Whether a span inherits something that gives these two.
+    /// Returns whether a span that has these two labels of its own inherits one.
     #[inline]
     pub(crate) fn is_needed(&self, profile: bool, run_id: bool) -> bool {
         (!profile && self.profile.is_spans()) || (!run_id && self.run_id.is_spans())
     }
 
-    /// What a span resolves to that gives these values and inherits that.
+    /// Resolves the labels of a span from its own values and the inherited labels.
     #[inline]
     pub(crate) fn resolved(&self, own: SpanLabels, inherited: ContextLabels) -> ContextLabels {
         ContextLabels {
@@ -129,21 +128,21 @@ impl Inheritance {
         }
     }
 
-    /// The labels of this span, if they are of the current epoch.
+    /// Returns the labels in the slot if they are of the current epoch.
     #[inline]
-    fn known(&self, slot: &Slot) -> Option<ContextLabels> {
+    fn current(&self, slot: &Slot) -> Option<ContextLabels> {
         ContextLabels::unpack(slot.resolved.load(Ordering::Acquire), self.epoch())
     }
 
-    /// The labels of this span under the values known now, which are kept in its slot. For whoever has the span's id,
-    /// and for the end of the run, after which no slot gets another span; others [`look`](Self::look).
+    /// Returns the labels of a span and keeps them in its slot. For callers that hold the span's id, and for the end of the run,
+    /// after which no slot gets another span. Other callers use [`look`](Self::look).
     #[inline]
     pub(crate) fn resolve(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
-        self.known(slot).unwrap_or_else(|| self.resolve_again(open, slot))
+        self.current(slot).unwrap_or_else(|| self.resolve_slow(open, slot))
     }
 
     #[cold]
-    fn resolve_again(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
+    fn resolve_slow(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
         let epoch = self.epoch();
         let resolved = self.find(open, slot, epoch);
         if ContextLabels::labels_of(slot.resolved.load(Ordering::Relaxed)) != resolved {
@@ -157,7 +156,8 @@ impl Inheritance {
         resolved
     }
 
-    /// The same, without writing: the slot may be another span's by now, which the caller has to find out.
+    /// Returns the labels of a span without a write to its slot, which may belong to another span by now. The caller must check
+    /// that.
     pub(crate) fn look(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
         self.find(open, slot, self.epoch())
     }
@@ -170,24 +170,23 @@ impl Inheritance {
         own
     }
 
-    /// What a span inherits whose nearest span with a slot is this one. A value that is nowhere is the empty string.
+    /// Returns the labels that a span inherits whose nearest ancestor with a slot is `nearest`. A label without a value is the
+    /// empty string.
     pub(crate) fn around(&self, open: &OpenSpans, mut nearest: SlotRef, epoch: Epoch) -> ContextLabels {
         let mut labels = self.resolved(SpanLabels::default(), ContextLabels::default());
-        while let Some(around) = open.get(nearest) {
-            if let Some(known) = ContextLabels::unpack(around.resolved.load(Ordering::Relaxed), epoch) {
-                labels = labels.or(known);
+        while let Some(ancestor) = open.get(nearest) {
+            if let Some(resolved) = ContextLabels::unpack(ancestor.resolved.load(Ordering::Relaxed), epoch) {
+                labels = labels.or(resolved);
                 break;
             }
-            let own = around.values();
+            let own = ancestor.values();
             labels = labels.or(ContextLabels { profile: own.profile, run_id: own.run_id });
-            nearest = around.parent();
+            nearest = ancestor.parent();
         }
         labels.or(ContextLabels { profile: LabelId::EMPTY, run_id: LabelId::EMPTY })
     }
-}
 
-impl Inheritance {
-    /// The nearest stage: `from` itself or an ancestor. `epoch`: read before.
+    /// Finds the nearest stage: `from` itself or an ancestor. The caller has read `epoch` before.
     ///
     /// Every slot keeps the result for its parent, so that the search skips the spans between it and that stage: a span
     /// nested ten thousand deep costs as much as the first. What is kept goes wrong when a nested span of the same stage
@@ -242,25 +241,25 @@ impl Inheritance {
             }
             own == around
         };
-        let known = self.look(open, around.slot);
+        let labels_around = self.look(open, around.slot);
         let (profile, run_id) = (self.profile.or(own.profile), self.run_id.or(own.run_id));
         let profile_around = || inherited_hash(open, around, |slot| (slot.profile(), slot.hashes().profile));
         let run_id_around = || inherited_hash(open, around, |slot| (slot.run_id(), slot.hashes().run_id));
         is_same(own.stage, hashes.stage, around.stage(), &|| around.hashes().stage)
-            && (profile.is_none() || is_same(profile, hashes.profile, known.profile, &profile_around))
-            && (run_id.is_none() || is_same(run_id, hashes.run_id, known.run_id, &run_id_around))
+            && (profile.is_none() || is_same(profile, hashes.profile, labels_around.profile, &profile_around))
+            && (run_id.is_none() || is_same(run_id, hashes.run_id, labels_around.run_id, &run_id_around))
     }
 
-    /// Decides whether a span is a nested span of the same stage, when its stage id became known after it opened.
+    /// Determines whether a span is a nested span of the same stage, after its stage id was recorded late.
     pub(crate) fn update_nested(&self, open: &OpenSpans, labels: &Interner, slot: &Slot) {
         let stage = self.nearest_stage(open, slot.parent(), self.epoch());
-        // Keeps the search short for the spans within this one where its ancestors became nested spans meanwhile.
+        // Shortens the search of descendants if ancestors became nested spans.
         slot.set_enclosing_stage(stage.map_or(SlotRef::NONE, |stage| stage.reference()));
         let same = stage.filter(|stage| self.is_same_stage(open, labels, *stage, slot.values(), Some(&slot.hashes())));
         if let Some(stage) = same
             && slot.flags().has(SpanFlags::ERROR_EVENT.with(SpanFlags::ERROR_WITHIN))
         {
-            // From before its id was known. They happened in an ordinary span of that stage, as it turns out.
+            // These errors happened before the id was known, in what is now an ordinary span of that stage.
             stage.set_flag(SpanFlags::ERROR_WITHIN);
         }
         let is_nested = same.is_some();
@@ -277,7 +276,7 @@ impl Inheritance {
     }
 }
 
-/// The hash of the value that this span has, or inherits.
+/// Returns the hash of the value that this span has or inherits.
 fn inherited_hash(open: &OpenSpans, span: SpanRef<'_>, own: impl Fn(&Slot) -> (LabelId, u64)) -> u64 {
     let mut next = Some(span);
     while let Some(span) = next {

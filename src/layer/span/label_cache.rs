@@ -1,7 +1,7 @@
-//! What spans gave before, and what it came to.
+//! A cache of the labels of spans.
 //!
-//! The spans of a stage bring the same values again and again. One look-up by the bytes of all of them, and by what
-//! the span inherits, gives their labels, and the series when the stage closes: no value is looked up for itself.
+//! The spans of a stage have the same values again and again. One lookup by the bytes of all values, and by the inherited
+//! labels, finds their label ids, and the series when the stage closes.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -13,7 +13,7 @@ use crate::series::CachedSeries;
 use crate::series::append_only_map::{AppendOnlyMap, EntryId};
 use crate::series::interner::SpanLabels;
 
-/// The values of a span as they were given, and what it inherits where it lacks one.
+/// The values of a span as bytes, and its inherited labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CacheKey<'a> {
     pub(crate) text: &'a str,
@@ -21,75 +21,74 @@ pub(crate) struct CacheKey<'a> {
     pub(crate) inherited: ContextLabels,
 }
 
-/// What that is.
-pub(crate) struct Meaning {
+/// A key, and the labels and the series of its spans.
+pub(crate) struct CachedLabels {
     text: Box<str>,
     offsets: FieldOffsets,
     inherited: ContextLabels,
     pub(crate) values: SpanLabels,
     pub(crate) resolved: ContextLabels,
-    /// The series that its stages are counted in.
+    /// The series in which its stages are counted.
     pub(crate) series: CachedSeries,
 }
 
-impl Meaning {
-    fn is_of(&self, given: &CacheKey<'_>) -> bool {
-        self.offsets == given.offsets && self.inherited == given.inherited && *self.text == *given.text
+impl CachedLabels {
+    fn has_key(&self, key: &CacheKey<'_>) -> bool {
+        self.offsets == key.offsets && self.inherited == key.inherited && *self.text == *key.text
     }
 }
 
-/// Kept for good, up to a limit: what comes later is span out each time.
+/// Keeps entries for ever, up to a limit. Spans without an entry are resolved each time.
 pub(crate) struct LabelCache {
-    meanings: AppendOnlyMap<Meaning>,
+    entries: AppendOnlyMap<CachedLabels>,
     hasher: RandomState,
     limit: usize,
 }
 
 impl LabelCache {
-    /// `max_series`: the limit on label sets. As many spans that are no stages may bring values, and more is not needed
-    /// where the values are those of the series.
+    /// Creates an empty cache. Its limit is twice that on label sets: as many spans that are not stages may have values.
     pub(crate) fn new(max_series: usize) -> Self {
-        Self { meanings: AppendOnlyMap::new(), hasher: RandomState::default(), limit: 2 * max_series }
+        Self { entries: AppendOnlyMap::new(), hasher: RandomState::default(), limit: 2 * max_series }
     }
 
     #[cfg(all(test, feature = "pushgateway"))]
     pub(crate) fn lock(&self) -> impl Sized {
-        self.meanings.lock()
+        self.entries.lock()
     }
 
     #[inline]
-    fn hash(&self, given: &CacheKey<'_>) -> u64 {
+    fn hash(&self, key: &CacheKey<'_>) -> u64 {
         let mut hasher = self.hasher.build_hasher();
-        hasher.write(given.text.as_bytes());
-        hasher.write_u64(given.offsets.bits());
-        hasher.write_u64(given.inherited.bits());
+        hasher.write(key.text.as_bytes());
+        hasher.write_u64(key.offsets.bits());
+        hasher.write_u64(key.inherited.bits());
         hasher.finish()
     }
 
-    /// Its cached, if it is known.
+    /// Finds the entry of a key.
     #[inline]
-    pub(crate) fn find(&self, given: &CacheKey<'_>) -> Option<(EntryId, &Meaning)> {
-        self.meanings.find(self.hash(given), |cached| cached.is_of(given))
+    pub(crate) fn find(&self, key: &CacheKey<'_>) -> Option<(EntryId, &CachedLabels)> {
+        self.entries.find(self.hash(key), |cached| cached.has_key(key))
     }
 
-    pub(crate) fn get(&self, number: EntryId) -> Option<&Meaning> {
-        self.meanings.get(number)
+    pub(crate) fn get(&self, id: EntryId) -> Option<&CachedLabels> {
+        self.entries.get(id)
     }
 
-    /// Keeps a cached, while there is room.
+    /// Adds an entry, unless the cache is full.
     #[cold]
-    pub(crate) fn add(&self, given: &CacheKey<'_>, values: SpanLabels, resolved: ContextLabels) -> Option<EntryId> {
-        if self.meanings.len() >= self.limit {
+    pub(crate) fn add(&self, key: &CacheKey<'_>, values: SpanLabels, resolved: ContextLabels) -> Option<EntryId> {
+        if self.entries.len() >= self.limit {
             return None;
         }
-        let cached = || Meaning {
-            text: given.text.into(),
-            offsets: given.offsets,
-            inherited: given.inherited,
+        let new = || CachedLabels {
+            text: key.text.into(),
+            offsets: key.offsets,
+            inherited: key.inherited,
             values,
             resolved,
             series: CachedSeries::new(),
         };
-        Some(self.meanings.find_or_insert(self.hash(given), |cached| cached.is_of(given), cached).0)
+        Some(self.entries.find_or_insert(self.hash(key), |cached| cached.has_key(key), new).0)
     }
 }

@@ -1,4 +1,4 @@
-//! What the table of open spans is synchronised with. The test that tries all interleavings of its operations puts
+//! The synchronization primitives of the table of open spans. The test that explores all interleavings puts
 //! `loom`'s in its place.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -59,7 +59,7 @@ pub(crate) struct Slot {
     values: AtomicU64,
     /// The hashes of its values, where their labels are `_overflow`.
     hashes: [AtomicU64; 3],
-    /// The number plus one of what its values and what it inherits come to, where that is remembered and holds.
+    /// The id plus one of the label-cache entry; zero if there is none or it is stale.
     cached: AtomicU32,
     /// The profile and the run id, own or inherited, with the epoch in which they were resolved.
     pub(crate) resolved: AtomicU64,
