@@ -5,7 +5,6 @@ use std::fmt;
 
 use super::families::MetricKind;
 use super::names::metric_name;
-use super::parse::Unreadable;
 
 /// How many metrics a problem is reported of.
 const MAX_PROBLEMS: usize = 100;
@@ -34,6 +33,23 @@ pub(crate) struct Owner {
     pub(crate) kind: Option<MetricKind>,
     /// One of this crate's own metrics.
     pub(crate) is_own: bool,
+}
+
+/// Lines that are not of the format.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Unreadable {
+    /// The first of them, counted from one.
+    pub(crate) line: usize,
+    pub(crate) reason: &'static str,
+    pub(crate) lines: usize,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, reason, lines } = self;
+        write!(f, "line {line} {reason}")?;
+        if *lines > 1 { write!(f, " (the first of {lines} such lines)") } else { Ok(()) }
+    }
 }
 
 impl Problem {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::field::FieldSet;
 use tracing::{Level, Metadata};
 
-use super::fields::Positions;
+use super::fields::{Inherited, Positions};
 use crate::schema::OWN_TARGET;
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 use crate::series::append_only_map::{AppendOnlyMap, EntryId, fibonacci_hash, splitmix64};
@@ -119,13 +119,6 @@ pub(crate) fn instrument_event(event: &Metadata<'_>, span: &Metadata<'_>) -> Opt
     } else {
         None
     }
-}
-
-/// The labels that come from spans. Other labels are fixed for the process or left out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Inherited {
-    pub(crate) profile: bool,
-    pub(crate) run_id: bool,
 }
 
 /// All callsites of the process.

@@ -5,7 +5,6 @@ use std::fmt::{self, Write};
 
 use tracing::field::{Field, FieldSet, Visit};
 
-use super::callsite::Inherited;
 use super::span::flags::StatusCode;
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 use crate::series::interner::{MAX_VALUE_BYTES, prefix};
@@ -13,6 +12,13 @@ use crate::series::interner::{MAX_VALUE_BYTES, prefix};
 thread_local! {
     /// The buffer for values. It is taken while in use, since formatting may run the application's code, which may open a span.
     static SCRATCH: Cell<String> = const { Cell::new(String::new()) };
+}
+
+/// The labels that come from spans. Other labels are fixed for the process or left out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inherited {
+    pub(crate) profile: bool,
+    pub(crate) run_id: bool,
 }
 
 /// The positions of the fields of a callsite that the layer reads, found by name once.

@@ -8,7 +8,7 @@ use metrics::Key;
 
 use crate::histogram::Snapshot;
 use crate::layer::span::flags::SpanFlags;
-use crate::layer::span::table::SlotRef;
+use crate::layer::span::state::SlotRef;
 use crate::layer::tracker::StageTracker;
 use crate::recorder::suppress_instrumentation;
 use crate::schema::Metric;

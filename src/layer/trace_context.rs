@@ -17,7 +17,7 @@ use tracing::span::Id;
 
 use super::MetricsLayer;
 use crate::layer::span::flags::SpanFlags;
-use crate::layer::span::table::{Slot, SpanRef};
+use crate::layer::span::state::{Slot, SpanRef};
 use crate::layer::tracker::StageTracker;
 use crate::recorder::suppress_instrumentation;
 use crate::series::FinishedStage;

@@ -8,14 +8,15 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::callsite::{Callsite, CallsiteKind, Callsites, ErrorEvent, Inherited, InstrumentEvent, instrument_event};
-use super::fields::{HasError, SpanFields};
+use super::callsite::{Callsite, CallsiteKind, Callsites, ErrorEvent, InstrumentEvent, instrument_event};
+use super::fields::{HasError, Inherited, SpanFields};
 use crate::diagnostics::Diagnostics;
 use crate::layer::outcome::FailurePolicy;
 use crate::layer::span::flags::SpanFlags;
 use crate::layer::span::inherit::{ContextLabels, Epoch, Inheritance, Origin};
 use crate::layer::span::label_cache::{CacheKey, LabelCache};
-use crate::layer::span::table::{NewSpan, OpenSpans, SlotRef, SpanRef};
+use crate::layer::span::state::{NewSpan, SlotRef, SpanRef};
+use crate::layer::span::table::OpenSpans;
 use crate::layer::span::unwind as unwinding;
 #[cfg(feature = "trace-id")]
 use crate::layer::trace_context::note_trace_at_enter;
@@ -614,7 +615,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     use crate::layer::MetricsLayer;
-    use crate::layer::span::table::Slot;
+    use crate::layer::span::state::Slot;
     use crate::layer::tracker::*;
     use crate::recorder::StageRecorder;
 

@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use crate::layer::span::table::SpanRef;
+use crate::layer::span::state::SpanRef;
 use crate::layer::tracker::StageTracker;
 use crate::schema::OWN_TARGET;
 use crate::series::FinishedStage;

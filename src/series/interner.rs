@@ -94,7 +94,7 @@ impl SpanLabels {
     }
 }
 
-/// The hashes of those values of a span whose labels are [`LabelId::OVERFLOW`]; the other hashes have no meaning.
+/// The hashes of those values of a span whose labels are [`LabelId::OVERFLOW`]; the other hashes are unused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ValueHashes {
     pub(crate) stage: u64,

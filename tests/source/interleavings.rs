@@ -45,7 +45,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use layer::span::flags::SpanFlags;
-use layer::span::table::{NewSpan, SlotRef, SpanRef};
+use layer::span::state::{NewSpan, SlotRef, SpanRef};
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 use series::append_only_map::fibonacci_hash;

@@ -5,30 +5,12 @@ mod line;
 pub(crate) mod samples;
 
 use std::collections::HashMap;
-use std::fmt;
 
 use self::family::FamilyReader;
 use self::line::{BLANKS, Result, Sample, metric_name, token};
 use super::families::{Families, Family, MetricKind};
 use super::labels::unescape;
-use super::problem::{Owner, Problem, Problems, has_part, owner_of, split_part};
-
-/// Lines that are not of the format.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Unreadable {
-    /// The first of them, counted from one.
-    pub(crate) line: usize,
-    pub(crate) reason: &'static str,
-    pub(crate) lines: usize,
-}
-
-impl fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { line, reason, lines } = self;
-        write!(f, "line {line} {reason}")?;
-        if *lines > 1 { write!(f, " (the first of {lines} such lines)") } else { Ok(()) }
-    }
-}
+use super::problem::{Owner, Problem, Problems, Unreadable, has_part, owner_of, split_part};
 
 /// Reads a text. Values, timestamps, labels and the spelling of bounds are kept; comments and spacing are not.
 ///

@@ -1,9 +1,14 @@
 //! Spans in flight: the table of open spans, and what a span inherits from its ancestors.
 
+mod crowd;
 pub(crate) mod enter_count;
 pub(crate) mod flags;
 pub(crate) mod inherit;
 pub(crate) mod label_cache;
+mod level;
+pub(crate) mod state;
 mod sync;
 pub(crate) mod table;
+#[cfg(test)]
+mod tests;
 pub(crate) mod unwind;
