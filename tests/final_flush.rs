@@ -110,6 +110,7 @@ fn final_flush_aborts_a_push_without_an_answer() {
     let [last, again] = [1, 2].map(|n| exposition::parse(requests[n].text()));
     let run_duration = |push: &exposition::Exposition| push.expect("quant_run_duration_seconds", &[]);
     assert_eq!(run_duration(&last), run_duration(&again));
+    assert_eq!(last.expect("quant_telemetry_push_total", &[("result", "failure")]), 1.0, "the aborted push");
     assert_has_stage(&server);
 }
 

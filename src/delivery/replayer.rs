@@ -207,3 +207,63 @@ async fn replay_all(gateway: Pushgateway, spool: SpoolThread, source: Arc<dyn Ex
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::delivery::source::BoxFuture;
+    use crate::exposition::Families;
+
+    /// A source that records the reports about the spool.
+    #[derive(Default)]
+    struct RecordingSource {
+        spooled: Mutex<Vec<(usize, u64)>>,
+        events: Mutex<Vec<String>>,
+    }
+
+    impl ExpositionSource for RecordingSource {
+        fn exposition(self: Arc<Self>, _: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>> {
+            Box::pin(std::future::pending())
+        }
+
+        #[cfg(feature = "otlp")]
+        fn publish(self: Arc<Self>) {}
+
+        fn own_families(&self, _: &str) -> String {
+            String::new()
+        }
+
+        fn sample(self: Arc<Self>) {}
+
+        fn pushed(self: Arc<Self>, _: bool, _: Duration) {}
+
+        fn spooled(self: Arc<Self>, files: usize, dropped: u64) {
+            self.spooled.lock().unwrap().push((files, dropped));
+        }
+
+        fn on_event(&self, event: DeliveryEvent) {
+            self.events.lock().unwrap().push(format!("{event:?}"));
+        }
+
+        fn events_taken(&self) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+    }
+
+    #[test]
+    fn full_spool_is_reported_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = SpoolThread::start(Spool::open(directory.path().to_owned(), "x").unwrap()).unwrap();
+        let recording = Arc::new(RecordingSource::default());
+        let source: Arc<dyn ExpositionSource> = Arc::clone(&recording) as _;
+        spool.report(&source, 5, 0);
+        assert_eq!(*recording.events.lock().unwrap(), [""; 0]);
+        spool.report(&source, 5, 1);
+        assert_eq!(*recording.events.lock().unwrap(), ["SpoolFull"]);
+        spool.report(&source, 5, 2);
+        assert_eq!(*recording.events.lock().unwrap(), ["SpoolFull"]);
+        assert_eq!(*recording.spooled.lock().unwrap(), [(5, 0), (5, 1), (5, 2)]);
+    }
+}

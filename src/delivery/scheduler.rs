@@ -143,6 +143,8 @@ mod tests {
         value: Mutex<u32>,
         samples: AtomicUsize,
         events: Mutex<Vec<String>>,
+        /// How long the subscriber takes to receive the events.
+        events_delay: Mutex<Duration>,
     }
 
     impl ExpositionSource for PanickingSource {
@@ -179,7 +181,7 @@ mod tests {
         }
 
         fn events_taken(&self) -> BoxFuture<'_, ()> {
-            Box::pin(async {})
+            Box::pin(tokio::time::sleep(*self.events_delay.lock().unwrap()))
         }
     }
 
@@ -213,9 +215,32 @@ mod tests {
     }
 
     async fn flush(requests: &UnboundedSender<FlushRequest>, is_final: bool) -> Result<(), Error> {
+        flush_within(LONG, requests, is_final).await
+    }
+
+    async fn flush_within(
+        time: Duration,
+        requests: &UnboundedSender<FlushRequest>,
+        is_final: bool,
+    ) -> Result<(), Error> {
         let (reply, result) = oneshot::channel();
-        assert!(requests.send(FlushRequest { deadline: Instant::now() + LONG, is_final, reply }).is_ok());
+        assert!(requests.send(FlushRequest { deadline: Instant::now() + time, is_final, reply }).is_ok());
         result.await.unwrap()
+    }
+
+    /// A subscriber that blocks delays the result by a tenth of the time.
+    #[tokio::test]
+    async fn result_waits_for_the_events_of_its_delivery_up_to_a_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, requests) = started(&directory).await;
+        for (delay, time, least, most) in [(50, 60_000, 50, 5_000), (60_000, 3_000, 300, 2_000)] {
+            let [delay, time, least, most] = [delay, time, least, most].map(Duration::from_millis);
+            *source.events_delay.lock().unwrap() = delay;
+            let start = Instant::now();
+            flush_within(time, &requests, false).await.unwrap();
+            let elapsed = start.elapsed();
+            assert!((least..most).contains(&elapsed), "{elapsed:?} of {time:?}");
+        }
     }
 
     fn values(directory: &Path) -> [String; 2] {

@@ -335,6 +335,22 @@ mod tests {
         assert_eq!(names(directory.path()), [old[2], old[1], young], "the writer of a young file may be active");
     }
 
+    #[test]
+    fn temporary_files_are_identified_by_their_whole_name() {
+        assert!(is_temporary(".stage-metrics-0123456789abcdef.tmp"));
+        for foreign in ["0123456789abcde", "0123456789abcdef0", "0123456789abcdeg", ""] {
+            assert!(!is_temporary(&format!(".stage-metrics-{foreign}.tmp")), "{foreign}");
+        }
+    }
+
+    /// The name is longer than the file system permits. The name of its temporary file is not.
+    #[test]
+    fn invalid_file_name_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x".repeat(300));
+        assert!(open_error(&path).starts_with("cannot write text file "), "{}", open_error(&path));
+    }
+
     /// A later process removes the temporary file of a process that was suspended for long.
     #[test]
     fn content_is_written_again_if_its_temporary_file_was_removed() {

@@ -290,8 +290,11 @@ fn last_success_is_carried_over_when_the_replay_fails() {
     failing_stage("bad");
     server.await_request(|request| request.method == "POST");
     assert_eq!(directory::payloads(spool).len(), 1, "the payload stays until the final state is delivered");
+    guard.flush().unwrap();
     guard.shutdown().unwrap();
-    assert_eq!(push_count(&server, "j"), 2, "no earlier request can arrive late, so the last state is sent once");
+    let queries = request_lines(&server).iter().filter(|line| **line == "GET /metrics").count();
+    assert_eq!(queries, 1, "only before the first push");
+    assert_eq!(push_count(&server, "j"), 3, "no earlier request can arrive late, so the last state is sent once");
     for request in server.requests().iter().filter(|request| request.method == "POST") {
         let exposition = exposition::parse(request.text());
         assert_eq!(exposition.expect(LAST_SUCCESS, &[]), spooled.expect(LAST_SUCCESS, &[]));

@@ -233,4 +233,16 @@ mod tests {
         let error = gateway.push_add("x 1\n").await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unreachable);
     }
+
+    #[tokio::test]
+    async fn request_may_have_arrived_once_connected() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = crate::Pushgateway::new(listener.local_addr().unwrap().to_string(), "job").unwrap();
+        let send = || gateway.send(reqwest::Method::DELETE, crate::delivery::http::body::Body::plain(""));
+        let (result, connection) = tokio::join!(send(), async { listener.accept().await.map(drop) });
+        connection.unwrap();
+        assert!(result.unwrap_err().may_have_arrived);
+        drop(listener);
+        assert!(!send().await.unwrap_err().may_have_arrived);
+    }
 }

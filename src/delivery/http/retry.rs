@@ -90,7 +90,36 @@ fn backoff(tries: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+
+    /// Returns the number of tries and their total time when every try fails with this kind of error.
+    async fn tries(kind: Kind, is_final: bool, time: Duration) -> (u32, Duration) {
+        let (start, tries) = (Instant::now(), AtomicU32::new(0));
+        let budget = RetryBudget { deadline: start + time, is_final, superseded: Arc::default() };
+        let attempt = || async {
+            tries.fetch_add(1, Ordering::Relaxed);
+            Err::<(), RequestError>(Error::new(kind, "on purpose").into())
+        };
+        assert_eq!(retry("x", &budget, attempt).await.unwrap_err().to_string(), "on purpose");
+        (tries.into_inner(), start.elapsed())
+    }
+
+    #[tokio::test]
+    async fn only_the_final_request_to_an_unreachable_server_gives_up_early() {
+        const TIME: Duration = Duration::from_secs(5);
+        let (unreachable, failing, not_final) = tokio::join!(
+            tries(Kind::Unreachable, true, TIME),
+            tries(Kind::Delivery, true, TIME),
+            tries(Kind::Unreachable, false, TIME),
+        );
+        // Three waits take at most 0.7 s. Five waits take 1.55 s to 3.1 s.
+        assert!((4..=5).contains(&unreachable.0) && unreachable.1 <= MAX_UNREACHABLE_TIME, "{unreachable:?}");
+        for until_the_deadline in [failing, not_final] {
+            assert!(until_the_deadline.0 >= 6 && until_the_deadline.1 < TIME, "{until_the_deadline:?}");
+        }
+    }
 
     #[test]
     fn backoff_doubles_with_jitter_up_to_a_limit() {

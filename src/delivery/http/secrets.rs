@@ -202,6 +202,22 @@ mod tests {
         );
     }
 
+    /// Three bytes are exactly four characters, so a secret can end with a character of its own.
+    #[test]
+    fn last_base64_character_is_hidden_if_it_depends_on_the_secret_alone() {
+        let bearer: &[(&str, &[u8])] = &[("authorization", b"Bearer secret")];
+        for (text, shown) in [("c2VjcmV0.", "***."), ("c2VjcmV0Lg==", "***Lg=="), ("LnNlY3JldA==", "Ln***A==")] {
+            assert_eq!(redacted(bearer, text), shown, "{text}");
+        }
+    }
+
+    #[test]
+    fn html_entities_are_decoded() {
+        let header: &[(&str, &[u8])] = &[("x-key", b"a<b>c\"d'e&f")];
+        assert_eq!(redacted(header, "(a&lt;b&gt;c&quot;d&apos;e&amp;f)"), "(***)");
+        assert_eq!(redacted(header, "(a&#60;b&#x3e;c&#34;d&#39;e&#38;f)"), "(***)");
+    }
+
     #[test]
     fn client_headers_and_short_values_are_shown() {
         let text = "text/plain is no gzip of 1, Bearer a1b";

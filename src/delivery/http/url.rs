@@ -240,6 +240,22 @@ mod tests {
         assert_eq!(credentials("http://u:%FF@gw"), Some((b"u".to_vec(), vec![0xff])));
     }
 
+    /// The text before the first colon or after the last `@` may belong to the credentials.
+    #[test]
+    fn possible_passwords_are_hidden() {
+        for (text, shown) in [
+            ("http://user:@secret", "http://***"),
+            ("http://user%3A@secret", "http://***"),
+            ("http://user%3a@secret", "http://***"),
+            ("http://@secret", "http://***"),
+            ("http://user:p@host", "http://***@host"),
+            ("http:secret", "http:***"),
+            ("http:/gw", "http:/gw"),
+        ] {
+            assert_eq!(redact(text), shown, "{text}");
+        }
+    }
+
     #[test]
     fn errors_quote_the_address_without_secrets() {
         let no_host = "has no host: write it as http://host:port";

@@ -315,6 +315,7 @@ mod tests {
             "the grouping key makes a URL of 70048 bytes for gateway http://127.0.0.1:1/prefix: \
              at most 65534 can be sent, shorten it"
         );
+        assert!(gateway().with_grouping_label("x", "y".repeat(65_534 - 48)).unwrap().check().is_ok());
         let Err(error) = Pushgateway::new("http://hu%3Ash:x@gw", "job") else { panic!("accepted") };
         assert_eq!(
             error.to_string(),

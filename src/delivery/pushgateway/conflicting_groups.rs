@@ -125,4 +125,48 @@ mod tests {
         let refused = text.replace("1.7e+09", "0");
         assert_eq!(search(&profile, &refused), Vec::<LabelMap>::new(), "a group without a push holds nothing");
     }
+
+    /// Returns the remedy in the explanation of a refusal. The gateway holds groups with these labels, and the group of
+    /// the job alone, which is the refused one.
+    async fn explained_remedy(groups: &[&str]) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = Pushgateway::new(listener.local_addr().unwrap().to_string(), "j").unwrap();
+        let refusal = "collected metric \"h\" { label:{name:\"job\" value:\"j\"} label:{name:\"a\" value:\"1\"} \
+            label:{name:\"b\" value:\"2\"} label:{name:\"c\" value:\"3\"} gauge:{value:1} } was collected before \
+            with the same name and label values";
+        let conflict = SeriesConflict::find(StatusCode::BAD_REQUEST, refusal.as_bytes()).unwrap();
+        let refusal = Error::new(Kind::Refused(400), "refused").with_source(conflict);
+        let mut body = "push_time_seconds{instance=\"\",job=\"j\"} 1.7e+09\n".to_owned();
+        body.extend(
+            groups.iter().map(|labels| format!("push_time_seconds{{instance=\"\",job=\"j\",{labels}}} 1.7e+09\n")),
+        );
+        let respond = async {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            assert_ne!(connection.read(&mut request).await.unwrap(), 0);
+            let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            connection.write_all(response.as_bytes()).await.unwrap();
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let (error, ()) = tokio::join!(explain(&gateway, refusal, deadline), respond);
+        assert_eq!(error.status(), Some(400));
+        let text = error.to_string().replace(gateway.endpoint(), "GATEWAY");
+        let (_, remedy) = text.split_once("Either go back to the grouping of that group, or delete it: ").unwrap();
+        remedy.to_owned()
+    }
+
+    #[tokio::test]
+    async fn explanation_names_the_groups_to_delete_up_to_a_limit() {
+        let delete = "curl -X DELETE GATEWAY/metrics/job/j";
+        assert_eq!(explained_remedy(&[]).await, "it is a group that this job pushed to with other grouping labels");
+        assert_eq!(explained_remedy(&["a=\"1\""]).await, format!("{delete}/a/1"));
+        let mut groups = vec!["a=\"1\"", "b=\"2\"", "c=\"3\"", "a=\"1\",b=\"2\""];
+        let all = format!("{delete}/a/1/b/2, or {delete}/a/1, or {delete}/b/2, or {delete}/c/3");
+        assert_eq!(explained_remedy(&groups).await, all);
+        groups.push("b=\"2\",c=\"3\"");
+        let some = format!("{delete}/a/1/b/2, or {delete}/a/1, or {delete}/b/2/c/3, or {delete}/b/2");
+        assert_eq!(explained_remedy(&groups).await, format!("{some}, or one of 1 further groups"));
+    }
 }

@@ -323,6 +323,7 @@ mod tests {
         assert!(is_outdated(101.0, Some(49.0), None), "a later run on a node whose clock is behind");
         assert!(!is_outdated(99.0, Some(4e9), None), "an earlier run on a node whose clock is in the year 2099");
         assert!(is_outdated(101.0, None, None) && !is_outdated(99.0, None, None));
+        assert!(!is_outdated(100.0, None, None), "a push at the same moment shows no later run");
         assert!(is_outdated(51.0, Some(49.0), Some(-50.0)), "the node's clock is ahead of the gateway's");
         assert!(!is_outdated(149.0, Some(49.0), Some(50.0)), "the node's clock is behind the gateway's");
         assert!(!payload.is_outdated_by(&GroupState::default(), None, |_| false));

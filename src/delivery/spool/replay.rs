@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::format::Payload;
 use super::last_success::family_header;
-use super::select::{Query, Scope, Selected};
+use super::select::{Query, Scope};
 use super::store::{Entry, Spool};
 use crate::delivery::http::error::RequestError;
 use crate::delivery::http::retry;
@@ -91,12 +91,12 @@ struct Outdated {
 impl Replay<'_> {
     async fn oldest_group(&self) -> Result<Replayed, Error> {
         let query = self.query.clone();
-        let Selected::Entry(first) = self.on_disk(move |spool| spool.next(&query)).await? else {
+        let Some(first) = self.on_disk(move |spool| spool.next(&query)).await? else {
             return Ok(Replayed::Nothing);
         };
         let gateway = self.gateway.for_group(first.payload.group.clone());
         let mut outdated = Outdated::default();
-        let mut next = Some(*first);
+        let mut next = Some(first);
         while let Some(mut entry) = next {
             let name = entry.name.clone();
             match self.deliver(&gateway, &entry).await? {
@@ -120,10 +120,7 @@ impl Replay<'_> {
                 Outcome::Failed(err) => return self.failed(vec![entry], err).await,
             }
             let query = self.query.clone();
-            next = match self.on_disk(move |spool| spool.next_behind(&name, &query)).await? {
-                Selected::Entry(entry) => Some(*entry),
-                Selected::Locked | Selected::Nothing => None,
-            };
+            next = self.on_disk(move |spool| spool.next_behind(&name, &query)).await?;
         }
         self.remove_outdated(&gateway, outdated).await
     }

@@ -27,15 +27,6 @@ pub(super) struct Query {
     scope: Scope,
 }
 
-/// The result of a query.
-#[derive(Debug)]
-pub(super) enum Selected {
-    Entry(Box<Entry>),
-    /// Another process works with an earlier payload.
-    Locked,
-    Nothing,
-}
-
 /// The payloads of the own group that this run could not deliver, and their last successes.
 #[derive(Clone, Debug, Default)]
 pub(in crate::delivery) struct CarriedOver {
@@ -76,28 +67,19 @@ impl Query {
 impl Spool {
     /// Returns the oldest payload that no other process works with. Skips the payloads behind a locked one of their
     /// group, so that the payloads of a group are sent in order. Quarantines corrupt files.
-    pub(super) fn next(&self, query: &Query) -> Selected {
+    pub(super) fn next(&self, query: &Query) -> Option<Entry> {
         let own = names::group_hash(&query.own_group);
-        match query.scope {
-            Scope::OwnGroup => self.select(query, None, |hash| hash == Some(&own), true),
-            Scope::OtherGroups => self.select(query, None, |hash| hash != Some(&own), false),
-        }
+        self.select(query, None, |hash| (hash == Some(&own)) == (query.scope == Scope::OwnGroup))
     }
 
     /// Returns the payload behind this one in its group.
-    pub(super) fn next_behind(&self, name: &str, query: &Query) -> Selected {
-        let Some(group) = FileName::parse(name).map(|name| name.group) else { return Selected::Nothing };
-        self.select(query, Some(name), |hash| hash == Some(group), true)
+    pub(super) fn next_behind(&self, name: &str, query: &Query) -> Option<Entry> {
+        let group = FileName::parse(name)?.group;
+        self.select(query, Some(name), |hash| hash == Some(group))
     }
 
-    /// Selects the first free payload. `is_one_group`: a locked payload ends the search, since all others are behind it.
-    fn select(
-        &self,
-        query: &Query,
-        after: Option<&str>,
-        has_group: impl Fn(Option<&str>) -> bool,
-        is_one_group: bool,
-    ) -> Selected {
+    /// Selects the first free payload.
+    fn select(&self, query: &Query, after: Option<&str>, has_group: impl Fn(Option<&str>) -> bool) -> Option<Entry> {
         let names = self.payload_names().unwrap_or_default();
         let mut skipped = self.state().retain(&names).skipped_groups.clone();
         for name in names {
@@ -112,7 +94,6 @@ impl Spool {
             }
             let file = match self.lock(&name) {
                 Ok(file) => file,
-                Err(Unavailable::Locked) if is_one_group => return Selected::Locked,
                 Err(Unavailable::Locked) => {
                     skipped.extend(group.map(str::to_owned));
                     continue;
@@ -126,14 +107,14 @@ impl Spool {
             match read(&file) {
                 Ok(Ok(payload)) if query.is_for_gateway(&payload) && query.is_in_scope(&payload.group) => {
                     let _in_use = self.set_in_use(&name);
-                    return Selected::Entry(Box::new(Entry { name, file, _in_use, payload }));
+                    return Some(Entry { name, file, _in_use, payload });
                 }
                 Ok(Ok(_) | Err(Unreadable::LaterFormat)) => drop(self.state().ignored_files.insert(name)),
                 Ok(Err(Unreadable::Corrupt)) => drop(self.quarantine(&name, CORRUPT)),
                 Err(error) => self.ignore(&name, error),
             }
         }
-        Selected::Nothing
+        None
     }
 
     /// Ignores a file that cannot be read from now on, and reports it.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::format::Payload;
 use super::names::{self, CORRUPT};
-use super::select::{Query, Scope, Selected};
+use super::select::{Query, Scope};
 use super::store::{Entry, Spool, Written};
 use super::{lock, names::FileName};
 use crate::Pushgateway;
@@ -37,10 +37,7 @@ fn write(spool: &Spool, job: &str, text: &str) -> PathBuf {
 }
 
 fn select(spool: &Spool, own_job: &str, scope: Scope) -> Option<Entry> {
-    match spool.next(&Query::new(&gateway(own_job), scope)) {
-        Selected::Entry(entry) => Some(*entry),
-        Selected::Locked | Selected::Nothing => None,
-    }
+    spool.next(&Query::new(&gateway(own_job), scope))
 }
 
 fn next(spool: &Spool) -> Option<Entry> {
@@ -90,10 +87,10 @@ fn payloads_behind_a_locked_one_of_their_group_wait() {
     assert!(next(&mine).is_none(), "the group is skipped");
     let first = next(&other).unwrap();
     let query = Query::new(&gateway("own"), Scope::OtherGroups);
-    let Selected::Entry(behind) = other.next_behind(&first.name, &query) else { panic!("it is behind") };
+    let behind = other.next_behind(&first.name, &query).expect("it is behind");
     assert_eq!(behind.payload.group.job(), "one");
     assert!(other.remove(&first));
-    assert!(matches!(other.next_behind(&behind.name, &query), Selected::Nothing));
+    assert!(other.next_behind(&behind.name, &query).is_none());
 }
 
 #[test]
@@ -109,6 +106,19 @@ fn scope_selects_the_own_group_or_the_others() {
     assert!(next(&spool).is_none());
     drop(held);
     assert!(select(&spool, "third", Scope::OwnGroup).is_none());
+}
+
+#[test]
+fn group_with_the_hash_of_the_own_group_is_another_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = spool(&directory);
+    let path = write(&spool, "other", "a 1\n");
+    let [own, other] = ["own", "other"].map(|job| names::group_hash(gateway(job).grouping()));
+    let name = path.file_name().unwrap().to_str().unwrap();
+    fs::rename(&path, path.with_file_name(name.replace(&other, &own))).unwrap();
+    assert!(select(&spool, "own", Scope::OwnGroup).is_none());
+    assert!(spool.carry_over(&gateway("own")).names().is_empty());
+    assert_eq!(spool.len(), 1);
 }
 
 #[test]
@@ -142,6 +152,10 @@ fn locked_and_removed_files_are_not_selected() {
     drop(held);
     late.try_lock().unwrap();
     assert!(!lock::is_at(&late, &path));
+    fs::write(&path, "another file of that name").unwrap();
+    assert!(!lock::is_at(&late, &path));
+    assert!(lock::is_at(&File::open(&path).unwrap(), &path));
+    fs::remove_file(&path).unwrap();
     assert!(next(&mine).is_none());
 }
 
@@ -186,6 +200,17 @@ fn replay_of_an_earlier_payload_and_the_end_of_a_run_see_each_other() {
     // The later payload does not wait for the earlier one, which waits for it.
     let second = write_as(&replaying, &payload(&replaying, "one", "a 3\n"));
     assert!(second.group_in_use && !ending.is_group_in_use(&later));
+    assert!(!replaying.is_run_ending(&second.entry.unwrap().name), "the ending run is an earlier one");
+}
+
+#[test]
+fn group_is_in_use_when_another_process_takes_a_released_payload() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mine, other) = (spool(&directory), spool(&directory));
+    write(&mine, "one", "a 1\n");
+    drop(next(&mine).unwrap());
+    let _theirs = next(&other).unwrap();
+    assert!(write_as(&mine, &payload(&mine, "one", "a 2\n")).group_in_use);
 }
 
 #[test]
@@ -198,6 +223,8 @@ fn file_that_is_being_written_means_that_a_run_ends() {
     assert!(!spool.is_run_ending(&earlier.name), "its writer is gone");
     file.lock().unwrap();
     assert!(spool.is_run_ending(&earlier.name));
+    let second = write_as(&spool, &payload(&spool, "one", "a 2\n"));
+    assert!(!second.group_in_use, "no process delivers an unfinished payload");
 }
 
 #[test]
@@ -291,6 +318,31 @@ fn bounds_hold_and_dropped_payloads_are_counted() {
     let temporary: Vec<_> = names_in(&spool).into_iter().filter(|name| name.ends_with(".tmp")).collect();
     assert_eq!(temporary, [at_work], "its writer is about to lock it");
     assert_eq!(spool.dropped(), 5, "an incomplete payload does not count");
+}
+
+#[test]
+fn eviction_drops_no_more_than_a_payload_needs() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spool = spool(&directory);
+    spool.set_bounds(100, 10_000);
+    for n in 0..4 {
+        write(&spool, &format!("job{n}"), &"a 1\n".repeat(700));
+    }
+    // Each payload has 2 800 bytes and its head, so the fourth replaces the first.
+    assert_eq!((spool.len(), spool.dropped()), (3, 1));
+    write(&spool, "large", &"a 1\n".repeat(1_400));
+    assert_eq!((spool.len(), spool.dropped()), (2, 3));
+}
+
+#[test]
+fn payload_may_be_as_large_as_the_spool() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spool = spool(&directory);
+    spool.set_bounds(100, 8);
+    write(&spool, "one", "a 1\nb 2\n");
+    let error = spool.write(&payload(&spool, "one", "a 1\nbc 2\n"), &AtomicBool::new(false)).unwrap_err();
+    assert_eq!(error.to_string(), "a payload of 9 bytes is more than the spool's 8");
+    assert_eq!((spool.len(), spool.dropped()), (1, 0));
 }
 
 #[cfg(unix)]

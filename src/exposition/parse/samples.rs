@@ -54,7 +54,7 @@ mod tests {
     proptest! {
         #[test]
         fn samples_round_trip(
-            labels in prop::collection::btree_map("[a-z_]{1,5}", any::<String>(), 0..4),
+            labels in prop::collection::btree_map("[a-z_]{1,5}", "(?s).{0,8}", 0..4),
             value in -1e12..1e12,
         ) {
             let mut text = String::new();
@@ -67,6 +67,13 @@ mod tests {
             let _ = parse(&text);
             let _ = find(&text, &["a".to_owned()]).count();
         }
+    }
+
+    #[test]
+    fn label_values_are_escaped_onto_one_line() {
+        let mut text = String::new();
+        write(&mut text, "a", &LabelSet::from([("x".to_owned(), "1\n2\\3\"".to_owned())]), 1.0);
+        assert_eq!(text, "a{x=\"1\\n2\\\\3\\\"\"} 1\n");
     }
 
     #[test]
