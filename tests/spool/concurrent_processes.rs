@@ -166,7 +166,7 @@ fn ending_run_waits_for_another_process_that_delivers_an_earlier_payload() {
             assert_eq!(sent[sent.len() - 2], sent[sent.len() - 1]);
             assert_eq!(directory::names(spool), [""; 0]);
         } else {
-            let text = "another process delivers an earlier state of this group, which may replace the last one";
+            let text = "another process delivers an earlier state of this group, which may replace the final state";
             assert_eq!(result.unwrap_err().to_string(), text);
             assert_eq!(push_count(&server, "j"), before + 1);
             assert_eq!(directory::payloads(spool).len(), 2, "a later run delivers the last state");
