@@ -26,8 +26,8 @@ fn first_failure_of_each_stage_logs_one_warning() {
             assert_eq!(
                 *line,
                 format!(
-                    "WARN stage {stage} failed (error), in the trace {trace}; of its further failures the run report \
-                     has the last stage_id=\"{stage}\" profile=\"crypto\" run_id=\"42\" reason=\"error\" \
+                    "WARN stage {stage} failed (error), in the trace {trace}; later failures are not logged; see the run \
+                     report stage_id=\"{stage}\" profile=\"crypto\" run_id=\"42\" reason=\"error\" \
                      trace_id={trace}"
                 )
             );
