@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::env::{DEFAULT_ENV_PREFIX, EnvReader};
+use super::env::{DEFAULT_ENV_PREFIX, EnvReader};
 use crate::delivery::Pushgateway;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp::Otlp;

@@ -197,7 +197,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::env::*;
+    use super::*;
     use crate::config::variable_tables as tables;
     use proptest::prelude::*;
 

@@ -19,17 +19,14 @@ use crate::process;
 use crate::process::executable_name;
 #[cfg(feature = "otlp")]
 use crate::recorder::DEFAULT_HISTOGRAM_BUCKETS;
-use crate::recorder::ForeignRecorder;
-use crate::recorder::RecorderTarget;
-use crate::recorder::StageRecorder;
+use crate::recorder::{ForeignRecorder, RecorderTarget, StageRecorder};
 use crate::run::guard::FlushGuard;
 use crate::run::metrics::{Exposition, RunMetrics, own_metrics};
 use crate::run::panic_hook;
 use crate::run::shutdown::Flusher;
 #[cfg(unix)]
 use crate::run::signals::SignalHandler;
-use crate::schema;
-use crate::schema::OWN_TARGET;
+use crate::schema::{self, OWN_TARGET};
 
 impl MetricsLayerBuilder {
     /// Builds and starts all parts. `install` makes the recorder the global one.
@@ -112,7 +109,7 @@ impl MetricsLayerBuilder {
             let node = self.node.unwrap_or_else(process::hostname);
             Some(crate::run::metrics::Resources::new(node))
         };
-        let telemetry = Arc::new(RunMetrics::new(
+        let metrics = Arc::new(RunMetrics::new(
             Arc::clone(&stages),
             exposition,
             &self.namespace,
@@ -140,8 +137,8 @@ impl MetricsLayerBuilder {
         };
         #[cfg(unix)]
         let signals = if self.flush_on_signals { Some(SignalHandler::new()?) } else { None };
-        let delivery = DeliveryThread::new(config, Arc::clone(&telemetry) as _)?;
-        let flusher = Arc::new(Flusher::new(telemetry, delivery, self.flush_timeout, self.report)?);
+        let delivery = DeliveryThread::new(config, Arc::clone(&metrics) as _)?;
+        let flusher = Arc::new(Flusher::new(metrics, delivery, self.flush_timeout, self.report)?);
         if let Some(recorder) = recorder {
             // The last step that can fail, since it cannot be undone.
             install(recorder)?;

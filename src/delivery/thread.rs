@@ -23,7 +23,7 @@ use super::scrape::Listener;
 use super::source::ExpositionSource;
 use super::spool::Spool;
 use super::textfile::Textfile;
-use crate::diagnostics::subscriber::{self, without_subscriber};
+use crate::diagnostics::subscriber;
 use crate::error::{Error, Kind};
 
 /// The destinations and the intervals of the delivery.
@@ -98,7 +98,7 @@ impl DeliveryThread {
         }
         #[cfg(feature = "otlp")]
         if let Some(exporter) = config.exporter {
-            destinations.push(Destination::collector(without_subscriber(|| exporter.start())?));
+            destinations.push(Destination::collector(subscriber::without_subscriber(|| exporter.start())?));
         }
         drop(context);
         let (requests, received) = unbounded_channel();
@@ -106,18 +106,19 @@ impl DeliveryThread {
         let (alive, end) = sync_channel(1);
         let run = move || {
             let _alive: SyncSender<()> = alive;
-            without_subscriber(|| {
-                if let (Ok(()), Some(runtime)) = (is_started.recv(), &runtime.0) {
-                    let (push, sample) = (config.push_interval, config.sample_interval);
-                    let scheduler = Scheduler::new(destinations, source, received, push, sample, replayer);
-                    let _deadline = runtime.block_on(scheduler.run());
-                    #[cfg(feature = "http")]
-                    if let (Some(server), Some(deadline)) = (server, _deadline) {
-                        runtime.block_on(server.stop(deadline));
-                    }
+            // The events of the HTTP client and its connections stay out of the application's log.
+            subscriber::begin();
+            if let (Ok(()), Some(runtime)) = (is_started.recv(), &runtime.0) {
+                let (push, sample) = (config.push_interval, config.sample_interval);
+                let scheduler = Scheduler::new(destinations, source, received, push, sample, replayer);
+                let _deadline = runtime.block_on(scheduler.run());
+                #[cfg(feature = "http")]
+                if let (Some(server), Some(deadline)) = (server, _deadline) {
+                    runtime.block_on(server.stop(deadline));
                 }
-                drop(runtime);
-            });
+            }
+            drop(runtime);
+            subscriber::end();
         };
         let thread = thread::Builder::new().name("stage-metrics".to_owned()).spawn(run).map_err(failed)?;
         Ok(Self {

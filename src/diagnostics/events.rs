@@ -18,7 +18,7 @@ use tracing::subscriber::NoSubscriber;
 use tracing::warn;
 
 #[cfg(feature = "pushgateway")]
-use crate::diagnostics::subscriber::with_subscriber;
+use super::subscriber::with_subscriber;
 #[cfg(feature = "pushgateway")]
 use crate::error::Error;
 #[cfg(feature = "pushgateway")]

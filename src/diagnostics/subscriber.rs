@@ -6,11 +6,16 @@
 use std::cell::RefCell;
 
 use tracing::dispatcher::{DefaultGuard, Dispatch, set_default};
+#[cfg(feature = "otlp")]
+use tracing::dispatcher::{get_default, with_default};
+#[cfg(any(test, feature = "otlp"))]
+use tracing::subscriber::NoSubscriber;
 
 thread_local! {
     static GUARD: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
 }
 
+/// Removes the subscriber of this thread.
 pub(crate) fn begin() {
     GUARD.with_borrow_mut(|guard| {
         // A second guard would outlive the end of the first one.
@@ -22,6 +27,7 @@ pub(crate) fn begin() {
     });
 }
 
+/// Restores the subscriber of this thread.
 pub(crate) fn end() {
     let guard = GUARD.with_borrow_mut(Option::take);
     drop(guard);
@@ -39,19 +45,21 @@ pub(crate) fn with_subscriber<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs `work` without a subscriber, so that the events of the HTTP client and its connections stay out of the application's
-/// log.
+/// Calls `work` without a subscriber, which keeps events of a library out of the application's log, such as one of the
+/// OpenTelemetry SDK for each instrument.
+#[cfg(feature = "otlp")]
 pub(crate) fn without_subscriber<T>(work: impl FnOnce() -> T) -> T {
-    begin();
-    let result = work();
-    end();
-    result
+    // Inside a layer callback there may be no subscriber, and the default cannot be changed then.
+    if get_default(|subscriber| subscriber.is::<NoSubscriber>()) {
+        work()
+    } else {
+        with_default(&Dispatch::none(), work)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::diagnostics::subscriber::*;
-    use tracing::subscriber::NoSubscriber;
+    use super::*;
 
     fn is_suppressed() -> bool {
         tracing::dispatcher::get_default(|subscriber| subscriber.is::<NoSubscriber>())

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::HistogramFn;
 
-use crate::histogram::{BucketCounts, Snapshot};
+use super::{BucketCounts, Snapshot};
 
 /// BucketCounts by upper bound, and the sum. Aligned, so that threads that record into different histograms share no cache line.
 #[derive(Debug)]

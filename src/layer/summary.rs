@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use metrics::Key;
 
+use super::span::flags::SpanFlags;
+use super::span::state::SlotRef;
+use super::tracker::StageTracker;
 use crate::histogram::Snapshot;
-use crate::layer::span::flags::SpanFlags;
-use crate::layer::span::state::SlotRef;
-use crate::layer::tracker::StageTracker;
 use crate::recorder::suppress_instrumentation;
 use crate::schema::Metric;
 use crate::series::interner::LabelId;

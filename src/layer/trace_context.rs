@@ -16,9 +16,9 @@ use tracing::dispatcher::{self, Dispatch};
 use tracing::span::Id;
 
 use super::MetricsLayer;
-use crate::layer::span::flags::SpanFlags;
-use crate::layer::span::state::{Slot, SpanRef};
-use crate::layer::tracker::StageTracker;
+use super::span::flags::SpanFlags;
+use super::span::state::{Slot, SpanRef};
+use super::tracker::StageTracker;
 use crate::recorder::suppress_instrumentation;
 use crate::series::FinishedStage;
 use crate::series::outcome::Outcome;

@@ -10,16 +10,16 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::callsite::{Callsite, CallsiteKind, Callsites, ErrorEvent, InstrumentEvent, instrument_event};
 use super::fields::{HasError, Inherited, SpanFields};
-use crate::diagnostics::Diagnostics;
-use crate::layer::outcome::FailurePolicy;
-use crate::layer::span::flags::SpanFlags;
-use crate::layer::span::inherit::{ContextLabels, Epoch, Inheritance, Origin};
-use crate::layer::span::label_cache::{CacheKey, LabelCache};
-use crate::layer::span::state::{NewSpan, SlotRef, SpanRef};
-use crate::layer::span::table::OpenSpans;
-use crate::layer::span::unwind as unwinding;
+use super::outcome::FailurePolicy;
+use super::span::flags::SpanFlags;
+use super::span::inherit::{ContextLabels, Epoch, Inheritance, Origin};
+use super::span::label_cache::{CacheKey, LabelCache};
+use super::span::state::{NewSpan, SlotRef, SpanRef};
+use super::span::table::OpenSpans;
+use super::span::unwind;
 #[cfg(feature = "trace-id")]
-use crate::layer::trace_context::note_trace_at_enter;
+use super::trace_context::note_trace_at_enter;
+use crate::diagnostics::Diagnostics;
 use crate::recorder::{RecorderHandle, RecorderTarget, is_suppressed};
 use crate::series::append_only_map::EntryId;
 use crate::series::interner::{Interner, LabelId, Role, SpanLabels, ValueHashes};
@@ -395,7 +395,7 @@ impl StageTracker {
         }
         self.diagnostics.emit_waiting();
         span.entered.enter();
-        unwinding::entered(|| span.reference());
+        unwind::entered(|| span.reference());
         #[cfg(feature = "trace-id")]
         note_trace_at_enter(span);
     }
@@ -415,7 +415,7 @@ impl StageTracker {
         let is_first = span.last_exit.load(Ordering::Relaxed) == 0;
         span.last_exit.store(self.clock.raw().max(1), Ordering::Relaxed);
         span.entered.exit();
-        if unwinding::exited(|| span.reference()) {
+        if unwind::exited(|| span.reference()) {
             span.set_flag(SpanFlags::PANICKED);
         }
         #[cfg(feature = "trace-id")]
@@ -614,9 +614,9 @@ mod tests {
     use tracing_subscriber::Registry;
     use tracing_subscriber::layer::SubscriberExt;
 
+    use super::*;
     use crate::layer::MetricsLayer;
     use crate::layer::span::state::Slot;
-    use crate::layer::tracker::*;
     use crate::recorder::StageRecorder;
 
     /// StageTracker of all kinds, whose values are known after the first time.

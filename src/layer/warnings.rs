@@ -2,8 +2,8 @@
 
 use tracing::warn;
 
-use crate::layer::span::state::SpanRef;
-use crate::layer::tracker::StageTracker;
+use super::span::state::SpanRef;
+use super::tracker::StageTracker;
 use crate::schema::OWN_TARGET;
 use crate::series::FinishedStage;
 use crate::series::cardinality::Overflow;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::exit_reason::ExitReason;
+use super::report::RunReport;
+use super::shutdown::Flusher;
 use crate::error::{Error, Kind};
-use crate::run::exit_reason::ExitReason;
-use crate::run::report::RunReport;
-use crate::run::shutdown::Flusher;
 
 /// Default limit on the duration of a flush. `MetricsLayerBuilder::with_flush_timeout` changes it.
 pub const DEFAULT_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use metrics::Counter;
 use tracing::{info, warn};
 
+use super::exit_reason::{ExitReason, Run};
+use super::report::RunReport;
 use crate::delivery::{BoxFuture, DeliveryEvent, ExpositionSource};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, MetricKind, Problems, parse};
@@ -17,8 +19,6 @@ use crate::layer::StageTracker;
 use crate::recorder::ForeignRecorder;
 use crate::recorder::StageRecorder;
 use crate::recorder::suppress_instrumentation;
-use crate::run::exit_reason::{ExitReason, Run};
-use crate::run::report::RunReport;
 use crate::schema;
 use crate::schema::OWN_TARGET;
 

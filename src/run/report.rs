@@ -213,7 +213,7 @@ fn short_time(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::run::report::*;
+    use super::*;
 
     fn stage(id: &str, runs: u64, failures: u64, total: u64, slowest: u64, open: u64) -> StageReport {
         let (total, slowest) = (Duration::from_nanos(total), Duration::from_nanos(slowest));

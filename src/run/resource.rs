@@ -120,7 +120,7 @@ fn peak_bytes() -> Option<u64> {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use crate::run::resource::*;
+    use super::*;
     use std::hint::black_box;
 
     #[test]

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use tokio::task::unconstrained;
 use tracing::{dispatcher, warn};
 
+use super::exit_reason::ExitReason;
+use super::metrics::RunMetrics;
+use super::report::RunReport;
 use crate::delivery::DeliveryThread;
 use crate::error::{Error, Kind};
 use crate::job_thread::JobThread;
-use crate::run::exit_reason::ExitReason;
-use crate::run::metrics::RunMetrics;
-use crate::run::report::RunReport;
 use crate::schema::OWN_TARGET;
 
 /// The application's closure that takes the report after the final flush.

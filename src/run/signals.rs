@@ -13,9 +13,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use signal_hook::{flag, low_level};
 
+use super::exit_reason::ExitReason;
+use super::shutdown::Flusher;
 use crate::error::{Error, Kind};
-use crate::run::exit_reason::ExitReason;
-use crate::run::shutdown::Flusher;
 
 /// A shell reports a process that a signal ended by this number plus that of the signal.
 const EXIT_BASE: i32 = 128;
@@ -157,7 +157,7 @@ fn ignored_mask(status: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::run::signals::*;
+    use super::*;
 
     #[test]
     fn reads_the_signals_that_are_ignored() {

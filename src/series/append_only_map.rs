@@ -138,7 +138,7 @@ pub(crate) fn splitmix64(value: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::series::append_only_map::*;
+    use super::*;
     use std::sync::atomic::AtomicUsize;
 
     #[test]

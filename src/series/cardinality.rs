@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::interner::{Interner, LabelId};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
-use crate::series::interner::{Interner, LabelId};
 
 /// Default limit on the label sets of a metric. `MetricsLayerBuilder::with_max_series` changes it.
 pub const DEFAULT_MAX_SERIES: usize = 2_000;
@@ -126,7 +126,7 @@ impl CardinalityLimit {
 
 #[cfg(test)]
 mod tests {
-    use crate::series::cardinality::*;
+    use super::*;
     use crate::series::interner::Role;
 
     const O: LabelId = LabelId::OVERFLOW;

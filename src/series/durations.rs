@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::outcome::{Outcome, Reason};
 use crate::histogram::{BucketCounts, Snapshot};
-use crate::series::outcome::{Outcome, Reason};
 
 /// The upper bounds of the buckets, in nanoseconds.
 #[derive(Debug, Default)]
@@ -158,7 +158,7 @@ impl std::ops::AddAssign for HistogramTotals {
 
 #[cfg(test)]
 mod tests {
-    use crate::series::durations::*;
+    use super::*;
     use proptest::prelude::*;
 
     fn durations(seconds: &[f64]) -> Durations {

@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use rapidhash::fast::RandomState;
 
-use crate::series::append_only_map::AppendOnlyMap;
+use super::append_only_map::AppendOnlyMap;
 
 /// Longest label value in bytes; a longer one is cut.
 pub(crate) const MAX_VALUE_BYTES: usize = 256;
@@ -206,7 +206,7 @@ pub(crate) fn prefix(value: &str, bytes: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use crate::series::interner::*;
+    use super::*;
     use proptest::prelude::*;
 
     #[test]

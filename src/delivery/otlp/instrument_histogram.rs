@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{BoundHistogram, Histogram};
 
-use super::subscriber::without_subscriber;
+use crate::diagnostics::subscriber::without_subscriber;
 
 /// The histograms of one metric.
 #[derive(Default)]

@@ -16,7 +16,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 
 use super::series::{Description, OtlpFamily, Series, lock, ucum_code};
-use super::subscriber::without_subscriber;
+use crate::diagnostics::subscriber::without_subscriber;
 use crate::schema::InstrumentKind;
 
 /// Length of the longest name that the SDK accepts.

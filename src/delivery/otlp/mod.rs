@@ -18,7 +18,6 @@ mod recorder;
 mod request;
 mod series;
 mod settings;
-mod subscriber;
 
 pub(super) use exporter::{Exporter, ExporterConfig};
 pub(crate) use families::OtlpBounds;

@@ -12,7 +12,7 @@ use super::instruments::Instruments;
 use super::recorder::OtelRecorder;
 use super::request::SCOPE;
 use super::settings::OtlpSettings;
-use super::subscriber::without_subscriber;
+use crate::diagnostics::subscriber::without_subscriber;
 use crate::error::Error;
 use crate::schema;
 

@@ -72,7 +72,7 @@ impl EnterCount {
 
 #[cfg(test)]
 mod tests {
-    use crate::layer::span::enter_count::*;
+    use super::*;
 
     fn opened() -> EnterCount {
         let entered = EnterCount::default();

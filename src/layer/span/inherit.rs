@@ -7,9 +7,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::layer::span::flags::SpanFlags;
-use crate::layer::span::state::{Slot, SlotRef, SpanRef};
-use crate::layer::span::table::OpenSpans;
+use super::flags::SpanFlags;
+use super::state::{Slot, SlotRef, SpanRef};
+use super::table::OpenSpans;
 use crate::series::interner::{Interner, LabelId, SpanLabels, ValueHashes};
 
 const EPOCH_MASK: u64 = (1 << (u64::BITS - 2 * LabelId::BITS)) - 1;

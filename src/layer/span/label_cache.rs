@@ -7,8 +7,8 @@ use std::hash::{BuildHasher, Hasher};
 
 use rapidhash::fast::RandomState;
 
+use super::inherit::ContextLabels;
 use crate::layer::fields::FieldOffsets;
-use crate::layer::span::inherit::ContextLabels;
 use crate::series::CachedSeries;
 use crate::series::append_only_map::{AppendOnlyMap, EntryId};
 use crate::series::interner::SpanLabels;

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use crate::layer::span::state::SlotRef;
+use super::state::SlotRef;
 
 thread_local! {
     static ENTERED: RefCell<Vec<SlotRef>> = const { RefCell::new(Vec::new()) };
