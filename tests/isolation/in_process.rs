@@ -5,9 +5,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tracing::subscriber::NoSubscriber;
-use tracing::{Dispatch, Event, Id, Subscriber, info_span};
-use tracing_stage_metrics::{MetricsLayer, MetricsLayerBuilder, Pushgateway};
+use tracing::subscriber::{DefaultGuard, NoSubscriber};
+use tracing::{Dispatch, Event, Id, Span, Subscriber, info_span};
+use tracing_stage_metrics::{FlushGuard, MetricsLayer, MetricsLayerBuilder, Pushgateway};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::{Layer, prelude::*, reload};
 
@@ -141,16 +141,29 @@ fn event_in_a_callback_does_not_deadlock_with_a_reload() {
     is_done.recv_timeout(support::WAIT_TIMEOUT).unwrap();
 }
 
-#[test]
-fn warning_of_a_thread_without_subscriber_reaches_a_reloaded_layer() {
-    let server = MockGateway::ok();
-    let (layer, guard) = builder(&server).build().unwrap();
+/// A pipeline whose layer `reload` adds late, with a stage that was entered and is open.
+struct Reloaded {
+    guard: FlushGuard,
+    log: Log,
+    default: DefaultGuard,
+    open: Span,
+}
+
+fn reloaded(server: &MockGateway) -> Reloaded {
+    let (layer, guard) = builder(server).build().unwrap();
     let log = Log::default();
     let (late, handle) = reload::Layer::new(None::<MetricsLayer>);
-    let _default = tracing_subscriber::registry().with(late).with(log.clone()).set_default();
+    let default = tracing_subscriber::registry().with(late).with(log.clone()).set_default();
     handle.modify(|late| *late = Some(layer)).unwrap();
     let open = info_span!("x", stage_id = "open");
     open.in_scope(|| ());
+    Reloaded { guard, log, default, open }
+}
+
+#[test]
+fn warning_of_a_thread_without_subscriber_reaches_a_reloaded_layer() {
+    let server = MockGateway::ok();
+    let Reloaded { guard, log, default: _default, open: _open } = reloaded(&server);
     tracing::subscriber::with_default(NoSubscriber::default(), || guard.shutdown().unwrap());
     let own = log.own();
     assert_eq!(own.len(), 1, "{own:?}");
@@ -281,13 +294,7 @@ fn last_rendering_is_delivered_after_a_recorder_panicked_with_its_lock() {
 #[test]
 fn final_warnings_of_a_thread_without_subscriber_reach_a_reloaded_layer() {
     let server = MockGateway::start([Reply::status(401)]);
-    let (layer, guard) = builder(&server).build().unwrap();
-    let log = Log::default();
-    let (late, handle) = reload::Layer::new(None::<MetricsLayer>);
-    let _default = tracing_subscriber::registry().with(late).with(log.clone()).set_default();
-    handle.modify(|late| *late = Some(layer)).unwrap();
-    let open = info_span!("x", stage_id = "open");
-    open.in_scope(|| ());
+    let Reloaded { guard, log, default: _default, open: _open } = reloaded(&server);
     tracing::subscriber::with_default(NoSubscriber::default(), || drop(guard));
     let own = log.own();
     assert!(own.iter().any(|text| text.contains("was still open at the final flush")), "{own:?}");

@@ -7,7 +7,7 @@ use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
 use super::support::measured::{Measured, failing_stage, measured, stage};
 use super::support::mock_gateway::Answer;
-use super::support::{self, MockGateway, Reply, child, exposition, http};
+use super::support::{self, MockGateway, Reply, child, exposition, http, servers};
 use super::{builder, directory, leave_payload, push_count, request_line, request_lines, scenarios};
 
 const LAST_SUCCESS: &str = "quant_run_last_success_timestamp_seconds";
@@ -191,10 +191,7 @@ fn last_success_survives_a_failed_run_of_its_group() {
     let Some(mut server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    server.stop();
-    leave_payload_of_success(&server.url(), spool, "j");
-    let spooled = exposition::parse(&directory::content(&directory::only_payload(spool)).1);
-    server.restart();
+    let spooled = leave_success(&mut server, spool);
     let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "j", spool));
     failing_stage("good");
     guard.shutdown().unwrap();
@@ -210,12 +207,15 @@ fn last_success_survives_a_failed_run_of_its_group() {
     assert_eq!(directory::names(spool), [""; 0]);
 }
 
-/// A run of one successful stage whose gateway is down.
+/// Runs one successful stage while the gateway is down. Returns the metrics in the payload that it leaves for the job `j`.
 #[track_caller]
-fn leave_payload_of_success(url: &str, spool: &std::path::Path, job: &str) {
-    let Measured { guard, log: _, default: _default } = measured(builder(url, job, spool));
+fn leave_success(server: &mut servers::Pushgateway, spool: &std::path::Path) -> exposition::Exposition {
+    server.stop();
+    let Measured { guard, log: _, default: _default } = measured(builder(&server.url(), "j", spool));
     stage("good");
     guard.shutdown().unwrap_err();
+    server.restart();
+    exposition::parse(&directory::content(&directory::only_payload(spool)).1)
 }
 
 #[test]
@@ -223,10 +223,7 @@ fn last_success_survives_an_early_kill() {
     let Some(mut server) = support::pushgateway() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
-    server.stop();
-    leave_payload_of_success(&server.url(), spool, "j");
-    let spooled = exposition::parse(&directory::content(&directory::only_payload(spool)).1);
-    server.restart();
+    let spooled = leave_success(&mut server, spool);
     let running = child::start(scenarios::command("stay", &server.url(), "j", spool));
     let run_start = || exposition::parse(&server.metrics()).value(RUN_START, &[("instance", ""), ("job", "j")]);
     directory::await_true("the run has pushed", || {

@@ -39,23 +39,27 @@ pub(crate) fn under_strace(inner: &Command, trace: &Path, options: &[&str]) -> C
     outer
 }
 
-/// System calls of a run that pushes at install and at the end.
+/// Runs a process under strace that pushes at install and at the end, and returns what strace wrote.
 #[track_caller]
-fn calls(spool: &Path) -> Vec<String> {
+fn trace_of_run(spool: &Path, options: &[&str]) -> String {
     // The server answers the final push once the payload has its name.
     let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200)), Reply::ok()]);
-    let directory = tempfile::tempdir().unwrap();
-    let trace = directory.path().join("trace");
+    let trace = tempfile::NamedTempFile::new().unwrap();
     let inner = scenarios::command("end", &server.url(), "j", spool);
-    // `-y` prints the paths of file handles. strace truncates data, but only after the first word of a request.
-    let calls = "trace=fsync,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto";
-    let outer = under_strace(&inner, &trace, &["-y", "-e", calls]);
-    let running = child::start(outer);
+    let running = child::start(under_strace(&inner, trace.path(), options));
     directory::await_true("the payload", || directory::payloads(spool).len() == 1);
     server.release();
     let ended = running.wait();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
-    fs::read_to_string(trace).unwrap().lines().map(str::to_owned).collect()
+    fs::read_to_string(trace.path()).unwrap()
+}
+
+/// System calls of such a run.
+#[track_caller]
+fn calls(spool: &Path) -> Vec<String> {
+    // `-y` prints the paths of file handles. strace truncates data, but only after the first word of a request.
+    let calls = "trace=fsync,rename,renameat,renameat2,unlink,unlinkat,write,writev,sendto";
+    trace_of_run(spool, &["-y", "-e", calls]).lines().map(str::to_owned).collect()
 }
 
 /// Index of the last call that contains all parts.
@@ -119,13 +123,9 @@ fn process_ends_after_its_payload_is_removed() {
     if !can_trace() {
         return;
     }
-    let (server, directory) = (MockGateway::ok(), tempfile::tempdir().unwrap());
-    let trace = tempfile::NamedTempFile::new().unwrap();
-    let inner = scenarios::command("end", &server.url(), "j", directory.path());
+    let directory = tempfile::tempdir().unwrap();
     // The delay is in microseconds.
     let slow = ["-e", "trace=unlink,unlinkat", "-e", "inject=unlink,unlinkat:delay_enter=100000"];
-    let ended = child::start(under_strace(&inner, trace.path(), &slow)).wait();
-    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
-    assert!(fs::read_to_string(trace.path()).unwrap().contains(".spool\""), "nothing was removed");
+    assert!(trace_of_run(directory.path(), &slow).contains(".spool\""), "nothing was removed");
     assert_eq!(directory::names(directory.path()), [""; 0]);
 }
