@@ -13,7 +13,7 @@ use crate::delivery::otlp;
 use crate::delivery::{DeliveryConfig, DeliveryThread, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::error::Error;
-use crate::layer::{MetricsLayer, StageTracker, TrackerSettings};
+use crate::layer::{LayerSettings, MetricsLayer, StageTracker};
 use crate::process;
 #[cfg(feature = "otlp")]
 use crate::process::executable_name;
@@ -80,7 +80,7 @@ impl MetricsLayerBuilder {
         let grouping = |label| self.gateway.as_ref().and_then(|gateway| gateway.grouping().get(label));
         let diagnostics = Arc::new(Diagnostics::default());
         diagnostics.start_thread()?;
-        let stages = Arc::new(StageTracker::new(TrackerSettings {
+        let stages = Arc::new(StageTracker::new(LayerSettings {
             namespace: self.namespace.clone(),
             policy: self.policy,
             max_series: self.max_series,

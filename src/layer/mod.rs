@@ -1,11 +1,16 @@
 //! Callbacks of `tracing` in, finished stages out. Uses `series`, `recorder` and `diagnostics`.
 //!
-//! [`MetricsLayer`] has the callbacks, and [`tracker`] has what each of them does.
+//! [`MetricsLayer`] has the callbacks, [`tracker`] has what each of them does with a span, and [`stages`] how a stage is counted.
 
 mod callsite;
+mod end;
 mod fields;
+mod labels;
+mod missed;
 mod outcome;
+mod parent;
 mod span;
+mod stages;
 mod summary;
 #[cfg(feature = "trace-id")]
 mod trace_context;
@@ -16,17 +21,19 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use tracing::dispatcher::{self, Dispatch};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
-use tracing::{Dispatch, Event, Metadata, Subscriber};
+use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
 pub use outcome::FailurePolicy;
+pub(crate) use stages::LayerSettings;
 #[cfg(feature = "pushgateway")]
 pub(crate) use summary::StageState;
-pub(crate) use tracker::{StageTracker, TrackerSettings};
+pub(crate) use tracker::StageTracker;
 
 use crate::recorder::RecorderTarget;
 use crate::schema::DEFAULT_NAMESPACE;
@@ -40,7 +47,7 @@ use crate::series::DEFAULT_MAX_SERIES;
 /// [`MetricsLayer::builder`] builds the layer together with the recorder and the delivery;
 /// [`new`](MetricsLayer::new) builds the layer alone.
 pub struct MetricsLayer {
-    stages: Attached,
+    tracker: Attached,
 }
 
 /// The tracker, which is detached when the layer is dropped.
@@ -58,7 +65,7 @@ impl Drop for Attached {
     /// A layer that `reload` replaces gets no callback for the spans that are open. A subscriber is dropped after its last
     /// span.
     fn drop(&mut self) {
-        self.0.detach();
+        self.0.detached();
     }
 }
 
@@ -83,7 +90,7 @@ impl MetricsLayer {
     /// ```
     #[must_use]
     pub fn new() -> Self {
-        Self::over(Arc::new(StageTracker::new(TrackerSettings {
+        Self::over(Arc::new(StageTracker::new(LayerSettings {
             namespace: DEFAULT_NAMESPACE.to_owned(),
             policy: FailurePolicy::default(),
             max_series: DEFAULT_MAX_SERIES,
@@ -98,8 +105,19 @@ impl MetricsLayer {
         })))
     }
 
-    pub(crate) fn over(stages: Arc<StageTracker>) -> Self {
-        Self { stages: Attached(stages) }
+    pub(crate) fn over(tracker: Arc<StageTracker>) -> Self {
+        Self { tracker: Attached(tracker) }
+    }
+
+    /// Returns the subscriber that this layer is in. An `Option` or a `Vec` around the layer hides it from the layer; then it is
+    /// the default, if this layer is in that.
+    fn subscriber(&self) -> Option<Dispatch> {
+        let is_this = |layer: &Self| Arc::ptr_eq(&layer.tracker.0, &self.tracker.0);
+        self.tracker.subscriber().or_else(|| {
+            dispatcher::get_default(|default| {
+                default.downcast_ref::<Self>().is_some_and(is_this).then(|| default.clone())
+            })
+        })
     }
 }
 
@@ -120,37 +138,37 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn on_register_dispatch(&self, subscriber: &Dispatch) {
-        self.stages.diagnostics.attach(subscriber);
+        self.tracker.attached(subscriber);
     }
 
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
-        self.stages.register(metadata);
+        self.tracker.register(metadata);
         // "Never" would silence the callsite for every other layer too.
         Interest::always()
     }
 
     fn on_new_span(&self, attrs: &Attributes<'_>, id: &Id, ctx: Context<'_, S>) {
-        self.stages.opened(attrs, id, ctx);
+        self.tracker.opened(attrs, id, ctx);
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
-        self.stages.recorded(id, values);
+        self.tracker.recorded(id, values);
     }
 
     fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
-        self.stages.event(event, ctx);
+        self.tracker.event(event, ctx);
     }
 
     fn on_enter(&self, id: &Id, ctx: Context<'_, S>) {
-        self.stages.entered(id, &ctx);
+        self.tracker.entered(id, &ctx);
     }
 
     fn on_exit(&self, id: &Id, _: Context<'_, S>) {
-        self.stages.exited(id);
+        self.tracker.exited(id, || self.subscriber());
     }
 
     fn on_close(&self, id: Id, _: Context<'_, S>) {
-        self.stages.closed(&id);
+        self.tracker.closed(&id, || self.subscriber());
     }
 }
 

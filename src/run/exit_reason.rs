@@ -41,7 +41,7 @@ pub(crate) struct Run {
 impl Run {
     /// Records the start of the run, which the first push carries.
     pub(crate) fn begin(stages: &StageTracker) -> Self {
-        stages.series.bind();
+        stages.bind();
         stages.set_gauge(&schema::RUN_START, &[], unix_time::now().as_secs_f64());
         Self { start: Instant::now(), failed: AtomicBool::new(false) }
     }

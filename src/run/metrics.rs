@@ -110,7 +110,7 @@ impl RunMetrics {
         #[cfg(feature = "resource-usage")] resources: Option<Resources>,
     ) -> Self {
         let run = Run::begin(&stages);
-        let pushes = |result| stages.series.recorder.counter(&schema::PUSH_TOTAL, &[result]);
+        let pushes = |result| stages.recorder().counter(&schema::PUSH_TOTAL, &[result]);
         let pushed = Pushes { success: pushes("success"), failure: pushes("failure") };
         Self {
             run,
@@ -303,13 +303,13 @@ impl ExpositionSource for RunMetrics {
     fn spooled(self: Arc<Self>, files: usize, dropped: u64) {
         self.record(move |metrics| {
             metrics.stages.set_gauge(&schema::SPOOL_FILES, &[], files as f64);
-            let counter = metrics.stages.series.recorder.counter(&schema::SPOOL_DROPPED, &[]);
+            let counter = metrics.stages.recorder().counter(&schema::SPOOL_DROPPED, &[]);
             suppress_instrumentation(|| counter.absolute(dropped));
         });
     }
 
     fn on_event(&self, event: DeliveryEvent) {
-        self.stages.diagnostics.emit(move || match event {
+        self.stages.diagnostics().emit(move || match event {
             DeliveryEvent::Failing { destination, error } if error.is_loss() => {
                 warn!(target: OWN_TARGET, destination, error = ?error, "metrics are lost: they are not sent again");
             }
@@ -352,6 +352,6 @@ impl ExpositionSource for RunMetrics {
     }
 
     fn events_taken(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.stages.diagnostics.taken())
+        Box::pin(self.stages.diagnostics().taken())
     }
 }

@@ -162,13 +162,13 @@ impl Flusher {
     /// Whether the caller is a thread that the final flush waits for and cannot abandon.
     fn is_waited_for(&self) -> bool {
         self.delivery.is_current()
-            || self.metrics.stages.diagnostics.is_current_thread()
+            || self.metrics.stages.diagnostics().is_current_thread()
             || self.report.as_ref().is_some_and(|report| report.thread.is_current())
     }
 
     /// Delivers before it emits events: a log that blocks does not cost the last state.
     fn flush_finally(&self, reason: ExitReason, warns: bool, deadline: Instant) -> Result<(), Error> {
-        let diagnostics = &self.metrics.stages.diagnostics;
+        let diagnostics = self.metrics.stages.diagnostics();
         diagnostics.hold();
         self.metrics.end(reason, self.timeout / 10, deadline.checked_sub(self.timeout * 3 / 4).unwrap_or(deadline));
         let result = self.deliver(deadline.checked_sub(self.timeout / 10).unwrap_or(deadline), true);
@@ -202,7 +202,7 @@ impl Flusher {
             let report = metrics.report();
             let work = || dispatcher::with_default(&subscriber, || take(report));
             if catch_unwind(AssertUnwindSafe(work)).is_err() {
-                metrics.stages.diagnostics.emit(|| warn!(target: OWN_TARGET, "`with_run_report` panicked"));
+                metrics.stages.diagnostics().emit(|| warn!(target: OWN_TARGET, "`with_run_report` panicked"));
             }
         });
     }

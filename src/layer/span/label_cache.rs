@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use rapidhash::fast::RandomState;
 
-use super::inherit::ContextLabels;
+use super::tree::ContextLabels;
 use crate::layer::fields::FieldOffsets;
 use crate::series::CachedSeries;
 use crate::series::append_only_map::{AppendOnlyMap, EntryId};

@@ -3,7 +3,6 @@
 mod crowd;
 pub(crate) mod enter_count;
 pub(crate) mod flags;
-pub(crate) mod inherit;
 pub(crate) mod label_cache;
 mod level;
 pub(crate) mod state;
@@ -11,4 +10,5 @@ mod sync;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tree;
 pub(crate) mod unwind;

@@ -20,11 +20,11 @@ pub(crate) struct Slot {
     /// The nearest ancestor that has a slot.
     parent: AtomicU64,
     /// The nearest ancestor that is a stage; valid while `resolved` is of the current epoch. See
-    /// `Inheritance::nearest_stage`.
+    /// `SpanTree::nearest_stage`.
     enclosing_stage: AtomicU64,
     pub(crate) started: AtomicU64,
     /// Zero: never.
-    pub(crate) last_exit: AtomicU64,
+    last_exit: AtomicU64,
     pub(crate) entered: EnterCount,
     flags: AtomicU32,
     /// The labels of its own values, see [`SpanLabels::pack`].
@@ -160,7 +160,18 @@ impl Slot {
 
     /// Whether it is entered, or was.
     pub(crate) fn was_entered(&self) -> bool {
-        self.entered.is_entered() || self.last_exit.load(Ordering::Relaxed) != 0
+        self.entered.is_entered() || self.last_exit().is_some()
+    }
+
+    /// Returns the clock at the last exit.
+    #[inline]
+    pub(crate) fn last_exit(&self) -> Option<u64> {
+        Some(self.last_exit.load(Ordering::Relaxed)).filter(|exit| *exit != 0)
+    }
+
+    #[inline]
+    pub(crate) fn set_last_exit(&self, clock: u64) {
+        self.last_exit.store(clock.max(1), Ordering::Relaxed);
     }
 
     pub(crate) fn values(&self) -> SpanLabels {

@@ -5,6 +5,7 @@
 //! and results of an older epoch are resolved again. Records of other fields cost nothing. So a child of an unchanged parent
 //! copies two integers, and no span walks up a long chain.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::flags::SpanFlags;
@@ -35,7 +36,10 @@ impl Epoch {
     }
 }
 
-pub(crate) struct Inheritance {
+/// The open spans, each with the slot of its nearest ancestor, and the labels that they inherit.
+pub(crate) struct SpanTree {
+    pub(crate) open: OpenSpans,
+    interner: Arc<Interner>,
     epoch: AtomicU64,
     profile: Origin,
     run_id: Origin,
@@ -95,10 +99,10 @@ impl Origin {
     }
 }
 
-impl Inheritance {
-    pub(crate) fn new(profile: Origin, run_id: Origin) -> Self {
-        // An empty slot holds zero.
-        Self { epoch: AtomicU64::new(1), profile, run_id }
+impl SpanTree {
+    pub(crate) fn new(interner: Arc<Interner>, profile: Origin, run_id: Origin) -> Self {
+        // An empty slot holds epoch zero.
+        Self { open: OpenSpans::new(), interner, epoch: AtomicU64::new(1), profile, run_id }
     }
 
     /// Makes all results in the slots stale. Pairs with [`epoch`](Self::epoch): a thread that reads the new epoch also sees
@@ -116,7 +120,7 @@ impl Inheritance {
 
     /// Returns whether a span that has these two labels of its own inherits one.
     #[inline]
-    pub(crate) fn is_needed(&self, profile: bool, run_id: bool) -> bool {
+    pub(crate) fn is_inheriting(&self, profile: bool, run_id: bool) -> bool {
         (!profile && self.profile.is_spans()) || (!run_id && self.run_id.is_spans())
     }
 
@@ -138,14 +142,14 @@ impl Inheritance {
     /// Returns the labels of a span and keeps them in its slot. For callers that hold the span's id, and for the end of the run,
     /// after which no slot gets another span. Other callers use [`look`](Self::look).
     #[inline]
-    pub(crate) fn resolve(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
-        self.current(slot).unwrap_or_else(|| self.resolve_slow(open, slot))
+    pub(crate) fn resolve(&self, slot: &Slot) -> ContextLabels {
+        self.current(slot).unwrap_or_else(|| self.resolve_slow(slot))
     }
 
     #[cold]
-    fn resolve_slow(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
+    fn resolve_slow(&self, slot: &Slot) -> ContextLabels {
         let epoch = self.epoch();
-        let resolved = self.find(open, slot, epoch);
+        let resolved = self.find(slot, epoch);
         if ContextLabels::labels_of(slot.resolved.load(Ordering::Relaxed)) != resolved {
             // Before the new epoch is stored: a reader that sees the new epoch does not see a stale cache entry.
             slot.clear_cached();
@@ -159,23 +163,23 @@ impl Inheritance {
 
     /// Returns the labels of a span without a write to its slot, which may belong to another span by now. The caller must check
     /// that.
-    pub(crate) fn look(&self, open: &OpenSpans, slot: &Slot) -> ContextLabels {
-        self.find(open, slot, self.epoch())
+    pub(crate) fn look(&self, slot: &Slot) -> ContextLabels {
+        self.find(slot, self.epoch())
     }
 
-    fn find(&self, open: &OpenSpans, slot: &Slot, epoch: Epoch) -> ContextLabels {
+    fn find(&self, slot: &Slot, epoch: Epoch) -> ContextLabels {
         let own = self.resolved(slot.values(), ContextLabels::default());
         if own.profile.is_none() || own.run_id.is_none() {
-            return self.resolved(slot.values(), self.around(open, slot.parent(), epoch));
+            return self.resolved(slot.values(), self.around(slot.parent(), epoch));
         }
         own
     }
 
     /// Returns the labels that a span inherits whose nearest ancestor with a slot is `nearest`. A label without a value is the
     /// empty string.
-    pub(crate) fn around(&self, open: &OpenSpans, mut nearest: SlotRef, epoch: Epoch) -> ContextLabels {
+    pub(crate) fn around(&self, mut nearest: SlotRef, epoch: Epoch) -> ContextLabels {
         let mut labels = self.resolved(SpanLabels::default(), ContextLabels::default());
-        while let Some(ancestor) = open.get(nearest) {
+        while let Some(ancestor) = self.open.get(nearest) {
             if let Some(resolved) = ContextLabels::unpack(ancestor.resolved.load(Ordering::Relaxed), epoch) {
                 labels = labels.or(resolved);
                 break;
@@ -194,9 +198,9 @@ impl Inheritance {
     /// becomes a stage of its own, since the search has to end there now: [`update_nested`](Self::update_nested) begins
     /// a new epoch then. A stage that becomes a nested span does no harm: the search goes on from there.
     #[inline]
-    pub(crate) fn nearest_stage<'a>(&self, open: &'a OpenSpans, from: SlotRef, epoch: Epoch) -> Option<SpanRef<'a>> {
+    pub(crate) fn nearest_stage(&self, from: SlotRef, epoch: Epoch) -> Option<SpanRef<'_>> {
         let mut next = from;
-        while let Some(span) = open.get(next) {
+        while let Some(span) = self.open.get(next) {
             if span.flags().is_stage() {
                 return Some(span);
             }
@@ -209,32 +213,18 @@ impl Inheritance {
     /// Whether a span with these values, whose nearest stage this is, is a nested span of the same stage: it has the same id,
     /// and no profile or run id of its own that differs. `hashes`: of the values, where one of them is beyond a limit.
     #[inline]
-    pub(crate) fn is_same_stage(
-        &self,
-        open: &OpenSpans,
-        labels: &Interner,
-        stage: SpanRef<'_>,
-        own: SpanLabels,
-        hashes: Option<&ValueHashes>,
-    ) -> bool {
+    pub(crate) fn is_same_stage(&self, stage: SpanRef<'_>, own: SpanLabels, hashes: Option<&ValueHashes>) -> bool {
         let label = stage.stage();
         let may_be_same = own.stage == label || own.stage == LabelId::OVERFLOW || label == LabelId::OVERFLOW;
-        may_be_same && self.has_equal_values(open, labels, stage, own, hashes.copied().unwrap_or_default())
+        may_be_same && self.has_equal_values(stage, own, hashes.copied().unwrap_or_default())
     }
 
     /// Compares hashes where a label is `_overflow`: different values beyond a limit share that label, and a value that has it
     /// may have had a label of its own before.
     #[inline(never)]
-    fn has_equal_values(
-        &self,
-        open: &OpenSpans,
-        labels: &Interner,
-        around: SpanRef<'_>,
-        own: SpanLabels,
-        hashes: ValueHashes,
-    ) -> bool {
+    fn has_equal_values(&self, around: SpanRef<'_>, own: SpanLabels, hashes: ValueHashes) -> bool {
         let hash_of = |label: LabelId, beyond: u64| {
-            if label == LabelId::OVERFLOW { beyond } else { labels.hash(labels.text(label)) }
+            if label == LabelId::OVERFLOW { beyond } else { self.interner.hash(self.interner.text(label)) }
         };
         let is_same = |own: LabelId, hash: u64, around: LabelId, hash_around: &dyn Fn() -> u64| {
             if own == LabelId::OVERFLOW || around == LabelId::OVERFLOW {
@@ -242,21 +232,21 @@ impl Inheritance {
             }
             own == around
         };
-        let labels_around = self.look(open, around.slot);
+        let labels_around = self.look(around.slot);
         let (profile, run_id) = (self.profile.or(own.profile), self.run_id.or(own.run_id));
-        let profile_around = || inherited_hash(open, around, |slot| (slot.profile(), slot.hashes().profile));
-        let run_id_around = || inherited_hash(open, around, |slot| (slot.run_id(), slot.hashes().run_id));
+        let profile_around = || self.inherited_hash(around, |slot| (slot.profile(), slot.hashes().profile));
+        let run_id_around = || self.inherited_hash(around, |slot| (slot.run_id(), slot.hashes().run_id));
         is_same(own.stage, hashes.stage, around.stage(), &|| around.hashes().stage)
             && (profile.is_none() || is_same(profile, hashes.profile, labels_around.profile, &profile_around))
             && (run_id.is_none() || is_same(run_id, hashes.run_id, labels_around.run_id, &run_id_around))
     }
 
     /// Determines whether a span is a nested span of the same stage, after its stage id was recorded late.
-    pub(crate) fn update_nested(&self, open: &OpenSpans, labels: &Interner, slot: &Slot) {
-        let stage = self.nearest_stage(open, slot.parent(), self.epoch());
+    pub(crate) fn update_nested(&self, slot: &Slot) {
+        let stage = self.nearest_stage(slot.parent(), self.epoch());
         // Shortens the search of descendants if ancestors became nested spans.
         slot.set_enclosing_stage(stage.map_or(SlotRef::NONE, |stage| stage.reference()));
-        let same = stage.filter(|stage| self.is_same_stage(open, labels, *stage, slot.values(), Some(&slot.hashes())));
+        let same = stage.filter(|stage| self.is_same_stage(*stage, slot.values(), Some(&slot.hashes())));
         if let Some(stage) = same
             && slot.flags().has(SpanFlags::ERROR_EVENT.with(SpanFlags::ERROR_WITHIN))
         {
@@ -275,17 +265,17 @@ impl Inheritance {
             self.begin_epoch();
         }
     }
-}
 
-/// Returns the hash of the value that this span has or inherits.
-fn inherited_hash(open: &OpenSpans, span: SpanRef<'_>, own: impl Fn(&Slot) -> (LabelId, u64)) -> u64 {
-    let mut next = Some(span);
-    while let Some(span) = next {
-        let (label, hash) = own(span.slot);
-        if !label.is_none() {
-            return hash;
+    /// Returns the hash of the value that this span has or inherits.
+    fn inherited_hash(&self, span: SpanRef<'_>, own: impl Fn(&Slot) -> (LabelId, u64)) -> u64 {
+        let mut next = Some(span);
+        while let Some(span) = next {
+            let (label, hash) = own(span.slot);
+            if !label.is_none() {
+                return hash;
+            }
+            next = self.open.get(span.parent());
         }
-        next = open.get(span.parent());
+        0
     }
-    0
 }

@@ -1,0 +1,124 @@
+//! The labels of a span, from its fields and from what it inherits.
+
+use std::sync::Arc;
+
+use super::fields::SpanFields;
+use super::span::label_cache::{CacheKey, LabelCache};
+use super::span::state::SlotRef;
+use super::span::tree::{ContextLabels, Epoch, SpanTree};
+use crate::series::append_only_map::EntryId;
+use crate::series::interner::{Interner, LabelId, Role, SpanLabels, ValueHashes};
+use crate::series::{CachedSeries, SeriesTable};
+
+/// Turns the values of fields into labels, with a cache of the values seen so far.
+pub(super) struct LabelResolver {
+    interner: Arc<Interner>,
+    cache: LabelCache,
+}
+
+/// The labels of a new span.
+pub(super) struct ResolvedLabels {
+    /// Those of its own fields.
+    pub(super) values: SpanLabels,
+    /// Its profile and run id, own or inherited.
+    pub(super) context: ContextLabels,
+    /// The label-cache entry, if there is one.
+    pub(super) cached: Option<EntryId>,
+}
+
+impl LabelResolver {
+    pub(super) fn new(interner: Arc<Interner>, max_series: usize) -> Self {
+        Self { interner, cache: LabelCache::new(max_series) }
+    }
+
+    #[cfg(all(test, feature = "pushgateway"))]
+    pub(super) fn lock(&self) -> impl Sized {
+        (self.interner.lock(), self.cache.lock())
+    }
+
+    /// Returns the labels of a new span below `parent`. The caller has read `epoch` before.
+    #[inline]
+    pub(super) fn resolve(
+        &self,
+        fields: &SpanFields<'_>,
+        spans: &SpanTree,
+        series: &SeriesTable,
+        parent: SlotRef,
+        epoch: Epoch,
+    ) -> ResolvedLabels {
+        let inherited = if spans.is_inheriting(fields.profile().is_some(), fields.run_id().is_some()) {
+            spans.around(parent, epoch)
+        } else {
+            ContextLabels::default()
+        };
+        let key = fields.compared().map(|(text, offsets)| CacheKey { text, offsets, inherited });
+        if let Some((number, cached)) = key.as_ref().and_then(|key| self.cache.find(key)) {
+            return ResolvedLabels { values: cached.values, context: cached.resolved, cached: Some(number) };
+        }
+        self.resolve_new(fields, spans, series, key.as_ref(), inherited)
+    }
+
+    #[cold]
+    fn resolve_new(
+        &self,
+        fields: &SpanFields<'_>,
+        spans: &SpanTree,
+        series: &SeriesTable,
+        key: Option<&CacheKey<'_>>,
+        inherited: ContextLabels,
+    ) -> ResolvedLabels {
+        let values = self.values(fields, series);
+        let context = spans.resolved(values, inherited);
+        // Overflow results are not cached: capacity may appear later.
+        let all = [values.stage, values.profile, values.run_id, context.profile, context.run_id];
+        let key = key.filter(|_| !all.contains(&LabelId::OVERFLOW));
+        let cached = key.and_then(|key| self.cache.add(key, values, context));
+        ResolvedLabels { values, context, cached }
+    }
+
+    /// Returns the labels of the fields that have a value.
+    #[cold]
+    pub(super) fn values(&self, fields: &SpanFields<'_>, series: &SeriesTable) -> SpanLabels {
+        let label = |role, value: Option<&str>| value.map_or(LabelId::NONE, |value| self.interner.intern(role, value));
+        // A new run id overflows once the metric with run ids has all its label sets.
+        let run_id = match fields.run_id() {
+            Some(run_id) if !series.has_room_for_runs() => self.interner.find(run_id).unwrap_or(LabelId::OVERFLOW),
+            run_id => label(Role::RunId, run_id),
+        };
+        SpanLabels {
+            stage: label(Role::Stage, fields.stage()),
+            profile: label(Role::Profile, fields.profile()),
+            run_id,
+        }
+    }
+
+    /// Returns the hashes of the values of a span if one of them is beyond a limit.
+    #[cold]
+    pub(super) fn hashes(&self, fields: &SpanFields<'_>, values: SpanLabels) -> Option<ValueHashes> {
+        let hash = |value: Option<&str>| value.map_or(0, |value| self.interner.hash(value));
+        values.contain(LabelId::OVERFLOW).then(|| ValueHashes {
+            stage: hash(fields.stage()),
+            profile: hash(fields.profile()),
+            run_id: hash(fields.run_id()),
+        })
+    }
+
+    /// Returns the label and the hash of a stage id.
+    #[cold]
+    pub(super) fn stage(&self, stage_id: &str) -> (SpanLabels, ValueHashes) {
+        (
+            SpanLabels { stage: self.interner.intern(Role::Stage, stage_id), ..SpanLabels::default() },
+            ValueHashes { stage: self.interner.hash(stage_id), ..ValueHashes::default() },
+        )
+    }
+
+    pub(super) fn text(&self, label: LabelId) -> &str {
+        self.interner.text(label)
+    }
+
+    /// Returns the place for the series of the spans with this cache entry.
+    #[inline]
+    pub(super) fn series(&self, cached: EntryId) -> Option<&CachedSeries> {
+        self.cache.get(cached).map(|cached| &cached.series)
+    }
+}

@@ -1,0 +1,257 @@
+//! The stages among the open spans: their ids, their end, and the series that count them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::callsite::{Callsite, Callsites};
+use super::fields::Inherited;
+use super::labels::LabelResolver;
+use super::outcome::FailurePolicy;
+use super::span::flags::SpanFlags;
+use super::span::state::{SlotRef, SpanRef};
+use super::span::tree::{ContextLabels, Origin, SpanTree};
+use super::warnings::{self, FailedStage};
+use crate::diagnostics::Diagnostics;
+use crate::recorder::{RecorderHandle, RecorderTarget};
+use crate::series::interner::{Interner, LabelId, Role};
+use crate::series::outcome::{Outcome, Reason};
+use crate::series::{FinishedStage, SeriesTable};
+
+/// The settings of the layer.
+pub(crate) struct LayerSettings {
+    pub(crate) namespace: String,
+    pub(crate) policy: FailurePolicy,
+    pub(crate) max_series: usize,
+    /// Upper bounds of the buckets of the stage duration, if durations are read from the layer; otherwise each duration goes to
+    /// the recorder.
+    pub(crate) buckets: Option<Vec<f64>>,
+    pub(crate) expected_stages: Vec<String>,
+    /// The value of the label in the whole process, if it does not come from spans.
+    pub(crate) profile: Option<String>,
+    pub(crate) run_id: Option<String>,
+    pub(crate) run_id_label: bool,
+    pub(crate) target: RecorderTarget,
+    pub(crate) clock: quanta::Clock,
+    pub(crate) diagnostics: Arc<Diagnostics>,
+}
+
+/// The open spans, and the series in which a stage is counted when it ends.
+pub(super) struct Stages {
+    pub(super) callsites: Callsites,
+    pub(super) spans: SpanTree,
+    pub(super) labels: LabelResolver,
+    pub(super) series: SeriesTable,
+    pub(super) policy: FailurePolicy,
+    pub(super) clock: quanta::Clock,
+    pub(super) diagnostics: Arc<Diagnostics>,
+    pub(super) expected: Vec<LabelId>,
+    pub(super) outermost: OutermostOutcomes,
+}
+
+/// Whether an outermost stage has succeeded, and whether one has failed.
+#[derive(Default)]
+pub(super) struct OutermostOutcomes {
+    succeeded: AtomicBool,
+    failed: AtomicBool,
+}
+
+impl OutermostOutcomes {
+    fn flag(&self, outcome: Outcome) -> &AtomicBool {
+        match outcome {
+            Outcome::Success => &self.succeeded,
+            Outcome::Failure(_) => &self.failed,
+        }
+    }
+
+    fn has(&self, outcome: Outcome) -> bool {
+        self.flag(outcome).load(Ordering::Relaxed)
+    }
+
+    fn add(&self, outcome: Outcome) {
+        self.flag(outcome).store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether an outermost stage has ended, and none has failed.
+    pub(super) fn all_succeeded(&self) -> bool {
+        self.succeeded.load(Ordering::Relaxed) && !self.failed.load(Ordering::Relaxed)
+    }
+}
+
+impl Stages {
+    pub(super) fn new(settings: LayerSettings) -> Self {
+        let interner = Arc::new(Interner::new(settings.max_series));
+        let fixed = |role, value: &Option<String>| {
+            value.as_deref().map_or(Origin::Spans, |value| Origin::Fixed(interner.intern(role, value)))
+        };
+        let profile = fixed(Role::Profile, &settings.profile);
+        let run_id =
+            if settings.run_id_label { fixed(Role::RunId, &settings.run_id) } else { Origin::Fixed(LabelId::EMPTY) };
+        let stages = Self {
+            callsites: Callsites::new(Inherited { profile: profile.is_spans(), run_id: run_id.is_spans() }),
+            spans: SpanTree::new(Arc::clone(&interner), profile, run_id),
+            labels: LabelResolver::new(Arc::clone(&interner), settings.max_series),
+            expected: settings.expected_stages.iter().map(|stage| interner.intern(Role::Stage, stage)).collect(),
+            series: SeriesTable::new(
+                RecorderHandle::new(settings.target, settings.namespace, settings.run_id_label),
+                interner,
+                settings.max_series,
+                settings.buckets.as_deref(),
+                settings.clock.clone(),
+            ),
+            policy: settings.policy,
+            clock: settings.clock,
+            diagnostics: settings.diagnostics,
+            outermost: OutermostOutcomes::default(),
+        };
+        for stage in &stages.expected {
+            stages.series.stage(*stage);
+        }
+        stages
+    }
+
+    pub(super) fn callsite(&self, span: SpanRef<'_>) -> Option<&Callsite> {
+        self.callsites.get(span.callsite.load(Ordering::Relaxed))
+    }
+
+    /// Sets the span's name as the stage id if the declared field was never recorded.
+    #[inline]
+    pub(super) fn ensure_stage_id(&self, span: SpanRef<'_>) {
+        if span.stage().is_none()
+            && let Some(callsite) = self.callsite(span)
+        {
+            let (values, hashes) = self.labels.stage(callsite.meta.name());
+            span.set_values(values);
+            span.set_hashes(values, hashes);
+            self.spans.update_nested(span.slot);
+        }
+    }
+
+    /// Collects the facts about a stage that ends.
+    #[inline(always)]
+    pub(super) fn finished(&self, span: SpanRef<'_>, outcome: Outcome, ended: u64) -> FinishedStage {
+        // Before the cache entry is read: it is dropped here if it is of other labels.
+        let ContextLabels { profile, run_id } = self.spans.resolve(span.slot);
+        let nanos = self.clock.delta_as_nanos(span.started.load(Ordering::Relaxed), ended);
+        FinishedStage {
+            stage: span.stage(),
+            profile,
+            run_id,
+            cached: span.cached(),
+            outcome,
+            is_outermost: !self.outermost.has(outcome)
+                && self.spans.nearest_stage(span.parent(), self.spans.epoch()).is_none(),
+            nanos,
+            ended,
+            #[cfg(feature = "trace-id")]
+            trace: if outcome == Outcome::Success { None } else { span.trace() },
+        }
+    }
+
+    /// Counts a stage that the caller has finished.
+    #[inline]
+    pub(super) fn count(&self, ended: FinishedStage) {
+        if ended.is_outermost {
+            self.outermost.add(ended.outcome);
+        }
+        let cached = ended.cached.and_then(|cached| self.labels.series(cached));
+        if let Some(overflow) = self.series.finish(ended, cached) {
+            warnings::overflow(&self.diagnostics, overflow);
+        }
+    }
+
+    /// Counts a stage without a close. Returns `None` if another thread counts it. The caller has made `reference` before it read
+    /// anything from the span: that thread may free the slot.
+    pub(super) fn count_unclosed(
+        &self,
+        span: SpanRef<'_>,
+        reference: SlotRef,
+        outcome: Outcome,
+        ended: u64,
+    ) -> Option<FinishedStage> {
+        let ended = self.finished(span, outcome, ended);
+        if !span.try_finish(reference) {
+            return None;
+        }
+        self.count(ended);
+        self.dec_active(span);
+        Some(ended)
+    }
+
+    /// Counts a stage whose close this layer has missed, by the rule for the end of the run.
+    #[cold]
+    pub(super) fn count_missed(&self, span: SpanRef<'_>) {
+        if span.flags().has(SpanFlags::STAGE) {
+            let reference = span.reference();
+            self.ensure_stage_id(span);
+            let flags = span.flags();
+            if flags.is_stage() {
+                let outcome = self.policy.outcome_at_end(flags, span.entered.is_entered(), false);
+                self.count_unclosed(span, reference, outcome, span.last_exit().unwrap_or_else(|| self.clock.raw()));
+            }
+            self.dec_active(span);
+        }
+    }
+
+    /// Increments the active gauge of the stage, in a recorder that is updated eagerly.
+    pub(super) fn inc_active(&self, span: SpanRef<'_>) {
+        let flags = span.flags();
+        if !span.is_open() || !flags.is_stage() || span.stage().is_none() {
+            return self.dec_active(span);
+        }
+        let (reference, stage) = (span.reference(), span.stage());
+        let profile = self.spans.look(span.slot).profile;
+        if !span.is_current(reference) {
+            return;
+        }
+        self.series.stage(stage);
+        let (pair, _) = self.series.pair(stage, profile);
+        let before = span.active_series.swap(pair + 1, Ordering::SeqCst);
+        if before != pair + 1 {
+            self.series.move_active(pair, 1.0);
+            self.dec_series(before);
+        }
+        if !span.is_open() {
+            // Its end came in between, and took back what was active_series before this.
+            self.dec_active(span);
+        }
+    }
+
+    #[inline]
+    pub(super) fn dec_active(&self, span: SpanRef<'_>) {
+        if span.active_series.load(Ordering::SeqCst) != 0 {
+            self.dec_series(span.active_series.swap(0, Ordering::SeqCst));
+        }
+    }
+
+    fn dec_series(&self, active_series: u32) {
+        if let Some(pair) = active_series.checked_sub(1) {
+            self.series.move_active(pair, -1.0);
+        }
+    }
+
+    /// Warns of the first failure of each stage whose trace is known.
+    #[cfg(feature = "trace-id")]
+    #[inline]
+    pub(super) fn warn_first_failure(&self, ended: FinishedStage) {
+        if let Some(trace) = ended.trace
+            && let Outcome::Failure(reason) = ended.outcome
+            && self.series.stage(ended.stage).1.report_trace_once()
+        {
+            warnings::failed(&self.diagnostics, self.failed(&ended, reason), trace);
+        }
+    }
+
+    /// Returns what a warning shows of a failed stage.
+    pub(super) fn failed(&self, ended: &FinishedStage, reason: Reason) -> FailedStage {
+        let [stage_id, profile, run_id] =
+            [ended.stage, ended.profile, ended.run_id].map(|label| self.labels.text(label).to_owned());
+        FailedStage {
+            stage_id,
+            profile,
+            run_id,
+            reason,
+            #[cfg(feature = "trace-id")]
+            trace: ended.trace,
+        }
+    }
+}
