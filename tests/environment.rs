@@ -176,17 +176,19 @@ fn prefix_selects_the_variables() {
 fn job_defaults_to_the_program_name_with_a_warning() {
     let server = MockGateway::ok();
     let url = server.url();
-    let ended = run_with("the environment alone", &[("TV_PROMETHEUS_PUSHGATEWAY", &url)]);
     let program = std::env::current_exe().unwrap();
     let program = program.file_stem().unwrap().to_str().unwrap();
-    assert_eq!(server.requests().pop().unwrap().path, format!("/metrics/job/{program}"));
-    assert_eq!(
-        lines(&ended, "event: "),
-        [format!(
-            "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {program:?}: \
-             give it a job (TV_PROMETHEUS_JOB), since jobs that share a group overwrite each other job={program}"
-        )]
-    );
+    for (scenario, prefix) in [("the environment alone", "TV_"), ("a prefix", "ACME_"), ("no prefix", "")] {
+        let ended = run_with(scenario, &[(&format!("{prefix}PROMETHEUS_PUSHGATEWAY"), &url)]);
+        assert_eq!(server.requests().pop().unwrap().path, format!("/metrics/job/{program}"));
+        assert_eq!(
+            lines(&ended, "event: "),
+            [format!(
+                "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {program:?}: \
+                 set {prefix}PROMETHEUS_JOB, since jobs that share a group overwrite each other job={program}"
+            )]
+        );
+    }
     let variables = [("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()), ("TV_PROMETHEUS_GROUPING", "team=x")];
     let ended = run_with("the environment alone", &variables);
     assert_eq!(server.requests().pop().unwrap().path, format!("/metrics/job/{program}/team/x"));

@@ -58,7 +58,8 @@ pub struct MetricsLayerBuilder {
     pub(super) max_series: usize,
     pub(super) run_id_label: bool,
     pub(super) gateway: Option<Pushgateway>,
-    pub(super) job_by_default: bool,
+    /// The variable that would set the job, which is the program's name by default.
+    pub(super) default_job: Option<String>,
     /// Job and grouping of the environment: labels of the text file if there is no gateway.
     pub(super) job_labels: Vec<(String, String)>,
     pub(super) instance_grouping: bool,
@@ -108,7 +109,7 @@ impl MetricsLayerBuilder {
             max_series: DEFAULT_MAX_SERIES,
             run_id_label: true,
             gateway: None,
-            job_by_default: false,
+            default_job: None,
             job_labels: Vec::new(),
             instance_grouping: false,
             push_interval: DEFAULT_PUSH_INTERVAL,
@@ -132,8 +133,8 @@ impl MetricsLayerBuilder {
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
     /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR` and `…_NODE`. A variable that is not set, or empty, changes
-    /// nothing. Job and grouping belong to the gateway's address; without an address they are labels of the text file alone.
-    /// `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp` does.
+    /// nothing. Job and grouping belong to the gateway. Without a gateway they are only the labels of the text file, and the job
+    /// is the service name of OTLP. `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp` does.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -168,7 +169,7 @@ impl MetricsLayerBuilder {
         self.job_labels = environment.job_labels;
         if environment.gateway.is_some() {
             self.gateway = environment.gateway;
-            self.job_by_default = environment.job_by_default;
+            self.default_job = environment.default_job;
         }
         self.push_interval = environment.push_interval.unwrap_or(self.push_interval);
         self.flush_timeout = environment.flush_timeout.unwrap_or(self.flush_timeout);
@@ -189,7 +190,7 @@ impl MetricsLayerBuilder {
     /// Builds the recorder, installs it as the global recorder of [`metrics`] and starts the delivery. The application's own
     /// `counter!` records into the same recorder.
     ///
-    /// A fork has none of the threads that this starts: call it after the fork.
+    /// It starts threads, which a fork does not have: call `install()` after the fork.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -202,9 +203,9 @@ impl MetricsLayerBuilder {
     ///
     /// # Errors
     ///
-    /// A [configuration error](Error::is_config) names the wrong setting. A recorder that is installed already is one, for
-    /// instance by a second `install()`; with [`with_exposition`](Self::with_exposition), a recorder that is not installed.
-    /// Other errors: the system has no thread or file handle left.
+    /// A [configuration error](Error::is_config) names the wrong setting. It is also a configuration error if a global recorder
+    /// is installed already, for instance by an earlier `install()`, or if none is and
+    /// [`with_exposition`](Self::with_exposition) is set. Any other error means that the system has no thread or file handle left.
     pub fn install(self) -> Result<(MetricsLayer, FlushGuard), Error> {
         if self.exposition.is_some() {
             check_is_installed()?;
@@ -219,8 +220,8 @@ impl MetricsLayerBuilder {
         })
     }
 
-    /// Does what [`install`](Self::install) does, without the global recorder: the layer records into one of its own. For tests,
-    /// libraries, and two pipelines in one process. The application's own `counter!` is not part of it.
+    /// Does what [`install`](Self::install) does, without the global recorder: the layer records into a recorder of its own. Use it
+    /// for tests, libraries, and two pipelines in one process. The application's own `counter!` does not reach that recorder.
     ///
     /// ```
     /// use tracing_stage_metrics::MetricsLayer;

@@ -1,4 +1,4 @@
-//! Where it goes, when, and on which endings.
+//! Setters of the builder: the destinations, and when the metrics go there.
 
 #[cfg(feature = "http")]
 use std::net::SocketAddr;
@@ -16,8 +16,8 @@ use crate::run::guard::FlushGuard;
 use crate::run::report::RunReport;
 
 impl MetricsLayerBuilder {
-    /// Pushes to this gateway: on the interval, and at the end. Replaces address, job and grouping of the environment
-    /// as a whole. Without it nothing is pushed.
+    /// Pushes the metrics to this gateway: at `install()`, on the push interval and at the end. It replaces the address, the
+    /// job and the grouping of the environment together. Without it, nothing is pushed.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -30,17 +30,17 @@ impl MetricsLayerBuilder {
     /// ```
     pub fn with_pushgateway(mut self, gateway: Pushgateway) -> Self {
         self.gateway = Some(gateway);
-        self.job_by_default = false;
+        self.default_job = None;
         self
     }
 
-    /// Adds a grouping label `instance` of the host name and the process id, as in `worker-7:4711`, so that processes of
-    /// the same job push side by side to one gateway. Without it, processes with the same job and grouping overwrite each
-    /// other.
+    /// Adds a grouping label `instance`, the host name and the process id, as in `worker-7:4711`. Processes of one job can then
+    /// push to one gateway at the same time. It has no effect where no gateway is set. Without it, processes with the same job
+    /// and grouping overwrite each other.
     ///
-    /// Each process then leaves a group of its own on the gateway, until somebody [deletes](Pushgateway::delete) it. The
-    /// process itself cannot: what it deletes at its end Prometheus has not scraped yet. [`guide::fleets`](crate::guide::fleets)
-    /// says how, and from how many processes on to send OTLP to a collector instead.
+    /// Each process leaves its own group on the gateway, which keeps it until somebody [deletes](Pushgateway::delete) it. The
+    /// process must not delete it at its own end, before Prometheus has scraped the last values.
+    /// [`guide::fleets`](crate::guide::fleets) shows how to delete such groups, and when to use OTLP and a collector instead.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -52,10 +52,10 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// The time from one push to the next. Without it, [`DEFAULT_PUSH_INTERVAL`]. The first push goes out at once.
+    /// Sets the time from one push to the next. Without it, [`DEFAULT_PUSH_INTERVAL`]. The first push goes out at `install()`.
     ///
-    /// A push on the interval may take as long as the interval, and two seconds if that is shorter: an interval that is shorter
-    /// than the answer does not cut a push off. An export by OTLP may take as long as one of its requests.
+    /// A push on the interval may take as long as the interval, and at least two seconds, so a short interval does not cut off a
+    /// slow response. An OTLP export may take as long as the timeout of one request.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -69,10 +69,10 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// How long a flush may take, the final one too: the end of the process never waits longer. Without it,
-    /// [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT).
+    /// Sets the longest duration of a flush, the final one included: the end of the process never waits longer for it. Without
+    /// it, [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT).
     ///
-    /// The final flush delivers in nine tenths of it. The rest is for its events and the run report.
+    /// The final flush delivers in the first nine tenths of this time. The rest is for its events and the run report.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -86,16 +86,17 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Writes the metrics to this file as well, on the push interval and at the end, for node_exporter's textfile
-    /// collector or for people. It is replaced as a whole, so that a reader never sees half. Without it none is written.
+    /// Writes the metrics to this file at `install()`, on the push interval and at the end, for node_exporter's textfile
+    /// collector or for people. The file is replaced as a whole, so a reader never sees half of it. Without it, no file is
+    /// written.
     ///
-    /// Each series has the job and the grouping as labels: those of the gateway or, where none is set, of the variables
-    /// `…_JOB` and `…_GROUPING` (see [`with_env`](Self::with_env)). With neither it has no such labels, and the run metrics of two
-    /// jobs on one node collide.
+    /// Each series has the job and the grouping labels of the gateway. Without a gateway they come from the variables `…_JOB` and
+    /// `…_GROUPING` (see [`with_env`](Self::with_env)). Without these variables the series have no such labels, and the run
+    /// metrics of two jobs on one node collide.
     ///
-    /// The file keeps the mode it had; a new one has mode 0644 whatever the umask. A relative path and symbolic links are
-    /// resolved once, by `install()`. There a path that is a directory, a device, a FIFO, a socket, a mount point, or a
-    /// link of another user than root and the effective one, is a [configuration error](crate::Error::is_config).
+    /// An existing file keeps its mode; a new one has mode 0644 whatever the umask. `install()` resolves a relative path and
+    /// symbolic links, once. It returns a [configuration error](crate::Error::is_config) if the path is a directory, a device, a
+    /// FIFO, a socket, a mount point, or a symbolic link of a user who is neither root nor the effective user.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -112,17 +113,16 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Keeps the final payload in this directory until the gateway has it. What a run leaves there, because the gateway was
-    /// gone or the process was killed, a later run with the same directory delivers, to its own gateway and group:
-    /// payloads of the later run's own group before its first push, others in the background, oldest first, and none
-    /// where the gateway has a later run of that group. Without it, what is not delivered in time is lost.
+    /// Keeps the final payload in this directory until the gateway has it. A payload stays there if the gateway is away or the
+    /// process is killed during the final flush. A later run with the same directory delivers it, to the gateway and the group
+    /// that it was for, unless the gateway has a later run of that group. Payloads of the later run's own group go out before
+    /// its first push, others in the background, oldest first. Without it, a state that is not delivered in time is lost.
     ///
-    /// The directory is made if it is not there; a relative path is resolved by `install()`. Processes may share it, also
-    /// with different gateways. It keeps at most
-    /// [`MAX_SPOOL_FILES`](crate::MAX_SPOOL_FILES) files and [`MAX_SPOOL_BYTES`](crate::MAX_SPOOL_BYTES) bytes, the oldest
-    /// are dropped and counted. A file that is not whole is set aside as `*.torn`, one that the gateway refuses, or of which
-    /// it takes the stages alone, as `*.refused`. One that does not get through keeps no other from delivery: it is left to
-    /// the next process.
+    /// `install()` creates the directory if it does not exist, and resolves a relative path. Processes may share a directory,
+    /// also if their gateways differ. It keeps at most [`MAX_SPOOL_FILES`](crate::MAX_SPOOL_FILES) files and
+    /// [`MAX_SPOOL_BYTES`](crate::MAX_SPOOL_BYTES) bytes; beyond that, the oldest payloads are dropped and counted. An incomplete
+    /// file is renamed to `*.torn`. A payload that the gateway refuses, or of which it accepts only the stages, is renamed to
+    /// `*.refused`. A payload that cannot be delivered does not hold up the others, and is left to the next process.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -134,19 +134,20 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Serves the metrics at `http://ADDRESS/metrics`, for a Prometheus that scrapes: beside pushing, not instead of it.
-    /// Port 0 takes one that is free, which [`FlushGuard::listen_addr`] tells. Without it nothing is served.
+    /// Serves the metrics at `http://ADDRESS/metrics`, for a Prometheus that scrapes. A gateway that is set gets its pushes all
+    /// the same. Port 0 takes a free port; [`FlushGuard::listen_addr`] returns it. Without it, nothing is served.
     ///
-    /// Metrics are for everyone who can reach the address, so take a loopback address where Prometheus runs on the same
-    /// machine, and `0.0.0.0` or `[::]`, which reach every network of the machine, only where they are to be reached.
+    /// Everyone who can reach the address can read the metrics. Use a loopback address if Prometheus runs on the same machine.
+    /// `0.0.0.0` and `[::]` listen on every network of the machine.
     ///
-    /// `GET` and `HEAD` of `/metrics` give the text format 0.0.4 (with gzip where it is large and the client takes it),
-    /// `/health` an `OK`, everything else 404. Each connection is for one request. After a rendering, the next one waits ten
-    /// times as long as it took, but at most four seconds: requests that come meanwhile wait, and share one text, which is
-    /// rendered after they came. At most [`MAX_HTTP_CONNECTIONS`](crate::MAX_HTTP_CONNECTIONS) are open at once: beyond, the
-    /// oldest that has asked nothing yet is closed. A client has [`HTTP_REQUEST_TIMEOUT`](crate::HTTP_REQUEST_TIMEOUT) to
-    /// ask, and as long again to take its answer. The port is bound by `install()`, where one that is taken is an error, and
-    /// freed when the guard is gone.
+    /// `GET` and `HEAD` of `/metrics` return the text format 0.0.4, compressed with gzip if the text is large and the client
+    /// accepts it. `/health` returns `OK`, any other path 404. Each connection serves one request. After a rendering, the next one
+    /// waits ten times as long as it took, but at most four seconds. Requests that arrive meanwhile share the next text.
+    ///
+    /// At most [`MAX_HTTP_CONNECTIONS`](crate::MAX_HTTP_CONNECTIONS) connections are open at once; a further one closes the oldest
+    /// that has sent no request. A client has [`HTTP_REQUEST_TIMEOUT`](crate::HTTP_REQUEST_TIMEOUT) to send its request, and the
+    /// same time again to read the response. `install()` binds the port, and returns an error if it is taken. The port is free
+    /// again when the guard is gone.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -161,19 +162,18 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Sends the same metrics to an OpenTelemetry collector as well, by OTLP: beside the gateway, or alone. On the push
-    /// interval and at every flush, the final one too, within the same time. Without it, or `OTEL_METRICS_EXPORTER=otlp` for
-    /// [`with_env`](Self::with_env), nothing is sent there: that `OTEL_EXPORTER_OTLP_ENDPOINT` is set for the traces is no
-    /// reason to.
+    /// Sends the metrics to an OpenTelemetry collector over OTLP, beside the gateway or alone: on the push interval and at every
+    /// flush, the final one included, within the same time. Without it, and without `OTEL_METRICS_EXPORTER=otlp` for
+    /// [`with_env`](Self::with_env), nothing is sent over OTLP. `OTEL_EXPORTER_OTLP_ENDPOINT` alone does not switch it on, since it
+    /// may be set for traces.
     ///
-    /// The standard variables say where and how, `OTEL_EXPORTER_OTLP_METRICS_…` before `OTEL_EXPORTER_OTLP_…`: `…_ENDPOINT`,
-    /// `…_PROTOCOL` (`http/protobuf` or `grpc`), `…_HEADERS`, `…_TIMEOUT`, `…_COMPRESSION`,
-    /// `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`, `OTEL_SERVICE_NAME` (else the job, else the program's name),
-    /// `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SDK_DISABLED`. Names, attributes and buckets are those of the Prometheus metrics.
+    /// The standard variables of OpenTelemetry set the endpoint, the protocol and the rest;
+    /// [`guide::configuration`](crate::guide::configuration) lists them. Names, attributes and buckets are those of the Prometheus
+    /// metrics.
     ///
-    /// For jobs that come and go take `delta`: what a process counted arrives as an increment, so that a collector can add
-    /// up all of them. What does not arrive is kept, and sent before anything new is. With cumulative values each process
-    /// has a `service.instance.id` of its own, so that none is taken for another.
+    /// Use the temporality `delta` for short-lived jobs: counts of a process then arrive as increments, which a collector adds
+    /// up over all processes. Increments that did not arrive are kept and sent before anything new. With cumulative values each
+    /// process has its own `service.instance.id`.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -187,12 +187,12 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Records the same metrics with this provider of the application as well, which exports them as it was set up to: the
-    /// standard variables say nothing here. Every flush of the guard flushes the provider too, within the same time, and
-    /// leaves it running. Without it nothing is recorded there.
+    /// Records the metrics with this meter provider of the application too. The provider exports them as the application has set
+    /// it up; the variables of OTLP have no effect on it. Every flush of the guard flushes the provider too, within the same time,
+    /// and leaves it running. Without it, no meter provider gets the metrics.
     ///
-    /// The provider's limit on label sets holds, 2 000 by default. This type is `opentelemetry_sdk`'s: another version of
-    /// it may come with a minor release of this crate.
+    /// The provider's limit on label sets applies, 2 000 by default. The type is that of `opentelemetry_sdk` 0.33. It stays within
+    /// 0.1; from 1.0 on, a minor release of this crate may move to a new version.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -210,8 +210,8 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// As [`with_meter_provider`](Self::with_meter_provider), with a meter: there is nothing to flush then, so the
-    /// application flushes its provider when the guard is gone. Without it nothing is recorded there.
+    /// Does what [`with_meter_provider`](Self::with_meter_provider) does, with a meter. A meter cannot be flushed, so the
+    /// application flushes its provider when the guard is gone. Without it, no meter gets the metrics.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -230,18 +230,19 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Delivers the metrics of a recorder that the application has installed itself: `render` returns them in the
-    /// Prometheus text format 0.0.4. Nothing is installed, and the layer records through the [`metrics`] facade; buckets and
-    /// upkeep are that recorder's affair. Without it a recorder is built.
+    /// Delivers the metrics of a recorder that the application has installed: `render` returns them in the Prometheus text
+    /// format 0.0.4. The builder then installs no recorder, and the layer records through the [`metrics`] facade. Buckets and
+    /// upkeep are up to the application's recorder. Without it, the builder makes a recorder.
     ///
-    /// The recorder must be installed before [`install`](Self::install), which fails otherwise. ([`build`](Self::build) does
-    /// not check that: without a recorder the stages and the metrics of the run are lost.)
+    /// Install the recorder before [`install`](Self::install), which fails otherwise. [`build`](Self::build) does not check that:
+    /// without a recorder the stages and the metrics of the run are lost.
     ///
-    /// `render` is called on a thread of its own, by [`FlushGuard::render`] on the caller's. While it does not return, its last
-    /// text is delivered, and one warning says so. If that is at the final flush, the text lacks what the final flush
-    /// records. The text is delivered in a stable order, without its comments. A line that is not of the format is left
-    /// out, and so is a metric whose name belongs to one of another kind: either would make a reader refuse the whole text.
-    /// One warning says which. A text without any line of the format is an error of the delivery.
+    /// `render` runs on a thread of its own; [`FlushGuard::render`] calls it on the caller's thread. While it does not return, its
+    /// last text is delivered, and one warning says so. At the final flush that text lacks what the final flush records.
+    ///
+    /// The text is delivered in a stable order, without its comments. A line that does not parse is left out, and so is a metric
+    /// that conflicts with another one, since a reader would refuse the whole text; one warning names it. A text without any valid
+    /// line is an error of the delivery.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -266,12 +267,12 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Calls `take` with the report of the run, once, after the final flush, however that came. Without it there is no such
-    /// call; [`FlushGuard::report`] returns the report at any time.
+    /// Calls `take` with the report of the run, once, after the final flush, whichever way the process ends. Without it,
+    /// [`FlushGuard::report`] still returns the report at any time.
     ///
-    /// `take` runs on a thread of its own, with the subscriber of the thread that ends the run. It is waited for until the
-    /// [flush timeout](Self::with_flush_timeout), of which a gateway that does not answer takes nine tenths. A panic in it is
-    /// one warning.
+    /// `take` runs on a thread of its own, with the subscriber of the thread that ends the run. The end of the process waits for
+    /// it until the [flush timeout](Self::with_flush_timeout), of which a gateway that does not answer takes nine tenths. If it
+    /// panics, the crate emits one warning.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -285,15 +286,15 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Makes the final flush on SIGTERM and SIGINT too; then the process dies of that signal, as its parent expects (as
-    /// process 1 of a container, where it cannot, it exits with 128 and the number of the signal). Without it a signal
-    /// ends the process with the state of the last push.
+    /// Makes the final flush on SIGTERM and SIGINT too. Then the process dies of that signal, as its parent expects. Process 1 of
+    /// a container cannot die of it, and exits with 128 plus the number of the signal. Without it, a signal ends the process, and
+    /// the gateway keeps the state of the last push.
     ///
-    /// A second signal during the flush ends the process at once. One that was ignored when the process started, as
-    /// SIGINT is for what a shell script puts in the background, stays ignored (on Linux). After the final flush signals act
-    /// as if never caught. One guard of a process can have the signals; for a second it is an error of `install()`.
+    /// A second signal during the flush ends the process at once. A signal that was ignored when the process started stays
+    /// ignored (on Linux): a shell script starts its background jobs with SIGINT ignored. After the final flush signals act as if
+    /// they were never caught. Only one guard of a process can handle signals; for a second one `install()` returns an error.
     ///
-    /// Not for a program with a shutdown handler of its own: that drops the guard when it is done.
+    /// Do not use it in a program with its own shutdown handler: that program drops the guard when it is done.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -306,9 +307,9 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Makes the final flush in the panic hook where a panic aborts the process (`panic = "abort"`), since no destructor
-    /// runs then. The hook that was there runs at the same time, so that one that blocks does not cost the flush. Without it
-    /// such a panic leaves the state of the last push. Where panics unwind it does nothing: the guard is dropped by them.
+    /// Makes the final flush in the panic hook of a program that is built with `panic = "abort"`, where a panic runs no
+    /// destructor. The previous panic hook runs at the same time, so a hook that blocks does not cost the flush. Without it, the
+    /// gateway keeps the state of the last push. It does nothing in a program whose panics unwind: unwinding drops the guard.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;

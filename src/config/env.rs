@@ -21,8 +21,8 @@ const OTEL_EXPORTER: &str = "OTEL_METRICS_EXPORTER";
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
     pub(crate) gateway: Option<Pushgateway>,
-    /// Whether neither a job nor a grouping is set.
-    pub(crate) job_by_default: bool,
+    /// The variable for the job, if a gateway is set and neither a job nor a grouping is.
+    pub(crate) default_job: Option<String>,
     /// Job and grouping if there is no gateway: labels of the text file.
     pub(crate) job_labels: Vec<(String, String)>,
     pub(crate) push_interval: Option<Duration>,
@@ -53,10 +53,10 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
     pub(crate) fn read(&self) -> Result<Environment, Error> {
         let job = self.value("JOB")?;
         let grouping = self.parsed("GROUPING", parse_grouping)?;
-        let job_by_default = job.is_none() && grouping.is_none();
+        let is_default_job = job.is_none() && grouping.is_none();
         let (gateway, job_labels) = match self.value("PUSHGATEWAY")? {
             Some(url) => (Some(self.gateway(&url, job, grouping.unwrap_or_default())?), Vec::new()),
-            None if job_by_default => (None, Vec::new()),
+            None if is_default_job => (None, Vec::new()),
             None => (None, self.job_labels(job, grouping.unwrap_or_default())?),
         };
         #[cfg(not(feature = "http"))]
@@ -68,7 +68,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
             return Err(compiled_out(OTEL_EXPORTER, "otlp", "otlp"));
         }
         Ok(Environment {
-            job_by_default: job_by_default && gateway.is_some(),
+            default_job: (is_default_job && gateway.is_some()).then(|| self.name("JOB")),
             gateway,
             job_labels,
             push_interval: self.parsed("PUSH_INTERVAL", parse_duration)?,
@@ -239,7 +239,7 @@ mod tests {
             let variables = [("TV_PROMETHEUS_PUSHGATEWAY", empty), ("TV_PROMETHEUS_PUSH_INTERVAL", empty)];
             let environment = read(&variables).unwrap();
             assert!(environment.gateway.is_none() && environment.push_interval.is_none(), "{empty:?}");
-            assert!(!environment.job_by_default);
+            assert_eq!(environment.default_job, None);
         }
     }
 
@@ -305,13 +305,13 @@ mod tests {
         assert_eq!(environment.listen, Some("[::1]:9464".parse().unwrap()));
         #[cfg(feature = "resource-usage")]
         assert_eq!(environment.node.as_deref(), Some("worker-7"));
-        assert!(!environment.job_by_default);
+        assert_eq!(environment.default_job, None);
     }
 
     #[test]
     fn job_defaults_to_the_program_name() {
         let environment = read(&[("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091")]).unwrap();
-        assert!(environment.job_by_default);
+        assert_eq!(environment.default_job.as_deref(), Some("TV_PROMETHEUS_JOB"));
         assert!(environment.gateway.unwrap().grouping().job().starts_with("tracing_stage_metrics"));
     }
 

@@ -39,7 +39,7 @@ impl MetricsLayerBuilder {
             && let Some(gateway) = self.gateway.take()
         {
             self.gateway = Some(gateway.with_grouping_label("instance", process::instance())?);
-            self.job_by_default = false;
+            self.default_job = None;
         }
         let duration = (schema::STAGE_DURATION.name(&self.namespace), std::mem::take(&mut self.buckets));
         let bounds: Vec<_> = std::iter::once(duration).chain(std::mem::take(&mut self.histogram_buckets)).collect();
@@ -93,14 +93,14 @@ impl MetricsLayerBuilder {
             clock: quanta::Clock::new(),
             diagnostics: Arc::clone(&diagnostics),
         }));
-        if let Some(gateway) = self.gateway.as_ref().filter(|_| self.job_by_default) {
+        if let (Some(gateway), Some(variable)) = (&self.gateway, self.default_job) {
             let job = gateway.grouping().job().to_owned();
             diagnostics.emit(move || {
                 warn!(
                     target: OWN_TARGET,
                     job,
                     "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {job:?}: \
-                     give it a job (TV_PROMETHEUS_JOB), since jobs that share a group overwrite each other"
+                     set {variable}, since jobs that share a group overwrite each other"
                 );
             });
         }
@@ -160,8 +160,8 @@ impl MetricsLayerBuilder {
         let Some(otlp) = self.otlp.take() else { return Ok(otlp::OtlpPipeline::default()) };
         if self.exposition.is_some() {
             return Err(Error::config(
-                "`with_exposition` is for a recorder of the application, and OTLP needs the one that is built here: leave \
-                 one of them out (OTEL_METRICS_EXPORTER asks for OTLP too)",
+                "`with_exposition` delivers a recorder of the application, but OTLP needs the recorder of this crate: leave \
+                 one of them out (OTEL_METRICS_EXPORTER switches OTLP on too)",
             ));
         }
         let job = match &self.gateway {
