@@ -3,10 +3,10 @@
 //!
 //! # Purpose
 //!
-//! A batch job is over before a Prometheus scrapes it, so it has to push, and the push that counts is the last one, which
-//! says how the job went. It has to go out whether the job returns, fails, panics or is stopped by a signal, and must not hold
-//! the process when the gateway is away. The job has named its stages already, in its `tracing` spans. Hence one layer,
-//! which makes durations and outcomes of spans, and one guard, which delivers them.
+//! A batch job ends before Prometheus scrapes it, so it has to push its metrics. The last push matters most: it says how
+//! the job ended. It must go out whether the job returns, fails, panics or is stopped by a signal, and it must not hold
+//! the process up when the gateway is away. The job's `tracing` spans name its stages already. So this crate has two
+//! parts: a layer, which turns spans into durations and outcomes, and a guard, which delivers them.
 //!
 //! # Quick start
 //!
@@ -36,18 +36,19 @@
 //!         .init();
 //!     let run = tracing::info_span!("pipeline", profile = "crypto_production", run_id = "20260105-191332");
 //!     let result = run.in_scope(|| ingest("prices.csv"));
-//!     let rows = guard.finish(result)?; // the run succeeded or not; the final flush; the result comes back
+//!     let rows = guard.finish(result)?; // the final push; `result` comes back
 //!     println!("{rows} rows");
 //!     Ok(())
 //! }
 //! # }
 //! ```
 //!
-//! [`MetricsLayer`] watches the spans that declare a field `stage_id`. When one closes it records the duration and the
-//! outcome with a recorder of the [`metrics`](https://docs.rs/metrics) facade: the one that `install()` makes the global one,
-//! so that the application's own `counter!` is beside them, or with [`MetricsLayer::new`] the one that is there. A background
-//! thread pushes the recorder's state to a [`Pushgateway`]: at once, on an interval, and when the [`FlushGuard`] is dropped.
-//! It waits for no code of the application: your log, your report closure and your recorder are called on threads of their own.
+//! [`MetricsLayer`] watches the spans that declare a field `stage_id`. When such a span closes, the layer records its
+//! duration and its outcome through the [`metrics`](https://docs.rs/metrics) facade. `install()` makes its own recorder the
+//! global one, so the application's `counter!` records into it too; [`MetricsLayer::new`] uses the recorder that the
+//! application has installed. A background thread pushes the recorder's state to a [`Pushgateway`]: at `install()`, on an
+//! interval, and when the [`FlushGuard`] is dropped. That thread never waits for code of the application: your log, your
+//! report closure and your recorder run on threads of their own.
 //!
 //! ```text
 //! span -> layer -> recorder -> delivery thread -> Pushgateway, text file, /metrics, OTLP
@@ -57,70 +58,73 @@
 //!
 //! # Filters and groups
 //!
-//! - **Filters.** A global `EnvFilter` hides spans from the metrics too, so filter each layer, as above: this one as well,
-//!   since a layer without a filter beside filtered ones switches on every callsite of the process. Do not filter it to
-//!   the stages alone: the error event of a span that is hidden from the layer lands on the stage around.
-//! - **Groups.** A gateway keeps one set of metrics for each job and its grouping labels, and two processes in one group
-//!   overwrite each other. Give each pipeline that may run beside another a group of its own, and keep `run_id` out of it:
-//!   groups are never forgotten.
+//! - **Filters.** A global `EnvFilter` hides spans from the metrics too, so give each layer its own filter, as above. This
+//!   layer needs one as well: a layer without a filter beside filtered ones enables every callsite of the process. Do not
+//!   filter this layer down to the stage spans: the error event of a hidden span then counts for the enclosing stage.
+//! - **Groups.** A gateway keeps one set of metrics for each group, which is the job and its grouping labels. Two
+//!   processes in one group overwrite each other, so give each concurrently running pipeline its own group. Keep `run_id`
+//!   out of the grouping: a gateway never deletes a group by itself.
 //!
 //! # Failures of a stage
 //!
-//! By an error it returns, where its function has `#[instrument(err)]`; by an `error!` event in its span; by the span's
-//! field `otel.status_code = "error"`; by a panic; by being open when the process ends. **A bare `Err` without `err` emits
-//! nothing and cannot be seen.** A failed child stage does not fail its parent. [`FailurePolicy`] changes the rule, and
-//! [`FailurePolicy::ProvenSuccess`] is the only one that tells a dropped future (a timeout, a lost `select!`) from a
-//! finished one: under the others it counts as a success. The whole of it, and when a *run* succeeded: [`guide::stages`].
+//! A stage fails when its function has `#[instrument(err)]` and returns an error, when its span has an `error!` event or
+//! the field `otel.status_code = "error"`, when it panics, and when it is open at the end of the process. **A bare `Err`
+//! without `err` emits no event, so the layer cannot see it.** A failed child stage does not fail its parent.
+//! [`FailurePolicy`] changes the rule. Only [`FailurePolicy::ProvenSuccess`] distinguishes a dropped future (a timeout, a lost
+//! `select!`) from a finished one; the other policies count it as a success. [`guide::stages`] has all rules, and says
+//! when a *run* succeeded.
 //!
 //! # Guarantees
 //!
-//! - The **first push** goes out at `install()`: a job that is killed in its first stage was seen to start.
-//! - The **last state** goes out on return, `?`, [`finish`](FlushGuard::finish), [`exit`](FlushGuard::exit), a panic that unwinds
-//!   through the guard, and on request SIGTERM and SIGINT ([`with_flush_on_signals`](MetricsLayerBuilder::with_flush_on_signals))
-//!   and a panic that aborts. SIGKILL, or a `std::process::exit`, leaves the state of the last push.
-//! - The end of the process waits for it **at most the flush timeout**, [5 seconds](DEFAULT_FLUSH_TIMEOUT) by default: a gateway
-//!   that is dead, frozen or slow holds nothing up for longer, and does not change the exit code.
-//! - What cannot be delivered in that time is lost, or kept in a directory for a later run to deliver
+//! - The **first push** goes out at `install()`: Prometheus sees the start even of a job that is killed in its first stage.
+//! - The **last state** goes out on return, `?`, [`finish`](FlushGuard::finish), [`exit`](FlushGuard::exit) and a panic that
+//!   unwinds through the guard. On request it also goes out on SIGTERM and SIGINT
+//!   ([`with_flush_on_signals`](MetricsLayerBuilder::with_flush_on_signals)) and on a panic that aborts
+//!   ([`with_flush_on_panic_abort`](MetricsLayerBuilder::with_flush_on_panic_abort)). After SIGKILL or
+//!   `std::process::exit` the gateway keeps the state of the last push.
+//! - The end of the process waits for the delivery **at most the flush timeout**, [5 seconds](DEFAULT_FLUSH_TIMEOUT) by
+//!   default, whether the gateway is dead, frozen or slow. The gateway never changes the exit code.
+//! - A state that is not delivered in that time is lost, or kept in a directory for a later run to deliver
 //!   ([`with_spool_dir`](MetricsLayerBuilder::with_spool_dir)).
 //! - A **fork** has none of the threads that deliver: fork first, then call `install()`.
 //!
-//! Case by case, each with the test that shows it: [`guide::delivery`].
+//! [`guide::delivery`] lists the cases, each with the test that shows it.
 //!
 //! # Cardinality and `run_id`
 //!
-//! Of the metrics of the stages only the histogram of durations has the label `run_id`: each run adds a histogram per stage
-//! to what Prometheus stores, which a job that runs daily or hourly can afford. A service whose run ids never end leaves
-//! the label out, [`without_run_id_label`](MetricsLayerBuilder::without_run_id_label). Each metric of the stages takes the
-//! first [2 000](DEFAULT_MAX_SERIES) label sets, and what is beyond is counted under `_overflow`, so that totals stay exact:
-//! [`guide::metrics`], where all metrics are listed.
+//! Of the stage metrics only the histogram of durations has the label `run_id`: each run adds one histogram for each stage
+//! to what Prometheus stores. A job that runs daily or hourly can afford that. A service with ever new run ids cannot, and
+//! leaves the label out with [`without_run_id_label`](MetricsLayerBuilder::without_run_id_label). Each stage metric accepts the
+//! first [2 000](DEFAULT_MAX_SERIES) label sets; further stages are counted under `_overflow`, so totals stay exact.
+//! [`guide::metrics`] lists all metrics.
 //!
 //! # Pushgateway, HTTP or OTLP
 //!
-//! | | when | how |
+//! | destination | use it for | setting |
 //! |---|---|---|
 //! | Pushgateway | jobs that end, and run one at a time in their group | `TV_PROMETHEUS_PUSHGATEWAY`, [`with_pushgateway`](MetricsLayerBuilder::with_pushgateway) |
-//! | `/metrics` over HTTP | services, and jobs that run for many scrape intervals; what came after the last scrape is not seen | `TV_PROMETHEUS_LISTEN`, [`with_http_listener`](MetricsLayerBuilder::with_http_listener) |
-//! | OTLP | where there is a collector already; hundreds of workers side by side, with `delta`; hosts that come and go | feature `otlp`, [`with_otlp`](MetricsLayerBuilder::with_otlp) |
-//! | a text file | a machine with node_exporter and nothing else in reach | `TV_PROMETHEUS_TEXTFILE`, [`with_textfile`](MetricsLayerBuilder::with_textfile) |
+//! | `/metrics` over HTTP | services, and jobs that run for many scrape intervals; Prometheus misses what follows its last scrape | `TV_PROMETHEUS_LISTEN`, [`with_http_listener`](MetricsLayerBuilder::with_http_listener) |
+//! | OTLP | an existing collector; hundreds of workers side by side, with `delta`; hosts that come and go | feature `otlp`, [`with_otlp`](MetricsLayerBuilder::with_otlp) |
+//! | text file | a machine with node_exporter and no gateway | `TV_PROMETHEUS_TEXTFILE`, [`with_textfile`](MetricsLayerBuilder::with_textfile) |
 //!
-//! They go together: each that is set up gets the same metrics. [`guide::fleets`] is about many processes at once,
-//! [`guide::opentelemetry`] about collectors and traces.
+//! You can combine them: each destination gets the same metrics. [`guide::fleets`] covers many processes at once,
+//! [`guide::opentelemetry`] collectors and traces.
 //!
 //! # Migration
 //!
 //! [`guide::migration`] has code before and after, for metrics written by hand with `histogram!` and `counter!`, and for the
-//! push gateway of `metrics-exporter-prometheus` (`PrometheusBuilder::with_push_gateway`): what happens to names, buckets, the
-//! first push, the last one, and groups.
+//! push gateway of `metrics-exporter-prometheus` (`PrometheusBuilder::with_push_gateway`). It says what happens to names,
+//! buckets, groups, and the first and the last push.
 //!
 //! # Index
 //!
 //! - [`MetricsLayer::builder`] and [`MetricsLayerBuilder`]: all settings and their defaults.
-//! - [`FlushGuard`]: flushing, ending, the run report.
+//! - [`FlushGuard`]: flushes, the end of the run, the run report.
 //! - [`guide::configuration`]: all environment variables.
 //! - [`guide::metrics`]: all metrics.
 //! - [`Pushgateway`]: the client, also on its own.
-//! - [`MetricsLayer::new`]: the layer alone, over a recorder you have.
-//! - [`Error`]: what went wrong, with predicates.
+//! - [`MetricsLayer::new`]: the layer alone, over a recorder of the application.
+//! - [`Error`]: the error of a configuration or a delivery, with predicates.
 //!
 //! # Features
 //!
@@ -130,14 +134,14 @@
 //! | `pushgateway` | yes | recorder, delivery thread, Pushgateway client, text file, spool, signals |
 //! | `tls` | yes | https gateways |
 //! | `resource-usage` | yes | CPU and memory of the process (Linux) |
-//! | `http` | yes | a listener for a Prometheus that scrapes |
-//! | `otlp` | no | metrics by OTLP; brings types of `opentelemetry` into the public API |
+//! | `http` | yes | an HTTP listener for a Prometheus that scrapes |
+//! | `otlp` | no | metrics over OTLP; adds types of `opentelemetry` to the public API |
 //! | `trace-id` | no | the trace of a failed stage, where `tracing-opentelemetry` 0.34 is in the registry |
 //!
-//! The README has the price of each in crates and build time, and what a minor release may change.
+//! The README lists the crates and the build time that each feature adds, and what a minor release may change.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// Links to what a feature adds. The documentation that is published is of all features, and there none is broken.
+// Links to items of a feature. docs.rs builds with all features, where every link works.
 #![cfg_attr(
     not(all(feature = "pushgateway", feature = "http", feature = "otlp", feature = "trace-id", unix)),
     allow(rustdoc::broken_intra_doc_links)

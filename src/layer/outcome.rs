@@ -20,7 +20,7 @@ use crate::series::outcome::{Outcome, Reason};
 /// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| {
 ///     tracing::info_span!("a file of many").in_scope(|| tracing::error!("cannot be read"));
 /// });
-/// assert_eq!(guard.report().stage("ingest").unwrap().failures(), 1); // none by default: it is in a span below
+/// assert_eq!(guard.report().stage("ingest").unwrap().failures(), 1); // 0 by default: the event is in a child span
 /// # Ok(()) }
 /// # #[cfg(feature = "pushgateway")]
 /// # example().unwrap();

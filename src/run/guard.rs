@@ -46,7 +46,7 @@ impl FlushGuard {
     /// # use tracing_stage_metrics::MetricsLayer;
     /// # let (layer, guard) = MetricsLayer::builder().build()?;
     /// if let Err(error) = guard.flush() {
-    ///     tracing::warn!("the gateway does not know of it yet: {error:?}");
+    ///     tracing::warn!("the metrics did not arrive: {error:?}");
     /// }
     /// # Ok::<(), tracing_stage_metrics::Error>(())
     /// ```
@@ -103,7 +103,7 @@ impl FlushGuard {
     /// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| {});
     /// let rows = 0;
     /// if rows == 0 {
-    ///     guard.fail(); // no stage has failed, and still: `quant_run_last_success_timestamp_seconds` stays as it is
+    ///     guard.fail(); // no stage failed, but the run did: `quant_run_last_success_timestamp_seconds` is not set
     /// }
     /// guard.shutdown()?;
     /// # Ok::<(), tracing_stage_metrics::Error>(())

@@ -7,7 +7,8 @@ use crate::layer::StageState;
 
 /// The stages of a run: the finished ones in the order in which they first finished, then the others.
 ///
-/// `Display` prints a table that fits a terminal of 80 columns. The numbers are of the moment at which the report was made.
+/// `Display` prints a table that fits a terminal of 80 columns. The numbers are those of the moment at which the report was
+/// made.
 ///
 /// ```
 /// # use tracing_stage_metrics::MetricsLayer;
@@ -147,7 +148,7 @@ impl fmt::Display for RunReport {
         write!(f, "{:STAGE$} {:>NUMBER$} {:>NUMBER$}", "stage", "runs", "failed")?;
         write!(f, " {:>TIME$} {:>TIME$} {:>TIME$}", "total", "mean", "slowest")?;
         if self.stages.is_empty() {
-            write!(f, "\nno stage was measured: is the layer in the subscriber, is a filter in the way?")?;
+            write!(f, "\nno stage was measured: add the layer to the subscriber, and check its filter")?;
         }
         for stage in &self.stages {
             write!(f, "\n{stage}")?;
@@ -281,7 +282,7 @@ risk.report                            1       1   1.00 µs   1.00 µs   1.00 µ
     #[test]
     fn an_empty_report_says_where_to_look() {
         let text = RunReport { stages: Vec::new() }.to_string();
-        assert!(text.ends_with("\nno stage was measured: is the layer in the subscriber, is a filter in the way?"));
+        assert!(text.ends_with("\nno stage was measured: add the layer to the subscriber, and check its filter"));
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 
