@@ -1,8 +1,8 @@
-//! The application's own metrics with the labels of the stage they are counted in.
+//! The application's own metrics with the labels of their stage.
 //!
-//! `cargo run --example labels` prints the metrics of a small run. A plain `counter!("rows_total")` inside a stage carries
-//! the `stage_id` and `profile` of the spans around it: by the crate `metrics-tracing-context`, which wraps the recorder
-//! and has a layer of its own. The recorder is then the application's, and `with_exposition` delivers it.
+//! `cargo run --example labels` prints the metrics of a small run. The crate `metrics-tracing-context` wraps the recorder and
+//! adds a layer of its own: a plain `counter!("rows_total")` inside a stage then carries the `stage_id` and `profile` of the
+//! enclosing spans. The application installs the recorder, and `with_exposition` delivers it.
 
 #![allow(clippy::print_stdout)]
 
@@ -16,7 +16,7 @@ use tracing_stage_metrics::{DEFAULT_BUCKETS, MetricsLayer};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
 
-/// Which fields of a span become labels: these two, and not of the stages' own metrics, whose labels are complete.
+/// Makes labels of two fields of a span, except on the metrics of the stages, which have them already.
 #[derive(Clone)]
 struct OfTheStage;
 

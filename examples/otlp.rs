@@ -6,11 +6,10 @@
 //! cargo run --example otlp --features otlp
 //! ```
 //!
-//! With `delta` every process sends what it counted as increments, and `otlp-collector.yaml`, beside this file, adds them up
-//! for Prometheus: as many processes as you like, one after the other or at once, and no group to remove afterwards.
+//! With `delta` every process sends its counts as increments. A collector with `otlp-collector.yaml`, beside this file, adds
+//! them up for Prometheus. Processes may run one after another or at the same time, and leave no group to delete.
 //!
-//! The run id is no label: the sum over a fleet is what is looked at, and a label that is new with each run would have
-//! the collector keep each of them.
+//! The run id is no label: the sum over the fleet matters, and the collector would keep the series of every run.
 
 #![allow(clippy::print_stderr)]
 
@@ -29,7 +28,7 @@ use tracing_subscriber::prelude::*;
 fn main() -> anyhow::Result<()> {
     let (layer, guard) = MetricsLayer::builder()
         .with_env()?
-        .with_otlp() // where to is in OTEL_EXPORTER_OTLP_ENDPOINT
+        .with_otlp() // to OTEL_EXPORTER_OTLP_ENDPOINT
         .with_expected_stages(STAGES)
         .without_run_id_label()
         .with_flush_on_signals()

@@ -1,11 +1,12 @@
 //! A service that runs the batch job of the example `pipeline` over and over, and lets Prometheus scrape it.
 //!
 //! `cargo run --example service`, and then `curl http://127.0.0.1:9464/metrics`; `TV_PROMETHEUS_LISTEN` sets another
-//! address. With `TV_PROMETHEUS_PUSHGATEWAY` it pushes as well. Ctrl-C or SIGTERM lets the run in hand end, and then
+//! address. With `TV_PROMETHEUS_PUSHGATEWAY` it pushes as well. After Ctrl-C or SIGTERM it finishes the current run, and
 //! stops.
 //!
-//! What differs from a batch job: the metrics are scraped, the run id is no label (it would be new for ever), a run that
-//! fails does not end the process, and the program has a shutdown of its own, so there is no `with_flush_on_signals`.
+//! It differs from a batch job in this: Prometheus scrapes the metrics, the run id is no label (a service would have ever
+//! new ones), a failed run does not end the process, and the program has a shutdown of its own, so it does not use
+//! `with_flush_on_signals`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -27,7 +28,7 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
-/// Where the metrics are unless `TV_PROMETHEUS_LISTEN` says otherwise: for this machine only.
+/// The address of the metrics, for this machine only. `TV_PROMETHEUS_LISTEN` overrides it.
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 
 #[tokio::main]
@@ -35,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let pause = match env::args().nth(1) {
         None => Duration::from_secs(5),
         Some(seconds) => Duration::try_from_secs_f64(
-            seconds.parse().map_err(|_| format!("{seconds:?} is no number: give the seconds between two runs"))?,
+            seconds.parse().map_err(|_| format!("{seconds:?} is not a number: give the seconds between two runs"))?,
         )?,
     };
     let (layer, guard) = MetricsLayer::builder()
@@ -62,11 +63,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     info!("stopping");
-    // The last state goes to the gateway, if there is one, and the port is free again.
+    // Delivers the last state to the gateway, if one is set, and frees the port.
     Ok(guard.shutdown_async().await?)
 }
 
-/// One run, off the threads of the runtime. One that fails is told and no reason to stop.
+/// Makes one run, on a thread for blocking work. A failed run is logged, and the service goes on.
 async fn run_once() -> Result<(), tokio::task::JoinError> {
     match tokio::task::spawn_blocking(|| momentum::run(&Job::default())).await {
         Ok(Ok(outcome)) => info!(from = %outcome.from, to = %outcome.to, "the run is done"),
@@ -77,7 +78,7 @@ async fn run_once() -> Result<(), tokio::task::JoinError> {
     Ok(())
 }
 
-/// Ctrl-C or SIGTERM. Caught from here on.
+/// Completes on Ctrl-C or SIGTERM. Both are caught from this call on.
 #[cfg(unix)]
 fn asked_to_stop() -> io::Result<impl Future<Output = ()>> {
     use signal::unix::{SignalKind, signal};

@@ -107,6 +107,6 @@ impl fmt::Display for Outcome {
             write!(f, "{name:<14}{:>8.2} %{:>10.2} %", 100.0 * annual_return, 100.0 * volatility)?;
             writeln!(f, "{sharpe:>8.2}{:>12.2} %{annual_turnover:>10.2} x", 100.0 * row.max_drawdown())?;
         }
-        write!(f, "\nA year; cash earns nothing; the indices are without dividends, and oil is a spot price.")
+        write!(f, "\nFigures are per year. Cash earns nothing, the indices exclude dividends, and oil is a spot price.")
     }
 }

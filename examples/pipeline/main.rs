@@ -1,4 +1,4 @@
-//! A batch pipeline on real prices. All that concerns metrics is in [`measured`].
+//! A batch pipeline on real prices. [`measured`] has all code that concerns metrics.
 //!
 //! `cargo run --example pipeline` needs no server: it prints its result and the run report, and writes the metrics to a
 //! text file. With `TV_PROMETHEUS_PUSHGATEWAY=http://localhost:9091` it pushes them as well. `--fail alpha.policy` and
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the job with its stages measured. Whether it returns, fails or panics: the metrics are delivered.
+/// Runs the job with its stages measured. The metrics are delivered whether it returns, fails or panics.
 fn measured(job: &Job, textfile: &Path) -> anyhow::Result<Outcome> {
     let (layer, guard) = MetricsLayer::builder()
         .with_env()? // TV_PROMETHEUS_PUSHGATEWAY and the others

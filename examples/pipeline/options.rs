@@ -15,16 +15,16 @@ Volatility-weighted momentum over S&P 500, NASDAQ and crude oil, against buy and
 Usage: pipeline [OPTIONS]
 
   --data PATH       prices, `date,symbol,close`     [examples/data/daily_closes.csv]
-  --textfile PATH   where the metrics are written   [TV_PROMETHEUS_TEXTFILE, or beside the executable]
-  --profile NAME    label of the metrics            [multi_asset_daily]
-  --run-id ID       label of the metrics            [the time in UTC, YYYYMMDD-HHMMSS]
+  --textfile PATH   text file for the metrics       [TV_PROMETHEUS_TEXTFILE, or beside the executable]
+  --profile NAME    label `profile`                 [multi_asset_daily]
+  --run-id ID       label `run_id`                  [the time in UTC, YYYYMMDD-HHMMSS]
   --fail STAGE      let this stage return an error
   --panic STAGE     let this stage panic
   -h, --help        print this
 
 Stages: foundation.ingest, foundation.features, alpha.inference, alpha.policy, risk.optimize, allocation.simulate
 
-With TV_PROMETHEUS_PUSHGATEWAY=http://HOST:9091 the metrics are pushed there as well. RUST_LOG sets what is logged.";
+TV_PROMETHEUS_PUSHGATEWAY=http://HOST:9091 pushes the metrics as well. RUST_LOG filters the log.";
 
 /// Returns the job and the path of the text file.
 pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<(Job, PathBuf)> {
@@ -47,7 +47,7 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<(Job, PathBuf)> {
     Ok((job, textfile))
 }
 
-/// An empty value is what an unset variable of a shell leaves.
+/// Returns the value of an option. An unset shell variable would make it empty.
 fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString> {
     let value = parser.value()?;
     ensure!(!value.is_empty(), "missing argument for option '{option}'");
@@ -60,7 +60,7 @@ fn stage(value: OsString) -> Result<String> {
     Ok(stage)
 }
 
-/// Where the environment says, or beside the executable: a place that exists and can be written.
+/// Returns the path in the environment, or one beside the executable, where a directory exists.
 fn default_textfile() -> PathBuf {
     match env::var_os("TV_PROMETHEUS_TEXTFILE") {
         Some(path) if !path.is_empty() => path.into(),

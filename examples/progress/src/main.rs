@@ -1,8 +1,8 @@
 //! Progress bars and metrics from the same spans.
 //!
-//! `cargo run -p progress` draws a bar for each stage that runs, by the crate `tracing-indicatif`, and prints the
-//! report of the run. A stderr that is no terminal gets no bars, and the same log and report: the metrics do not depend on
-//! them. `TV_PROMETHEUS_PUSHGATEWAY` and `TV_PROMETHEUS_TEXTFILE` say where the metrics go.
+//! `cargo run -p progress` draws a bar for each running stage with the crate `tracing-indicatif`, and prints the run report.
+//! Where stderr is no terminal there are no bars; log, report and metrics are the same. `TV_PROMETHEUS_PUSHGATEWAY` and
+//! `TV_PROMETHEUS_TEXTFILE` set the destinations of the metrics.
 
 use std::error::Error;
 use std::io::Write as _;
@@ -34,7 +34,7 @@ fn simulate(days: u64) {
     advance(days);
 }
 
-/// Does what there is to do in a stage, and moves its bar along.
+/// Does the work of a stage, and advances its bar.
 fn advance(items: u64) {
     let stage = Span::current();
     stage.pb_set_length(items);
