@@ -35,9 +35,10 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 async fn main() -> Result<(), Box<dyn Error>> {
     let pause = match env::args().nth(1) {
         None => Duration::from_secs(5),
-        Some(seconds) => Duration::try_from_secs_f64(
-            seconds.parse().map_err(|_| format!("{seconds:?} is not a number: give the seconds between two runs"))?,
-        )?,
+        Some(text) => {
+            let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            seconds.ok_or_else(|| format!("{text:?} is not a duration: give the seconds between two runs"))?
+        }
     };
     let (layer, guard) = MetricsLayer::builder()
         .with_http_listener(ADDRESS)

@@ -134,3 +134,14 @@ fn flush_in_a_forked_child_is_an_error() {
     assert!(ended.stdout.contains("call `install()` after the fork"), "{ended:?}");
     assert!(ended.elapsed < TIMEOUT, "{ended:?}");
 }
+
+#[test]
+fn second_signal_ends_a_fork_and_not_its_parent() {
+    let server = MockGateway::ok();
+    let ended = start("fork with signals", &server).wait();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert!(ended.stdout.contains("second guard: another guard of this process flushes on signals"), "{ended:?}");
+    assert!(ended.stdout.contains("the fork survives a signal\n"), "{ended:?}");
+    assert!(!ended.stdout.contains("the fork survives two signals"), "{ended:?}");
+    assert!(ended.stdout.contains("the fork ended by signal Some(15)\nflush: Ok(())\n"), "{ended:?}");
+}

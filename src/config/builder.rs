@@ -18,7 +18,7 @@ use crate::run::shutdown::TakeReport;
 use crate::schema::DEFAULT_NAMESPACE;
 use crate::series::DEFAULT_MAX_SERIES;
 
-/// Default interval between two pushes. [`MetricsLayerBuilder::with_push_interval`] changes it.
+/// Default interval between two pushes: 15 seconds. [`MetricsLayerBuilder::with_push_interval`] changes it.
 pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Builds the layer, the recorder and the delivery. [`MetricsLayer::builder`] creates it.

@@ -116,7 +116,8 @@ impl MetricsLayerBuilder {
     /// Keeps the final payload in this directory until the gateway has it. A payload stays there if the gateway is away or the
     /// process is killed during the final flush. A later run with the same directory delivers it, to the gateway and the group
     /// that it was for, unless the gateway has a later run of that group. Payloads of the later run's own group go out before
-    /// its first push, others in the background, oldest first. Without it, a state that is not delivered in time is lost.
+    /// its first push, others in the background, oldest first. It has no effect where no gateway is set. Without it, a state that
+    /// is not delivered in time is lost.
     ///
     /// `install()` creates the directory if it does not exist, and resolves a relative path. Processes may share a directory,
     /// also if their gateways differ. It keeps at most [`MAX_SPOOL_FILES`](crate::MAX_SPOOL_FILES) files and

@@ -7,7 +7,8 @@ use super::builder::MetricsLayerBuilder;
 use crate::layer::FailurePolicy;
 
 impl MetricsLayerBuilder {
-    /// Sets the prefix of the metric names. Without it, [`DEFAULT_NAMESPACE`](crate::DEFAULT_NAMESPACE).
+    /// Sets the prefix of the crate's metric names: letters, digits and underscores, with no digit first. Without it,
+    /// [`DEFAULT_NAMESPACE`](crate::DEFAULT_NAMESPACE).
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -89,8 +90,8 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Sets the number of label sets of a metric; further sets are counted as `_overflow`. Without it,
-    /// [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES).
+    /// Sets the number of label sets of each stage metric, from 1 to 100 000 and at least the number of expected stages. Further
+    /// sets are counted as `_overflow`. Without it, [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES).
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -109,7 +110,8 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Leaves out the label `run_id`. For services, which see new run ids for ever. Without it, stages have the label.
+    /// Leaves the label `run_id` out, for services, which would have ever new run ids. Without it, the durations of stages have
+    /// the label.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;

@@ -34,7 +34,7 @@ use crate::error::{Error, Kind};
 /// Limit of the open connections. Each uses a file handle of the application.
 pub const MAX_HTTP_CONNECTIONS: usize = 64;
 
-/// How long a client may take to send its request, and again to read the response.
+/// How long a client may take to send its request, and again to read the response: 10 seconds.
 pub const HTTP_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the end of the process waits until a client has read its response.

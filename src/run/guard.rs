@@ -12,7 +12,7 @@ use super::report::RunReport;
 use super::shutdown::Flusher;
 use crate::error::{Error, Kind};
 
-/// Default limit on the duration of a flush. `MetricsLayerBuilder::with_flush_timeout` changes it.
+/// Default limit on the duration of a flush: 5 seconds. `MetricsLayerBuilder::with_flush_timeout` changes it.
 pub const DEFAULT_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Delivers the metrics when it goes out of scope, and on demand before.

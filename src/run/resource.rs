@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Default interval between two samples. `MetricsLayerBuilder::with_resource_usage` changes it.
+/// Default interval between two samples: 5 seconds. `MetricsLayerBuilder::with_resource_usage` changes it.
 pub const DEFAULT_RESOURCE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Samples the resources of this process, beginning with its creation.

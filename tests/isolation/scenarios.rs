@@ -5,7 +5,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getpid, kill_process, setrlimit, waitpid};
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
 
@@ -29,6 +29,7 @@ fn run_scenario() {
         "recorder locked" => recorder_locked(),
         "no file handles" => no_file_handles(),
         "fork" => fork(),
+        "fork with signals" => fork_with_signals(),
         unknown => panic!("unknown scenario: {unknown}"),
     }
 }
@@ -122,9 +123,29 @@ fn fork() {
             std::process::exit(0);
         }
         fork::Fork::Parent(child) => {
-            let child = rustix::process::Pid::from_raw(child);
-            rustix::process::waitpid(child, rustix::process::WaitOptions::empty()).unwrap();
+            waitpid(Pid::from_raw(child), WaitOptions::empty()).unwrap();
             std::process::exit(0);
+        }
+    }
+}
+
+fn fork_with_signals() {
+    let with_signals = || MetricsLayer::builder().with_env().unwrap().with_flush_on_signals();
+    let (_layer, guard) = with_signals().install().unwrap();
+    match fork::fork().unwrap() {
+        fork::Fork::Child => {
+            println!("second guard: {}", with_signals().build().unwrap_err());
+            // A signal to a process with one thread is handled before the call returns.
+            kill_process(getpid(), Signal::TERM).unwrap();
+            println!("the fork survives a signal");
+            kill_process(getpid(), Signal::TERM).unwrap();
+            println!("the fork survives two signals");
+            std::process::exit(0);
+        }
+        fork::Fork::Parent(child) => {
+            let (_, status) = waitpid(Pid::from_raw(child), WaitOptions::empty()).unwrap().unwrap();
+            println!("the fork ended by signal {:?}", status.terminating_signal());
+            println!("flush: {:?}", guard.flush());
         }
     }
 }
