@@ -133,8 +133,9 @@ impl MetricsLayerBuilder {
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
     /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR` and `…_NODE`. A variable that is not set, or empty, changes
-    /// nothing. Job and grouping belong to the gateway. Without a gateway they are only the labels of the text file, and the job
-    /// is the service name of OTLP. `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp` does.
+    /// nothing. Job and grouping belong to the gateway of `…_PUSHGATEWAY`; a gateway that the code sets keeps its own. Without a
+    /// gateway they are only the labels of the text file, and the job is the service name of OTLP.
+    /// `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp` does.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;

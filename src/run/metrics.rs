@@ -339,13 +339,13 @@ impl ExpositionSource for RunMetrics {
                 warn!(
                     target: OWN_TARGET,
                     error = ?error,
-                    "the gateway refused what an earlier run had left in the spool; it is set aside as *.refused"
+                    "the gateway refused a payload that an earlier run left in the spool; it is renamed to *.refused"
                 );
             }
             DeliveryEvent::RecorderFailing(error) => {
                 warn!(
                     target: OWN_TARGET,
-                    error = ?error, "the application's recorder is not rendered: its last rendering is delivered"
+                    error = ?error, "the application's recorder cannot be rendered: its last rendering is delivered"
                 );
             }
         });

@@ -194,7 +194,7 @@ fn bad_request_replays_the_stage_metrics_alone() {
     assert_quarantined(spool, &payload, &before);
     let warnings = log.own();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    for part in ["it is set aside as *.refused", "the stages were pushed without them", "rows is no good"] {
+    for part in ["it is renamed to *.refused", "the stages were pushed without them", "rows is no good"] {
         assert!(warnings[0].contains(part), "{part}: {warnings:?}");
     }
 }

@@ -144,7 +144,7 @@ fn refused_payload_is_quarantined_and_the_next_one_sent() {
 #[track_caller]
 fn assert_quarantined_with_one_warning(warnings: &[String], status: u16) {
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    let expected = "the gateway refused what an earlier run had left in the spool; it is set aside as *.refused";
+    let expected = "the gateway refused a payload that an earlier run left in the spool; it is renamed to *.refused";
     assert!(warnings[0].starts_with(expected), "{warnings:?}");
     assert!(
         warnings[0].contains(&format!("was refused with {status}")),
