@@ -75,7 +75,11 @@ impl Address {
         }
         let prefix = url.path().trim_end_matches('/').to_owned();
         if prefix.ends_with("/metrics") || prefix.contains("/metrics/job") {
-            return Err(invalid("must be the base URL: `/metrics/job/…` is appended"));
+            // Later errors show a valid address in full too.
+            return Err(Error::config(format!(
+                "gateway address {:?} must be the base URL: `/metrics/job/…` is appended",
+                url.as_str()
+            )));
         }
         url.set_path(&prefix);
         Ok((Self { url }, credentials))
@@ -191,9 +195,13 @@ mod tests {
 
     #[test]
     fn path_of_a_push_is_rejected() {
-        for url in ["http://gateway:9091/metrics", "gateway/a/metrics/", "gateway:9091/metrics/job/x"] {
-            let error = Address::parse(url).map(|_| ()).unwrap_err();
-            assert!(error.to_string().ends_with("must be the base URL: `/metrics/job/…` is appended"), "{error}");
+        for (url, shown) in [
+            ("http://gateway:9091/metrics", "http://gateway:9091/metrics"),
+            ("gateway/a/metrics/", "http://gateway/a/metrics/"),
+            ("user:secret@gateway:9091/metrics/job/x", "http://gateway:9091/metrics/job/x"),
+        ] {
+            let expected = format!("gateway address {shown:?} must be the base URL: `/metrics/job/…` is appended");
+            assert_eq!(error_text(url), expected);
         }
         assert!(Address::parse("http://gateway/my-metrics-gateway").is_ok());
     }
