@@ -289,7 +289,8 @@ fn exposition_without_a_recorder() {
     let error = builder().with_exposition(String::new).install().unwrap_err();
     assert!(error.is_config());
     let text = "no global `metrics` recorder is installed, so the stages would not be in what `with_exposition` renders: \
-                install the recorder of the application before `install()`; one of a zero-sized type is detected only inside a `Box`";
+                install the recorder of the application before `install()`; a recorder of a zero-sized type is detected only \
+                inside a `Box`";
     assert_eq!(error.to_string(), text);
     // A local recorder of this thread does not receive the values of the delivery thread.
     let local = PrometheusBuilder::new().build_recorder();

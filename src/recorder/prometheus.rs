@@ -140,6 +140,7 @@ pub(crate) fn check_is_installed() -> Result<(), Error> {
     }
     Err(Error::config(
         "no global `metrics` recorder is installed, so the stages would not be in what `with_exposition` renders: install \
-         the recorder of the application before `install()`; one of a zero-sized type is detected only inside a `Box`",
+         the recorder of the application before `install()`; a recorder of a zero-sized type is detected only \
+         inside a `Box`",
     ))
 }
