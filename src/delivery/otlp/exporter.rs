@@ -94,8 +94,7 @@ impl Exporter {
     ) -> Result<(), Error> {
         let exported = catch_panic(async {
             match &mut *self {
-                Self::Owned(exporter) if is_requested => exporter.export(budget, publish).await,
-                Self::Owned(exporter) => exporter.export(&exporter.interval_budget(budget), publish).await,
+                Self::Owned(exporter) => exporter.export(budget, is_requested, publish).await,
                 Self::External(provider) if is_requested => provider.flush(budget.deadline).await,
                 Self::External(_) => Ok(()),
             }
@@ -190,35 +189,39 @@ impl OwnedExporter {
         Ok(())
     }
 
-    /// Returns the budget of an export on the interval. It covers the timeout of a request even if the interval is
-    /// shorter: a request that is cut off may have arrived.
-    fn interval_budget(&self, budget: &RetryBudget) -> RetryBudget {
-        let deadline = budget.deadline.max(Instant::now() + self.settings.timeout);
-        RetryBudget { deadline, ..budget.clone() }
+    /// Returns the budget of a request. On the interval it covers the timeout of a request even if the interval is shorter: a
+    /// request that is cut off may have arrived.
+    fn request_budget(&self, budget: &RetryBudget, is_requested: bool) -> RetryBudget {
+        let interval_deadline = (!is_requested).then(|| Instant::now() + self.settings.timeout);
+        RetryBudget {
+            deadline: interval_deadline.map_or(budget.deadline, |d| d.max(budget.deadline)),
+            ..budget.clone()
+        }
     }
 
-    async fn export(&mut self, budget: &RetryBudget, publish: impl FnOnce()) -> Result<(), Error> {
+    async fn export(&mut self, budget: &RetryBudget, is_requested: bool, publish: impl FnOnce()) -> Result<(), Error> {
         if !self.reader.has_increments() {
             // The next totals contain the pending ones.
             self.pending.clear();
         }
-        let earlier = self.send(budget).await;
+        let earlier = self.send(budget, is_requested).await;
         if !self.pending.is_empty() {
             return earlier;
         }
         publish();
         self.pending = split(self.reader.collect(), self.max_request);
-        let sent = self.send(budget).await;
+        let sent = self.send(budget, is_requested).await;
         let last = if budget.is_final { self.dropped.to_result() } else { Ok(()) };
         earlier.and(sent).and(last)
     }
 
     /// Sends the pending parts in order. Dropped data points are an error too.
-    async fn send(&mut self, budget: &RetryBudget) -> Result<(), Error> {
+    async fn send(&mut self, budget: &RetryBudget, is_requested: bool) -> Result<(), Error> {
         let mut result = Ok(());
         while let Some(part) = self.pending.front() {
             let points = part.points();
-            match self.deliver(part, budget).await {
+            let budget = self.request_budget(budget, is_requested);
+            match self.deliver(part, &budget).await {
                 Ok(response) => {
                     // The part has arrived, even if the collector rejected some of it.
                     self.pending.pop_front();

@@ -14,8 +14,8 @@ use super::super::families::{Limits, OtlpBounds};
 use super::super::recorder::OtelRecorder;
 use super::*;
 
-/// Receives one request on a connection of its own, and responds with 200.
-async fn receive(listener: &TcpListener) -> ExportMetricsServiceRequest {
+/// Receives one request on a connection of its own, and responds with 200 after a time.
+async fn receive(listener: &TcpListener, after: Duration) -> ExportMetricsServiceRequest {
     let (mut connection, _) = listener.accept().await.unwrap();
     let mut received = Vec::new();
     loop {
@@ -25,6 +25,7 @@ async fn receive(listener: &TcpListener) -> ExportMetricsServiceRequest {
         let (_, length) = head.split_once("content-length: ").unwrap();
         let length: usize = length.lines().next().unwrap().parse().unwrap();
         if received.len() == end + 4 + length {
+            tokio::time::sleep(after).await;
             connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await.unwrap();
             return ExportMetricsServiceRequest::decode(&received[end + 4..]).unwrap();
         }
@@ -41,24 +42,59 @@ fn sum(request: &ExportMetricsServiceRequest) -> i64 {
     points.map(|point| if let Some(Value::AsInt(value)) = point.value { value } else { panic!("{point:?}") }).sum()
 }
 
-#[tokio::test]
-async fn export_after_a_panic_has_all_records() {
-    static METADATA: metrics::Metadata<'static> = metrics::Metadata::new("test", metrics::Level::INFO, None);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+/// A recorder, and an exporter of its increments to this listener.
+fn exporter(listener: &TcpListener, timeout: &str) -> (OtelRecorder, Exporter) {
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let variables =
-        [("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint), ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")];
-    let settings = OtlpSettings::from_variables(&variables);
+    let settings = OtlpSettings::from_variables(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", timeout),
+        ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta"),
+    ]);
     let bounds = OtlpBounds { by_name: Default::default(), default: vec![1.0] };
     let families = Arc::new(OtlpFamilies::new(bounds, Limits { others: 10, ..Limits::default() }, None));
     let recorder = OtelRecorder::new(Arc::clone(&families));
-    let counter = recorder.register_counter(&Key::from_name("rows_total"), &METADATA);
-    let mut exporter = ExporterConfig::new(settings, "test".to_owned(), families).start().unwrap();
-    let budget = RetryBudget {
-        deadline: Instant::now() + Duration::from_secs(30),
-        is_final: false,
-        superseded: Arc::new(Notify::new()),
+    (recorder, ExporterConfig::new(settings, "test".to_owned(), families).start().unwrap())
+}
+
+fn counter(recorder: &OtelRecorder, name: &'static str) -> metrics::Counter {
+    static METADATA: metrics::Metadata<'static> = metrics::Metadata::new("test", metrics::Level::INFO, None);
+    recorder.register_counter(&Key::from_name(name), &METADATA)
+}
+
+fn budget(time: Duration) -> RetryBudget {
+    RetryBudget { deadline: Instant::now() + time, is_final: false, superseded: Arc::new(Notify::new()) }
+}
+
+#[tokio::test]
+async fn each_request_on_the_interval_has_its_timeout() {
+    const ANSWER_AFTER: Duration = Duration::from_millis(700);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (recorder, mut exporter) = exporter(&listener, "1000");
+    for name in ["one_total", "two_total", "three_total"] {
+        counter(&recorder, name).increment(1);
+    }
+    let Exporter::Owned(owned) = &mut exporter else { panic!() };
+    owned.max_request = 1; // a request for each of them
+    let budget = budget(Duration::from_millis(100));
+    let receive = async {
+        let mut received = 0;
+        loop {
+            received += sum(&receive(&listener, ANSWER_AFTER).await);
+            if received == 3 {
+                return;
+            }
+        }
     };
+    let export = async { exporter.export(&budget, false, || ()).await.unwrap() };
+    tokio::join!(export, receive);
+}
+
+#[tokio::test]
+async fn export_after_a_panic_has_all_records() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (recorder, mut exporter) = exporter(&listener, "10000");
+    let counter = counter(&recorder, "rows_total");
+    let budget = budget(Duration::from_secs(30));
 
     counter.increment(1);
     let error = exporter.export(&budget, true, || panic!("of a dependency")).await.unwrap_err();
@@ -67,7 +103,8 @@ async fn export_after_a_panic_has_all_records() {
     for (more, expected) in [(2, 3), (4, 4)] {
         counter.increment(more);
         let publish = || _ = published.fetch_add(1, Ordering::Relaxed);
-        let (exported, request) = tokio::join!(exporter.export(&budget, true, publish), receive(&listener));
+        let (exported, request) =
+            tokio::join!(exporter.export(&budget, true, publish), receive(&listener, Duration::ZERO));
         exported.unwrap();
         assert_eq!(sum(&request), expected);
     }
