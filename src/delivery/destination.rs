@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use crate::job_thread::JobThread;
 /// How long a delivery on the interval may take at least, even if the interval is shorter.
 const MIN_INTERVAL_TIME: Duration = Duration::from_secs(2);
 
-/// How long the payloads of earlier runs of the group may delay the first push.
+/// How long the payloads of earlier runs of the group may delay the first push, unless half of its time is shorter.
 const OWN_GROUP_TIME: Duration = Duration::from_secs(1);
 
 /// How long the final flush waits, after its push has succeeded, until the payload is removed from the disk.
@@ -53,9 +53,7 @@ pub(super) struct SharedState(Arc<OnceCell<Result<Arc<Families>, Error>>>);
 impl SharedState {
     /// Returns the metric families. A recorder of the application may render for half of the time.
     async fn families(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) -> Result<Arc<Families>, Error> {
-        let now = Instant::now();
-        let half = now + deadline.saturating_duration_since(now) / 2;
-        let rendered = self.0.get_or_init(|| Arc::clone(source).exposition(half)).await;
+        let rendered = self.0.get_or_init(|| Arc::clone(source).exposition(half_time(deadline))).await;
         rendered.as_ref().map(Arc::clone).map_err(Error::copy)
     }
 
@@ -63,6 +61,17 @@ impl SharedState {
     async fn text(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) -> Result<Bytes, Error> {
         Ok(self.families(source, deadline).await?.to_text().into())
     }
+}
+
+/// Returns the middle of the time that is left: what comes before a request leaves time for the request.
+pub(super) fn half_time(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / 2
+}
+
+/// Returns the time until which the payloads of earlier runs of the group may delay a push.
+fn own_group_deadline(deadline: Instant) -> Instant {
+    half_time(deadline).min(Instant::now() + OWN_GROUP_TIME)
 }
 
 impl Destination {
@@ -212,18 +221,22 @@ impl GatewayDestination {
         let Some(spool) = &self.spool else { return };
         // If this future is dropped, a request may be in flight.
         let guard = OutcomeGuard::new(&self.is_outcome_unknown);
-        let is_unanswered = spool.replay_own_group(&self.gateway, deadline.min(Instant::now() + OWN_GROUP_TIME)).await;
+        let is_unanswered = spool.replay_own_group(&self.gateway, own_group_deadline(deadline)).await;
         guard.resolve(is_unanswered);
-        let until = deadline.min(Instant::now() + OWN_GROUP_TIME);
+        let until = own_group_deadline(deadline);
         if let Ok(Ok(carried)) = timeout_at(until, spool.carry_over(&self.gateway)).await {
-            *self.carried.lock().unwrap_or_else(PoisonError::into_inner) = Some(carried);
+            *self.carried() = Some(carried);
         }
         // The first state contains the number.
         let _ = timeout_at(until, spool.report_len(source)).await;
     }
 
     fn carried_over(&self) -> CarriedOver {
-        self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
+        self.carried().clone().unwrap_or_default()
+    }
+
+    fn carried(&self) -> MutexGuard<'_, Option<CarriedOver>> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn push(
@@ -262,8 +275,8 @@ impl GatewayDestination {
         let is_delivered = Arc::new(AtomicBool::new(false));
         let payload = spool.payload(&self.gateway, exposition.clone());
         let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&is_delivered)));
-        previous.await;
-        let carried = self.carry_over(spool, deadline).await;
+        tokio::join!(previous, self.carry_over(spool, deadline));
+        let carried = self.carried_over();
         let exposition = carried.complete(exposition);
         match self.push_final(source, exposition.clone(), budget).await {
             Ok(pushed) => {
@@ -291,15 +304,14 @@ impl GatewayDestination {
         }
     }
 
-    /// Returns the last successes of earlier runs, read now if that was not possible before.
-    async fn carry_over(&self, spool: &SpoolThread, deadline: Instant) -> CarriedOver {
-        let cached = self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(carried) = cached {
-            return carried;
+    /// Reads the last successes of earlier runs, if that was not possible before.
+    async fn carry_over(&self, spool: &SpoolThread, deadline: Instant) {
+        if self.carried().is_some() {
+            return;
         }
-        let until = deadline.min(Instant::now() + OWN_GROUP_TIME);
-        let carried = timeout_at(until, spool.carry_over(&self.gateway)).await;
-        carried.ok().and_then(Result::ok).unwrap_or_default()
+        if let Ok(Ok(carried)) = timeout_at(own_group_deadline(deadline), spool.carry_over(&self.gateway)).await {
+            *self.carried() = Some(carried);
+        }
     }
 
     /// Removes the payloads that the gateway has. If another process was delivering an earlier payload of the group,

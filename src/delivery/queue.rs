@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
-use super::destination::{Destination, SharedState};
+use super::destination::{Destination, SharedState, half_time};
 use super::event::DeliveryEvent;
 use super::http::retry::RetryBudget;
 use super::request::{Waiter, notify_all};
@@ -140,9 +140,7 @@ impl DestinationQueue {
 async fn end_in_flight(destination: Destination, in_flight: Option<InFlight>, deadline: Instant) {
     let Some(InFlight { mut task, waiters, superseded }) = in_flight else { return };
     superseded.notify_one();
-    let now = Instant::now();
-    let half = now + deadline.saturating_duration_since(now) / 2;
-    let result = match timeout_at(half, &mut task).await {
+    let result = match timeout_at(half_time(deadline), &mut task).await {
         Ok(ended) => flatten(&destination, ended),
         Err(_) => {
             task.abort();

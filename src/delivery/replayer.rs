@@ -1,4 +1,4 @@
-//! The thread for the files of the spool, and the replay of payloads in the background.
+//! The threads for the files of the spool, and the replay of payloads in the background.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,18 +25,21 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 /// How long the final flush waits for the number of payloads in the spool, which matters less than the push.
 const COUNT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A spool and the thread for its files. Clones share both.
+/// A spool and the threads for its files. Clones share them.
 #[derive(Clone)]
 pub(super) struct SpoolThread {
     spool: Arc<Spool>,
     files: Arc<JobThread>,
+    /// Writes the final payload. A sync may take long, and the push waits for what `files` reads.
+    writes: Arc<JobThread>,
     reported_full: Arc<AtomicBool>,
 }
 
 impl SpoolThread {
     pub(super) fn start(spool: Spool) -> Result<Self, Error> {
         let files = Arc::new(JobThread::start("metrics-spool", MAX_WAITING_JOBS)?);
-        Ok(Self { spool: Arc::new(spool), files, reported_full: Arc::default() })
+        let writes = Arc::new(JobThread::start("metrics-spool-write", 1)?);
+        Ok(Self { spool: Arc::new(spool), files, writes, reported_full: Arc::default() })
     }
 
     /// Drops the oldest payloads beyond the bounds, and reports the number of payloads.
@@ -71,7 +74,8 @@ impl SpoolThread {
 
     /// Writes the final payload, unless it is delivered before the file is ready.
     pub(super) async fn write(self, payload: Payload, is_delivered: Arc<AtomicBool>) -> Result<Written, Error> {
-        self.on_disk(move |spool| spool.write(&payload, &is_delivered)).await?
+        let spool = Arc::clone(&self.spool);
+        self.writes.run(move || spool.write(&payload, &is_delivered)).await?
     }
 
     /// Creates the payload of the final state.
@@ -122,7 +126,7 @@ impl SpoolThread {
 
     async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce(&Spool) -> T + Send + 'static) -> Result<T, Error> {
         let spool = Arc::clone(&self.spool);
-        self.files.run(move || work(&spool)).await
+        self.files.run(move || spool.in_turn(work)).await
     }
 }
 

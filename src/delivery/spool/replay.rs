@@ -225,7 +225,7 @@ impl Replay<'_> {
 
     async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce(&Spool) -> T + Send + 'static) -> Result<T, Error> {
         let spool = Arc::clone(self.spool);
-        self.files.run(move || work(&spool)).await
+        self.files.run(move || spool.in_turn(work)).await
     }
 }
 

@@ -34,6 +34,9 @@ pub(crate) struct Spool {
     max_files: usize,
     max_bytes: u64,
     dropped: AtomicU64,
+    /// Held by work that may take the lock of a file, so that no thread of this process takes the lock of another for
+    /// that of another process.
+    turn: Mutex<()>,
     state: Mutex<State>,
     /// Names of the files that this process works with: their locks are not those of another process.
     in_use: Arc<Mutex<HashSet<String>>>,
@@ -117,6 +120,7 @@ impl Spool {
             max_files: MAX_SPOOL_FILES,
             max_bytes: MAX_SPOOL_BYTES,
             dropped: AtomicU64::new(0),
+            turn: Mutex::default(),
             state: Mutex::default(),
             in_use: Arc::default(),
         };
@@ -141,7 +145,14 @@ impl Spool {
         Payload::from_text(gateway, &self.namespace, text)
     }
 
-    /// Writes and locks a payload. The payload is on disk when this returns.
+    /// Does work with the directory while no other thread does. [`write`](Self::write) takes its turn itself.
+    pub(in crate::delivery) fn in_turn<T>(&self, work: impl FnOnce(&Self) -> T) -> T {
+        let _turn = self.turn();
+        work(self)
+    }
+
+    /// Writes and locks a payload. The payload is on disk when this returns. Other work goes on while this waits for the
+    /// disk.
     ///
     /// `is_delivered` is read just before the file gets its final name: if the gateway has the payload by then, the
     /// file is removed instead, unless [`group_in_use`](Written::group_in_use).
@@ -151,6 +162,7 @@ impl Spool {
             let text = format!("a payload of {size} bytes is more than the spool's {}", self.max_bytes);
             return Err(Error::new(Kind::Delivery, text));
         }
+        let turn = self.turn();
         self.evict_oldest(size);
         let existing = self.names().unwrap_or_default();
         let group = names::group_hash(&payload.group);
@@ -161,13 +173,15 @@ impl Spool {
         let _temporary = self.set_in_use(&format!(".{stem}.{TEMPORARY}"));
         let in_use = self.set_in_use(&name);
         let mut group_in_use = false;
-        let mut store = || {
+        let mut store = |turn: MutexGuard<'_, ()>| {
             let mut file = lock::create(&temporary)?;
             // Before the file has its final name, so that no process sees it unlocked.
             self.report_lock(file.lock());
             // After the file exists: see the module documentation.
             group_in_use =
                 self.is_locked_elsewhere(&group, |other| other.extension == EXTENSION && *other.stem < *stem);
+            // The disk may take long, and others take no lock of this file.
+            drop(turn);
             file.write_all(payload.head().as_bytes())?;
             file.write_all(&payload.body)?;
             file.sync_all()?;
@@ -181,7 +195,7 @@ impl Spool {
             self.report_sync(lock::sync_directory(&self.directory));
             Ok(Some(file))
         };
-        match store() {
+        match store(turn) {
             Ok(file) => {
                 let entry = file.map(|file| Entry { name, file, _in_use: in_use, payload });
                 Ok(Written { entry, group_in_use })
@@ -312,6 +326,10 @@ impl Spool {
 
     fn in_use(&self) -> MutexGuard<'_, HashSet<String>> {
         self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
