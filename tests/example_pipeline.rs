@@ -1,24 +1,24 @@
 //! The example pipeline, a program with a `main` of its own, against the real Pushgateway: good runs, failed runs,
-//! panics, and what yesterday's run leaves behind for today's.
+//! panics, and what yesterday's run leaves behind for today's. The modules test its calculation.
 #![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
+#[allow(dead_code)]
+#[path = "../examples/momentum/mod.rs"]
+mod momentum;
+#[path = "example_pipeline/steps.rs"]
+mod steps;
+#[path = "example_pipeline/whole.rs"]
+mod whole;
+
 use std::path::Path;
 
+use momentum::STAGES;
 use support::Pushgateway;
 use support::child::{self, Ended};
 use support::exposition::{self, Exposition};
-
-const STAGES: [&str; 6] = [
-    "foundation.ingest",
-    "foundation.features",
-    "alpha.inference",
-    "alpha.policy",
-    "risk.optimize",
-    "allocation.simulate",
-];
 
 const GROUP: [(&str, &str); 2] = [("instance", ""), ("job", "quant_pipeline")];
 

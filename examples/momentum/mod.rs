@@ -2,12 +2,10 @@
 //!
 //! The stages are functions under `#[tracing::instrument]`. No file here mentions metrics.
 
-mod allocation;
-mod alpha;
-mod foundation;
-mod risk;
-#[cfg(test)]
-mod tests;
+pub(crate) mod allocation;
+pub(crate) mod alpha;
+pub(crate) mod foundation;
+pub(crate) mod risk;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -86,7 +84,7 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
 }
 
 /// Decides the weights to hold; there is at least one decision.
-fn plan(prices: &Prices, faults: &Faults) -> Result<Vec<Signal>> {
+pub(crate) fn plan(prices: &Prices, faults: &Faults) -> Result<Vec<Signal>> {
     let features = in_parallel(&[0, 1, 2], |asset| features(prices, *asset, faults))?;
     let scores = alpha::infer(prices, &features, faults)?;
     let views = alpha::decide(prices, &scores, faults)?;

@@ -6,11 +6,11 @@ use super::foundation::{DAYS_PER_YEAR, PerAsset, Prices, SYMBOLS, WeightedMean};
 use super::{Faults, Signal};
 
 /// Annualised; reached with a full view. A weaker strongest view gets a part of it.
-const TARGET_VOLATILITY: f64 = 0.10;
+pub(crate) const TARGET_VOLATILITY: f64 = 0.10;
 /// Limit on the sum of the absolute weights: nothing is borrowed.
-const GROSS_LIMIT: f64 = 1.0;
+pub(crate) const GROSS_LIMIT: f64 = 1.0;
 /// How far correlations are drawn towards zero before optimising: an optimiser trusts them more than they deserve.
-const SHRINKAGE: f64 = 0.5;
+pub(crate) const SHRINKAGE: f64 = 0.5;
 const TOLERANCE: f64 = 1e-12;
 const MAX_SWEEPS: usize = 1_000;
 
@@ -43,7 +43,7 @@ pub(crate) fn optimize(prices: &Prices, views: &[Signal], faults: &Faults) -> Re
 
 /// Scales the best direction to the target volatility, or to the limit on leverage if that comes first. The volatility
 /// is that of the full covariance: shrinking would understate it.
-fn best_weights(covariance: &PerAsset<PerAsset>, views: &PerAsset) -> Option<PerAsset> {
+pub(crate) fn best_weights(covariance: &PerAsset<PerAsset>, views: &PerAsset) -> Option<PerAsset> {
     let direction = best_direction(covariance, views)?;
     let strongest = views.iter().fold(0.0, |largest: f64, view| largest.max(view.abs()));
     let dot = |row: &PerAsset| row.iter().zip(direction).map(|(entry, weight)| entry * weight).sum::<f64>();
@@ -61,7 +61,7 @@ fn best_weights(covariance: &PerAsset<PerAsset>, views: &PerAsset) -> Option<Per
 /// A view stands for an expected return in units of the asset's own volatility: `μ_i = view_i σ_i`. Σ is shrunk. Each
 /// condition bounds one weight, so coordinate descent arrives at the one optimum. `None` if it does not converge, or if
 /// a variance is zero.
-fn best_direction(covariance: &PerAsset<PerAsset>, views: &PerAsset) -> Option<PerAsset> {
+pub(crate) fn best_direction(covariance: &PerAsset<PerAsset>, views: &PerAsset) -> Option<PerAsset> {
     let mut weights = [0.0; SYMBOLS.len()];
     for _ in 0..MAX_SWEEPS {
         let mut moved = 0.0_f64;

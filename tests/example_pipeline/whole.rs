@@ -1,6 +1,9 @@
-//! Tests of the stages and of the pipeline as a whole.
+//! The calculation of the example as a whole, without its program.
 
-use super::*;
+use std::thread;
+
+use super::momentum::foundation::{self, Prices};
+use super::momentum::{Faults, Job, STAGES, Signal, allocation, alpha, plan, run};
 
 /// The expected numbers come from a second implementation that shares nothing with this one: explicit weights instead
 /// of recursions, an optimum found by trying every set of assets, and a simulation that counts shares and cash.
@@ -43,6 +46,7 @@ fn only_days_with_all_prices_are_kept() {
     let prices = foundation::read(text.as_bytes()).unwrap();
     assert_eq!(prices.dates, ["2017-12-29", "2018-01-03"].map(|date| date.parse().unwrap()), "sorted by date");
     assert_eq!(prices.closes, [[2500.0, 6800.0, 60.0], [2700.0, 7000.0, 60.5]]);
+    assert!((prices.returns(1)[0] - 0.08).abs() < 1e-15, "the return spans the day that is left out");
 }
 
 #[test]
@@ -69,7 +73,7 @@ fn invalid_line_is_named_with_its_number_and_value() {
 }
 
 /// Prices that rise and fall over months, and differently from day to day.
-fn prices(days: usize) -> Prices {
+pub(crate) fn prices(days: usize) -> Prices {
     let close = |trend: f64, noise: f64, day: f64| (0.3 * (trend * day).sin() + 0.03 * (noise * day * day).sin()).exp();
     let closes = |day| [close(0.011, 1.0, day), close(0.013, 1.1, day), close(0.017, 1.2, day)];
     Prices {
@@ -114,7 +118,12 @@ fn weights_and_returns_do_not_depend_on_later_prices() {
 
 #[test]
 fn unusable_prices_are_errors_that_say_why() {
-    assert!(plan(&prices(alpha::ENOUGH_DAYS), &Faults::default()).is_ok());
+    // Wherever the month begins.
+    for start in 0..31 {
+        let Prices { dates, closes } = prices(start + alpha::ENOUGH_DAYS);
+        let last = Prices { dates: dates[start..].to_vec(), closes: closes[start..].to_vec() };
+        assert!(plan(&last, &Faults::default()).is_ok(), "from {}", last.dates[0]);
+    }
     let error = plan(&prices(200), &Faults::default()).expect_err("no year of prices");
     assert!(error.to_string().starts_with("200 days with a price of every asset are too few, 284 are"), "{error}");
     let mut flat = prices(300);
