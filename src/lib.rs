@@ -176,7 +176,7 @@ pub use config::{DEFAULT_ENV_PREFIX, DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder}
 #[cfg(feature = "pushgateway")]
 pub use delivery::{
     COMPRESSION_THRESHOLD, DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, MAX_SPOOL_BYTES, MAX_SPOOL_FILES,
-    Pushgateway,
+    PushFormat, Pushgateway,
 };
 #[cfg(feature = "http")]
 pub use delivery::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};

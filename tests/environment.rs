@@ -267,6 +267,7 @@ fn wrong_value_is_quoted_with_its_variable() {
             "le=1",
             "grouping label \"le\" is reserved by Prometheus: choose another name".to_owned(),
         ),
+        ("TV_PROMETHEUS_PUSH_FORMAT", "xml", "\"xml\" is not a format of a push: give text or protobuf".to_owned()),
         (
             "TV_PROMETHEUS_LISTEN",
             "everywhere",

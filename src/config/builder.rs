@@ -33,6 +33,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_max_series`](Self::with_max_series) | [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES) |
 /// | [`without_run_id_label`](Self::without_run_id_label) | with the label |
 /// | [`with_pushgateway`](Self::with_pushgateway) | no push |
+/// | [`map_pushgateway`](Self::map_pushgateway) | the gateway as it is |
 /// | [`with_instance_grouping`](Self::with_instance_grouping) | no such label |
 /// | [`with_push_interval`](Self::with_push_interval) | [`DEFAULT_PUSH_INTERVAL`] |
 /// | [`with_flush_timeout`](Self::with_flush_timeout) | [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT) |
@@ -131,10 +132,11 @@ impl MetricsLayerBuilder {
         }
     }
 
-    /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_INTERVAL`,
+    /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_FORMAT`, `…_PUSH_INTERVAL`,
     /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR` and `…_NODE`. A variable that is not set, or empty, changes
     /// nothing. Job and grouping belong to the gateway of `…_PUSHGATEWAY`; a gateway that the code sets keeps its own. Without a
-    /// gateway they are only the labels of the text file, and the job is the service name of OTLP.
+    /// gateway they are only the labels of the text file, and the job is the service name of OTLP. The format applies to a
+    /// gateway that the code sets, too.
     /// `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp` does.
     ///
     /// ```no_run
@@ -171,6 +173,9 @@ impl MetricsLayerBuilder {
         if environment.gateway.is_some() {
             self.gateway = environment.gateway;
             self.default_job = environment.default_job;
+        }
+        if let Some(format) = environment.push_format {
+            self = self.map_pushgateway(|gateway| gateway.with_format(format));
         }
         self.push_interval = environment.push_interval.unwrap_or(self.push_interval);
         self.flush_timeout = environment.flush_timeout.unwrap_or(self.flush_timeout);

@@ -34,6 +34,23 @@ impl MetricsLayerBuilder {
         self
     }
 
+    /// Changes the gateway that the environment or [`with_pushgateway`](Self::with_pushgateway) has set. Does nothing where no
+    /// gateway is set: the environment decides where the program pushes, and the code decides how.
+    ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// use tracing_stage_metrics::PushFormat;
+    ///
+    /// let builder = MetricsLayer::builder().with_env()?; // TV_PROMETHEUS_PUSHGATEWAY
+    /// let builder = builder.map_pushgateway(|gateway| gateway.with_format(PushFormat::Protobuf));
+    /// let (layer, guard) = builder.install()?;
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn map_pushgateway(mut self, map: impl FnOnce(Pushgateway) -> Pushgateway) -> Self {
+        self.gateway = self.gateway.map(map);
+        self
+    }
+
     /// Adds a grouping label `instance`, the host name and the process id, as in `worker-7:4711`. Processes of one job can then
     /// push to one gateway at the same time. It has no effect where no gateway is set. Without it, processes with the same job
     /// and grouping overwrite each other.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::validate::MAX_DURATION;
-use crate::delivery::{Grouping, Pushgateway, parse_grouping};
+use crate::delivery::{Grouping, PushFormat, Pushgateway, parse_grouping};
 use crate::error::Error;
 use crate::process::{executable_name, trimmed};
 
@@ -25,6 +25,7 @@ pub(crate) struct Environment {
     pub(crate) default_job: Option<String>,
     /// Job and grouping if there is no gateway: labels of the text file.
     pub(crate) job_labels: Vec<(String, String)>,
+    pub(crate) push_format: Option<PushFormat>,
     pub(crate) push_interval: Option<Duration>,
     pub(crate) flush_timeout: Option<Duration>,
     pub(crate) textfile: Option<PathBuf>,
@@ -71,6 +72,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
             default_job: (is_default_job && gateway.is_some()).then(|| self.name("JOB")),
             gateway,
             job_labels,
+            push_format: self.parsed("PUSH_FORMAT", parse_push_format)?,
             push_interval: self.parsed("PUSH_INTERVAL", parse_duration)?,
             flush_timeout: self.parsed("FLUSH_TIMEOUT", parse_duration)?,
             textfile: self.value("TEXTFILE")?.map(PathBuf::from),
@@ -170,6 +172,14 @@ fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
     })
 }
 
+fn parse_push_format(text: &str) -> Result<PushFormat, Error> {
+    match text {
+        "text" => Ok(PushFormat::Text),
+        "protobuf" => Ok(PushFormat::Protobuf),
+        _ => Err(Error::config(format!("{text:?} is not a format of a push: give text or protobuf"))),
+    }
+}
+
 /// Parses a number and a unit: `ms`, `s`, `m` or `h`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
     let wrong = |why: &str| {
@@ -250,6 +260,7 @@ mod tests {
             ("TV_PROMETHEUS_PUSHGATEWAY", "http://gateway:9091/x"),
             ("TV_PROMETHEUS_JOB", "quant"),
             ("TV_PROMETHEUS_GROUPING", "a= b c ,d=e f"),
+            ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
             ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
             ("TV_PROMETHEUS_TEXTFILE", "/tmp/x y.prom"),
@@ -283,6 +294,7 @@ mod tests {
             ("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"),
             ("TV_PROMETHEUS_JOB", "quant"),
             ("TV_PROMETHEUS_GROUPING", r"profile=a\,b,team=x"),
+            ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
             ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
             ("TV_PROMETHEUS_TEXTFILE", "/tmp/x.prom"),
@@ -297,6 +309,7 @@ mod tests {
         assert_eq!(gateway.grouping().job(), "quant");
         assert_eq!(gateway.grouping().get("profile"), Some("a,b"));
         assert_eq!(gateway.grouping().get("team"), Some("x"));
+        assert_eq!(environment.push_format, Some(PushFormat::Protobuf));
         assert_eq!(environment.push_interval, Some(Duration::from_secs(60)));
         assert_eq!(environment.flush_timeout, Some(Duration::from_millis(500)));
         assert_eq!(environment.textfile, Some(PathBuf::from("/tmp/x.prom")));
@@ -322,6 +335,7 @@ mod tests {
             ("TV_PROMETHEUS_PUSH_INTERVAL", "15"),
             ("TV_PROMETHEUS_PUSH_INTERVAL", "s"),
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "5 days"),
+            ("TV_PROMETHEUS_PUSH_FORMAT", "Protobuf"),
         ] {
             let message = message(&[(variable, value)]);
             assert!(message.starts_with(&format!("{variable}: ")) && message.contains(value), "{message}");

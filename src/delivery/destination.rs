@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Instant, timeout_at};
 
@@ -15,7 +14,7 @@ use super::http::retry::RetryBudget;
 use super::otlp::Exporter;
 #[cfg(feature = "otlp")]
 use super::pushgateway::DEFAULT_REQUEST_TIMEOUT;
-use super::pushgateway::{OutcomeGuard, Pushed, Pushgateway, push_state};
+use super::pushgateway::{EncodedState, OutcomeGuard, Pushed, Pushgateway, push_state};
 use super::replayer::{Replayer, SpoolThread};
 use super::source::ExpositionSource;
 use super::spool::{CarriedOver, Written};
@@ -57,9 +56,14 @@ impl SharedState {
         rendered.as_ref().map(Arc::clone).map_err(Error::copy)
     }
 
-    /// Returns the state in the text format.
-    async fn text(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) -> Result<Bytes, Error> {
-        Ok(self.families(source, deadline).await?.to_text().into())
+    /// Returns the state in the format of a gateway.
+    async fn encoded(
+        &self,
+        source: &Arc<dyn ExpositionSource>,
+        deadline: Instant,
+        gateway: &Pushgateway,
+    ) -> Result<EncodedState, Error> {
+        Ok(EncodedState::new(self.families(source, deadline).await?, gateway.format()))
     }
 }
 
@@ -211,8 +215,9 @@ impl GatewayDestination {
         if !self.has_pushed.load(Ordering::Acquire) {
             self.deliver_earlier_runs(source, budget.deadline).await;
         }
-        let exposition = self.carried_over().complete(state.text(source, budget.deadline).await?);
-        self.push(source, exposition, budget).await?.into_result()
+        let state = state.encoded(source, budget.deadline, &self.gateway).await?;
+        let state = self.carried_over().complete(state, self.gateway.format());
+        self.push(source, &state, budget).await?.into_result()
     }
 
     /// Delivers the payloads of earlier runs of the group before the first push of this run. The pushes of this run
@@ -242,10 +247,10 @@ impl GatewayDestination {
     async fn push(
         &self,
         source: &Arc<dyn ExpositionSource>,
-        exposition: Bytes,
+        state: &EncodedState,
         budget: &RetryBudget,
     ) -> Result<Pushed, Error> {
-        let pushed = push_state(&self.gateway, source, exposition, budget, &self.is_outcome_unknown).await;
+        let pushed = push_state(&self.gateway, source, state, budget, &self.is_outcome_unknown).await;
         if pushed.is_ok() || self.is_outcome_unknown.load(Ordering::Acquire) {
             self.has_pushed.store(true, Ordering::Release);
         }
@@ -267,24 +272,23 @@ impl GatewayDestination {
         let deadline = budget.deadline;
         let Some(spool) = &self.spool else {
             previous.await;
-            let exposition = state.text(source, deadline).await?;
-            return self.push_final(source, exposition, budget).await?.into_result();
+            let state = state.encoded(source, deadline, &self.gateway).await?;
+            return self.push_final(source, &state, budget).await?.into_result();
         };
         spool.evict_oldest(source, deadline).await;
-        let exposition = state.text(source, deadline).await?;
+        let state = state.encoded(source, deadline, &self.gateway).await?;
         let is_delivered = Arc::new(AtomicBool::new(false));
-        let payload = spool.payload(&self.gateway, exposition.clone());
+        let payload = spool.payload(&self.gateway, state.clone());
         let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&is_delivered)));
         tokio::join!(previous, self.carry_over(spool, deadline));
-        let carried = self.carried_over();
-        let exposition = carried.complete(exposition);
-        match self.push_final(source, exposition.clone(), budget).await {
+        let state = self.carried_over().complete(state, self.gateway.format());
+        match self.push_final(source, &state, budget).await {
             Ok(pushed) => {
                 is_delivered.store(true, Ordering::Release);
                 let until = deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
                 match timeout_at(until, &mut write).await {
                     Ok(Ok(Ok(written))) => {
-                        self.clean_up(source, spool, written, carried, exposition, budget).await?;
+                        self.clean_up(source, spool, written, carried, &state, budget).await?;
                     }
                     Ok(Ok(Err(error))) => source.on_event(DeliveryEvent::NotSpooled(error)),
                     // The disk is slow. The gateway has the state, and the file is dropped when it is complete.
@@ -323,7 +327,7 @@ impl GatewayDestination {
         spool: &SpoolThread,
         written: Written,
         carried: CarriedOver,
-        exposition: Bytes,
+        state: &EncodedState,
         budget: &RetryBudget,
     ) -> Result<(), Error> {
         let Written { entry, group_in_use } = written;
@@ -332,7 +336,7 @@ impl GatewayDestination {
             let free = timeout_at(budget.deadline, spool.wait_group_free(entry)).await;
             let late = |_| Err(Error::new(Kind::Timeout, "its delivery did not end in the time allowed"));
             let repeated = match free.unwrap_or_else(late) {
-                Ok(()) => self.push(source, exposition, budget).await.map(|_| ()),
+                Ok(()) => self.push(source, state, budget).await.map(|_| ()),
                 Err(error) => Err(error),
             };
             repeated.map_err(|error| {
@@ -351,15 +355,15 @@ impl GatewayDestination {
     async fn push_final(
         &self,
         source: &Arc<dyn ExpositionSource>,
-        exposition: Bytes,
+        state: &EncodedState,
         budget: &RetryBudget,
     ) -> Result<Pushed, Error> {
         let is_outcome_unknown = self.is_outcome_unknown.load(Ordering::Acquire);
-        let pushed = self.push(source, exposition.clone(), budget).await?;
+        let pushed = self.push(source, state, budget).await?;
         if !is_outcome_unknown {
             return Ok(pushed);
         }
-        self.push(source, exposition, budget).await.map_err(|error| {
+        self.push(source, state, budget).await.map_err(|error| {
             let text = "an earlier push got no answer and may replace the final state, which could not be sent again";
             Error::new(error.kind(), text).with_source(error)
         })

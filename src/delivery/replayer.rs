@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::event::DeliveryEvent;
-use super::pushgateway::Pushgateway;
+use super::pushgateway::{EncodedState, Pushgateway};
 use super::source::ExpositionSource;
 use super::spool::{CarriedOver, Entry, Payload, Replayed, Scope, Spool, Written, replay};
 use crate::error::Error;
@@ -79,8 +78,8 @@ impl SpoolThread {
     }
 
     /// Creates the payload of the final state.
-    pub(super) fn payload(&self, gateway: &Pushgateway, exposition: Bytes) -> Payload {
-        self.spool.payload(gateway, exposition)
+    pub(super) fn payload(&self, gateway: &Pushgateway, state: EncodedState) -> Payload {
+        self.spool.payload(gateway, state)
     }
 
     /// Delivers the payloads of earlier runs of the own group. Returns whether a request had no response.
@@ -235,8 +234,8 @@ mod tests {
         #[cfg(feature = "otlp")]
         fn publish(self: Arc<Self>) {}
 
-        fn own_families(&self, _: &str) -> String {
-            String::new()
+        fn is_own(&self, _: &str) -> bool {
+            false
         }
 
         fn sample(self: Arc<Self>) {}

@@ -159,8 +159,8 @@ mod tests {
         #[cfg(feature = "otlp")]
         fn publish(self: Arc<Self>) {}
 
-        fn own_families(&self, _: &str) -> String {
-            String::new()
+        fn is_own(&self, _: &str) -> bool {
+            false
         }
 
         fn sample(self: Arc<Self>) {

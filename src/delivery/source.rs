@@ -24,8 +24,8 @@ pub(crate) trait ExpositionSource: Send + Sync {
     #[cfg(feature = "otlp")]
     fn publish(self: Arc<Self>);
 
-    /// Returns the part of a text exposition that is this crate's own metrics.
-    fn own_families(&self, exposition: &str) -> String;
+    /// Returns whether a metric of this name is one of this crate.
+    fn is_own(&self, name: &str) -> bool;
 
     /// Samples the resource usage of the process.
     fn sample(self: Arc<Self>);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use metrics::SharedString;
+use metrics::{SharedString, Unit};
 
 use super::labels::Labels;
-use crate::histogram::Snapshot;
+use super::values::{Counter, Histogram, Number, Summary};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum MetricKind {
@@ -27,22 +27,24 @@ impl MetricKind {
     }
 }
 
-/// All metrics of one moment, each family once, sorted by name.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Families(Vec<Family>);
+/// All metrics of one moment, each family once, sorted by name. A clone shares the families.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Families(Vec<Arc<Family>>);
 
 /// The series of one metric.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Family {
     pub(crate) name: Arc<str>,
     pub(crate) help: Option<SharedString>,
+    /// The text format 0.0.4 does not have it.
+    pub(crate) unit: Option<Unit>,
     pub(crate) samples: Samples,
 }
 
 /// The kind of a family, and its series, sorted by their labels.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Samples {
-    Counter(Vec<Series<Number>>),
+    Counter(Vec<Series<Counter>>),
     Gauge(Vec<Series<Number>>),
     Histogram(Vec<Series<Histogram>>),
     Summary(Vec<Series<Summary>>),
@@ -50,81 +52,12 @@ pub(crate) enum Samples {
     Unknown(Vec<Series<Number>>),
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Series<T> {
     pub(crate) labels: Labels,
     pub(crate) value: T,
     /// In milliseconds of Unix time, where a foreign text has one.
     pub(crate) timestamp: Option<i64>,
-}
-
-/// A value: counters are exact beyond what a float can tell apart.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Number {
-    Integer(u64),
-    Float(f64),
-}
-
-#[derive(Debug, PartialEq)]
-pub(crate) struct Histogram {
-    /// Upper bounds, `+Inf` among them.
-    pub(crate) bounds: WrittenBounds,
-    /// How many samples are not above each bound.
-    pub(crate) cumulative: Vec<u64>,
-    /// Absent where a foreign text leaves it out, as the count.
-    pub(crate) sum: Option<f64>,
-    pub(crate) count: Option<u64>,
-}
-
-#[derive(Debug, PartialEq)]
-pub(crate) struct Summary {
-    pub(crate) quantiles: WrittenBounds,
-    pub(crate) values: Vec<f64>,
-    pub(crate) sum: Option<f64>,
-    pub(crate) count: Option<u64>,
-}
-
-/// Bounds or quantiles as they are spelled in the labels `le` and `quantile`. Shared by the series of a family: another
-/// spelling is another series.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct WrittenBounds(Arc<[Box<str>]>);
-
-impl WrittenBounds {
-    /// The buckets of a histogram with these upper bounds and `+Inf`.
-    pub(crate) fn with_infinity(bounds: &[f64]) -> Self {
-        Self(bounds.iter().map(|bound| bound.to_string().into()).chain(["+Inf".into()]).collect())
-    }
-
-    pub(super) fn spelled<'a>(bounds: impl Iterator<Item = &'a str>) -> Self {
-        Self(bounds.map(Box::from).collect())
-    }
-
-    pub(super) fn none() -> Self {
-        Self(Arc::default())
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|bound| &**bound)
-    }
-}
-
-impl Histogram {
-    /// `bounds` has one bound for each count.
-    pub(crate) fn new(bounds: WrittenBounds, Snapshot { counts: mut cumulative, sum }: Snapshot) -> Self {
-        let mut count = 0;
-        for bucket in &mut cumulative {
-            count += *bucket;
-            *bucket = count;
-        }
-        Self { bounds, cumulative, sum: Some(sum), count: Some(count) }
-    }
-
-    /// Adds the samples of a histogram with the same bounds.
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.cumulative.iter_mut().zip(&other.cumulative).for_each(|(count, other)| *count += other);
-        self.sum = self.sum.zip(other.sum).map(|(a, b)| a + b);
-        self.count = self.count.zip(other.count).map(|(a, b)| a + b);
-    }
 }
 
 impl<T> Series<T> {
@@ -150,7 +83,8 @@ impl Samples {
             series.sort_by(|a, b| a.labels.cmp(&b.labels));
         }
         match self {
-            Self::Counter(series) | Self::Gauge(series) | Self::Unknown(series) => sort(series),
+            Self::Counter(series) => sort(series),
+            Self::Gauge(series) | Self::Unknown(series) => sort(series),
             Self::Histogram(series) => sort(series),
             Self::Summary(series) => sort(series),
         }
@@ -158,7 +92,8 @@ impl Samples {
 
     fn is_empty(&self) -> bool {
         match self {
-            Self::Counter(series) | Self::Gauge(series) | Self::Unknown(series) => series.is_empty(),
+            Self::Counter(series) => series.is_empty(),
+            Self::Gauge(series) | Self::Unknown(series) => series.is_empty(),
             Self::Histogram(series) => series.is_empty(),
             Self::Summary(series) => series.is_empty(),
         }
@@ -173,19 +108,54 @@ impl Families {
         for family in &mut families {
             family.samples.sort();
         }
-        Self(families)
+        Self(families.into_iter().map(Arc::new).collect())
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Family> {
-        self.0.iter()
+        self.0.iter().map(|family| &**family)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Keeps the families whose name is wanted.
-    pub(crate) fn retain(&mut self, mut is_wanted: impl FnMut(&str) -> bool) {
-        self.0.retain(|family| is_wanted(&family.name));
+    pub(crate) fn get(&self, name: &str) -> Option<&Family> {
+        let at = self.0.binary_search_by(|family| (*family.name).cmp(name)).ok()?;
+        self.0.get(at).map(|family| &**family)
+    }
+
+    /// Returns the families whose name is wanted; `None` if these are none or all.
+    pub(crate) fn part(&self, mut is_wanted: impl FnMut(&str) -> bool) -> Option<Self> {
+        let part: Vec<_> = self.0.iter().filter(|family| is_wanted(&family.name)).map(Arc::clone).collect();
+        (!part.is_empty() && part.len() < self.0.len()).then_some(Self(part))
+    }
+
+    /// Returns the series of a gauge, none if it is not there.
+    pub(crate) fn gauge(&self, name: &str) -> &[Series<Number>] {
+        match self.get(name).map(|family| &family.samples) {
+            Some(Samples::Gauge(series) | Samples::Unknown(series)) => series,
+            _ => &[],
+        }
+    }
+
+    /// Returns the value of a gauge without labels.
+    pub(crate) fn gauge_value(&self, name: &str) -> Option<f64> {
+        self.gauge(name).iter().find(|series| series.labels.is_empty()).map(|series| series.value.as_f64())
+    }
+
+    /// Adds series to a gauge. `new` makes the family if it is not there.
+    pub(crate) fn add_to_gauge(&mut self, name: &str, more: Vec<Series<Number>>, new: impl FnOnce() -> Family) {
+        let at = match self.0.binary_search_by(|family| (*family.name).cmp(name)) {
+            Ok(at) => at,
+            Err(at) => {
+                self.0.insert(at, Arc::new(new()));
+                at
+            }
+        };
+        let family = Arc::make_mut(&mut self.0[at]);
+        if let Samples::Gauge(series) | Samples::Unknown(series) = &mut family.samples {
+            series.extend(more);
+        }
+        family.samples.sort();
     }
 }

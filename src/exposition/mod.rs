@@ -5,12 +5,15 @@ mod labels;
 mod names;
 mod parse;
 mod problem;
+pub(crate) mod protobuf;
 mod text;
+mod values;
 
-pub(crate) use families::{Families, Family, Histogram, MetricKind, Number, Samples, Series, WrittenBounds};
+pub(crate) use families::{Families, Family, MetricKind, Samples, Series};
 pub(crate) use labels::Labels;
 #[cfg(feature = "otlp")]
 pub(crate) use names::labels_of;
 pub(crate) use names::metric_name;
 pub(crate) use parse::{parse, samples};
 pub(crate) use problem::{Owner, Problem, Problems, owner_of};
+pub(crate) use values::{Counter, Histogram, Number, WrittenBounds};

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::fmt::{self, Display, Write};
 
-use super::families::{Families, Family, Number, Samples, Series, WrittenBounds};
+use super::families::{Families, Family, Samples, Series};
 use super::labels::{Labels, escape};
+use super::values::{Number, WrittenBounds};
 
 /// Typical length of a float in the text.
 const FLOAT_LEN: usize = 20;
@@ -27,7 +28,7 @@ impl Families {
 }
 
 fn write_family(text: &mut String, family: &Family, further: &Labels) {
-    let Family { name, help, samples } = family;
+    let Family { name, help, samples, .. } = family;
     if let Some(help) = help {
         push_all(text, &["# HELP ", name, " "]);
         escape(text, help, false);
@@ -37,21 +38,24 @@ fn write_family(text: &mut String, family: &Family, further: &Labels) {
         push_all(text, &["# TYPE ", name, " ", kind.as_str(), "\n"]);
     }
     match samples {
-        Samples::Counter(series) | Samples::Gauge(series) | Samples::Unknown(series) => {
+        Samples::Counter(series) => write_series(series, further, |labels, series| {
+            Line { name, labels, series }.push(text, "", None, series.value.value);
+        }),
+        Samples::Gauge(series) | Samples::Unknown(series) => {
             write_series(series, further, |labels, series| {
                 Line { name, labels, series }.push(text, "", None, series.value)
             });
         }
         Samples::Histogram(series) => write_series(series, further, |labels, series| {
             let (line, value) = (Line { name, labels, series }, &series.value);
-            for (bound, count) in value.bounds.iter().zip(&value.cumulative) {
+            for (bound, count) in value.bounds.texts().zip(&value.cumulative) {
                 line.push(text, "_bucket", Some(("le", bound)), count);
             }
             line.push_totals(text, value.sum, value.count);
         }),
         Samples::Summary(series) => write_series(series, further, |labels, series| {
             let (line, value) = (Line { name, labels, series }, &series.value);
-            for (quantile, at) in value.quantiles.iter().zip(&value.values) {
+            for (quantile, at) in value.quantiles.texts().zip(&value.values) {
                 line.push(text, "", Some(("quantile", quantile)), Number::Float(*at));
             }
             line.push_totals(text, value.sum, value.count);
@@ -139,13 +143,12 @@ fn len(family: &Family, further: &Labels) -> usize {
         2 * (family.name.len() + "# TYPE  histogram\n".len()) + family.help.as_ref().map_or(0, |help| help.len());
     let line = family.name.len() + further.as_str().len() + ",{} \n".len();
     let bounds = |bounds: &WrittenBounds, line: usize, label: &str| {
-        bounds.iter().map(|bound| line + bound.len() + label.len()).sum::<usize>()
+        bounds.texts().map(|bound| line + bound.len() + label.len()).sum::<usize>()
     };
     let totals = |line: usize| 2 * (line + "_count".len() + FLOAT_LEN);
     head + match &family.samples {
-        Samples::Counter(series) | Samples::Gauge(series) | Samples::Unknown(series) => {
-            sum(series, line, |_, line| line + FLOAT_LEN)
-        }
+        Samples::Counter(series) => sum(series, line, |_, line| line + FLOAT_LEN),
+        Samples::Gauge(series) | Samples::Unknown(series) => sum(series, line, |_, line| line + FLOAT_LEN),
         Samples::Histogram(series) => sum(series, line, |series, line| {
             let counts = series.value.cumulative.iter().map(|count| count.checked_ilog10().unwrap_or(0) as usize + 1);
             bounds(&series.value.bounds, line, "_bucket,le=\"\"") + counts.sum::<usize>() + totals(line)

@@ -3,10 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
-use metrics::Key;
-
 use super::stages::Stages;
 use crate::histogram::Snapshot;
+use crate::recorder::KeptHistogram;
 use crate::series::interner::LabelId;
 use crate::series::{DurationSeries, StageTotals};
 
@@ -18,11 +17,14 @@ pub(crate) struct StageState {
     pub(crate) open: u64,
 }
 
-/// Publishes the state of this moment to the recorder, before it is rendered. Returns the histograms that the layer keeps, by
-/// the key of their series.
-pub(super) fn publish(stages: &Stages) -> impl Iterator<Item = (Key, Snapshot)> {
+/// Publishes the state of this moment to the recorder, before it is rendered. Returns the histograms that the layer keeps.
+pub(super) fn publish(stages: &Stages) -> impl Iterator<Item = KeptHistogram> {
     let histograms = if stages.series.recorder.updates_eagerly() { Vec::new() } else { publish_all(stages) };
-    histograms.into_iter().map(|(set, histogram)| (stages.series.key_of(set), histogram))
+    let kept = |(set, snapshot): (&DurationSeries, _)| {
+        let key = stages.series.key_of(set);
+        KeptHistogram { key, snapshot, created: set.created }
+    };
+    histograms.into_iter().map(kept)
 }
 
 fn publish_all(stages: &Stages) -> Vec<(&DurationSeries, Snapshot)> {

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use metrics::Key;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Metadata, Subscriber};
 use tracing_subscriber::layer::Context;
@@ -24,8 +23,7 @@ use super::summary::{self, StageState};
 use super::trace_context;
 use super::{end, warnings};
 use crate::diagnostics::Diagnostics;
-use crate::histogram::Snapshot;
-use crate::recorder::{RecorderHandle, is_suppressed, suppress_instrumentation};
+use crate::recorder::{KeptHistogram, RecorderHandle, is_suppressed, suppress_instrumentation};
 use crate::schema::Metric;
 use crate::series::append_only_map::EntryId;
 use crate::series::outcome::{Outcome, Reason};
@@ -354,9 +352,8 @@ impl StageTracker {
         suppress_instrumentation(|| gauge.set(value));
     }
 
-    /// Publishes the state of this moment to the recorder, before it is rendered. Returns the histograms that the layer keeps, by
-    /// the key of their series.
-    pub(crate) fn publish(&self) -> impl Iterator<Item = (Key, Snapshot)> {
+    /// Publishes the state of this moment to the recorder, before it is rendered. Returns the histograms that the layer keeps.
+    pub(crate) fn publish(&self) -> impl Iterator<Item = KeptHistogram> {
         self.missed.count_detached(&self.stages);
         summary::publish(&self.stages)
     }

@@ -3,21 +3,28 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use metrics::{Key, SharedString};
+use metrics::{Key, SharedString, Unit};
 
 use crate::exposition::{
-    Family, Histogram, Labels, MetricKind, Number, Owner, Problem, Problems, Samples, Series, WrittenBounds,
+    Counter, Family, Histogram, Labels, MetricKind, Number, Owner, Problem, Problems, Samples, Series, WrittenBounds,
     metric_name, owner_of,
 };
 use crate::histogram::BucketHistogram;
+use crate::unix_time;
 
 /// All series by their final names. Keys with the same final name and labels share a series, so none is written twice.
 pub(super) struct MetricsByName {
     families: BTreeMap<Arc<str>, Registered>,
-    help: HashMap<String, SharedString>,
+    descriptions: HashMap<String, Description>,
     bounds: Arc<BoundsByName>,
     pub(super) problems: Problems,
+}
+
+struct Description {
+    unit: Option<Unit>,
+    help: SharedString,
 }
 
 struct Registered {
@@ -33,7 +40,20 @@ enum Table {
 }
 
 /// The series of a family by their [identity](Labels::identity).
-type SeriesTable<T> = HashMap<Labels, (Labels, Arc<T>)>;
+type SeriesTable<T> = HashMap<Labels, RegisteredSeries<T>>;
+
+struct RegisteredSeries<T> {
+    labels: Labels,
+    value: Arc<T>,
+    /// The Unix time of the registration.
+    created: Duration,
+}
+
+impl<T> RegisteredSeries<T> {
+    fn new(labels: Labels, value: Arc<T>) -> Self {
+        Self { labels, value, created: unix_time::now() }
+    }
+}
 
 /// The upper bounds of a histogram, as values and as they are written.
 #[derive(Clone)]
@@ -73,19 +93,22 @@ impl MetricsByName {
             let table = Table::new(kind, bounds.of(&name));
             (Arc::from(name), Registered { is_own: true, table })
         });
-        Self { families: own.collect(), help: HashMap::new(), bounds, problems: Problems::default() }
+        Self { families: own.collect(), descriptions: HashMap::new(), bounds, problems: Problems::default() }
     }
 
-    /// Sets the help text. The first description of a name counts.
-    pub(super) fn describe(&mut self, name: &str, help: SharedString) {
-        self.help.entry(metric_name(name).into_owned()).or_insert(help);
+    /// Sets the unit and the help text. The first description of a name counts.
+    pub(super) fn describe(&mut self, name: &str, unit: Option<Unit>, help: SharedString) {
+        // To Prometheus a number of things has no unit.
+        let unit = unit.filter(|unit| *unit != Unit::Count);
+        self.descriptions.entry(metric_name(name).into_owned()).or_insert(Description { unit, help });
     }
 
     pub(super) fn counter(&mut self, key: &Key) -> Arc<AtomicU64> {
         match self.table(key, MetricKind::Counter) {
             Some((Table::Counters(series), problems)) => {
                 let labels = checked(key, Labels::new(pairs(key)), problems);
-                Arc::clone(&series.entry(labels.identity()).or_insert_with(|| (labels, Arc::default())).1)
+                let new = || RegisteredSeries::new(labels.clone(), Arc::default());
+                Arc::clone(&series.entry(labels.identity()).or_insert_with(new).value)
             }
             _ => Arc::default(),
         }
@@ -99,7 +122,8 @@ impl MetricsByName {
                 if series.contains_key(&identity) {
                     problems.add(Problem::SharedGauge { metric: key.name().to_owned() });
                 }
-                Arc::clone(&series.entry(identity).or_insert_with(|| (labels, Arc::default())).1)
+                let new = || RegisteredSeries::new(labels, Arc::default());
+                Arc::clone(&series.entry(identity).or_insert_with(new).value)
             }
             _ => Arc::default(),
         }
@@ -109,8 +133,9 @@ impl MetricsByName {
         match self.table(key, MetricKind::Histogram) {
             Some((Table::Histograms(bounds, series), problems)) => {
                 let labels = checked(key, Labels::of_histogram(pairs(key)), problems);
-                let new = || (labels.clone(), Arc::new(BucketHistogram::new(Arc::clone(&bounds.values))));
-                Arc::clone(&series.entry(labels.identity()).or_insert_with(new).1)
+                let histogram = || Arc::new(BucketHistogram::new(Arc::clone(&bounds.values)));
+                let new = || RegisteredSeries::new(labels.clone(), histogram());
+                Arc::clone(&series.entry(labels.identity()).or_insert_with(new).value)
             }
             _ => Arc::new(BucketHistogram::new(Arc::default())),
         }
@@ -149,16 +174,24 @@ impl MetricsByName {
     }
 
     fn family(&self, name: &Arc<str>, registered: &Registered) -> Family {
-        let integer = |value: &AtomicU64| Number::Integer(value.load(Ordering::Acquire));
-        let float = |value: &AtomicU64| Number::Float(f64::from_bits(value.load(Ordering::Acquire)));
+        let integer = |series: &RegisteredSeries<AtomicU64>| {
+            Counter::new(Number::Integer(series.value.load(Ordering::Acquire)), Some(series.created))
+        };
+        let float = |series: &RegisteredSeries<AtomicU64>| f64::from_bits(series.value.load(Ordering::Acquire)).into();
         let samples = match &registered.table {
             Table::Counters(table) => Samples::Counter(read(table, integer)),
             Table::Gauges(table) => Samples::Gauge(read(table, float)),
-            Table::Histograms(bounds, table) => Samples::Histogram(read(table, |histogram| {
-                Histogram::new(bounds.written.clone(), histogram.snapshot())
+            Table::Histograms(bounds, table) => Samples::Histogram(read(table, |series| {
+                Histogram::new(bounds.written.clone(), series.value.snapshot(), Some(series.created))
             })),
         };
-        Family { name: Arc::clone(name), help: self.help.get(&**name).cloned(), samples }
+        let description = self.descriptions.get(&**name);
+        Family {
+            name: Arc::clone(name),
+            help: description.map(|description| description.help.clone()),
+            unit: description.and_then(|description| description.unit),
+            samples,
+        }
     }
 }
 
@@ -180,8 +213,8 @@ impl Table {
     }
 }
 
-fn read<T, V>(table: &SeriesTable<T>, value: impl Fn(&T) -> V) -> Vec<Series<V>> {
-    table.values().map(|(labels, read)| Series::new(labels.clone(), value(read))).collect()
+fn read<T, V>(table: &SeriesTable<T>, value: impl Fn(&RegisteredSeries<T>) -> V) -> Vec<Series<V>> {
+    table.values().map(|series| Series::new(series.labels.clone(), value(series))).collect()
 }
 
 pub(super) fn pairs(key: &Key) -> impl Iterator<Item = (&str, &str)> + Clone {

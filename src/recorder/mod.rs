@@ -16,4 +16,4 @@ pub(crate) use foreign::ForeignRecorder;
 pub use prometheus::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS};
 #[cfg(feature = "pushgateway")]
 pub(crate) use prometheus::{StageRecorder, check_is_installed};
-pub(crate) use target::{RecorderHandle, RecorderTarget, is_suppressed, suppress_instrumentation};
+pub(crate) use target::{KeptHistogram, RecorderHandle, RecorderTarget, is_suppressed, suppress_instrumentation};

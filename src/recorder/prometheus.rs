@@ -9,11 +9,10 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, Share
 use metrics_util::registry::{Registry, Storage};
 
 use super::by_name::{BoundsByName, MetricsByName, pairs};
-use super::target::recorder_address;
+use super::target::{KeptHistogram, recorder_address};
 use crate::error::Error;
 use crate::exposition::{self, Families, Labels, MetricKind, Problem, Samples, Series, metric_name};
 use crate::histogram::BucketHistogram;
-use crate::histogram::Snapshot;
 
 /// Default upper bounds of the buckets of the stage duration, in seconds, from a millisecond to four hours.
 pub const DEFAULT_BUCKETS: [f64; 14] =
@@ -47,15 +46,16 @@ impl StageRecorder {
     }
 
     /// Returns all metrics. `kept_elsewhere` has series of this crate's histograms that the recorder does not hold.
-    pub(crate) fn families(&self, kept_elsewhere: impl IntoIterator<Item = (Key, Snapshot)>) -> Families {
+    pub(crate) fn families(&self, kept_elsewhere: impl IntoIterator<Item = KeptHistogram>) -> Families {
         // The lock is released first: a thread with a new key waits for it.
         let mut families = lock(&self.metrics).read();
         let mut recorded = (usize::MAX, HashMap::<Labels, usize>::new());
-        for (key, snapshot) in kept_elsewhere {
+        for KeptHistogram { key, snapshot, created } in kept_elsewhere {
             let name = metric_name(key.name());
             let Ok(at) = families.binary_search_by(|family| (*family.name).cmp(&name)) else { continue };
             if let Samples::Histogram(series) = &mut families[at].samples {
-                let histogram = exposition::Histogram::new(self.bounds.of(&name).written.clone(), snapshot);
+                let histogram =
+                    exposition::Histogram::new(self.bounds.of(&name).written.clone(), snapshot, Some(created));
                 let labels = Labels::of_histogram(pairs(&key)).0;
                 if recorded.0 != at {
                     // The application may record into a histogram of this crate.
@@ -104,16 +104,16 @@ fn lock(metrics: &Mutex<MetricsByName>) -> MutexGuard<'_, MetricsByName> {
 }
 
 impl Recorder for StageRecorder {
-    fn describe_counter(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
-        lock(&self.metrics).describe(name.as_str(), help);
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        lock(&self.metrics).describe(name.as_str(), unit, help);
     }
 
-    fn describe_gauge(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
-        lock(&self.metrics).describe(name.as_str(), help);
+    fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        lock(&self.metrics).describe(name.as_str(), unit, help);
     }
 
-    fn describe_histogram(&self, name: KeyName, _: Option<Unit>, help: SharedString) {
-        lock(&self.metrics).describe(name.as_str(), help);
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        lock(&self.metrics).describe(name.as_str(), unit, help);
     }
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {

@@ -4,9 +4,11 @@ use std::cell::Cell;
 use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Recorder};
 
+use crate::histogram::Snapshot;
 use crate::schema::OWN_TARGET;
 use crate::schema::{InstrumentKind, METRICS, Metric, RUN_ID};
 
@@ -37,6 +39,15 @@ pub(crate) fn is_suppressed() -> bool {
 
 static METADATA: metrics::Metadata<'static> =
     metrics::Metadata::new(OWN_TARGET, metrics::Level::INFO, Some(OWN_TARGET));
+
+/// A histogram series of this crate that the recorder does not hold.
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+pub(crate) struct KeptHistogram {
+    pub(crate) key: Key,
+    pub(crate) snapshot: Snapshot,
+    /// The Unix time at which the series began.
+    pub(crate) created: Duration,
+}
 
 pub(crate) struct RecorderHandle {
     recorder: RecorderTarget,

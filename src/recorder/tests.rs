@@ -1,9 +1,13 @@
-use metrics::{Key, Metadata, Recorder, counter, gauge, histogram, with_local_recorder};
+use std::time::Duration;
+
+use metrics::{Key, Metadata, Recorder, Unit, counter, gauge, histogram, with_local_recorder};
 use proptest::prelude::*;
 
 use super::prometheus::*;
-use crate::exposition::MetricKind;
+use super::target::KeptHistogram;
+use crate::exposition::{MetricKind, Samples};
 use crate::histogram::Snapshot;
+use crate::unix_time;
 
 static METADATA: Metadata<'static> = Metadata::new("test", metrics::Level::INFO, None);
 
@@ -161,6 +165,7 @@ fn series_kept_elsewhere_are_added_to_those_recorded_here() {
         (Key::from_parts("own_seconds", &[("a", "1"), ("b", "2")]), Snapshot { counts: vec![1, 2], sum: 10.0 }),
         (Key::from_parts("own_seconds", &[("a", "0")]), Snapshot { counts: vec![0, 1], sum: 3.0 }),
     ];
+    let kept = kept.map(|(key, snapshot)| KeptHistogram { key, snapshot, created: Duration::ZERO });
     assert_eq!(
         recorder.families(kept).to_text(),
         "# TYPE own_seconds histogram\nown_seconds_bucket{a=\"0\",le=\"1\"} 0\nown_seconds_bucket{a=\"0\",le=\"+Inf\"} 1\n\
@@ -195,6 +200,49 @@ fn first_description_of_a_name_counts() {
         },
         "# HELP x_y Rows \\\\ read\\nper \"batch\".\n# TYPE x_y counter\nx_y 1\n",
     );
+}
+
+#[test]
+fn family_has_the_unit_of_its_description_unless_it_counts() {
+    let recorder = recorder();
+    with_local_recorder(&recorder, || {
+        metrics::describe_histogram!("fine", Unit::Seconds, "Time.");
+        metrics::describe_counter!("rows", Unit::Count, "Rows.");
+        metrics::describe_gauge!("level", "No unit.");
+        histogram!("fine").record(0.1);
+        counter!("rows").increment(1);
+        gauge!("level").set(1.0);
+    });
+    let families = recorder.families([]);
+    assert_eq!(families.iter().map(|family| family.unit).collect::<Vec<_>>(), [Some(Unit::Seconds), None, None]);
+}
+
+#[test]
+fn counters_and_histograms_have_the_time_at_which_they_began() {
+    let created = |recorder: &StageRecorder| {
+        let kept = Key::from_parts("own_seconds", &[("a", "1")]);
+        let snapshot = Snapshot { counts: vec![1, 0], sum: 1.0 };
+        let families = recorder.families([KeptHistogram { key: kept, snapshot, created: Duration::from_secs(5) }]);
+        let Samples::Counter(rows) = &families.get("rows").unwrap().samples else { panic!("{families:?}") };
+        let Samples::Histogram(own) = &families.get("own_seconds").unwrap().samples else { panic!("{families:?}") };
+        let own: Vec<_> = own.iter().map(|series| series.value.created.unwrap()).collect();
+        (rows[0].value.created.unwrap(), own)
+    };
+    let before = unix_time::now();
+    let recorder = recorder();
+    with_local_recorder(&recorder, || counter!("rows").increment(1));
+    let (rows, own) = created(&recorder);
+    assert!((before..=unix_time::now()).contains(&rows), "{rows:?}");
+    assert_eq!(own, [Duration::from_secs(5)]);
+    with_local_recorder(&recorder, || {
+        counter!("rows").increment(1);
+        histogram!("own_seconds", "a" => "1").record(0.5);
+        histogram!("own_seconds", "a" => "2").record(0.5);
+    });
+    let (later, own) = created(&recorder);
+    assert_eq!(later, rows, "the series was there");
+    assert_eq!(own[0], Duration::from_secs(5), "of two histograms the earlier");
+    assert!((rows..=unix_time::now()).contains(&own[1]), "{own:?}");
 }
 
 #[test]

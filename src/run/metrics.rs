@@ -274,13 +274,8 @@ impl ExpositionSource for RunMetrics {
         self.report_problems();
     }
 
-    fn own_families(&self, exposition: &str) -> String {
-        // A text that this crate wrote has no problems.
-        let parsed = parse(exposition, |name| self.own.get(name).copied(), &mut Problems::default());
-        parsed.map_or(String::new(), |mut families| {
-            families.retain(|name| self.own.contains_key(name));
-            families.to_text()
-        })
+    fn is_own(&self, name: &str) -> bool {
+        self.own.contains_key(name)
     }
 
     fn sample(self: Arc<Self>) {

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use metrics::{Counter, Histogram};
 
@@ -22,6 +23,7 @@ use super::trace_id::TraceId;
 use crate::histogram::Snapshot;
 use crate::recorder::{RecorderHandle, suppress_instrumentation};
 use crate::schema;
+use crate::unix_time;
 
 /// The durations of a full label set. Beyond the limit on label sets there is one for each stage and pair that is counted
 /// under these labels, so that the totals of the stage and the pair include it.
@@ -36,6 +38,8 @@ pub(crate) struct DurationSeries {
     pair_id: EntryId,
     /// Whether its runs are beyond a limit: of its own labels, its stage or its pair.
     is_overflow: bool,
+    /// The Unix time at which the series began.
+    pub(crate) created: Duration,
 }
 
 /// The series of one label set, present after the first stage with these labels has ended.
@@ -228,6 +232,7 @@ impl SeriesTable {
                     pair: Arc::clone(pair_series),
                     pair_id,
                     is_overflow,
+                    created: unix_time::now(),
                 };
                 let hash = if is_overflow { overflow_hash(limited, stage_id, pair_id) } else { hash(limited) };
                 let is =

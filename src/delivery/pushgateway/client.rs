@@ -7,6 +7,7 @@ use std::time::Duration;
 use reqwest::Client;
 
 use super::clock_offset::ClockOffset;
+use super::format::PushFormat;
 use super::grouping::Grouping;
 use crate::delivery::http::headers::Headers;
 use crate::delivery::http::url::Address;
@@ -67,6 +68,8 @@ pub struct Pushgateway {
     pub(super) timeout: Duration,
     pub(super) connect_timeout: Duration,
     pub(super) compression: bool,
+    /// `None` is the default.
+    pub(super) format: Option<PushFormat>,
     /// Built when first needed. Clones with the same connect timeout share it.
     pub(super) client: Arc<OnceLock<Client>>,
     pub(super) clock: Arc<ClockOffset>,
@@ -105,6 +108,7 @@ impl Pushgateway {
             timeout: DEFAULT_REQUEST_TIMEOUT,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             compression: true,
+            format: None,
             client: Arc::default(),
             clock: Arc::default(),
         })
@@ -214,6 +218,31 @@ impl Pushgateway {
         self
     }
 
+    /// Sets the format in which the layer pushes. Without it, [`PushFormat::Text`].
+    ///
+    /// The methods of this client that take a text send it as it is.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::Pushgateway;
+    /// use tracing_stage_metrics::PushFormat;
+    ///
+    /// let gateway = Pushgateway::new("http://pushgateway:9091", "quant_pipeline")?.with_format(PushFormat::Protobuf);
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    ///
+    /// VictoriaMetrics answers 200 to protobuf and stores nothing, so [`Protobuf`](PushFormat::Protobuf) with a URL that
+    /// contains `/api/v1/import` is an error of the first request, and of the layer's `install()`.
+    #[must_use]
+    pub fn with_format(mut self, format: PushFormat) -> Self {
+        self.format = Some(format);
+        self
+    }
+
+    /// Returns the format in which the layer pushes.
+    pub(in crate::delivery) fn format(&self) -> PushFormat {
+        self.format.unwrap_or_default()
+    }
+
     pub(crate) fn grouping(&self) -> &Grouping {
         &self.grouping
     }
@@ -316,6 +345,16 @@ mod tests {
              at most 65534 can be sent, shorten it"
         );
         assert!(gateway().with_grouping_label("x", "y".repeat(65_534 - 48)).unwrap().check().is_ok());
+        let gateway = |url| Pushgateway::new(url, "job").unwrap();
+        let victoria_metrics = gateway("http://vm:8428/x/api/v1/import/prometheus");
+        assert_eq!(
+            check_error(&victoria_metrics.clone().with_format(PushFormat::Protobuf)),
+            "gateway http://vm:8428/x/api/v1/import/prometheus takes text alone: protobuf to /api/v1/import is answered \
+             with a success and thrown away, so leave the push format out, or set it to text"
+        );
+        assert!(victoria_metrics.check().is_ok());
+        assert!(victoria_metrics.with_format(PushFormat::Text).check().is_ok());
+        assert!(gateway("http://gw/api/v1").with_format(PushFormat::Protobuf).check().is_ok());
         let Err(error) = Pushgateway::new("http://hu%3Ash:x@gw", "job") else { panic!("accepted") };
         assert_eq!(
             error.to_string(),

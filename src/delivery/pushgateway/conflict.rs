@@ -4,13 +4,14 @@
 //! grouping, or the other way round, pushes series that its former group still holds. The gateway refuses every push
 //! until that group is deleted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
 
 use reqwest::StatusCode;
 
 use crate::error::Error;
+use crate::exposition::Families;
 
 /// The reason in the refusals of all versions of the gateway.
 const REASON: &str = "collected before with the same name and label values";
@@ -106,14 +107,10 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     }
 }
 
-/// Returns whether the gateway would refuse this exposition for the same conflict: it has a family with one of the
-/// series.
-pub(super) fn contains_conflict(exposition: &[u8], refusal: &Error) -> bool {
-    let Some(conflict) = SeriesConflict::source_of(refusal) else { return false };
-    let text = String::from_utf8_lossy(exposition);
-    let families: BTreeSet<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-    conflict.series.iter().any(|series| families.contains(series.metric.as_str()))
+/// Returns whether the gateway would refuse these families for the same conflict: one has one of the series.
+pub(super) fn contains_conflict(families: &Families, refusal: &Error) -> bool {
+    let conflict = SeriesConflict::source_of(refusal);
+    conflict.is_some_and(|conflict| conflict.series.iter().any(|series| families.get(&series.metric).is_some()))
 }
 
 #[cfg(test)]
@@ -166,13 +163,15 @@ mod tests {
     }
 
     #[test]
-    fn exposition_with_a_family_of_the_conflict_contains_it() {
+    fn families_with_one_of_the_conflict_contain_it() {
+        let families = |text| crate::delivery::PushFormat::Text.decode(text).unwrap();
         let conflict = SeriesConflict { series: vec![series("quant_stage_active", &[])] };
         let refusal = Error::new(Kind::Refused(400), "refused").with_source(conflict);
-        assert!(contains_conflict(b"# HELP quant_stage_active x\n# TYPE quant_stage_active gauge\n", &refusal));
-        assert!(!contains_conflict(b"# TYPE quant_stage_active_total counter\nquant_stage_active 1\n", &refusal));
+        let gauge = families(b"# TYPE quant_stage_active gauge\nquant_stage_active 1\n");
+        assert!(contains_conflict(&gauge, &refusal));
+        assert!(!contains_conflict(&families(b"quant_stage_active_total 1\nquant_stage 1\n"), &refusal));
         let other = Error::new(Kind::Refused(400), "refused");
-        assert!(!contains_conflict(b"# TYPE quant_stage_active gauge\n", &other));
+        assert!(!contains_conflict(&gauge, &other));
     }
 
     proptest! {

@@ -5,6 +5,7 @@ mod client;
 mod clock_offset;
 mod conflict;
 mod conflicting_groups;
+mod format;
 mod group_state;
 mod grouping;
 mod lines;
@@ -12,7 +13,8 @@ mod push;
 mod requests;
 
 pub use client::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
+pub(super) use format::EncodedState;
+pub use format::PushFormat;
 pub(super) use group_state::GroupState;
 pub(crate) use grouping::{Grouping, parse_grouping};
 pub(super) use push::{OutcomeGuard, Pushed, STAGES_PUSHED, application_refused, push_state};
-pub(super) use requests::TEXT_FORMAT;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::client::Pushgateway;
 use super::conflict::contains_conflict;
 use super::conflicting_groups::explain;
+use super::format::EncodedState;
 use crate::delivery::http::retry::{self, RetryBudget};
 use crate::delivery::source::ExpositionSource;
 use crate::error::{Error, Kind};
@@ -39,17 +40,18 @@ impl Pushed {
 pub(in crate::delivery) async fn push_state(
     gateway: &Pushgateway,
     source: &Arc<dyn ExpositionSource>,
-    exposition: Bytes,
+    state: &EncodedState,
     budget: &RetryBudget,
     is_outcome_unknown: &AtomicBool,
 ) -> Result<Pushed, Error> {
-    let refusal = match push_counted(gateway, source, exposition.clone(), budget, is_outcome_unknown).await {
+    let refusal = match push_counted(gateway, source, state.body.clone(), budget, is_outcome_unknown).await {
         Ok(()) => return Ok(Pushed::All),
         Err(error) if error.status() == Some(400) => error,
         Err(error) => return Err(error),
     };
-    let own = own_families_only(&**source, &exposition).filter(|own| !contains_conflict(own, &refusal));
+    let own = state.families.part(|name| source.is_own(name)).filter(|own| !contains_conflict(own, &refusal));
     let Some(own) = own else { return Err(explain(gateway, refusal, budget.deadline).await) };
+    let own = gateway.format().encode(&own);
     let pushed = push_counted(gateway, source, own, budget, is_outcome_unknown).await;
     let refusal = explain(gateway, refusal, budget.deadline).await;
     match pushed {
@@ -67,25 +69,18 @@ pub(in crate::delivery) fn application_refused(gateway: &Pushgateway, outcome: &
     Error::new(Kind::Refused(400), text).with_source(refusal)
 }
 
-/// Returns the part of an exposition that is this crate's own metrics; `None` if that is empty or the whole.
-fn own_families_only(source: &dyn ExpositionSource, exposition: &Bytes) -> Option<Bytes> {
-    let text = std::str::from_utf8(exposition).unwrap_or_default();
-    let own = source.own_families(text);
-    (!own.is_empty() && own.len() != text.len()).then(|| Bytes::from(own))
-}
-
 async fn push_counted(
     gateway: &Pushgateway,
     source: &Arc<dyn ExpositionSource>,
-    exposition: Bytes,
+    body: Bytes,
     budget: &RetryBudget,
     is_outcome_unknown: &AtomicBool,
 ) -> Result<(), Error> {
     let mut count = PushCount { source, start: Instant::now(), is_counted: false };
-    let body = &gateway.body(exposition);
+    let (body, content_type) = (&gateway.body(body), gateway.format().content_type());
     let attempt = move || async move {
         let guard = OutcomeGuard::new(is_outcome_unknown);
-        let result = gateway.send(Method::POST, body.clone()).await;
+        let result = gateway.send_as(Method::POST, body.clone(), content_type).await;
         guard.resolve(result.as_ref().is_err_and(|err| err.may_have_arrived));
         result
     };

@@ -6,6 +6,7 @@ use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCod
 
 use super::client::Pushgateway;
 use super::conflict::SeriesConflict;
+use super::format::{PushFormat, TEXT_FORMAT};
 use super::group_state::{GroupState, GroupStateReader};
 use super::lines::LineReader;
 use crate::delivery::http::body::Body;
@@ -14,17 +15,18 @@ use crate::delivery::http::error::RequestError;
 use crate::error::{Error, Kind};
 use crate::unix_time;
 
-pub(in crate::delivery) const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
 /// Bytes of the gateway's own metrics that are read at most.
 const MAX_SCRAPE: usize = 256 << 20;
+
+/// A path of VictoriaMetrics, which answers 200 to protobuf there and stores nothing.
+const TEXT_ONLY_PATH: &str = "/api/v1/import";
 
 /// Length of the longest URL that the HTTP library sends.
 const MAX_URL: usize = u16::MAX as usize - 1;
 
 impl Pushgateway {
-    /// Pushes metrics in the [text format](https://prometheus.io/docs/instrumenting/exposition_formats/) with POST. The
-    /// push replaces metrics of the group that have the same names, with all their label sets; other metrics stay.
+    /// Pushes metrics in the [text format](https://prometheus.io/docs/instrumenting/exposition_formats/) with POST,
+    /// whatever [`with_format`](Self::with_format) says. The push replaces metrics of the group that have the same names, with all their label sets; other metrics stay.
     ///
     /// The text must end with a line break.
     ///
@@ -95,6 +97,13 @@ impl Pushgateway {
         if length > MAX_URL {
             return Err(Error::config(format!(
                 "the grouping key makes a URL of {length} bytes for gateway {}: at most {MAX_URL} can be sent, shorten it",
+                self.address
+            )));
+        }
+        if self.format() == PushFormat::Protobuf && self.address.as_str().contains(TEXT_ONLY_PATH) {
+            return Err(Error::config(format!(
+                "gateway {} takes text alone: protobuf to {TEXT_ONLY_PATH} is answered with a success and thrown away, so \
+                 leave the push format out, or set it to text",
                 self.address
             )));
         }

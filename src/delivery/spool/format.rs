@@ -24,8 +24,8 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 
-use crate::delivery::pushgateway::{GroupState, Grouping, Pushgateway, TEXT_FORMAT};
-use crate::exposition::samples;
+use crate::delivery::pushgateway::{EncodedState, GroupState, Grouping, PushFormat, Pushgateway};
+use crate::exposition::{Labels, protobuf, samples};
 use crate::schema::{RUN_LAST_SUCCESS, RUN_START};
 use crate::unix_time;
 
@@ -59,20 +59,19 @@ pub(super) enum Unreadable {
 }
 
 impl Payload {
-    /// Creates a payload of a state in the text format that was just rendered.
-    pub(in crate::delivery) fn from_text(gateway: &Pushgateway, namespace: &str, text: Bytes) -> Self {
+    /// Creates a payload of a state that was just rendered.
+    pub(in crate::delivery) fn new(gateway: &Pushgateway, namespace: &str, state: EncodedState) -> Self {
         let written = unix_time::now().as_secs_f64();
-        let exposition = std::str::from_utf8(&text).unwrap_or_default();
         Self {
             gateway: Some(gateway.endpoint().to_owned()),
             group: gateway.grouping().clone(),
-            run_start: samples::value(exposition, &RUN_START.name(namespace)),
+            run_start: state.families.gauge_value(&RUN_START.name(namespace)),
             follows: Vec::new(),
             namespace: Some(namespace.to_owned()),
-            content_type: TEXT_FORMAT.to_owned(),
+            content_type: gateway.format().content_type().to_owned(),
             written,
             gateway_written: gateway.clock_offset().map(|offset| written + offset),
-            body: text,
+            body: state.body,
         }
     }
 
@@ -102,12 +101,35 @@ impl Payload {
 
     /// Returns the time of the last successful run of the group, if the body has it.
     pub(in crate::delivery) fn last_success(&self) -> Option<f64> {
-        samples::value(self.text()?, &RUN_LAST_SUCCESS.name(self.namespace.as_deref()?))
+        let name = RUN_LAST_SUCCESS.name(self.namespace.as_deref()?);
+        let time = self.gauges(std::slice::from_ref(&name)).into_iter().find(|(_, labels, _)| labels.is_empty());
+        time.map(|(.., value)| value)
     }
 
-    /// Returns the body as text; `None` if it is in another format.
-    pub(in crate::delivery) fn text(&self) -> Option<&str> {
-        if self.content_type.starts_with("text/plain") { std::str::from_utf8(&self.body).ok() } else { None }
+    /// Returns the series of gauges: name, labels and value. Nothing else of the body is read.
+    pub(super) fn gauges(&self, names: &[String]) -> Vec<(String, Labels, f64)> {
+        match self.format() {
+            Some(PushFormat::Text) => {
+                let text = std::str::from_utf8(&self.body).unwrap_or_default();
+                samples::find(text, names).map(|(name, labels, value)| (name.to_owned(), labels, value)).collect()
+            }
+            Some(PushFormat::Protobuf) => {
+                let is_wanted = |name: &str| names.iter().any(|other| other == name);
+                let families = protobuf::read(&self.body, is_wanted).unwrap_or_default();
+                let series = |name: &String| {
+                    let series = families.gauge(name).iter();
+                    let name = name.clone();
+                    series.map(move |series| (name.clone(), series.labels.clone(), series.value.as_f64()))
+                };
+                names.iter().flat_map(series).collect()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// Returns the format of the body. `None` for one of a later version of this crate.
+    pub(super) fn format(&self) -> Option<PushFormat> {
+        PushFormat::of_content_type(&self.content_type)
     }
 
     /// Returns the file up to the body.
@@ -193,7 +215,7 @@ impl Payload {
                 .collect::<Result<_, _>>()
                 .ok()?,
             namespace: value("namespace"),
-            content_type: value("content-type").unwrap_or_else(|| TEXT_FORMAT.to_owned()),
+            content_type: value("content-type").unwrap_or_else(|| PushFormat::Text.content_type().to_owned()),
             written: number(if is_first_format { "time" } else { "written" })??,
             gateway_written: optional("gateway-written")?,
             body: Bytes::new(),
@@ -204,7 +226,7 @@ impl Payload {
     /// Completes a payload of format 1, which had no namespace. The help text of the run's start distinguishes this
     /// crate's metric from a metric of the application with the same ending.
     fn complete_format_1(&mut self) {
-        let Some(text) = self.text() else { return };
+        let Ok(text) = std::str::from_utf8(&self.body) else { return };
         let help = format!("_{} {}", RUN_START.suffix, RUN_START.help);
         let namespace = text.lines().find_map(|line| line.strip_prefix("# HELP ")?.strip_suffix(help.as_str()));
         let namespace = namespace.map(str::to_owned);
@@ -236,8 +258,12 @@ mod tests {
         # TYPE x_run_start_timestamp_seconds gauge\nx_run_start_timestamp_seconds 1.5\n";
 
     fn payload() -> Payload {
-        let gateway = Pushgateway::new("http://user:hush@gw:9091/prefix", "a/b ü").unwrap();
-        Payload::from_text(&gateway, "x", TEXT.into())
+        payload_in(PushFormat::Text)
+    }
+
+    fn payload_in(format: PushFormat) -> Payload {
+        let gateway = Pushgateway::new("http://user:hush@gw:9091/prefix", "a/b ü").unwrap().with_format(format);
+        Payload::new(&gateway, "x", EncodedState::of_text(TEXT, format))
     }
 
     fn file(payload: &Payload) -> Bytes {
@@ -256,6 +282,15 @@ mod tests {
         let head = payload.head();
         assert!(head.contains("\ngateway: http://gw:9091/prefix\n") && !head.contains("hush"), "{head}");
         assert!(head.contains("\nrun-start: 1.5\nnamespace: x\n"), "{head}");
+    }
+
+    #[test]
+    fn payload_keeps_its_format() {
+        for format in [PushFormat::Text, PushFormat::Protobuf] {
+            let payload = Payload::parse(file(&payload_in(format))).unwrap();
+            assert_eq!((payload.format(), payload.run_start), (Some(format), Some(1.5)));
+            assert_eq!(format.decode(&payload.body).unwrap().to_text(), TEXT);
+        }
     }
 
     #[test]
@@ -296,8 +331,11 @@ mod tests {
     fn run_start_has_the_exact_metric_name() {
         let gateway = Pushgateway::new("gw", "a").unwrap();
         let text = format!("warehouse_x_run_start_timestamp_seconds 99\n{TEXT}");
-        assert_eq!(Payload::from_text(&gateway, "x", text.into()).run_start, Some(1.5));
-        assert_eq!(Payload::from_text(&gateway, "warehouse", TEXT.into()).run_start, None);
+        let run_start = |namespace, text| {
+            Payload::new(&gateway, namespace, EncodedState::of_text(text, PushFormat::Text)).run_start
+        };
+        assert_eq!(run_start("x", &text), Some(1.5));
+        assert_eq!(run_start("warehouse", TEXT), None);
     }
 
     #[test]
@@ -312,7 +350,8 @@ mod tests {
     #[test]
     fn only_a_later_run_makes_a_payload_outdated() {
         let gateway = Pushgateway::new("gw", "a").unwrap();
-        let mut payload = Payload::from_text(&gateway, "x", "x_run_start_timestamp_seconds 50\n".into());
+        let state = EncodedState::of_text("x_run_start_timestamp_seconds 50\n", PushFormat::Text);
+        let mut payload = Payload::new(&gateway, "x", state);
         payload.written = 100.0;
         let is_outdated = |push_time: f64, run_start, offset| {
             let state = GroupState { push_time: Some(push_time), run_start, last_success: None };

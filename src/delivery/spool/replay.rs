@@ -8,15 +8,13 @@ use reqwest::Method;
 use tokio::time::{Instant, timeout_at};
 
 use super::format::Payload;
-use super::last_success::family_header;
+use super::last_success;
 use super::select::{Query, Scope};
 use super::store::{Entry, Spool};
 use crate::delivery::http::error::RequestError;
 use crate::delivery::http::retry;
-use crate::delivery::pushgateway::{GroupState, Pushgateway, STAGES_PUSHED, TEXT_FORMAT, application_refused};
+use crate::delivery::pushgateway::{GroupState, Pushgateway, STAGES_PUSHED, application_refused};
 use crate::error::{Error, Kind};
-use crate::exposition::samples::{self, LabelSet};
-use crate::exposition::{self, Problems};
 use crate::job_thread::JobThread;
 use crate::schema::{METRICS, RUN_LAST_SUCCESS};
 
@@ -148,14 +146,14 @@ impl Replay<'_> {
             return Ok(Outcome::Superseded);
         }
         let entries = std::slice::from_ref(entry);
-        let refusal = match self.send(gateway, entries, payload.body.clone()).await {
+        let refusal = match self.send(gateway, entries, payload.body.clone(), &payload.content_type).await {
             Ok(()) => return Ok(Outcome::Delivered),
             Err(err) if err.error.status() == Some(400) => err,
             Err(err) => return Ok(Outcome::Failed(err)),
         };
         // A metric of the application must not cost the stages.
         let Some(own) = own_families(payload) else { return Ok(Outcome::Failed(refusal)) };
-        Ok(Outcome::Failed(match self.send(gateway, entries, own).await {
+        Ok(Outcome::Failed(match self.send(gateway, entries, own, &payload.content_type).await {
             Ok(()) => application_refused(gateway, STAGES_PUSHED, refusal.error).into(),
             Err(err) => err,
         }))
@@ -169,10 +167,9 @@ impl Replay<'_> {
         if let (Some(time), Some(namespace)) = (last_success, namespace)
             && shown_last_success.is_none_or(|shown| time > shown)
         {
-            let name = RUN_LAST_SUCCESS.name(&namespace);
-            let mut text = family_header(&name);
-            samples::write(&mut text, &name, &LabelSet::new(), time);
-            if let Err(err) = self.send(gateway, &entries, text.into()).await {
+            let format = gateway.format();
+            let body = format.encode(&last_success::of_run(&RUN_LAST_SUCCESS.name(&namespace), time));
+            if let Err(err) = self.send(gateway, &entries, body, format.content_type()).await {
                 return self.failed(entries, err).await;
             }
         }
@@ -186,8 +183,13 @@ impl Replay<'_> {
 
     /// Sends a request for these payloads. Their locks are kept if it ends without a response, by an error, at the
     /// deadline or because the future is dropped: the gateway may still apply the request.
-    async fn send(&self, gateway: &Pushgateway, entries: &[Entry], body: Bytes) -> Result<(), RequestError> {
-        let content_type = entries.first().map_or(TEXT_FORMAT, |entry| entry.payload.content_type.as_str());
+    async fn send(
+        &self,
+        gateway: &Pushgateway,
+        entries: &[Entry],
+        body: Bytes,
+        content_type: &str,
+    ) -> Result<(), RequestError> {
         let kept: Vec<_> = entries.iter().filter(|entry| self.spool.keep_locked(entry)).collect();
         self.is_sending.store(true, Ordering::Relaxed);
         let result = gateway.send_as(Method::POST, gateway.body(body), content_type).await;
@@ -235,10 +237,8 @@ fn latest(a: Option<f64>, b: Option<f64>) -> Option<f64> {
 
 /// Returns the part of a payload that is this crate's own metrics; `None` if that is empty or the whole.
 fn own_families(payload: &Payload) -> Option<Bytes> {
-    let (text, namespace) = (payload.text()?, payload.namespace.as_deref()?);
+    let (format, namespace) = (payload.format()?, payload.namespace.as_deref()?);
     let names: Vec<_> = METRICS.iter().map(|metric| metric.name(namespace)).collect();
-    let mut families = exposition::parse(text, |_| None, &mut Problems::default()).ok()?;
-    families.retain(|name| names.iter().any(|own| own == name));
-    let own = families.to_text();
-    (!own.is_empty() && own.len() != text.len()).then(|| Bytes::from(own))
+    let own = format.decode(&payload.body)?.part(|name| names.iter().any(|own| own == name))?;
+    Some(format.encode(&own))
 }

@@ -1,6 +1,7 @@
 //! Selects the next payload, and checks what other processes do with a group.
 
 use std::io::{Read, Seek};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -9,7 +10,7 @@ use super::last_success::LastSuccesses;
 use super::lock::{self, Unavailable};
 use super::names::{self, CORRUPT, EXTENSION, FileName, TEMPORARY};
 use super::store::{Entry, MAX_SPOOL_BYTES, Spool};
-use crate::delivery::pushgateway::{Grouping, Pushgateway};
+use crate::delivery::pushgateway::{EncodedState, Grouping, PushFormat, Pushgateway};
 
 /// The groups of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +42,9 @@ impl CarriedOver {
     }
 
     /// Adds the last successes of the payloads to a state of this run, except those that the state has itself.
-    pub(in crate::delivery) fn complete(&self, exposition: Bytes) -> Bytes {
-        match std::str::from_utf8(&exposition) {
-            Ok(text) if !self.successes.is_empty() => self.successes.complete(text).into(),
-            _ => exposition,
-        }
+    pub(in crate::delivery) fn complete(&self, state: EncodedState, format: PushFormat) -> EncodedState {
+        let complete = self.successes.complete(&state.families);
+        complete.map_or(state, |families| EncodedState::new(Arc::new(families), format))
     }
 }
 

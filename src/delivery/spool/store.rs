@@ -8,13 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-
 use super::format::Payload;
 use super::lock::{self, OpenFile, Unavailable};
 use super::names::{self, EXTENSION, FileName, TEMPORARY};
 use crate::delivery::event::DeliveryEvent;
-use crate::delivery::pushgateway::Pushgateway;
+use crate::delivery::pushgateway::{EncodedState, Pushgateway};
 use crate::error::{Error, Kind};
 
 /// Limit of the files in a spool directory. Beyond it, the oldest are dropped.
@@ -141,8 +139,8 @@ impl Spool {
     }
 
     /// Creates a payload of the current state, without access to the disk.
-    pub(in crate::delivery) fn payload(&self, gateway: &Pushgateway, text: Bytes) -> Payload {
-        Payload::from_text(gateway, &self.namespace, text)
+    pub(in crate::delivery) fn payload(&self, gateway: &Pushgateway, state: EncodedState) -> Payload {
+        Payload::new(gateway, &self.namespace, state)
     }
 
     /// Does work with the directory while no other thread does. [`write`](Self::write) takes its turn itself.

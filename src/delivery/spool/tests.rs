@@ -3,8 +3,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-
 use super::format::Payload;
 use super::names::{self, CORRUPT};
 use super::select::{Query, Scope};
@@ -12,6 +10,7 @@ use super::store::{Entry, Spool, Written};
 use super::{lock, names::FileName};
 use crate::Pushgateway;
 use crate::delivery::event::DeliveryEvent;
+use crate::delivery::pushgateway::{EncodedState, PushFormat};
 use crate::error::{Error, Kind};
 
 const URL: &str = "http://gw:9091";
@@ -25,7 +24,7 @@ fn gateway(job: &str) -> Pushgateway {
 }
 
 fn payload(spool: &Spool, job: &str, text: &str) -> Payload {
-    spool.payload(&gateway(job), Bytes::from(text.to_owned()))
+    spool.payload(&gateway(job), EncodedState::of_text(text, PushFormat::Text))
 }
 
 fn write_as(spool: &Spool, payload: &Payload) -> Written {
@@ -258,8 +257,12 @@ fn only_payloads_that_were_carried_over_are_removed() {
         write(&spool, job, &format!("x_run_last_success_timestamp_seconds {value}\n"));
     }
     let carried = spool.carry_over(&gateway("own"));
-    let text = String::from_utf8(carried.complete("a 1\n".into()).to_vec()).unwrap();
-    assert!(text.ends_with("\nx_run_last_success_timestamp_seconds 7\n"), "{text}");
+    for format in [PushFormat::Text, PushFormat::Protobuf] {
+        let state = carried.complete(EncodedState::of_text("a 1\n", format), format);
+        let text = state.families.to_text();
+        assert!(text.ends_with("\nx_run_last_success_timestamp_seconds 7\n"), "{text}");
+        assert_eq!(format.decode(&state.body).unwrap().to_text(), text);
+    }
     write(&spool, "own", "later 1\n");
     spool.remove_carried_over(&carried);
     assert_eq!(spool.len(), 2);

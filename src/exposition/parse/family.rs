@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::super::families::{Family, Histogram, MetricKind, Number, Samples, Series, Summary, WrittenBounds};
+use super::super::families::{Family, MetricKind, Samples, Series};
 use super::super::problem::{Problem, Problems, has_part, split_part};
-use super::line::{Result, Sample, continues, count, float, labels, number, read_block, without_last};
+use super::super::values::{Counter, Histogram, Number, Summary, WrittenBound, WrittenBounds};
+use super::line::{Result, Sample, bound, continues, count, float, labels, number, read_block, without_last};
 
 /// A family as far as it is read.
 pub(super) struct FamilyReader<'a> {
@@ -17,7 +18,7 @@ pub(super) struct FamilyReader<'a> {
     /// Of the series that is being read, the last one in `parts`: its labels as they stand in the text, without the one
     /// that tells its lines apart, and the values of that one.
     block: Option<&'a str>,
-    bounds: Vec<&'a str>,
+    bounds: Vec<(&'a str, f64)>,
     /// Whether a line was there before.
     is_repeated: bool,
 }
@@ -96,8 +97,9 @@ impl<'a> FamilyReader<'a> {
         };
         // Most lines differ from the one before in that label alone.
         let continued = self.block.and_then(|block| continues(sample.block, block, label));
-        let bound = match continued {
-            Some(bound) => bound,
+        let next = match continued {
+            Some(Some(text)) => Some((text, self.bound_value(text)?)),
+            Some(None) => None,
             None => self.begin(sample, label, pairs)?,
         };
         let Some(series) = self.parts.last_mut() else { return Ok(()) };
@@ -107,9 +109,15 @@ impl<'a> FamilyReader<'a> {
             Part::SumOfAll(sum) => self.is_repeated |= is_set(&mut series.value.sum, sum),
             Part::CountOfAll(count) => self.is_repeated |= is_set(&mut series.value.count, count),
         }
-        self.bounds.extend(bound);
+        self.bounds.extend(next);
         series.timestamp = sample.timestamp.or(series.timestamp);
         Ok(())
+    }
+
+    /// The number of the next bound of a series. Most have the bounds of the series before.
+    fn bound_value(&self, text: &str) -> Result<f64> {
+        let before = self.parts.iter().rev().nth(1).and_then(|before| before.value.bounds.get(self.bounds.len()));
+        before.filter(|bound| *bound.text == *text).map_or_else(|| bound(text), |bound| Ok(bound.value))
     }
 
     /// Goes on to the series of a line, and returns the value of the label that tells its lines apart.
@@ -118,25 +126,31 @@ impl<'a> FamilyReader<'a> {
         sample: &Sample<'a>,
         label: Option<&str>,
         pairs: &mut Vec<(&'a str, &'a str)>,
-    ) -> Result<Option<&'a str>> {
+    ) -> Result<Option<(&'a str, f64)>> {
         read_block(sample.block, pairs)?;
-        let mut bound = None;
+        let mut value = None;
         let mut block = Some(sample.block);
         if let Some(label) = label {
             let at = pairs.iter().position(|(name, _)| *name == label);
             let at = at.ok_or("is a part of a metric, without the label that says which")?;
             block = (at + 1 == pairs.len()).then(|| without_last(sample.block, label)).flatten();
-            bound = Some(pairs.remove(at).1);
+            let text = pairs.remove(at).1;
+            value = Some((text, bound(text)?));
         }
         let labels = labels(block, pairs);
         if self.parts.last().is_none_or(|last| last.labels != labels) {
             self.finish_series();
-            let parts =
-                Parts { bounds: WrittenBounds::none(), counts: Vec::new(), values: Vec::new(), sum: None, count: None };
+            let parts = Parts {
+                bounds: WrittenBounds::default(),
+                counts: Vec::new(),
+                values: Vec::new(),
+                sum: None,
+                count: None,
+            };
             self.parts.push(Series::new(labels, parts));
         }
         self.block = block;
-        Ok(bound)
+        Ok(value)
     }
 
     /// Gives the last series its bounds: those of the one before where they are the same.
@@ -146,14 +160,15 @@ impl<'a> FamilyReader<'a> {
             [first] => (first, None),
             [] => return,
         };
-        let shared = before.filter(|before| before.iter().eq(self.bounds.iter().copied()));
+        let shared = before.filter(|before| before.texts().eq(self.bounds.iter().map(|(text, _)| *text)));
         last.value.bounds = shared.cloned().unwrap_or_else(|| {
             let bounds = std::mem::take(&mut self.bounds);
-            let is_first = |n: usize| !bounds[..n].contains(&bounds[n]);
+            let is_first = |n: usize| bounds[..n].iter().all(|(other, _)| *other != bounds[n].0);
             let first: Vec<_> = (0..bounds.len()).map(is_first).collect();
             self.is_repeated |= first.contains(&false);
             last.value.retain(&first);
-            WrittenBounds::spelled(bounds.iter().zip(&first).filter(|(_, first)| **first).map(|(bound, _)| *bound))
+            let first = bounds.into_iter().zip(first).filter(|(_, is_first)| *is_first);
+            first.map(|((text, value), _)| WrittenBound { text: text.into(), value }).collect()
         });
         self.bounds.clear();
     }
@@ -178,17 +193,20 @@ impl<'a> FamilyReader<'a> {
         if is_repeated {
             problems.add(Problem::Repeated { metric: name.to_owned() });
         }
-        let histogram =
-            |Parts { bounds, counts: cumulative, sum, count, .. }| Histogram { bounds, cumulative, sum, count };
+        let counter = |value| Counter::new(value, None);
+        let histogram = |Parts { bounds, counts: cumulative, sum, count, .. }| {
+            let (exemplars, native, created) = (Vec::new(), None, None);
+            Histogram { bounds, cumulative, exemplars, native, sum, count, created }
+        };
         let summary = |Parts { bounds: quantiles, values, sum, count, .. }| Summary { quantiles, values, sum, count };
         let samples = match self.kind {
-            Some(MetricKind::Counter) => Samples::Counter(self.numbers),
+            Some(MetricKind::Counter) => Samples::Counter(with_values(self.numbers, counter)),
             Some(MetricKind::Gauge) => Samples::Gauge(self.numbers),
             Some(MetricKind::Histogram) => Samples::Histogram(with_values(self.parts, histogram)),
             Some(MetricKind::Summary) => Samples::Summary(with_values(self.parts, summary)),
             None => Samples::Unknown(self.numbers),
         };
-        Family { name: name.into(), help: self.help.map(|help| help.into_owned().into()), samples }
+        Family { name: name.into(), help: self.help.map(|help| help.into_owned().into()), unit: None, samples }
     }
 }
 
@@ -199,9 +217,9 @@ fn is_set<T>(to: &mut Option<T>, value: T) -> bool {
     is_set
 }
 
-fn with_values<T>(parts: Vec<Series<Parts>>, value: impl Fn(Parts) -> T) -> Vec<Series<T>> {
-    let parts = parts.into_iter();
-    parts.map(|Series { labels, value: parts, timestamp }| Series { labels, value: value(parts), timestamp }).collect()
+fn with_values<P, T>(series: Vec<Series<P>>, to: impl Fn(P) -> T) -> Vec<Series<T>> {
+    let series = series.into_iter();
+    series.map(|Series { labels, value, timestamp }| Series { labels, value: to(value), timestamp }).collect()
 }
 
 impl Parts {
@@ -217,12 +235,12 @@ impl Parts {
 
     /// Adds lines of the same series that stand elsewhere. Whether no line is there twice.
     fn merge(&mut self, other: &mut Self) -> bool {
-        let is_new: Vec<_> = other.bounds.iter().map(|bound| self.bounds.iter().all(|known| known != bound)).collect();
+        let is_new: Vec<_> = other.bounds.texts().map(|text| self.bounds.texts().all(|known| known != text)).collect();
         other.retain(&is_new);
         self.counts.append(&mut other.counts);
         self.values.append(&mut other.values);
         let new = other.bounds.iter().zip(&is_new).filter(|(_, is_new)| **is_new).map(|(bound, _)| bound);
-        self.bounds = WrittenBounds::spelled(self.bounds.iter().chain(new));
+        self.bounds = self.bounds.iter().chain(new).cloned().collect();
         let is_twice = is_new.contains(&false)
             || (self.sum.is_some() && other.sum.is_some())
             || (self.count.is_some() && other.count.is_some());

@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use super::super::families::Number;
 use super::super::labels::{Labels, closing_quote, unescape};
 use super::super::names;
+use super::super::values::Number;
 
 pub(super) const BLANKS: [char; 2] = [' ', '\t'];
 
@@ -120,11 +120,16 @@ pub(super) fn number(text: &str) -> Result<Number> {
     {
         return Ok(Number::Integer(integer));
     }
-    float(text).map(Number::Float)
+    float(text).map(Number::from)
 }
 
 pub(super) fn float(text: &str) -> Result<f64> {
     text.parse().map_err(|_| "has a value that is no number")
+}
+
+/// The number in a label `le` or `quantile`.
+pub(super) fn bound(text: &str) -> Result<f64> {
+    text.parse().map_err(|_| "is a part of a metric, with a label that is no number where one says which")
 }
 
 pub(super) fn count(text: &str) -> Result<u64> {

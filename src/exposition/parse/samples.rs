@@ -1,18 +1,22 @@
-//! Single samples of a text: reading them by name without parsing the other metrics, and writing them.
+//! Single samples of a text, read by name without parsing the other metrics.
 
 use std::collections::BTreeMap;
 
-use super::super::labels::{escape, push_label, unescape};
-use super::line::{Sample, read_block};
+use super::super::labels::{Labels, unescape};
+use super::line::{Sample, labels, read_block};
 
 /// Labels by name.
 pub(crate) type LabelSet = BTreeMap<String, String>;
 
 /// Returns the samples with one of these names, with their labels and values.
-pub(crate) fn find<'a>(text: &'a str, names: &'a [String]) -> impl Iterator<Item = (&'a str, LabelSet, f64)> {
+pub(crate) fn find<'a>(text: &'a str, names: &'a [String]) -> impl Iterator<Item = (&'a str, Labels, f64)> {
     let has_name = |line: &&str| {
         let name = line.split(['{', ' ']).next().unwrap_or_default();
         names.iter().any(|other| other == name)
+    };
+    let parse = |line: &'a str| {
+        let (Sample { name, block, value, .. }, pairs) = split(line)?;
+        Some((name, labels(Some(block), &pairs), value.parse().ok()?))
     };
     text.lines().filter(has_name).filter_map(parse)
 }
@@ -25,24 +29,17 @@ pub(crate) fn value(text: &str, name: &str) -> Option<f64> {
 
 /// Parses the name, the labels and the value of a sample line. `None` if the line is no sample.
 pub(crate) fn parse(line: &str) -> Option<(&str, LabelSet, f64)> {
-    let Sample { name, block, value, .. } = Sample::split(line).ok()?;
-    let mut pairs = Vec::new();
-    read_block(block, &mut pairs).ok()?;
+    let (Sample { name, value, .. }, pairs) = split(line)?;
     let labels = pairs.into_iter().map(|(name, value)| (name.to_owned(), unescape(value, true).into_owned()));
     Some((name, labels.collect(), value.parse().ok()?))
 }
 
-/// Writes a sample line.
-pub(crate) fn write(text: &mut String, name: &str, labels: &LabelSet, value: f64) {
-    let mut block = String::new();
-    for (label, value) in labels {
-        push_label(&mut block, label, |block| escape(block, value, true));
-    }
-    text.push_str(name);
-    if !block.is_empty() {
-        text.extend(["{", block.as_str(), "}"]);
-    }
-    text.push_str(&format!(" {value}\n"));
+/// Splits a sample line, and its labels into names and escaped values.
+fn split(line: &str) -> Option<(Sample<'_>, Vec<(&str, &str)>)> {
+    let sample = Sample::split(line).ok()?;
+    let mut pairs = Vec::new();
+    read_block(sample.block, &mut pairs).ok()?;
+    Some((sample, pairs))
 }
 
 #[cfg(test)]
@@ -53,13 +50,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn samples_round_trip(
+        fn samples_come_back_from_text(
             labels in prop::collection::btree_map("[a-z_]{1,5}", "(?s).{0,8}", 0..4),
             value in -1e12..1e12,
         ) {
-            let mut text = String::new();
-            write(&mut text, "a_metric", &labels, value);
-            prop_assert_eq!(parse(text.trim_end_matches('\n')), Some(("a_metric", labels, value)));
+            let written = Labels::new(labels.iter().map(|(name, value)| (name.as_str(), value.as_str()))).0;
+            let line = format!("a_metric{{{}}} {value}", written.as_str());
+            prop_assert_eq!(parse(&line), Some(("a_metric", labels, value)));
+            let names = ["a_metric".to_owned()];
+            prop_assert_eq!(Vec::from_iter(find(&line, &names)), [("a_metric", written, value)]);
         }
 
         #[test]
@@ -70,18 +69,12 @@ mod tests {
     }
 
     #[test]
-    fn label_values_are_escaped_onto_one_line() {
-        let mut text = String::new();
-        write(&mut text, "a", &LabelSet::from([("x".to_owned(), "1\n2\\3\"".to_owned())]), 1.0);
-        assert_eq!(text, "a{x=\"1\\n2\\\\3\\\"\"} 1\n");
-    }
-
-    #[test]
     fn names_are_exact() {
         let text = "# HELP a b\na 1\nprefix_a 2\na_suffix 3\na{x=\"y\"} 4\n";
         assert_eq!(value(text, "a"), Some(1.0));
         let names = ["a".to_owned()];
-        let samples: Vec<_> = find(text, &names).map(|(_, labels, value)| (labels.len(), value)).collect();
-        assert_eq!(samples, [(0, 1.0), (1, 4.0)]);
+        let samples: Vec<_> = find(text, &names).map(|(_, labels, value)| (labels, value)).collect();
+        let labelled = Labels::new([("x", "y")].into_iter()).0;
+        assert_eq!(samples, [(Labels::default(), 1.0), (labelled, 4.0)]);
     }
 }

@@ -35,17 +35,15 @@ fn families_and_series_are_sorted_and_buckets_are_not() {
 }
 
 #[test]
-fn families_are_retained_whole() {
+fn families_are_parted_whole() {
     let text = "# TYPE x histogram\nx_bucket{le=\"+Inf\"} 1\nx_sum 1\nx_count 1\n\
         # TYPE x_count_total counter\nx_count_total 4\n";
-    let only = |name: &str| {
-        let mut families = read(text).0;
-        families.retain(|other| other == name);
-        families.to_text()
-    };
-    assert_eq!(only("x_count_total"), "# TYPE x_count_total counter\nx_count_total 4\n");
-    assert_eq!(only("x") + &only("x_count_total"), text);
-    assert_eq!(only("x_count"), "");
+    let part = |is_wanted: fn(&str) -> bool| read(text).0.part(is_wanted);
+    let only = |is_wanted| part(is_wanted).unwrap().to_text();
+    assert_eq!(only(|name| name == "x_count_total"), "# TYPE x_count_total counter\nx_count_total 4\n");
+    assert_eq!(only(|name| name == "x") + &only(|name| name == "x_count_total"), text);
+    assert_eq!(part(|name| name == "x_count"), None);
+    assert_eq!(part(|_| true), None, "all are no part");
 }
 
 /// Odd spacing, a comment, no type, a line end of Windows, values and escapes of all kinds.
@@ -99,6 +97,7 @@ fn unreadable_lines_are_left_out_and_named() {
         "h_bucket 1",
         "h_count 1.5",
         "h_bucket{le=\"1\"} -1",
+        "h_bucket{le=\"one\"} 1",
     ];
     for line in lines {
         let rest = "# TYPE h histogram\nh_sum 1\na 1\n";
