@@ -1,5 +1,5 @@
-//! Cost of rendering and pushing many label sets, and of one push to a gateway that holds many groups: time and
-//! bytes, against a real Pushgateway if one is installed.
+//! Cost of rendering and pushing many label sets in each format, and of one push to a gateway that holds many groups:
+//! time and bytes, against a real Pushgateway if one is installed.
 //!
 //! `cargo bench -p benches --bench push_cost`
 
@@ -8,14 +8,20 @@
 #[path = "support/gateway.rs"]
 mod gateway;
 
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use gateway::Gateway;
 use tracing::info_span;
-use tracing_stage_metrics::{MetricsLayer, Pushgateway};
+use tracing_stage_metrics::{MetricsLayer, PushFormat, Pushgateway};
 use tracing_subscriber::prelude::*;
 
 const LABEL_SETS: [usize; 4] = [100, 1_000, 3_000, 10_000];
+const FORMATS: [PushFormat; 2] = [PushFormat::Text, PushFormat::Protobuf];
 const ROUNDS: usize = 5;
 
 const GROUPS: [usize; 6] = [1, 10, 50, 100, 300, 1_000];
@@ -71,42 +77,96 @@ fn series() -> String {
     (0..SERIES).map(|n| format!("quant_stage_total{{stage_id=\"stage {n}\"}} {n}\n")).collect()
 }
 
+/// Bytes of a push, and its duration to a server that reads it and no more (rendering, HTTP) and to a gateway.
 fn by_label_sets() {
     let server = Gateway::start().unwrap();
     if server.is_none() {
         println!("LEFT OUT: the pushes, there is no prometheus-pushgateway here");
     }
-    println!("{:>10} {:>12} {:>10} {:>14} {:>14}", "label sets", "text", "render", "push, gzip", "push, plain");
-    for sets in LABEL_SETS {
-        let (mut text, mut render, mut pushes) = (0, Duration::ZERO, Vec::new());
-        for compressed in [true, false] {
-            // Pushes on demand only.
-            let mut builder = MetricsLayer::builder()
-                .with_max_series(sets)
-                .with_push_interval(Duration::from_secs(3_600))
-                .with_flush_timeout(Duration::from_secs(60));
-            if let Some(server) = &server {
-                let gateway = Pushgateway::new(server.url(), format!("sets-{sets}")).unwrap();
-                builder = builder.with_pushgateway(if compressed { gateway } else { gateway.without_compression() });
-            }
-            let (layer, guard) = builder.build().unwrap();
-            tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
-                for n in 0..sets {
-                    info_span!("x", stage_id = "foundation.ingest", profile = "crypto_production", run_id = n);
-                }
-            });
-            guard.flush().unwrap();
-            text = guard.render().len();
-            render = median(|| drop(guard.render()));
-            pushes.push(server.as_ref().map(|_| median(|| guard.flush().unwrap())));
-            guard.shutdown().unwrap();
-        }
-        let shown = |push: Option<Duration>| push.map_or("-".to_owned(), |push| format!("{push:.1?}"));
+    let sink = Sink::start();
+    println!(
+        "{:>10} {:>10} {:>12} {:>10} {:>14} {:>14}",
+        "label sets", "format", "bytes", "render", "push, gzip", "push, plain"
+    );
+    for (sets, format) in LABEL_SETS.into_iter().flat_map(|sets| FORMATS.map(|format| (sets, format))) {
+        let gateway =
+            |url: String| Pushgateway::new(url, format!("sets-{sets}-{format:?}")).unwrap().with_format(format);
+        let render = pushed(gateway(sink.url()).without_compression(), sets);
+        let bytes = sink.bytes.load(Ordering::Relaxed);
+        let push = |compressed: bool| {
+            let Some(server) = &server else { return "-".to_owned() };
+            let gateway = gateway(server.url());
+            let push = pushed(if compressed { gateway } else { gateway.without_compression() }, sets);
+            format!("{push:.1?}")
+        };
         println!(
-            "{sets:>10} {text:>12} {:>10} {:>14} {:>14}",
+            "{sets:>10} {:>10} {bytes:>12} {:>10} {:>14} {:>14}",
+            format!("{format:?}"),
             format!("{render:.1?}"),
-            shown(pushes[0]),
-            shown(pushes[1])
+            push(true),
+            push(false)
         );
+    }
+}
+
+/// Duration of one push of this many label sets.
+fn pushed(gateway: Pushgateway, sets: usize) -> Duration {
+    // Pushes on demand only.
+    let builder = MetricsLayer::builder()
+        .with_max_series(sets)
+        .with_push_interval(Duration::from_secs(3_600))
+        .with_flush_timeout(Duration::from_secs(60))
+        .with_pushgateway(gateway);
+    let (layer, guard) = builder.build().unwrap();
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+        for n in 0..sets {
+            info_span!("x", stage_id = "foundation.ingest", profile = "crypto_production", run_id = n);
+        }
+    });
+    guard.flush().unwrap();
+    let push = median(|| guard.flush().unwrap());
+    guard.shutdown().unwrap();
+    push
+}
+
+/// A server that answers 200 to every push once it has read it.
+struct Sink {
+    address: SocketAddr,
+    /// Length of the last body.
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Sink {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let last = Arc::clone(&bytes);
+        thread::spawn(move || {
+            for connection in listener.incoming() {
+                last.store(Self::answer(connection.unwrap()).unwrap(), Ordering::Relaxed);
+            }
+        });
+        Self { address, bytes }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Reads one push. Returns the length of its body.
+    fn answer(connection: TcpStream) -> io::Result<usize> {
+        let mut reader = BufReader::new(connection);
+        let mut length = 0;
+        let mut line = String::new();
+        while reader.read_line(&mut line)? > 2 {
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().map_err(io::Error::other)?;
+            }
+            line.clear();
+        }
+        reader.read_exact(&mut vec![0; length])?;
+        reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+        Ok(length)
     }
 }

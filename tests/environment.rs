@@ -241,6 +241,27 @@ fn environment_overrides_earlier_setters() {
     assert_eq!(by_code.requests().pop().unwrap().path, "/metrics/job/of%20the%20code");
 }
 
+/// As every variable, it overrides earlier setters; later ones override it.
+#[test]
+fn push_format_is_that_of_the_gateway_that_is_set() {
+    let server = MockGateway::ok();
+    let url = server.url();
+    let protobuf = ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf");
+    for (scenario, address, format, is_protobuf) in [
+        ("the environment alone", "TV_PROMETHEUS_PUSHGATEWAY", protobuf, true),
+        ("the code before", "GATEWAY_OF_CODE", protobuf, true),
+        ("the code after", "GATEWAY_OF_CODE", protobuf, false),
+        ("the environment alone", "TV_PROMETHEUS_PUSHGATEWAY", ("TV_PROMETHEUS_PUSH_FORMAT", "text"), false),
+    ] {
+        assert_ran(&run_with(scenario, &[(address, url.as_str()), ("TV_PROMETHEUS_JOB", "j"), format]));
+        let last = server.requests().pop().unwrap();
+        let content_type = last.header("content-type").unwrap();
+        assert_eq!(content_type.starts_with("application/vnd.google.protobuf"), is_protobuf, "{scenario}");
+    }
+    // Nothing is pushed.
+    assert_ran(&run_with("the environment alone", &[protobuf]));
+}
+
 #[test]
 fn wrong_value_is_quoted_with_its_variable() {
     let gateway = ("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091");

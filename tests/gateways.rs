@@ -12,6 +12,8 @@ mod certificates;
 mod compression;
 #[path = "gateways/conflicts.rs"]
 mod conflicts;
+#[path = "gateways/formats.rs"]
+mod formats;
 #[cfg(target_os = "linux")]
 #[path = "gateways/host_lookup.rs"]
 mod host_lookup;

@@ -5,6 +5,11 @@
 
 mod support;
 
+#[path = "real_gateway/protobuf.rs"]
+mod protobuf;
+#[path = "real_gateway/push_formats.rs"]
+mod push_formats;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,7 +19,7 @@ use serde_json::Value;
 use support::child;
 use support::exposition::{self, Exposition};
 use support::measured::{Measured, failing_stage, measured, stage};
-use tracing_stage_metrics::{FlushGuard, MetricsLayer, MetricsLayerBuilder, Pushgateway};
+use tracing_stage_metrics::{FlushGuard, MetricsLayer, MetricsLayerBuilder, PushFormat, Pushgateway};
 use tracing_subscriber::prelude::*;
 
 fn builder(gateway: Pushgateway) -> MetricsLayerBuilder {
@@ -187,27 +192,31 @@ fn failed_run_keeps_last_success_and_replaces_totals() {
 /// A family whose type conflicts with another group makes the gateway refuse the whole push.
 #[test]
 fn refused_application_metrics_do_not_cost_the_stage_metrics() {
-    let Some(server) = support::pushgateway() else { return };
-    let other = support::http::request(
-        server.addr(),
-        "POST",
-        "/metrics/job/other",
-        &[],
-        b"# TYPE rows gauge\nrows 1\n# TYPE quant_x gauge\nquant_x 1\n",
-    );
-    assert_eq!(other.unwrap().status, 200);
-    // The application's metrics come from an exposition text of its own.
-    let rows = "# TYPE rows counter\nrows 7\n# TYPE quant_run_duration_seconds gauge\nquant_run_duration_seconds 5\n";
-    let builder = builder(gateway_for(&server, "j")).with_exposition(move || rows.to_owned());
-    let Measured { guard, log: _, default: _default } = measured(builder);
-    let error = guard.flush().unwrap_err();
-    assert_eq!(error.status(), Some(400));
-    assert!(format!("{error:?}").contains("rows"), "the gateway's message: {error:?}");
-    let exposition = scrape(&server);
-    let job = [("instance", ""), ("job", "j")];
-    assert_eq!(exposition.expect("quant_run_duration_seconds", &job), 5.0);
-    assert_eq!(exposition.value("rows", &job), None);
-    let _ = guard.shutdown().unwrap_err();
+    for format in [PushFormat::Text, PushFormat::Protobuf] {
+        let Some(server) = support::pushgateway() else { return };
+        let other = support::http::request(
+            server.addr(),
+            "POST",
+            "/metrics/job/other",
+            &[],
+            b"# TYPE rows gauge\nrows 1\n# TYPE quant_x gauge\nquant_x 1\n",
+        );
+        assert_eq!(other.unwrap().status, 200);
+        // The application's metrics come from an exposition text of its own.
+        let rows =
+            "# TYPE rows counter\nrows 7\n# TYPE quant_run_duration_seconds gauge\nquant_run_duration_seconds 5\n";
+        let gateway = gateway_for(&server, "j").with_format(format);
+        let builder = builder(gateway).with_exposition(move || rows.to_owned());
+        let Measured { guard, log: _, default: _default } = measured(builder);
+        let error = guard.flush().unwrap_err();
+        assert_eq!(error.status(), Some(400), "{format:?}");
+        assert!(format!("{error:?}").contains("rows"), "the gateway's message: {error:?}");
+        let exposition = scrape(&server);
+        let job = [("instance", ""), ("job", "j")];
+        assert_eq!(exposition.expect("quant_run_duration_seconds", &job), 5.0, "{format:?}");
+        assert_eq!(exposition.value("rows", &job), None);
+        let _ = guard.shutdown().unwrap_err();
+    }
 }
 
 /// Entry point of the child processes of [`run`]: one run of the job.

@@ -23,6 +23,8 @@ mod file_systems;
 mod killed;
 #[path = "spool/newer_state.rs"]
 mod newer_state;
+#[path = "spool/push_formats.rs"]
+mod push_formats;
 #[path = "spool/replay_order.rs"]
 mod replay_order;
 #[path = "spool/replay_priority.rs"]

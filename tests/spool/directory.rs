@@ -63,12 +63,13 @@ pub(crate) fn readdress(spool: &Path, url: &str) {
 #[track_caller]
 pub(crate) fn edit_header(payload: &Path, replace: impl Fn(&str) -> Option<String>) {
     // Foreign, damaged and already removed files stay as they are.
-    let Ok(text) = fs::read_to_string(payload) else { return };
-    let Some((head, exposition)) = text.split_once("\n\n") else { return };
+    let Ok(content) = fs::read(payload) else { return };
+    let Some(end) = content.windows(2).position(|pair| pair == b"\n\n") else { return };
+    let Ok(head) = str::from_utf8(&content[..end]) else { return };
     let lines: Vec<_> = head.lines().map(|line| replace(line).unwrap_or_else(|| line.to_owned())).collect();
-    let edited = format!("{}\n\n{exposition}", lines.join("\n"));
-    if edited != text {
-        fs::OpenOptions::new().write(true).truncate(true).open(payload).unwrap().write_all(edited.as_bytes()).unwrap();
+    let edited = [lines.join("\n").as_bytes(), &content[end..]].concat();
+    if edited != content {
+        fs::OpenOptions::new().write(true).truncate(true).open(payload).unwrap().write_all(&edited).unwrap();
     }
 }
 

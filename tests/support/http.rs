@@ -33,6 +33,18 @@ pub fn request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> io::Result<Response> {
+    let answer = exchange(addr, method, path, headers, body)?;
+    parse(&answer).map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))
+}
+
+/// Sends a request and returns the whole response as it is.
+pub fn exchange(
+    addr: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&addr, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
@@ -47,7 +59,7 @@ pub fn request(
 
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
-    parse(&answer).map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))
+    Ok(answer)
 }
 
 /// Percent-encodes a text for a query: every byte but the unreserved characters.

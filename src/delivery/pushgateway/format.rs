@@ -17,9 +17,9 @@ pub enum PushFormat {
     /// The [text format](https://prometheus.io/docs/instrumenting/exposition_formats/), which every gateway accepts.
     #[default]
     Text,
-    /// The protobuf format, `io.prometheus.client.MetricFamily`. It has units and the times at which counters and
-    /// histograms began, and costs a Pushgateway a tenth of the work. Counts above 2^53 lose their last digits, as they
-    /// do in Prometheus.
+    /// The protobuf format, `io.prometheus.client.MetricFamily`, length-delimited. It costs a Pushgateway a tenth of the
+    /// work, and has the times at which counters and histograms began. Counts above 2^53 lose their last digits, as they do
+    /// in Prometheus.
     ///
     /// A Pushgateway accepts it. VictoriaMetrics and most aggregating gateways do not.
     Protobuf,
