@@ -47,7 +47,12 @@ impl MetricsLayerBuilder {
     /// # Ok::<(), tracing_stage_metrics::Error>(())
     /// ```
     pub fn map_pushgateway(mut self, map: impl FnOnce(Pushgateway) -> Pushgateway) -> Self {
-        self.gateway = self.gateway.map(map);
+        if let Some(gateway) = self.gateway.take() {
+            let grouping = gateway.grouping().clone();
+            let gateway = map(gateway);
+            self.job_by_default &= *gateway.grouping() == grouping;
+            self.gateway = Some(gateway);
+        }
         self
     }
 

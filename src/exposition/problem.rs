@@ -9,6 +9,9 @@ use super::names::metric_name;
 /// How many metrics a problem is reported of.
 const MAX_PROBLEMS: usize = 100;
 
+/// How much of a line is quoted, in characters.
+const MAX_QUOTED: usize = 200;
+
 /// Why a metric is not written as it was recorded.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Problem {
@@ -40,14 +43,23 @@ pub(crate) struct Owner {
 pub(crate) struct Unreadable {
     /// The first of them, counted from one.
     pub(crate) line: usize,
+    /// Its beginning.
+    pub(crate) text: String,
     pub(crate) reason: &'static str,
     pub(crate) lines: usize,
 }
 
+impl Unreadable {
+    /// Creates the first line, which counts as none yet.
+    pub(super) fn new(line: usize, text: &str, reason: &'static str) -> Self {
+        Self { line, text: text.chars().take(MAX_QUOTED).collect(), reason, lines: 0 }
+    }
+}
+
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { line, reason, lines } = self;
-        write!(f, "line {line} {reason}")?;
+        let Self { line, text, reason, lines } = self;
+        write!(f, "line {line}, {text:?}, {reason}")?;
         if *lines > 1 { write!(f, " (the first of {lines} such lines)") } else { Ok(()) }
     }
 }

@@ -113,8 +113,8 @@ fn invalid_series_are_left_out_with_a_warning() {
         "gauge `rows` is left out, because `rows` is a counter: give the gauge another name",
         "histogram `x` is left out, because `x_count` is a counter",
         "the text of `with_exposition` has a series of `twice` more than once",
-        "the text of `with_exposition` is delivered without the lines that are not of the text format 0.0.4: line 14 has \
-         more than a value and a timestamp",
+        "the text of `with_exposition` is delivered without the lines that are not of the text format 0.0.4: line 14, \
+         \"this is no line of the format\", has more than a value and a timestamp",
     ];
     assert_eq!(events.len(), warnings.len(), "one event for each warning: {events:#?}");
     for (event, warning) in events.iter().zip(warnings) {
@@ -131,7 +131,7 @@ fn text_without_a_valid_line_is_an_error() {
     let error = measured.guard.flush().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the text of `with_exposition` is not in the Prometheus text format 0.0.4: line 1 has no value"
+        "the text of `with_exposition` is not in the Prometheus text format 0.0.4: line 1, \"<html>\", has no value"
     );
     assert_eq!(measured.guard.render(), "<html>\n", "the render has the text unchanged");
     assert!(!path.exists());

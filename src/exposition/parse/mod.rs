@@ -29,7 +29,7 @@ pub(crate) fn parse(
     let mut unreadable: Option<Unreadable> = None;
     for (n, line) in text.lines().enumerate() {
         if let Err(reason) = reader.line(line.trim_matches(BLANKS)) {
-            unreadable.get_or_insert(Unreadable { line: n + 1, reason, lines: 0 }).lines += 1;
+            unreadable.get_or_insert_with(|| Unreadable::new(n + 1, line, reason)).lines += 1;
         }
     }
     let families = reader.finish(own, problems);

@@ -103,12 +103,15 @@ fn unreadable_lines_are_left_out_and_named() {
         let rest = "# TYPE h histogram\nh_sum 1\na 1\n";
         let (families, problems) = read(&format!("{rest}{line}\nb 2\n{line}\n"));
         assert_eq!(families.to_text(), "a 1\nb 2\n# TYPE h histogram\nh_sum 1\n", "{line}");
-        let [Problem::Unreadable(Unreadable { line: 4, lines: 2, .. })] = problems[..] else {
+        let [Problem::Unreadable(Unreadable { line: 4, text, lines: 2, .. })] = &problems[..] else {
             panic!("{line}: {problems:?}")
         };
+        assert_eq!(text, line);
     }
     let none = parse("<html>\n</html>\n", |_| None, &mut Problems::default()).unwrap_err();
-    assert_eq!(none.to_string(), "line 1 has no value (the first of 2 such lines)");
+    assert_eq!(none.to_string(), "line 1, \"<html>\", has no value (the first of 2 such lines)");
+    let long = parse(&"ä".repeat(1_000), |_| None, &mut Problems::default()).unwrap_err();
+    assert_eq!(long.text, "ä".repeat(200));
 }
 
 #[test]
