@@ -50,7 +50,7 @@ impl MetricsLayerBuilder {
         if let Some(gateway) = self.gateway.take() {
             let grouping = gateway.grouping().clone();
             let gateway = map(gateway);
-            self.job_by_default &= *gateway.grouping() == grouping;
+            self.default_job = self.default_job.filter(|_| *gateway.grouping() == grouping);
             self.gateway = Some(gateway);
         }
         self

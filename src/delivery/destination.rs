@@ -281,7 +281,8 @@ impl GatewayDestination {
         let payload = spool.payload(&self.gateway, state.clone());
         let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&is_delivered)));
         tokio::join!(previous, self.carry_over(spool, deadline));
-        let state = self.carried_over().complete(state, self.gateway.format());
+        let carried = self.carried_over();
+        let state = carried.complete(state, self.gateway.format());
         match self.push_final(source, &state, budget).await {
             Ok(pushed) => {
                 is_delivered.store(true, Ordering::Release);

@@ -92,7 +92,7 @@ fn refused_payload_is_replayed_with_the_stage_metrics_alone() {
         assert_eq!(fs::read(payload.with_extension("refused")).unwrap(), before, "{format:?}");
         let warnings = log.own();
         assert_eq!(warnings.len(), 1, "{warnings:?}");
-        for part in ["it is set aside as *.refused", "the stages were pushed without them", "rows"] {
+        for part in ["it is renamed to *.refused", "the stages were pushed without them", "rows"] {
             assert!(warnings[0].contains(part), "{part}: {warnings:?}");
         }
     }
