@@ -254,8 +254,8 @@ fn clashing_metrics() {
     let warnings = [
         "gauge `quant_stage_total` is left out, because `quant_stage_total` is a counter of this crate",
         "gauge `quant_stage_duration_seconds_count` is left out, because `quant_stage_duration_seconds` is a histogram of this",
-        "several labels of `keys` become `a_b`",
-        "several gauges are one series of `q_depth`",
+        "several labels of `keys` have the name `a_b` after cleaning",
+        "several gauges become one series of `q_depth`",
         "gauge `both` is left out, because `both` is a counter: give the gauge another name",
         "histogram `x` is left out, because `x_count` is a counter",
     ];

@@ -6,10 +6,10 @@ use std::fmt;
 use super::families::MetricKind;
 use super::names::metric_name;
 
-/// How many metrics a problem is reported of.
+/// Maximum number of metrics with a reported problem.
 const MAX_PROBLEMS: usize = 100;
 
-/// How much of a line is quoted, in characters.
+/// Maximum length of a quoted line, in characters.
 const MAX_QUOTED: usize = 200;
 
 /// Why a metric is not written as it was recorded.
@@ -23,7 +23,7 @@ pub(crate) enum Problem {
     JoinedLabels { metric: String, label: String },
     /// A foreign text has a series twice. The first is written.
     Repeated { metric: String },
-    /// A foreign text has lines that are not of the format. They are left out.
+    /// A foreign text has lines that are not in the format. They are left out.
     Unreadable(Unreadable),
     /// There are problems that are not reported.
     More,
@@ -34,11 +34,11 @@ pub(crate) enum Problem {
 pub(crate) struct Owner {
     pub(crate) metric: String,
     pub(crate) kind: Option<MetricKind>,
-    /// One of this crate's own metrics.
+    /// Whether it is one of this crate's own metrics.
     pub(crate) is_own: bool,
 }
 
-/// Lines that are not of the format.
+/// Lines that are not in the format.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Unreadable {
     /// The first of them, counted from one.
@@ -91,21 +91,21 @@ impl fmt::Display for Problem {
             }
             Self::SharedGauge { metric } => write!(
                 f,
-                "several gauges are one series of `{metric}`, which shows the value that was set last: give them names or \
+                "several gauges become one series of `{metric}`, which shows the value that was set last: give them names or \
                  labels that differ in letters, digits or underscores"
             ),
             Self::JoinedLabels { metric, label } => write!(
                 f,
-                "several labels of `{metric}` become `{label}`, whose value is theirs joined by `;`: rename all but one"
+                "several labels of `{metric}` have the name `{label}` after cleaning; `;` joins their values: rename all but one"
             ),
             Self::Repeated { metric } => write!(
                 f,
-                "the text of `with_exposition` has a series of `{metric}` more than once, of which the first is delivered: \
+                "the text of `with_exposition` has a series of `{metric}` more than once; only the first is delivered: \
                  record it once"
             ),
             Self::Unreadable(lines) => write!(
                 f,
-                "the text of `with_exposition` is delivered without the lines that are not of the text format 0.0.4: {lines}"
+                "the text of `with_exposition` has lines that are not in the text format 0.0.4; they are left out: {lines}"
             ),
             Self::More => write!(
                 f,

@@ -18,7 +18,7 @@ pub(super) struct LabelResolver {
 
 /// The labels of a new span.
 pub(super) struct ResolvedLabels {
-    /// Those of its own fields.
+    /// The labels of its own fields.
     pub(super) values: SpanLabels,
     /// Its profile and run id, own or inherited.
     pub(super) context: ContextLabels,

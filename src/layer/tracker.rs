@@ -1,4 +1,4 @@
-//! What each callback of `tracing` does with a span: opened, recorded into, entered, left, closed.
+//! The callbacks of `tracing`: a span opens, gets a late record, is entered, is left, closes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -312,7 +312,7 @@ impl StageTracker {
                 if outcome != Outcome::Success
                     && let Some(own) = trace_context::span_context(id, subscriber)
                 {
-                    // What the slot has may be the trace around it.
+                    // The trace in the slot may be that of an enclosing span.
                     ended.trace = TraceId::of(&own);
                 }
                 stages.count(ended);
@@ -330,7 +330,7 @@ impl StageTracker {
     }
 }
 
-/// What the guard asks for.
+/// The interface of the guard.
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 impl StageTracker {
     pub(crate) fn recorder(&self) -> &RecorderHandle {

@@ -83,7 +83,7 @@ fn gauges_of_one_name_are_one_series_and_a_problem() {
     assert_eq!(
         problems,
         [
-            "several gauges are one series of `q_depth`, which shows the value that was set last: give them names or labels \
+            "several gauges become one series of `q_depth`, which shows the value that was set last: give them names or labels \
           that differ in letters, digits or underscores"
         ]
     );
@@ -95,7 +95,7 @@ fn labels_of_one_name_are_joined_and_a_problem() {
     assert_eq!(text, "# TYPE m counter\nm{a_b=\"1;2\",c=\"3\"} 1\n");
     assert_eq!(
         problems,
-        ["several labels of `m` become `a_b`, whose value is theirs joined by `;`: rename all but one"]
+        ["several labels of `m` have the name `a_b` after cleaning; `;` joins their values: rename all but one"]
     );
 }
 

@@ -113,7 +113,7 @@ fn invalid_series_are_left_out_with_a_warning() {
         "gauge `rows` is left out, because `rows` is a counter: give the gauge another name",
         "histogram `x` is left out, because `x_count` is a counter",
         "the text of `with_exposition` has a series of `twice` more than once",
-        "the text of `with_exposition` is delivered without the lines that are not of the text format 0.0.4: line 14, \
+        "the text of `with_exposition` has lines that are not in the text format 0.0.4; they are left out: line 14, \
          \"this is no line of the format\", has more than a value and a timestamp",
     ];
     assert_eq!(events.len(), warnings.len(), "one event for each warning: {events:#?}");
