@@ -23,7 +23,8 @@ pub const PUSHGATEWAY: &str = "prometheus-pushgateway";
 pub const PROMETHEUS: &str = "prometheus";
 pub const NODE_EXPORTER: &str = "prometheus-node-exporter";
 
-/// Set to 1 by `tests/run`: a missing server then fails the test instead of leaving it out.
+/// Set to 1 by `tests/run`: a missing server then fails the test instead of leaving it out. `tests/current-servers/run`
+/// sets it to `current`, which includes the servers that it builds.
 pub const REQUIRE_SERVERS: &str = "TSM_REQUIRE_SERVERS";
 
 /// Whether the program is installed. If it is not, prints once per test that the test is left out, or panics where
