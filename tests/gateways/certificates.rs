@@ -3,7 +3,8 @@
 
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -15,7 +16,8 @@ use tracing_stage_metrics::MetricsLayer;
 
 use super::support::child::{self, Ended};
 use super::support::measured::{Measured, measured, stage};
-use super::support::{WAIT_TIMEOUT, exposition};
+use super::support::process::Process;
+use super::support::{WAIT_TIMEOUT, exposition, servers};
 
 struct Gateway {
     /// With the host name of the certificate.
@@ -86,12 +88,16 @@ fn push_and_print_the_result() {
 }
 
 fn push(gateway: &Gateway, trusted: &Gateway) -> Ended {
+    push_to(&gateway.url, &trusted.certificate)
+}
+
+fn push_to(url: &str, trusted_certificate: &Path) -> Ended {
     let mut command = child::command("certificates::push_and_print_the_result", "push");
     command
-        .env("TV_PROMETHEUS_PUSHGATEWAY", &gateway.url)
+        .env("TV_PROMETHEUS_PUSHGATEWAY", url)
         .env("TV_PROMETHEUS_JOB", "j")
         .env("TV_PROMETHEUS_FLUSH_TIMEOUT", "1500ms")
-        .env("SSL_CERT_FILE", &trusted.certificate);
+        .env("SSL_CERT_FILE", trusted_certificate);
     for name in ["http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY"] {
         command.env_remove(name);
     }
@@ -123,4 +129,47 @@ fn untrusted_certificate_is_an_error() {
         gateway.bodies.recv_timeout(WAIT_TIMEOUT.min(Duration::from_millis(50))).is_err(),
         "the client sends no request"
     );
+}
+
+/// The gateway's `web.config.file`, with HTTP/2 as by default.
+#[test]
+fn real_gateway_with_tls_and_basic_auth_gets_the_push() {
+    if ![servers::PUSHGATEWAY, "curl"].into_iter().all(servers::installed) {
+        return;
+    }
+    let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let certificate = directory.path().join("certificate.pem");
+    std::fs::write(&certificate, generated.cert.pem()).unwrap();
+    std::fs::write(directory.path().join("key.pem"), generated.signing_key.serialize_pem()).unwrap();
+    let config = directory.path().join("web.yml");
+    // The hash of the password `p%/word`.
+    std::fs::write(
+        &config,
+        "tls_server_config: {cert_file: certificate.pem, key_file: key.pem}\n\
+         basic_auth_users: {pusher: $2a$04$oe99nsT3zvId84p.H6MYd.r1Qjy0XOts7C4miEzQzEqY1qBPxkfVu}\n",
+    )
+    .unwrap();
+    let gateway = Process::start_listening(servers::PUSHGATEWAY, move |addr| {
+        let mut command = Command::new(servers::PUSHGATEWAY);
+        command.arg(format!("--web.listen-address={addr}")).arg("--persistence.file=");
+        command.arg(format!("--web.config.file={}", config.display()));
+        command
+    });
+    let host = format!("localhost:{}", gateway.addr().port());
+    let ended = push_to(&format!("https://pusher:p%25%2Fword@{host}"), &certificate);
+    assert!(ended.stdout.contains("delivered, events: []"), "{ended:?}");
+    let refused = push_to(&format!("https://pusher:word@{host}"), &certificate);
+    assert!(refused.stdout.contains("refused true, timeout false, config false"), "{refused:?}");
+
+    let scrape = Command::new("curl")
+        .args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--user", "pusher:p%/word", "--cacert"])
+        .arg(&certificate)
+        .arg(format!("https://{host}/metrics"))
+        .output()
+        .unwrap();
+    assert!(scrape.status.success(), "{scrape:?}");
+    let metrics = exposition::parse(str::from_utf8(&scrape.stdout).unwrap());
+    let labels = [("instance", ""), ("job", "j"), ("stage_id", "a"), ("status", "success")];
+    assert_eq!(metrics.expect("quant_stage_total", &labels), 1.0);
 }

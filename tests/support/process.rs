@@ -21,7 +21,8 @@ type Launch = Box<dyn Fn(SocketAddr) -> Command + Send>;
 pub struct Process {
     name: String,
     launch: Launch,
-    ready_path: &'static str,
+    /// `None` for a server that is ready when it listens.
+    ready_path: Option<&'static str>,
     addr: SocketAddr,
     child: Child,
     /// The process has not been waited for: its id is valid, so that a signal reaches no other process.
@@ -42,6 +43,21 @@ impl Process {
     pub fn start(
         name: &str,
         ready_path: &'static str,
+        launch: impl Fn(SocketAddr) -> Command + Send + 'static,
+    ) -> Self {
+        Self::start_when_ready(name, Some(ready_path), launch)
+    }
+
+    /// Starts a server without a page in plain HTTP, and waits until it listens.
+    #[track_caller]
+    pub fn start_listening(name: &str, launch: impl Fn(SocketAddr) -> Command + Send + 'static) -> Self {
+        Self::start_when_ready(name, None, launch)
+    }
+
+    #[track_caller]
+    fn start_when_ready(
+        name: &str,
+        ready_path: Option<&'static str>,
         launch: impl Fn(SocketAddr) -> Command + Send + 'static,
     ) -> Self {
         let stderr = tempfile::tempdir().expect("a directory for the server's stderr");
@@ -143,7 +159,12 @@ impl Drop for Process {
     }
 }
 
-fn spawn_ready(launch: &Launch, addr: SocketAddr, ready_path: &str, stderr: &TempDir) -> Result<Child, StartError> {
+fn spawn_ready(
+    launch: &Launch,
+    addr: SocketAddr,
+    ready_path: Option<&str>,
+    stderr: &TempDir,
+) -> Result<Child, StartError> {
     let log = File::create(stderr.path().join("stderr")).map_err(|err| StartError::Other(err.to_string()))?;
     let mut command = launch(addr);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -159,8 +180,8 @@ fn spawn_ready(launch: &Launch, addr: SocketAddr, ready_path: &str, stderr: &Tem
             }
             return Err(StartError::Other(format!("ended with {status}, stderr:\n{stderr}")));
         }
-        let ready = || http::get(addr, ready_path).is_ok_and(|response| response.status == 200);
-        if listens(&child, addr) && ready() {
+        let ready = |path| http::get(addr, path).is_ok_and(|response| response.status == 200);
+        if listens(&child, addr) && ready_path.is_none_or(ready) {
             return Ok(child);
         }
         if Instant::now() > deadline {
