@@ -4,6 +4,9 @@
 
 mod support;
 
+#[path = "fleet/victoria_metrics.rs"]
+mod victoria_metrics;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

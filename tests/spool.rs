@@ -35,6 +35,8 @@ mod scenarios;
 mod system_calls;
 #[path = "spool/undeletable_files.rs"]
 mod undeletable_files;
+#[path = "spool/victoria_metrics.rs"]
+mod victoria_metrics;
 
 use std::path::Path;
 use std::time::Duration;

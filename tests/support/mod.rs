@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 pub use mock_gateway::{MockGateway, Reply};
 #[cfg(feature = "pushgateway")]
 pub use pipeline::Pipeline;
-pub use servers::{NodeExporter, Prometheus, Pushgateway};
+pub use servers::{NodeExporter, Prometheus, Pushgateway, VictoriaMetrics};
 
 /// The timeout of a wait for an expected event. Only a failing test waits this long.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,6 +57,12 @@ pub fn pushgateway() -> Option<Pushgateway> {
 #[track_caller]
 pub fn prometheus(scrape: &[(&str, SocketAddr, bool)]) -> Option<Prometheus> {
     servers::installed(servers::PROMETHEUS).then(|| Prometheus::start(scrape))
+}
+
+/// Starts a VictoriaMetrics. Prints a message and returns `None` if it is not installed.
+#[track_caller]
+pub fn victoria_metrics() -> Option<VictoriaMetrics> {
+    servers::installed(servers::VICTORIA_METRICS).then(VictoriaMetrics::start)
 }
 
 /// Starts a node_exporter that reads the text files of one directory. Prints a message and returns `None` if it is not

@@ -1,5 +1,5 @@
-//! The real servers of the tests: Pushgateway, Prometheus and node_exporter, each on a free port. The drop of a value
-//! kills its server.
+//! The real servers of the tests: Pushgateway, Prometheus, node_exporter and VictoriaMetrics, each on a free port. The
+//! drop of a value kills its server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -22,6 +22,8 @@ use super::process::Process;
 pub const PUSHGATEWAY: &str = "prometheus-pushgateway";
 pub const PROMETHEUS: &str = "prometheus";
 pub const NODE_EXPORTER: &str = "prometheus-node-exporter";
+pub const VICTORIA_METRICS: &str = "victoria-metrics";
+pub const OTELCOL: &str = "otelcol";
 
 /// Set to 1 by `tests/run`: a missing server then fails the test instead of leaving it out. `tests/current-servers/run`
 /// sets it to `current`, which includes the servers that it builds.
@@ -37,8 +39,13 @@ pub fn installed(program: &str) -> bool {
         return true;
     }
     let test = test_name(Location::caller());
-    let missing = format!("{program} is not installed; tests/run installs it");
-    let required = std::env::var(REQUIRE_SERVERS).is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
+    let is_built = [VICTORIA_METRICS, OTELCOL].contains(&program);
+    let remedy = if is_built { "tests/current-servers/run builds" } else { "tests/run installs" };
+    let missing = format!("{program} is not installed; {remedy} it");
+    let required = match std::env::var(REQUIRE_SERVERS).as_deref() {
+        Err(_) | Ok("" | "0") => false,
+        Ok(value) => !is_built || value == "current",
+    };
     assert!(!required, "{test} needs a server: {missing}");
     if REPORTED.lock().is_ok_and(|mut reported| reported.insert(test.clone())) {
         // Not `eprintln!`: the test harness captures its output for passing tests.
@@ -144,15 +151,7 @@ impl Prometheus {
     /// The result of an instant query: a vector, or a scalar as one series without labels.
     #[track_caller]
     pub fn query(&self, promql: &str) -> Vec<Series> {
-        let (status, body) = self.process.get(&format!("/api/v1/query?query={}", percent_encode(promql)));
-        assert_eq!(status, 200, "the query {promql}: {body}");
-        let answer = json(&body);
-        let data = &answer["data"];
-        match data["resultType"].as_str() {
-            Some("vector") => data["result"].as_array().expect("a vector is an array").iter().map(series).collect(),
-            Some("scalar") => vec![(BTreeMap::new(), number(&data["result"]))],
-            other => panic!("the query {promql} returns {other:?}, not a vector or a scalar: {body}"),
-        }
+        query(&self.process, &format!("query={}", percent_encode(promql)))
     }
 
     /// Repeats a query until its result matches. Panics with the last result on a timeout.
@@ -184,6 +183,54 @@ impl Prometheus {
             }
             std::thread::sleep(POLL);
         }
+    }
+}
+
+/// The result of an instant query with these parameters.
+#[track_caller]
+fn query(server: &Process, parameters: &str) -> Vec<Series> {
+    let (status, body) = server.get(&format!("/api/v1/query?{parameters}"));
+    assert_eq!(status, 200, "the query {parameters}: {body}");
+    let answer = json(&body);
+    let data = &answer["data"];
+    match data["resultType"].as_str() {
+        Some("vector") => data["result"].as_array().expect("a vector is an array").iter().map(series).collect(),
+        Some("scalar") => vec![(BTreeMap::new(), number(&data["result"]))],
+        other => panic!("the query {parameters} returns {other:?}, not a vector or a scalar: {body}"),
+    }
+}
+
+/// A VictoriaMetrics (single node) with a directory of its own.
+pub struct VictoriaMetrics {
+    process: Process,
+    _dir: TempDir,
+}
+
+impl VictoriaMetrics {
+    #[track_caller]
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory for VictoriaMetrics");
+        let data = dir.path().join("data");
+        let process = Process::start(VICTORIA_METRICS, "/-/ready", move |addr| {
+            let mut command = Command::new(VICTORIA_METRICS);
+            command.arg(format!("-httpListenAddr={addr}")).arg(format!("-storageDataPath={}", data.display()));
+            // By default a sample is visible after 30 seconds.
+            command.arg("-search.latencyOffset=1ms");
+            command
+        });
+        Self { process, _dir: dir }
+    }
+
+    /// The base URL in the place of a Pushgateway's.
+    pub fn import_url(&self) -> String {
+        format!("http://{}/api/v1/import/prometheus", self.addr())
+    }
+
+    /// The result of an instant query at a Unix time, over all that the server has received before this call.
+    #[track_caller]
+    pub fn query_at(&self, time: f64, promql: &str) -> Vec<Series> {
+        self.get_ok("/internal/force_flush");
+        query(&self.process, &format!("nocache=1&time={time}&query={}", percent_encode(promql)))
     }
 }
 
@@ -245,7 +292,7 @@ macro_rules! is_a_process {
         }
     )*};
 }
-is_a_process!(Pushgateway.0, Prometheus.process, NodeExporter.0);
+is_a_process!(Pushgateway.0, Prometheus.process, NodeExporter.0, VictoriaMetrics.process);
 
 fn configuration(scrape: &[(&str, SocketAddr, bool)], rules: &[&Path]) -> String {
     let mut config = "global:\n  scrape_interval: 300ms\n  evaluation_interval: 300ms\n".to_owned();

@@ -99,6 +99,12 @@ impl Address {
         &self.url
     }
 
+    /// Returns whether this is the import path of VictoriaMetrics, which takes the requests of a Pushgateway and has no
+    /// groups: it stores each push as samples.
+    pub(in crate::delivery) fn stores_samples(&self) -> bool {
+        self.url.path().contains("/api/v1/import/prometheus")
+    }
+
     #[cfg(feature = "tls")]
     pub(in crate::delivery) fn is_https(&self) -> bool {
         self.url.scheme() == "https"

@@ -1,5 +1,7 @@
 //! The requests of the client: pushes, deletion, and reading the gateway's own metrics.
 
+use std::fmt::Write as _;
+
 use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
@@ -120,17 +122,23 @@ impl Pushgateway {
     /// Sends one request with a body in the text format. The bytes are not copied, so that a caller can keep them for
     /// another try.
     pub(in crate::delivery) async fn send(&self, method: Method, body: Body) -> Result<(), RequestError> {
-        self.send_as(method, body, TEXT_FORMAT).await
+        self.send_as(method, body, TEXT_FORMAT, None).await
     }
 
-    /// Sends one request with a body of this content type.
+    /// Sends one request with a body of this content type. `time` is that of the body's state on the gateway's clock;
+    /// `None` for the state of now. VictoriaMetrics stores the samples at that time, so that later ones stay the last. A
+    /// Pushgateway has no use for it.
     pub(in crate::delivery) async fn send_as(
         &self,
         method: Method,
         body: Body,
         content_type: &str,
+        time: Option<f64>,
     ) -> Result<(), RequestError> {
-        let url = self.url();
+        let mut url = self.url();
+        if let Some(time) = time.filter(|_| self.address.stores_samples()) {
+            let _ = write!(url, "?timestamp={:.0}", time * 1e3);
+        }
         let request = self.start(&method, &url)?;
         let request = match method {
             Method::DELETE => request,
@@ -143,7 +151,7 @@ impl Pushgateway {
     }
 
     /// Reads the state of this group, whose metrics have the prefix `namespace`. `None` if the response does not come
-    /// from a Pushgateway: the page of a proxy says nothing about the group.
+    /// from a Pushgateway: the page of a proxy says nothing about the group, and VictoriaMetrics has none.
     pub(in crate::delivery) async fn group_state(
         &self,
         namespace: Option<&str>,
@@ -155,7 +163,8 @@ impl Pushgateway {
 
     /// Calls `each` with every line that the gateway serves at `/metrics`.
     pub(super) async fn scrape(&self, mut each: impl FnMut(&str)) -> Result<(), RequestError> {
-        let url = format!("{}/metrics", self.address);
+        // VictoriaMetrics takes this for an import of nothing, and its response has the time.
+        let url = if self.address.stores_samples() { self.url() } else { format!("{}/metrics", self.address) };
         let request = self.start(&Method::GET, &url)?;
         let mut response = self.execute(&Method::GET, &url, request).await?;
         let (mut lines, mut length) = (LineReader::default(), 0);

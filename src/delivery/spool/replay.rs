@@ -190,9 +190,10 @@ impl Replay<'_> {
         body: Bytes,
         content_type: &str,
     ) -> Result<(), RequestError> {
+        let time = entries.first().map(|entry| entry.payload.gateway_time(gateway.clock_offset()));
         let kept: Vec<_> = entries.iter().filter(|entry| self.spool.keep_locked(entry)).collect();
         self.is_sending.store(true, Ordering::Relaxed);
-        let result = gateway.send_as(Method::POST, gateway.body(body), content_type).await;
+        let result = gateway.send_as(Method::POST, gateway.body(body), content_type, time).await;
         self.is_sending.store(false, Ordering::Relaxed);
         if !result.as_ref().is_err_and(|err| err.may_have_arrived) {
             kept.into_iter().for_each(|entry| self.spool.release(entry));
