@@ -1,7 +1,8 @@
-//! OpenTelemetry collectors: a decoder of OTLP exports, a mock collector for gRPC, and a real receiver.
+//! OpenTelemetry collectors: a decoder of OTLP exports, a mock collector for gRPC, a real receiver and a real collector.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::{Deref, DerefMut};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
@@ -22,7 +23,8 @@ use tonic::{Request, Response, Status};
 
 use super::child::{Ended, Running, Signal};
 use super::exposition::Exposition;
-use super::{WAIT_TIMEOUT, child, free_addr, mock_gateway, servers};
+use super::process::Process;
+use super::{WAIT_TIMEOUT, child, free_addr, mock_gateway, servers, workspace};
 
 /// The real receiver, a program from the Python registry.
 pub const ROTEL: &str = "rotel-agent";
@@ -325,5 +327,71 @@ impl Rotel {
     pub fn stop(self) -> Ended {
         self.child.signal(Signal::TERM);
         self.child.wait()
+    }
+}
+
+/// A running OpenTelemetry Collector with a configuration of `examples/`. The drop kills it.
+pub struct Otelcol {
+    process: Process,
+    pub grpc: SocketAddr,
+    /// Where a Prometheus scrapes it.
+    pub metrics: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Otelcol {
+    /// Starts a collector with `examples/otlp-collector.yaml`. Prints a message and returns `None` if the collector is not
+    /// installed.
+    #[track_caller]
+    pub fn start() -> Option<Self> {
+        let metrics = free_addr();
+        let settings = format!("exporters: {{prometheus: {{endpoint: \"{metrics}\"}}}}\n");
+        servers::installed(servers::OTELCOL).then(|| Self::start_with("otlp-collector.yaml", metrics, settings))
+    }
+
+    /// Starts a collector with `examples/otlp-load-balancer.yaml` in front of these collectors.
+    #[track_caller]
+    pub fn in_front_of(collectors: &[Self]) -> Self {
+        let hosts: Vec<_> = collectors.iter().map(|collector| collector.grpc.to_string()).collect();
+        let settings = format!("exporters: {{loadbalancing: {{resolver: {{static: {{hostnames: {hosts:?}}}}}}}}}\n");
+        Self::start_with("otlp-load-balancer.yaml", free_addr(), settings)
+    }
+
+    /// The file's addresses are replaced, and the collector has no metrics of its own.
+    #[track_caller]
+    fn start_with(file: &str, metrics: SocketAddr, settings: String) -> Self {
+        let dir = tempfile::tempdir().expect("a directory for the collector");
+        let file = workspace().join("examples").join(file);
+        let (replaced, grpc) = (dir.path().join("replaced.yaml"), free_addr());
+        // The receiver starts after the processors and exporters, its HTTP server last.
+        let process = Process::start_listening(servers::OTELCOL, move |http| {
+            let settings = format!(
+                "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: \"{grpc}\"}}, http: {{endpoint: \"{http}\"}}}}}}}}\n\
+                 service: {{telemetry: {{metrics: {{level: none}}}}}}\n{settings}"
+            );
+            std::fs::write(&replaced, settings).expect("the settings written");
+            let mut command = Command::new(servers::OTELCOL);
+            command.arg(format!("--config={}", file.display())).arg(format!("--config={}", replaced.display()));
+            command
+        });
+        Self { process, grpc, metrics, _dir: dir }
+    }
+
+    /// The endpoint for OTLP over HTTP.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr())
+    }
+}
+
+impl Deref for Otelcol {
+    type Target = Process;
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for Otelcol {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 }

@@ -133,16 +133,29 @@ impl Prometheus {
     /// Scrapes each `(job, address, honor_labels)` and evaluates the rules in these files every 300 ms.
     #[track_caller]
     pub fn start_with_rules(scrape: &[(&str, SocketAddr, bool)], rules: &[&Path]) -> Self {
+        Self::start_with(&configuration(scrape, rules), &[])
+    }
+
+    /// Starts a Prometheus with a receiver of OTLP (3.0 or later), further configuration and further arguments.
+    #[track_caller]
+    pub fn start_receiver(configuration: &str, args: &[&str]) -> Self {
+        Self::start_with(configuration, &[&["--web.enable-otlp-receiver"], args].concat())
+    }
+
+    #[track_caller]
+    fn start_with(configuration: &str, args: &[&str]) -> Self {
+        let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let dir = tempfile::tempdir().expect("a directory for Prometheus");
         let config = dir.path().join("prometheus.yml");
-        std::fs::write(&config, configuration(scrape, rules)).expect("its configuration written");
+        std::fs::write(&config, configuration).expect("its configuration written");
         let data = dir.path().join("data");
         let process = Process::start(PROMETHEUS, "/-/ready", move |addr| {
             let mut command = Command::new(PROMETHEUS);
             command
                 .arg(format!("--config.file={}", config.display()))
                 .arg(format!("--storage.tsdb.path={}", data.display()))
-                .arg(format!("--web.listen-address={addr}"));
+                .arg(format!("--web.listen-address={addr}"))
+                .args(&args);
             command
         });
         Self { process, _dir: dir }

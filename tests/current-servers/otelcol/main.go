@@ -1,8 +1,9 @@
-// An OpenTelemetry Collector with the components of examples/otlp-collector.yaml, and those of the tier before it that
-// distributes the series.
+// An OpenTelemetry Collector with the components of examples/otlp-collector.yaml, and the exporter of a tier before it that
+// distributes the series over several of them.
 package main
 
 import (
+	"errors"
 	"os"
 
 	"github.com/open-telemetry/opentelemetry-collector-contrib/exporter/loadbalancingexporter"
@@ -11,34 +12,28 @@ import (
 	"github.com/open-telemetry/opentelemetry-collector-contrib/processor/transformprocessor"
 	"go.opentelemetry.io/collector/component"
 	"go.opentelemetry.io/collector/confmap"
+	"go.opentelemetry.io/collector/confmap/provider/envprovider"
 	"go.opentelemetry.io/collector/confmap/provider/fileprovider"
-	"go.opentelemetry.io/collector/exporter"
 	"go.opentelemetry.io/collector/otelcol"
-	"go.opentelemetry.io/collector/processor"
-	"go.opentelemetry.io/collector/receiver"
+	"go.opentelemetry.io/collector/processor/batchprocessor"
 	"go.opentelemetry.io/collector/receiver/otlpreceiver"
 	"go.opentelemetry.io/collector/service/telemetry/otelconftelemetry"
 )
 
-func byType[F component.Factory](factories ...F) map[component.Type]F {
-	byType := map[component.Type]F{}
-	for _, factory := range factories {
-		byType[factory.Type()] = factory
-	}
-	return byType
-}
-
 func factories() (otelcol.Factories, error) {
+	receivers, receiverErr := otelcol.MakeFactoryMap(otlpreceiver.NewFactory())
+	processors, processorErr := otelcol.MakeFactoryMap(
+		batchprocessor.NewFactory(), transformprocessor.NewFactory(), deltatocumulativeprocessor.NewFactory(),
+	)
+	exporters, exporterErr := otelcol.MakeFactoryMap(
+		prometheusexporter.NewFactory(), loadbalancingexporter.NewFactory(),
+	)
 	return otelcol.Factories{
-		Receivers: byType[receiver.Factory](otlpreceiver.NewFactory()),
-		Processors: byType[processor.Factory](
-			transformprocessor.NewFactory(), deltatocumulativeprocessor.NewFactory(),
-		),
-		Exporters: byType[exporter.Factory](
-			prometheusexporter.NewFactory(), loadbalancingexporter.NewFactory(),
-		),
-		Telemetry: otelconftelemetry.NewFactory(),
-	}, nil
+		Receivers:  receivers,
+		Processors: processors,
+		Exporters:  exporters,
+		Telemetry:  otelconftelemetry.NewFactory(),
+	}, errors.Join(receiverErr, processorErr, exporterErr)
 }
 
 func main() {
@@ -47,7 +42,8 @@ func main() {
 		Factories: factories,
 		ConfigProviderSettings: otelcol.ConfigProviderSettings{
 			ResolverSettings: confmap.ResolverSettings{
-				ProviderFactories: []confmap.ProviderFactory{fileprovider.NewFactory()},
+				ProviderFactories: []confmap.ProviderFactory{envprovider.NewFactory(), fileprovider.NewFactory()},
+				DefaultScheme:     "env",
 			},
 		},
 	})

@@ -1,0 +1,14 @@
+//! OTLP into the servers that people run: the OpenTelemetry Collector, Prometheus and VictoriaMetrics.
+#![cfg(all(feature = "http", feature = "otlp"))]
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+mod support;
+
+#[path = "otlp_servers/fleet.rs"]
+mod fleet;
+#[path = "otlp_servers/receivers.rs"]
+mod receivers;
+
+fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
+}

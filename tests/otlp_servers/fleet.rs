@@ -1,0 +1,207 @@
+//! Fifty short processes with `delta`, added up by collectors with the configuration of `examples/`.
+
+use std::time::Duration;
+
+use tracing_stage_metrics::MetricsLayer;
+use tracing_subscriber::prelude::*;
+
+use super::support::child::{self, Running};
+use super::support::collector::Otelcol;
+use super::support::measured::stage;
+use super::support::{self, Prometheus};
+
+const WORKERS: u32 = 50;
+/// The variable with the directory in which files let the workers go on.
+const DIRECTORY: &str = "TSM_FLEET_DIRECTORY";
+
+/// Not a test: a worker that runs twice as many stages as its number in its first part, and as many in its second.
+#[test]
+fn scenarios() {
+    let Some(number) = child::scenario() else { return };
+    let number: u32 = number.parse().unwrap();
+    let (layer, guard) = MetricsLayer::builder()
+        .with_env()
+        .unwrap()
+        .without_run_id_label()
+        .with_push_interval(Duration::from_millis(200))
+        .with_flush_timeout(Duration::from_secs(25))
+        .install()
+        .unwrap();
+    tracing_subscriber::registry().with(layer).init();
+    let work = |stages| {
+        for _ in 0..stages {
+            stage("simulate");
+            metrics::counter!("rows_total").increment(100);
+        }
+    };
+    work(2 * number);
+    guard.flush().unwrap();
+    println!("\nfirst part is exported");
+    await_file("second part");
+    work(number);
+    // Fails while the collector is away.
+    let tried = guard.flush();
+    println!("\nexport of the second part was tried: {tried:?}");
+    await_file("end");
+    guard.shutdown().unwrap();
+}
+
+fn await_file(name: &str) {
+    let file = std::path::PathBuf::from(std::env::var_os(DIRECTORY).unwrap()).join(name);
+    while !file.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+struct Fleet {
+    workers: Vec<Running>,
+    directory: tempfile::TempDir,
+}
+
+impl Fleet {
+    fn start(endpoint: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let workers = (1..=WORKERS).map(|number| {
+            let mut command = child::command("fleet::scenarios", &number.to_string());
+            command.env("OTEL_METRICS_EXPORTER", "otlp").env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
+            command.env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta").env("OTEL_SERVICE_NAME", "fleet");
+            command.env(DIRECTORY, directory.path());
+            child::start(command)
+        });
+        Self { workers: workers.collect(), directory }
+    }
+
+    fn await_line(&mut self, text: &str) {
+        self.workers.iter_mut().for_each(|worker| {
+            worker.await_line(text);
+        });
+    }
+
+    fn begin_second_part(&self) {
+        self.create("second part");
+    }
+
+    fn create(&self, file: &str) {
+        std::fs::write(self.directory.path().join(file), "").unwrap();
+    }
+
+    /// Lets the workers end.
+    fn wait(self) {
+        self.create("end");
+        for worker in self.workers {
+            let ended = worker.wait();
+            assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        }
+    }
+}
+
+/// Counts of the stages in the metrics, as queries. Those of `rows_total` are hundreds.
+fn counts() -> [(String, f64); 4] {
+    let labels = "{job='fleet',stage_id='simulate'";
+    [
+        (format!("quant_stage_total{labels},status='success'}}"), 1.0),
+        (format!("quant_stage_duration_seconds_count{labels}}}"), 1.0),
+        (format!("quant_stage_duration_seconds_bucket{labels},le='+Inf'}}"), 1.0),
+        ("rows_total{job='fleet'}".to_owned(), 100.0),
+    ]
+}
+
+/// The number of stages, as a multiple of the sum of the workers' numbers.
+fn stages(multiple: u32) -> f64 {
+    f64::from(multiple * WORKERS * (WORKERS + 1) / 2)
+}
+
+/// Waits until each count, through this function of the query, is exactly this number of stages.
+#[track_caller]
+fn await_counts(prometheus: &Prometheus, expected: f64, query: impl Fn(&str) -> String) {
+    for (count, factor) in counts() {
+        let is_expected = |series: &[support::servers::Series]| series.len() == 1 && series[0].1 == factor * expected;
+        prometheus.await_query(&query(&count), is_expected);
+    }
+}
+
+#[track_caller]
+fn await_sums(prometheus: &Prometheus, expected: f64) {
+    await_counts(prometheus, expected, |count| format!("sum({count})"));
+}
+
+#[track_caller]
+fn prometheus(collectors: &[Otelcol]) -> Option<Prometheus> {
+    let targets = ["a", "b"].into_iter().zip(collectors).map(|(name, collector)| (name, collector.metrics, true));
+    let targets: Vec<_> = targets.collect();
+    support::prometheus(&targets)
+}
+
+#[test]
+fn every_increment_arrives_once() {
+    let Some(collector) = Otelcol::start() else { return };
+    let Some(prometheus) = prometheus(std::slice::from_ref(&collector)) else { return };
+    let mut fleet = Fleet::start(&collector.url());
+    fleet.await_line("first part");
+    await_sums(&prometheus, stages(2));
+    fleet.begin_second_part();
+    fleet.wait();
+    await_sums(&prometheus, stages(3));
+    let labels = prometheus.query("quant_stage_total{status='success'}").remove(0).0.into_keys();
+    assert_eq!(Vec::from_iter(labels), ["__name__", "instance", "job", "stage_id", "status"]);
+}
+
+/// The sums of the collector begin at zero, which Prometheus takes for a reset of the counters.
+#[test]
+fn increments_before_and_after_a_restart_of_the_collector_add_up() {
+    let Some(mut collector) = Otelcol::start() else { return };
+    let Some(prometheus) = prometheus(std::slice::from_ref(&collector)) else { return };
+    let mut fleet = Fleet::start(&collector.url());
+    fleet.await_line("first part");
+    await_sums(&prometheus, stages(2));
+    collector.restart();
+    fleet.begin_second_part();
+    fleet.wait();
+    await_sums(&prometheus, stages(1));
+    await_counts(&prometheus, stages(3), |count| format!("sum(max_over_time({count}[1h])) + sum({count})"));
+}
+
+#[test]
+fn increments_wait_for_a_collector_that_is_away() {
+    let Some(mut collector) = Otelcol::start() else { return };
+    let Some(prometheus) = prometheus(std::slice::from_ref(&collector)) else { return };
+    let mut fleet = Fleet::start(&collector.url());
+    fleet.await_line("first part");
+    await_sums(&prometheus, stages(2));
+    collector.stop();
+    fleet.begin_second_part();
+    fleet.await_line("was tried: Err(");
+    collector.restart();
+    fleet.wait();
+    await_sums(&prometheus, stages(1));
+}
+
+#[test]
+fn two_collectors_behind_a_load_balancer_have_each_increment_once() {
+    let (Some(a), Some(b)) = (Otelcol::start(), Otelcol::start()) else { return };
+    let collectors = [a, b];
+    let Some(prometheus) = prometheus(&collectors) else { return };
+    let balancer = Otelcol::in_front_of(&collectors);
+    let mut fleet = Fleet::start(&balancer.url());
+    fleet.await_line("first part");
+    fleet.begin_second_part();
+    fleet.wait();
+    await_sums(&prometheus, stages(3));
+    let used = prometheus.query("count(count by (instance) ({__name__=~'quant_.*'}))");
+    assert_eq!(used[0].1, 2.0, "both collectors have series");
+}
+
+/// VictoriaMetrics stores increments as they are, with the time of their export.
+#[test]
+fn increments_in_victoria_metrics_are_summed_over_time() {
+    let Some(server) = support::victoria_metrics() else { return };
+    let mut fleet = Fleet::start(&format!("http://{}/opentelemetry", server.addr()));
+    fleet.await_line("first part");
+    fleet.begin_second_part();
+    fleet.wait();
+    for (count, factor) in counts() {
+        let count = count.replace("job=", "\"service.name\"=");
+        let sum = server.query_at(super::now() + 1.0, &format!("sum(sum_over_time({count}[1h]))"));
+        assert_eq!(sum.into_iter().map(|(_, sum)| sum).collect::<Vec<_>>(), [factor * stages(3)], "{count}");
+    }
+}
