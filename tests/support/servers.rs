@@ -164,7 +164,7 @@ impl Prometheus {
     /// The result of an instant query: a vector, or a scalar as one series without labels.
     #[track_caller]
     pub fn query(&self, promql: &str) -> Vec<Series> {
-        query(&self.process, &format!("query={}", percent_encode(promql)))
+        query(&self.process, promql, "")
     }
 
     /// Repeats a query until its result matches. Panics with the last result on a timeout.
@@ -199,17 +199,17 @@ impl Prometheus {
     }
 }
 
-/// The result of an instant query with these parameters.
+/// The result of an instant query, with further parameters.
 #[track_caller]
-fn query(server: &Process, parameters: &str) -> Vec<Series> {
-    let (status, body) = server.get(&format!("/api/v1/query?{parameters}"));
-    assert_eq!(status, 200, "the query {parameters}: {body}");
+fn query(server: &Process, promql: &str, parameters: &str) -> Vec<Series> {
+    let (status, body) = server.get(&format!("/api/v1/query?query={}{parameters}", percent_encode(promql)));
+    assert_eq!(status, 200, "the query {promql}: {body}");
     let answer = json(&body);
     let data = &answer["data"];
     match data["resultType"].as_str() {
         Some("vector") => data["result"].as_array().expect("a vector is an array").iter().map(series).collect(),
         Some("scalar") => vec![(BTreeMap::new(), number(&data["result"]))],
-        other => panic!("the query {parameters} returns {other:?}, not a vector or a scalar: {body}"),
+        other => panic!("the query {promql} returns {other:?}, not a vector or a scalar: {body}"),
     }
 }
 
@@ -243,7 +243,7 @@ impl VictoriaMetrics {
     #[track_caller]
     pub fn query_at(&self, time: f64, promql: &str) -> Vec<Series> {
         self.get_ok("/internal/force_flush");
-        query(&self.process, &format!("nocache=1&time={time}&query={}", percent_encode(promql)))
+        query(&self.process, promql, &format!("&nocache=1&time={time}"))
     }
 }
 
