@@ -60,10 +60,15 @@ struct Fleet {
 
 impl Fleet {
     fn start(endpoint: &str) -> Self {
+        Self::start_with(endpoint, "http/protobuf")
+    }
+
+    fn start_with(endpoint: &str, protocol: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let workers = (1..=WORKERS).map(|number| {
             let mut command = child::command("fleet::scenarios", &number.to_string());
             command.env("OTEL_METRICS_EXPORTER", "otlp").env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
+            command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
             command.env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta").env("OTEL_SERVICE_NAME", "fleet");
             command.env(DIRECTORY, directory.path());
             child::start(command)
@@ -182,13 +187,14 @@ fn two_collectors_behind_a_load_balancer_have_each_increment_once() {
     let collectors = [a, b];
     let Some(prometheus) = prometheus(&collectors) else { return };
     let balancer = Otelcol::in_front_of(&collectors);
-    let mut fleet = Fleet::start(&balancer.url());
+    let mut fleet = Fleet::start_with(&format!("http://{}", balancer.grpc), "grpc");
     fleet.await_line("first part");
     fleet.begin_second_part();
     fleet.wait();
     await_sums(&prometheus, stages(3));
-    let used = prometheus.query("count(count by (instance) ({__name__=~'quant_.*'}))");
-    assert_eq!(used[0].1, 2.0, "both collectors have series");
+    // Both collectors have series.
+    let collectors = "count(count by (instance) ({__name__=~'quant_.*'}))";
+    prometheus.await_query(collectors, |series| series.len() == 1 && series[0].1 == 2.0);
 }
 
 /// VictoriaMetrics stores increments as they are, with the time of their export.
