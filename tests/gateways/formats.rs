@@ -66,7 +66,9 @@ fn protobuf_to_a_server_that_throws_it_away_is_a_configuration_error() {
     let error = build(gateway.clone().with_format(PushFormat::Protobuf)).unwrap_err();
     assert!(error.is_config(), "{error}");
     assert!(
-        error.to_string().starts_with("gateway http://vm:8428/api/v1/import/prometheus takes text alone"),
+        error
+            .to_string()
+            .starts_with("gateway http://vm:8428/api/v1/import/prometheus is an import path of VictoriaMetrics"),
         "{error}"
     );
     assert!(build(gateway).is_ok(), "text is taken");

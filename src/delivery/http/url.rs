@@ -99,10 +99,10 @@ impl Address {
         &self.url
     }
 
-    /// Returns whether this is the import path of VictoriaMetrics, which takes the requests of a Pushgateway and has no
+    /// Returns whether this is an import path of VictoriaMetrics, which takes the requests of a Pushgateway and has no
     /// groups: it stores each push as samples.
     pub(in crate::delivery) fn stores_samples(&self) -> bool {
-        self.url.path().contains("/api/v1/import/prometheus")
+        self.url.path().contains("/api/v1/import")
     }
 
     #[cfg(feature = "tls")]

@@ -349,8 +349,8 @@ mod tests {
         let victoria_metrics = gateway("http://vm:8428/x/api/v1/import/prometheus");
         assert_eq!(
             check_error(&victoria_metrics.clone().with_format(PushFormat::Protobuf)),
-            "gateway http://vm:8428/x/api/v1/import/prometheus takes text alone: protobuf to /api/v1/import is answered \
-             with a success and thrown away, so leave the push format out, or set it to text"
+            "gateway http://vm:8428/x/api/v1/import/prometheus is an import path of VictoriaMetrics, which takes text \
+             alone: leave the push format out, or set it to text"
         );
         assert!(victoria_metrics.check().is_ok());
         assert!(victoria_metrics.with_format(PushFormat::Text).check().is_ok());

@@ -80,7 +80,7 @@ async fn push_counted(
     let (body, content_type) = (&gateway.body(body), gateway.format().content_type());
     let attempt = move || async move {
         let guard = OutcomeGuard::new(is_outcome_unknown);
-        let result = gateway.send_as(Method::POST, body.clone(), content_type).await;
+        let result = gateway.send_as(Method::POST, body.clone(), content_type, None).await;
         guard.resolve(result.as_ref().is_err_and(|err| err.may_have_arrived));
         result
     };

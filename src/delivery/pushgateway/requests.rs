@@ -20,9 +20,6 @@ use crate::unix_time;
 /// Bytes of the gateway's own metrics that are read at most.
 const MAX_SCRAPE: usize = 256 << 20;
 
-/// A path of VictoriaMetrics, which answers 200 to protobuf there and stores nothing.
-const TEXT_ONLY_PATH: &str = "/api/v1/import";
-
 /// Length of the longest URL that the HTTP library sends.
 const MAX_URL: usize = u16::MAX as usize - 1;
 
@@ -102,10 +99,11 @@ impl Pushgateway {
                 self.address
             )));
         }
-        if self.format() == PushFormat::Protobuf && self.address.as_str().contains(TEXT_ONLY_PATH) {
+        if self.format() == PushFormat::Protobuf && self.address.stores_samples() {
+            // It answers 200 to protobuf and stores nothing.
             return Err(Error::config(format!(
-                "gateway {} takes text alone: protobuf to {TEXT_ONLY_PATH} is answered with a success and thrown away, so \
-                 leave the push format out, or set it to text",
+                "gateway {} is an import path of VictoriaMetrics, which takes text alone: leave the push format out, or set it \
+                 to text",
                 self.address
             )));
         }
