@@ -5,8 +5,8 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-#[path = "support/gateway.rs"]
-mod gateway;
+#[path = "support/server.rs"]
+mod server;
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gateway::Gateway;
+use server::Server;
 use tracing::info_span;
 use tracing_stage_metrics::{MetricsLayer, PushFormat, Pushgateway};
 use tracing_subscriber::prelude::*;
@@ -48,7 +48,7 @@ fn main() {
 
 /// Duration of one push and of a scrape, for a gateway that holds this many groups.
 fn by_groups() {
-    let Some(gateway) = Gateway::start().unwrap() else {
+    let Some(gateway) = Server::gateway(&[]).unwrap() else {
         println!("LEFT OUT: the groups, there is no prometheus-pushgateway here");
         return;
     };
@@ -63,7 +63,7 @@ fn by_groups() {
         known = groups;
         let push = median(|| runtime.block_on(worker(&url, groups / 2).push_add(&series())).unwrap());
         let mut bytes = 0;
-        let scrape = median(|| bytes = gateway.scrape().unwrap().len());
+        let scrape = median(|| bytes = gateway.get("/metrics").unwrap().len());
         println!("{groups:>10} {:>12} {:>12} {bytes:>14}", format!("{push:.1?}"), format!("{scrape:.1?}"));
     }
 }
@@ -79,7 +79,7 @@ fn series() -> String {
 
 /// Bytes of a push, and its duration to a server that reads it and no more (rendering, HTTP) and to a gateway.
 fn by_label_sets() {
-    let server = Gateway::start().unwrap();
+    let server = Server::gateway(&[]).unwrap();
     if server.is_none() {
         println!("LEFT OUT: the pushes, there is no prometheus-pushgateway here");
     }

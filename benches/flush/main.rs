@@ -12,19 +12,19 @@
 
 #[path = "../support/child.rs"]
 mod child;
-#[path = "../support/gateway.rs"]
-mod gateway;
 #[path = "../support/memory.rs"]
 mod memory;
 mod minimal;
 mod ours;
 mod prometheus;
+#[path = "../support/server.rs"]
+mod server;
 mod stages;
 
 use std::error::Error;
 use std::io::Write;
 
-use gateway::Gateway;
+use server::Server;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -68,7 +68,7 @@ fn main() -> Result<()> {
 
 /// Runs whole processes in turn. Returns `false` without a gateway.
 fn processes(out: &mut impl Write, rounds: usize, stages: usize) -> Result<bool> {
-    let Some(gateway) = Gateway::start()? else { return Ok(false) };
+    let Some(gateway) = Server::gateway(&[])? else { return Ok(false) };
     let programs = ["empty", "minimal", "ours"];
     let mut durations = programs.map(|_| Vec::new());
     for _ in 0..rounds {
@@ -78,7 +78,7 @@ fn processes(out: &mut impl Write, rounds: usize, stages: usize) -> Result<bool>
             durations.push(ended.elapsed.as_secs_f64() * 1e3);
         }
     }
-    let scraped = gateway.scrape()?;
+    let scraped = gateway.get("/metrics")?;
     writeln!(
         out,
         "{:<44} {:>8} {:>10} {:>10}",
@@ -112,7 +112,7 @@ fn many(out: &mut impl Write, sets: usize) -> Result<()> {
     writeln!(out, "{title:<44} {:>8} {:>10} {:>10} {:>10}", "MiB text", "ms", "MiB before", "peak MiB")?;
     let mut peaks = Vec::new();
     for program in ["prometheus-large", "ours-large"] {
-        let Some(gateway) = Gateway::start()? else { return Ok(()) };
+        let Some(gateway) = Server::gateway(&[])? else { return Ok(()) };
         let ended = child::run(&[program, &gateway.url(), &sets.to_string()])?;
         let [milliseconds, before, peak, bytes] = ended.numbers::<f64, 4>()?;
         let [bytes, before, mib] = [bytes, before, peak].map(|bytes| bytes / MIB);

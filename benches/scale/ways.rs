@@ -1,0 +1,123 @@
+//! The ways in which jobs deliver, each with its server.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use reqwest::Client;
+use tracing_stage_metrics::Pushgateway;
+
+use crate::Result;
+use crate::job::{self, Job};
+use crate::server::{Server, free_port};
+
+/// The runs are those of this many pipelines in turn.
+const PIPELINES: usize = 10;
+
+/// Clock ticks of a second in `/proc`, the same on every Linux.
+const TICKS: f64 = 100.0;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// A group for each pipeline.
+    ByPipeline,
+    /// A group for each process.
+    ByProcess,
+    Otlp,
+    VictoriaMetrics,
+}
+
+pub(crate) struct Way {
+    pub(crate) name: &'static str,
+    kind: Kind,
+    server: Server,
+    /// Where a Prometheus scrapes.
+    pub(crate) scraped: Option<String>,
+}
+
+/// Starts the servers, with their files in this directory. Leaves out what is not installed.
+pub(crate) fn start(directory: &Path, out: &mut impl Write) -> Result<Vec<Way>> {
+    let exporter = free_port()?;
+    let config = directory.join("otlp-collector.yaml");
+    let collector = Server::start("otelcol", |command, port| {
+        let _ = fs::write(&config, collector_config(port, exporter));
+        command.arg("--config").arg(&config);
+    });
+    let victoria = Server::start("victoria-metrics", |command, port| {
+        command.arg(format!("-httpListenAddr=127.0.0.1:{port}")).arg("-storageDataPath").arg(directory.join("data"));
+    });
+    let mut ways = Vec::new();
+    for (name, kind, server) in [
+        ("gateway, by pipeline", Kind::ByPipeline, Server::gateway(&[])),
+        ("gateway, by process", Kind::ByProcess, Server::gateway(&[])),
+        ("the same, unchecked", Kind::ByProcess, Server::gateway(&["--push.disable-consistency-check"])),
+        ("OTLP, collector", Kind::Otlp, collector),
+        ("VictoriaMetrics", Kind::VictoriaMetrics, victoria),
+    ] {
+        let Some(server) = server? else {
+            writeln!(out, "LEFT OUT: {name}, its server is not in PATH")?;
+            continue;
+        };
+        let scraped = match kind {
+            Kind::ByPipeline | Kind::ByProcess => Some(format!("{}/metrics", server.url())),
+            Kind::Otlp => Some(format!("http://127.0.0.1:{exporter}/metrics")),
+            Kind::VictoriaMetrics => None,
+        };
+        ways.push(Way { name, kind, server, scraped });
+    }
+    Ok(ways)
+}
+
+/// The file that is shipped, on free ports.
+fn collector_config(port: u16, exporter: u16) -> String {
+    let shipped = include_str!("../../examples/otlp-collector.yaml");
+    let receivers =
+        shipped.replace("0.0.0.0:4318", &format!("127.0.0.1:{port}")).replace("0.0.0.0:4317", "127.0.0.1:0");
+    let exporters = receivers.replace("0.0.0.0:8889", &format!("127.0.0.1:{exporter}"));
+    exporters.replace("service:\n", "service:\n  telemetry: {metrics: {level: none}}\n")
+}
+
+impl Way {
+    /// Sends the final state of a run.
+    pub(crate) async fn push(&self, client: &Client, job: &Job, run: usize) -> Result<()> {
+        let pipeline = run % PIPELINES;
+        let url = self.server.url();
+        if self.kind == Kind::Otlp {
+            let request = client.post(format!("{url}/v1/metrics")).header("content-type", "application/x-protobuf");
+            request.body(job.export(pipeline, run)).send().await?.error_for_status()?;
+            return Ok(());
+        }
+        let path = if self.kind == Kind::VictoriaMetrics { "/api/v1/import/prometheus" } else { "" };
+        let mut gateway = Pushgateway::new(url + path, job::pipeline(pipeline))?;
+        if self.kind == Kind::ByProcess {
+            gateway = gateway.with_grouping_label("instance", format!("worker-{run}"))?;
+        }
+        Ok(gateway.push_add(&job.text(run)).await?)
+    }
+
+    /// The number of series that the server holds.
+    pub(crate) async fn series(&self, client: &Client) -> Result<usize> {
+        if let Some(url) = &self.scraped {
+            let text = client.get(url).send().await?.text().await?;
+            return Ok(text.lines().filter(|line| line.starts_with("quant_")).count());
+        }
+        let text = self.server.get("/api/v1/series/count")?;
+        let digits = text.split("\"data\":[").nth(1).and_then(|data| data.split(']').next());
+        Ok(digits.unwrap_or("0").parse()?)
+    }
+
+    /// Seconds of CPU time that the server has used.
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.server.process.id()))?;
+        // The second field, in parentheses, may have spaces.
+        let mut fields = stat.rsplit(')').next().unwrap_or("").split_whitespace().skip(11).flat_map(str::parse::<f64>);
+        Ok(fields.by_ref().take(2).sum::<f64>() / TICKS)
+    }
+
+    /// Resident bytes of the server.
+    pub(crate) fn memory(&self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.server.process.id()))?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        Ok(1_024.0 * kib.ok_or("VmRSS is missing")?.parse::<f64>()?)
+    }
+}
