@@ -6,6 +6,7 @@
 //!   own.
 //! - [`delivery`]: what arrives, by process end and by gateway state; threads, forks, signals, the spool, services.
 //! - [`fleets`]: many processes of one job, and how to delete their groups.
+//! - [`scaling`]: what each way carries; components and settings for a thousand to ten million runs a day.
 //! - [`opentelemetry`]: metrics over OTLP, the layer beside `tracing-opentelemetry`, the trace of a failure.
 //! - [`cost`]: the cost of a span, a push and the start, compared with other libraries.
 //! - [`migration`]: from handwritten metrics, and from the push gateway of `metrics-exporter-prometheus`.
@@ -65,6 +66,17 @@ pub mod delivery {}
 /// [`with_instance_grouping`](crate::MetricsLayerBuilder::with_instance_grouping),
 /// [`Pushgateway::delete`](crate::Pushgateway::delete), [`with_otlp`](crate::MetricsLayerBuilder::with_otlp).
 pub mod fleets {}
+
+/// What each way carries, and the components and settings for a thousand to ten million runs a day.
+///
+#[doc = include_str!("../docs/scaling.md")]
+///
+/// ## See also
+///
+/// [`with_push_interval`](crate::MetricsLayerBuilder::with_push_interval),
+/// [`without_run_id_label`](crate::MetricsLayerBuilder::without_run_id_label),
+/// [`with_max_series`](crate::MetricsLayerBuilder::with_max_series).
+pub mod scaling {}
 
 /// Metrics over OTLP, and the layer beside traces.
 ///

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Sender};
 use std::{env, io, thread};
 
 use tracing::info_span;
@@ -34,7 +34,7 @@ impl Job {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let url = format!("http://{}", listener.local_addr()?);
         let (sender, requests) = mpsc::channel();
-        thread::spawn(move || listener.incoming().flatten().try_for_each(|stream| sender.send(receive(stream))));
+        thread::spawn(move || listener.incoming().flatten().try_for_each(|stream| receive(stream, &sender)));
         let status = Command::new(env::current_exe()?)
             .args(["--child", &url])
             .env("OTEL_METRICS_EXPORTER", "otlp")
@@ -44,16 +44,12 @@ impl Job {
         if !status.success() {
             return Err(format!("the job ended with {status}").into());
         }
-        let (exports, texts): (Vec<_>, Vec<_>) = requests
-            .try_iter()
-            .collect::<io::Result<Vec<_>>>()?
-            .into_iter()
-            .partition(|(head, _)| head.contains("/v1/"));
-        // The first delivery of each kind has no stages.
-        let largest =
-            |requests: Vec<(String, Vec<u8>)>| requests.into_iter().map(|(_, body)| body).max_by_key(Vec::len);
-        let (text, export) = (largest(texts).ok_or("no push")?, largest(exports).ok_or("no export")?);
-        Ok(Self { text: String::from_utf8(text)?, export })
+        let mut job = Self { text: String::new(), export: Vec::new() };
+        for (head, body) in requests.try_iter() {
+            // The last one of each kind stays.
+            if head.contains("/v1/metrics") { job.export = body } else { job.text = String::from_utf8(body)? }
+        }
+        Ok(job)
     }
 
     /// The final push of a run.
@@ -75,21 +71,20 @@ impl Job {
     }
 }
 
-/// Answers a request. Returns its first line and its body.
-fn receive(mut stream: TcpStream) -> io::Result<(String, Vec<u8>)> {
+/// Passes on the first line and the body of a request, and answers it.
+fn receive(mut stream: TcpStream, requests: &Sender<(String, Vec<u8>)>) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut head = Vec::new();
-    for line in reader.by_ref().lines() {
-        head.push(line?.to_ascii_lowercase());
-        if head.ends_with(&[String::new()]) {
-            break;
-        }
+    while !head.ends_with(&[String::new()]) {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        head.push(line.trim_end().to_ascii_lowercase());
     }
     let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body)?;
-    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")?;
-    Ok((head.swap_remove(0), body))
+    requests.send((head.swap_remove(0), body)).map_err(io::Error::other)?;
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
 }
 
 /// The job itself, in the child process.
@@ -97,7 +92,7 @@ pub(crate) fn main(url: &str) -> Result<()> {
     let gateway = Pushgateway::new(url, pipeline(0))?.without_compression();
     let (layer, guard) = MetricsLayer::builder().with_env()?.with_pushgateway(gateway).install()?;
     tracing_subscriber::registry().with(layer).init();
-    guard.flush()?; // otherwise an export of the beginning could have increments of the first stages
+    guard.flush()?; // otherwise the first export, not the last, could have increments of the first stages
     info_span!("pipeline", profile = "crypto_production", run_id = run_id(0)).in_scope(|| {
         for stage in STAGES {
             info_span!("stage", stage_id = stage).in_scope(|| ());

@@ -67,7 +67,8 @@ fn main() -> Result<()> {
     for size in sizes {
         ways = table(&mut out, ways, &job, *size, turn)?;
     }
-    if let Some(scraped) = ways.iter().filter_map(|progress| progress.way.scraped.as_deref()).next_back() {
+    let last = ways.iter().filter_map(|progress| progress.way.scraped.as_deref()).next_back();
+    if let (true, Some(scraped)) = (is_bench, last) {
         prometheus(&mut out, &directory, scraped)?;
     }
     drop(ways);
@@ -186,40 +187,32 @@ fn scrape(cost: &mut Cost, way: &Way, seconds: f64) -> Result<()> {
 fn prometheus(out: &mut impl Write, directory: &Path, scraped: &str) -> Result<()> {
     let target = scraped.trim_start_matches("http://").trim_end_matches("/metrics");
     let config = directory.join("prometheus.yml");
-    let job = format!(
-        "{{job_name: jobs, honor_labels: true, scrape_timeout: 1m, static_configs: [{{targets: ['{target}']}}]}}"
-    );
-    fs::write(&config, format!("scrape_configs: [{job}]"))?;
+    fs::write(
+        &config,
+        format!(
+            "scrape_configs: [{{job_name: jobs, scrape_timeout: 1m, static_configs: [{{targets: ['{target}']}}]}}]"
+        ),
+    )?;
     let server = Server::start("prometheus", |command, port| {
         command.arg(format!("--web.listen-address=127.0.0.1:{port}")).arg("--config.file").arg(&config);
         command.arg("--storage.tsdb.path").arg(directory.join("prometheus"));
     })?;
     let Some(server) = server else { return Ok(writeln!(out, "\nLEFT OUT: prometheus is not in PATH")?) };
-    let values = || -> Result<[f64; 4]> {
+    let value = |name: &str| -> Result<f64> {
         let text = server.get("/metrics")?;
-        let value =
-            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0.0);
-        let samples = "prometheus_tsdb_head_samples_appended_total{type=\"float\"}";
-        let names =
-            ["prometheus_tsdb_head_series", samples, "process_resident_memory_bytes", "process_cpu_seconds_total"];
-        Ok(names.map(value))
+        Ok(text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0.0))
     };
-    let [.., idle_memory, idle_cpu] = values()?;
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let [series, samples, memory, cpu] = values()?;
-        if samples > 0.0 {
-            let (each, cpu) = ((memory - idle_memory) / series, cpu - idle_cpu);
-            return Ok(writeln!(
-                out,
-                "\nPrometheus: {series} series, {each:.0} B/series, {cpu:.1} s of CPU for a scrape"
-            )?);
-        }
-        if Instant::now() > deadline {
+    const MEMORY: &str = "process_resident_memory_bytes";
+    let (idle, start) = (value(MEMORY)?, Instant::now());
+    while value("prometheus_tsdb_head_samples_appended_total{type=\"float\"}")? == 0.0 {
+        if start.elapsed() > LIMIT {
             return Err("Prometheus has scraped nothing".into());
         }
         thread::sleep(Duration::from_millis(100));
     }
+    let (series, cpu) = (value("prometheus_tsdb_head_series")?, value("process_cpu_seconds_total")?);
+    let each = (value(MEMORY)? - idle) / series;
+    Ok(writeln!(out, "\nPrometheus: {series} series, {each:.0} B/series, {cpu:.1} s of CPU with the first scrape")?)
 }
 
 /// Every request has a connection of its own, as those of the crate have.

@@ -24,6 +24,8 @@ enum Kind {
     /// A group for each process.
     ByProcess,
     Otlp,
+    /// Through a collector that distributes. The figures are those of this collector alone.
+    Balanced,
     VictoriaMetrics,
 }
 
@@ -37,12 +39,17 @@ pub(crate) struct Way {
 
 /// Starts the servers, with their files in this directory. Leaves out what is not installed.
 pub(crate) fn start(directory: &Path, out: &mut impl Write) -> Result<Vec<Way>> {
-    let exporter = free_port()?;
-    let config = directory.join("otlp-collector.yaml");
-    let collector = Server::start("otelcol", |command, port| {
-        let _ = fs::write(&config, collector_config(port, exporter));
-        command.arg("--config").arg(&config);
-    });
+    let (exporter, grpc) = (free_port()?, free_port()?);
+    let collector = |name: &str, config: &dyn Fn(u16) -> String| {
+        let file = directory.join(name);
+        Server::start("otelcol", |command, port| {
+            let _ = fs::write(&file, config(port));
+            command.arg("--config").arg(&file);
+        })
+    };
+    let sums = collector("sums.yaml", &|port| shipped_config(port, grpc, exporter));
+    let by_service = collector("service.yaml", &|port| balancing_config(port, grpc, "service"));
+    let by_stream = collector("stream.yaml", &|port| balancing_config(port, grpc, "streamID"));
     let victoria = Server::start("victoria-metrics", |command, port| {
         command.arg(format!("-httpListenAddr=127.0.0.1:{port}")).arg("-storageDataPath").arg(directory.join("data"));
     });
@@ -51,7 +58,9 @@ pub(crate) fn start(directory: &Path, out: &mut impl Write) -> Result<Vec<Way>> 
         ("gateway, by pipeline", Kind::ByPipeline, Server::gateway(&[])),
         ("gateway, by process", Kind::ByProcess, Server::gateway(&[])),
         ("the same, unchecked", Kind::ByProcess, Server::gateway(&["--push.disable-consistency-check"])),
-        ("OTLP, collector", Kind::Otlp, collector),
+        ("OTLP, collector", Kind::Otlp, sums),
+        ("a tier before it", Kind::Balanced, by_service),
+        ("the same, by stream", Kind::Balanced, by_stream),
         ("VictoriaMetrics", Kind::VictoriaMetrics, victoria),
     ] {
         let Some(server) = server? else {
@@ -61,20 +70,35 @@ pub(crate) fn start(directory: &Path, out: &mut impl Write) -> Result<Vec<Way>> 
         let scraped = match kind {
             Kind::ByPipeline | Kind::ByProcess => Some(format!("{}/metrics", server.url())),
             Kind::Otlp => Some(format!("http://127.0.0.1:{exporter}/metrics")),
-            Kind::VictoriaMetrics => None,
+            Kind::Balanced | Kind::VictoriaMetrics => None,
         };
         ways.push(Way { name, kind, server, scraped });
     }
     Ok(ways)
 }
 
-/// The file that is shipped, on free ports.
-fn collector_config(port: u16, exporter: u16) -> String {
-    let shipped = include_str!("../../examples/otlp-collector.yaml");
-    let receivers =
-        shipped.replace("0.0.0.0:4318", &format!("127.0.0.1:{port}")).replace("0.0.0.0:4317", "127.0.0.1:0");
-    let exporters = receivers.replace("0.0.0.0:8889", &format!("127.0.0.1:{exporter}"));
-    exporters.replace("service:\n", "service:\n  telemetry: {metrics: {level: none}}\n")
+const TELEMETRY: &str = "telemetry: {metrics: {level: none}}";
+
+/// The file that is shipped, on other ports.
+fn shipped_config(http: u16, grpc: u16, exporter: u16) -> String {
+    let mut config = include_str!("../../examples/otlp-collector.yaml").replace("0.0.0.0", "127.0.0.1");
+    for (shipped, port) in [(":4318", http), (":4317", grpc), (":8889", exporter)] {
+        config = config.replace(shipped, &format!(":{port}"));
+    }
+    config.replace("service:\n", &format!("service:\n  {TELEMETRY}\n"))
+}
+
+/// Distributes over two collectors, which are one under two names.
+fn balancing_config(http: u16, grpc: u16, key: &str) -> String {
+    format!(
+        "receivers: {{otlp: {{protocols: {{http: {{endpoint: 127.0.0.1:{http}}}}}}}}}\n\
+         exporters:\n  \
+           loadbalancing:\n    \
+             routing_key: {key}\n    \
+             protocol: {{otlp: {{tls: {{insecure: true}}}}}}\n    \
+             resolver: {{static: {{hostnames: ['127.0.0.1:{grpc}', 'localhost:{grpc}']}}}}\n\
+         service: {{{TELEMETRY}, pipelines: {{metrics: {{receivers: [otlp], exporters: [loadbalancing]}}}}}}\n"
+    )
 }
 
 impl Way {
@@ -82,7 +106,7 @@ impl Way {
     pub(crate) async fn push(&self, client: &Client, job: &Job, run: usize) -> Result<()> {
         let pipeline = run % PIPELINES;
         let url = self.server.url();
-        if self.kind == Kind::Otlp {
+        if matches!(self.kind, Kind::Otlp | Kind::Balanced) {
             let request = client.post(format!("{url}/v1/metrics")).header("content-type", "application/x-protobuf");
             request.body(job.export(pipeline, run)).send().await?.error_for_status()?;
             return Ok(());
@@ -100,6 +124,9 @@ impl Way {
         if let Some(url) = &self.scraped {
             let text = client.get(url).send().await?.text().await?;
             return Ok(text.lines().filter(|line| line.starts_with("quant_")).count());
+        }
+        if self.kind == Kind::Balanced {
+            return Ok(0);
         }
         let text = self.server.get("/api/v1/series/count")?;
         let digits = text.split("\"data\":[").nth(1).and_then(|data| data.split(']').next());
