@@ -88,14 +88,14 @@ fn shipped_config(http: u16, grpc: u16, exporter: u16) -> String {
     config.replace("service:\n", &format!("service:\n  {TELEMETRY}\n"))
 }
 
-/// Distributes over two collectors, which are one under two names.
+/// Distributes over two collectors, which are one under two names. Without a queue its answer is that of the collector.
 fn balancing_config(http: u16, grpc: u16, key: &str) -> String {
     format!(
         "receivers: {{otlp: {{protocols: {{http: {{endpoint: 127.0.0.1:{http}}}}}}}}}\n\
          exporters:\n  \
            loadbalancing:\n    \
              routing_key: {key}\n    \
-             protocol: {{otlp: {{tls: {{insecure: true}}}}}}\n    \
+             protocol: {{otlp: {{tls: {{insecure: true}}, sending_queue: {{enabled: false}}}}}}\n    \
              resolver: {{static: {{hostnames: ['127.0.0.1:{grpc}', 'localhost:{grpc}']}}}}\n\
          service: {{{TELEMETRY}, pipelines: {{metrics: {{receivers: [otlp], exporters: [loadbalancing]}}}}}}\n"
     )
