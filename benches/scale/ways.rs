@@ -14,6 +14,8 @@ use crate::server::{Server, free_port};
 /// The runs are those of this many pipelines in turn.
 const PIPELINES: usize = 10;
 
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+
 /// Clock ticks of a second in `/proc`, the same on every Linux.
 const TICKS: f64 = 100.0;
 
@@ -40,16 +42,30 @@ pub(crate) struct Way {
 /// Starts the servers, with their files in this directory. Leaves out what is not installed.
 pub(crate) fn start(directory: &Path, out: &mut impl Write) -> Result<Vec<Way>> {
     let (exporter, grpc) = (free_port()?, free_port()?);
-    let collector = |name: &str, config: &dyn Fn(u16) -> String| {
-        let file = directory.join(name);
-        Server::start("otelcol", |command, port| {
-            let _ = fs::write(&file, config(port));
-            command.arg("--config").arg(&file);
+    let collector = |file: &str, grpc: u16, exporters: &str| {
+        let overlay = directory.join(format!("{grpc}.yaml"));
+        Server::start("otelcol", |command, http| {
+            let receivers = format!("grpc: {{endpoint: 127.0.0.1:{grpc}}}, http: {{endpoint: 127.0.0.1:{http}}}");
+            let _ = fs::write(
+                &overlay,
+                format!(
+                    "receivers: {{otlp: {{protocols: {{{receivers}}}}}}}\nexporters: {{{exporters}}}\n\
+                     service: {{telemetry: {{metrics: {{level: none}}}}}}\n"
+                ),
+            );
+            command.arg("--config").arg(format!("{EXAMPLES}/{file}")).arg("--config").arg(&overlay);
         })
     };
-    let sums = collector("sums.yaml", &|port| shipped_config(port, grpc, exporter));
-    let by_service = collector("service.yaml", &|port| balancing_config(port, grpc, "service"));
-    let by_stream = collector("stream.yaml", &|port| balancing_config(port, grpc, "streamID"));
+    let sums = collector("otlp-collector.yaml", grpc, &format!("prometheus: {{endpoint: 127.0.0.1:{exporter}}}"));
+    // Two collectors, which are one under two names. Without a queue their answer is the answer of this tier.
+    let balancer = |key: &str| {
+        let exporters = format!(
+            "loadbalancing: {{routing_key: {key}, protocol: {{otlp: {{sending_queue: {{enabled: false}}}}}}, \
+             resolver: {{static: {{hostnames: ['127.0.0.1:{grpc}', 'localhost:{grpc}']}}}}}}"
+        );
+        collector("otlp-load-balancer.yaml", free_port()?, &exporters)
+    };
+    let (by_service, by_stream) = (balancer("service"), balancer("streamID"));
     let victoria = Server::start("victoria-metrics", |command, port| {
         command.arg(format!("-httpListenAddr=127.0.0.1:{port}")).arg("-storageDataPath").arg(directory.join("data"));
     });
@@ -75,30 +91,6 @@ pub(crate) fn start(directory: &Path, out: &mut impl Write) -> Result<Vec<Way>> 
         ways.push(Way { name, kind, server, scraped });
     }
     Ok(ways)
-}
-
-const TELEMETRY: &str = "telemetry: {metrics: {level: none}}";
-
-/// The file that is shipped, on other ports.
-fn shipped_config(http: u16, grpc: u16, exporter: u16) -> String {
-    let mut config = include_str!("../../examples/otlp-collector.yaml").replace("0.0.0.0", "127.0.0.1");
-    for (shipped, port) in [(":4318", http), (":4317", grpc), (":8889", exporter)] {
-        config = config.replace(shipped, &format!(":{port}"));
-    }
-    config.replace("service:\n", &format!("service:\n  {TELEMETRY}\n"))
-}
-
-/// Distributes over two collectors, which are one under two names. Without a queue its answer is that of the collector.
-fn balancing_config(http: u16, grpc: u16, key: &str) -> String {
-    format!(
-        "receivers: {{otlp: {{protocols: {{http: {{endpoint: 127.0.0.1:{http}}}}}}}}}\n\
-         exporters:\n  \
-           loadbalancing:\n    \
-             routing_key: {key}\n    \
-             protocol: {{otlp: {{tls: {{insecure: true}}, sending_queue: {{enabled: false}}}}}}\n    \
-             resolver: {{static: {{hostnames: ['127.0.0.1:{grpc}', 'localhost:{grpc}']}}}}\n\
-         service: {{{TELEMETRY}, pipelines: {{metrics: {{receivers: [otlp], exporters: [loadbalancing]}}}}}}\n"
-    )
 }
 
 impl Way {
