@@ -34,7 +34,7 @@ pub(super) struct DestinationQueue {
 struct InFlight {
     task: JoinHandle<Result<(), Error>>,
     waiters: Vec<Waiter>,
-    /// Notified when a newer state waits: there is no further try then.
+    /// Notified when a newer state waits: there is no further request then.
     superseded: Arc<Notify>,
 }
 
@@ -57,7 +57,7 @@ impl DestinationQueue {
         self.supersede();
     }
 
-    /// Ends the retries of the delivery in flight, unless a request waits for it.
+    /// Ends the delivery in flight after its current request, unless a request to flush waits for it.
     fn supersede(&self) {
         if let Some(in_flight) = self.in_flight.as_ref().filter(|in_flight| in_flight.waiters.is_empty()) {
             in_flight.superseded.notify_one();

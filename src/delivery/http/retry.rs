@@ -1,6 +1,8 @@
 //! Retries a request while another try can help and there is time.
 
 use std::hash::{BuildHasher, RandomState};
+#[cfg(feature = "otlp")]
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +25,16 @@ pub(in crate::delivery) struct RetryBudget {
     pub(in crate::delivery) deadline: Instant,
     /// Whether the process waits for the request before it ends.
     pub(in crate::delivery) is_final: bool,
-    /// Notified when a newer state waits: there is no further try then.
+    /// Notified when a newer state waits: there is no further request then.
     pub(in crate::delivery) superseded: Arc<Notify>,
+}
+
+impl RetryBudget {
+    /// Returns whether a newer state waits. Takes the notification.
+    #[cfg(feature = "otlp")]
+    pub(in crate::delivery) fn take_superseded(&self) -> bool {
+        pin!(self.superseded.notified()).enable()
+    }
 }
 
 /// Calls `attempt` until it succeeds, is refused for good, or the time is over. `server` names the server in errors.

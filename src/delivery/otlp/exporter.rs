@@ -215,7 +215,7 @@ impl OwnedExporter {
         earlier.and(sent).and(last)
     }
 
-    /// Sends the pending parts in order. Dropped data points are an error too.
+    /// Sends the pending parts in order, until a newer state waits. Dropped data points are an error too.
     async fn send(&mut self, budget: &RetryBudget, is_requested: bool) -> Result<(), Error> {
         let mut result = Ok(());
         while let Some(part) = self.pending.front() {
@@ -243,6 +243,13 @@ impl OwnedExporter {
                     self.client.reconnect();
                     return result.and(Err(error));
                 }
+            }
+            // The next export sends the rest: it does not wait for requests that may each take their timeout, and the
+            // final flush cuts none off.
+            if !self.pending.is_empty() && budget.take_superseded() {
+                let text = "the final flush replaced this export before all of its requests were sent";
+                let replaced = if is_requested { Err(Error::new(Kind::Delivery, text)) } else { Ok(()) };
+                return result.and(replaced);
             }
         }
         result

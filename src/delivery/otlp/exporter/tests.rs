@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics::{Key, Recorder};
@@ -87,6 +87,41 @@ async fn each_request_on_the_interval_has_its_timeout() {
     };
     let export = async { exporter.export(&budget, false, || ()).await.unwrap() };
     tokio::join!(export, receive);
+}
+
+/// What comes next waits for one request, not for all of them, and cuts none off: it may have arrived.
+#[tokio::test]
+async fn superseded_export_ends_between_two_requests() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (recorder, mut exporter) = exporter(&listener, "30000");
+    for name in ["one_total", "two_total", "three_total"] {
+        counter(&recorder, name).increment(1);
+    }
+    let Exporter::Owned(owned) = &mut exporter else { panic!() };
+    owned.max_request = 1; // a request for each of them
+    let received = AtomicI64::new(0);
+    let receive_all = async {
+        loop {
+            received.fetch_add(sum(&receive(&listener, Duration::ZERO).await), Ordering::Relaxed);
+        }
+    };
+    let export_all = async {
+        for (is_requested, expected) in [(false, 1), (true, 2)] {
+            let budget = budget(Duration::from_secs(30));
+            budget.superseded.notify_one();
+            let error = exporter.export(&budget, is_requested, || ()).await.err().map(|error| error.to_string());
+            let replaced = "the final flush replaced this export before all of its requests were sent";
+            assert_eq!(error.as_deref(), is_requested.then_some(replaced));
+            assert_eq!(received.load(Ordering::Relaxed), expected);
+        }
+        counter(&recorder, "one_total").increment(4);
+        exporter.export(&budget(Duration::from_secs(30)), true, || ()).await.unwrap();
+        assert_eq!(received.load(Ordering::Relaxed), 7);
+    };
+    tokio::select! {
+        () = receive_all => {}
+        () = export_all => {}
+    }
 }
 
 #[tokio::test]
