@@ -21,15 +21,19 @@ const MAX_WAITING_JOBS: usize = 16;
 /// How often the lock of another process is checked.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-/// How long the final flush waits for the number of payloads in the spool, which matters less than the push.
-const COUNT_TIMEOUT: Duration = Duration::from_millis(100);
+/// Limit of the jobs that wait to write: the eviction of the oldest payloads, and the final payload.
+const MAX_WAITING_WRITES: usize = 2;
+
+/// The part of its time that the final flush waits for the number of payloads in the spool, which matters less than the
+/// push.
+const COUNT_SHARE: u32 = 10;
 
 /// A spool and the threads for its files. Clones share them.
 #[derive(Clone)]
 pub(super) struct SpoolThread {
     spool: Arc<Spool>,
     files: Arc<JobThread>,
-    /// Writes the final payload. A sync may take long, and the push waits for what `files` reads.
+    /// Makes room for the final payload and writes it. A sync may take long, and the push waits for what `files` reads.
     writes: Arc<JobThread>,
     reported_full: Arc<AtomicBool>,
 }
@@ -37,17 +41,23 @@ pub(super) struct SpoolThread {
 impl SpoolThread {
     pub(super) fn start(spool: Spool) -> Result<Self, Error> {
         let files = Arc::new(JobThread::start("metrics-spool", MAX_WAITING_JOBS)?);
-        let writes = Arc::new(JobThread::start("metrics-spool-write", 1)?);
+        let writes = Arc::new(JobThread::start("metrics-spool-write", MAX_WAITING_WRITES)?);
         Ok(Self { spool: Arc::new(spool), files, writes, reported_full: Arc::default() })
     }
 
-    /// Drops the oldest payloads beyond the bounds, and reports the number of payloads.
+    /// Drops the oldest payloads beyond the bounds, and reports the number of payloads. A disk that is slow goes on with
+    /// this after the return, and before a [`write`](Self::write): the other order would drop one payload more.
     pub(super) async fn evict_oldest(&self, source: &Arc<dyn ExpositionSource>, deadline: Instant) {
-        let work = self.on_disk(|spool| {
-            spool.evict_oldest(0);
-            (spool.len(), spool.dropped())
+        let now = Instant::now();
+        let until = now + deadline.saturating_duration_since(now) / COUNT_SHARE;
+        let spool = Arc::clone(&self.spool);
+        let work = self.writes.run(move || {
+            spool.in_turn(|spool| {
+                spool.evict_oldest(0);
+                (spool.len(), spool.dropped())
+            })
         });
-        if let Ok(Ok((files, dropped))) = timeout_at(deadline.min(Instant::now() + COUNT_TIMEOUT), work).await {
+        if let Ok(Ok((files, dropped))) = timeout_at(until, work).await {
             self.report(source, files, dropped);
         }
     }
@@ -61,13 +71,14 @@ impl SpoolThread {
 
     fn report(&self, source: &Arc<dyn ExpositionSource>, files: usize, dropped: u64) {
         Arc::clone(source).spooled(files, dropped);
+        self.report_notices(source, dropped);
+    }
+
+    /// Reports the notices of the spool, and once that it drops payloads.
+    fn report_notices(&self, source: &Arc<dyn ExpositionSource>, dropped: u64) {
         if dropped > 0 && !self.reported_full.swap(true, Ordering::Relaxed) {
             source.on_event(DeliveryEvent::SpoolFull);
         }
-        self.report_notices(source);
-    }
-
-    fn report_notices(&self, source: &Arc<dyn ExpositionSource>) {
         self.spool.take_notices().into_iter().for_each(|notice| source.on_event(notice));
     }
 
@@ -194,7 +205,8 @@ impl Replayer {
         if timeout_at(deadline, &mut self.task).await.is_err() {
             self.task.abort();
         }
-        self.spool.report_notices(&self.source);
+        // The count of an eviction by the write, or by a slow disk, is in no report.
+        self.spool.report_notices(&self.source, self.spool.spool.dropped());
     }
 }
 
@@ -213,10 +225,13 @@ async fn replay_all(gateway: Pushgateway, spool: SpoolThread, source: Arc<dyn Ex
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Mutex;
+    use std::sync::mpsc::channel;
 
     use super::*;
     use crate::delivery::source::BoxFuture;
+    use crate::delivery::spool::MAX_SPOOL_FILES;
     use crate::exposition::Families;
 
     /// A source that records the reports about the spool.
@@ -252,6 +267,56 @@ mod tests {
 
         fn events_taken(&self) -> BoxFuture<'_, ()> {
             Box::pin(async {})
+        }
+    }
+
+    /// Starts a spool that is full, and returns it with a source and a payload.
+    fn full_spool(directory: &Path) -> (SpoolThread, Arc<RecordingSource>, Payload) {
+        for number in 0..MAX_SPOOL_FILES {
+            std::fs::write(directory.join(format!("{number:020}-0-1-1.spool")), "").unwrap();
+        }
+        let spool = SpoolThread::start(Spool::open(directory.to_owned(), "x").unwrap()).unwrap();
+        let gateway = Pushgateway::new("http://gw:9091", "j").unwrap();
+        let payload = spool.payload(&gateway, Bytes::from_static(b"a 1\n"));
+        (spool, Arc::default(), payload)
+    }
+
+    /// One of the threads is busy, so that the count takes longer than the final flush waits for it.
+    #[tokio::test]
+    async fn late_eviction_drops_no_more_than_the_payload_needs() {
+        for is_writing in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let (spool, recording, payload) = full_spool(directory.path());
+            let source: Arc<dyn ExpositionSource> = Arc::clone(&recording) as _;
+            let (release, is_released) = channel::<()>();
+            let busy = if is_writing { &spool.writes } else { &spool.files };
+            assert!(busy.post(move || is_released.recv().unwrap()));
+            spool.evict_oldest(&source, Instant::now() + Duration::from_millis(100)).await;
+            let mut write = tokio::spawn(spool.clone().write(payload, Arc::default()));
+            if is_writing {
+                assert!(timeout_at(Instant::now() + Duration::from_millis(10), &mut write).await.is_err());
+                release.send(()).unwrap();
+                write.await.unwrap().unwrap();
+            } else {
+                write.await.unwrap().unwrap();
+                release.send(()).unwrap();
+            }
+            for thread in [&spool.files, &spool.writes] {
+                assert!(thread.wait_idle(std::time::Instant::now() + Duration::from_secs(60)));
+            }
+            assert_eq!((spool.spool.len(), spool.spool.dropped()), (MAX_SPOOL_FILES, 1), "{is_writing}");
+        }
+    }
+
+    #[tokio::test]
+    async fn eviction_by_the_write_is_reported() {
+        let directory = tempfile::tempdir().unwrap();
+        let (spool, recording, payload) = full_spool(directory.path());
+        assert!(spool.clone().write(payload, Arc::default()).await.unwrap().entry.is_some());
+        let source: Arc<dyn ExpositionSource> = Arc::clone(&recording) as _;
+        for _ in 0..2 {
+            spool.report_notices(&source, spool.spool.dropped());
+            assert_eq!(*recording.events.lock().unwrap(), ["SpoolFull"]);
         }
     }
 
