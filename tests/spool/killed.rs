@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::support::child::{self, Running, Signal};
@@ -178,7 +181,7 @@ fn kill_at_any_time_of_the_final_flush_loses_no_payload() {
     assert!(!spooled.is_empty(), "no process was killed while its payload was on disk");
 }
 
-/// Kills processes while they replay the payloads of others.
+/// Kills processes while they replay the payloads of others. Each process gets an answer for two of them.
 #[test]
 fn kill_at_any_time_of_a_replay_loses_no_payload() {
     const PAYLOADS: usize = 60;
@@ -189,14 +192,23 @@ fn kill_at_any_time_of_a_replay_loses_no_payload() {
     for job in &left {
         leave_payload(spool, job, "left");
     }
-    let server = MockGateway::ok();
+    let answers = Arc::new(AtomicUsize::new(0));
+    let left_answers = Arc::clone(&answers);
+    let server = MockGateway::start_with(move |request| {
+        let is_answered = !request_line(request).starts_with("POST job/left")
+            || left_answers.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        if is_answered { Reply::ok() } else { held() }
+    });
     for (round, delay) in delays(Duration::from_millis(6), ROUNDS).enumerate() {
         let before = server.requests().len();
+        answers.store(2, SeqCst);
         let running = child::start(scenarios::command("stay", &server.url(), &format!("killed{round}"), spool));
-        server.await_requests(before + 1);
+        // The own push, then a GET and a POST for each payload.
+        server.await_requests(before + 1 + round % 5);
         std::thread::sleep(delay);
         kill(running);
     }
+    server.release();
     let remaining = directory::payloads(spool).len();
     println!("{remaining} of {PAYLOADS} payloads remain after {ROUNDS} killed processes");
     assert!((1..PAYLOADS).contains(&remaining), "no process was killed between two deliveries");

@@ -1,9 +1,9 @@
 //! Delivered payloads that cannot be removed: each is sent once, without an endless loop.
 #![cfg(target_os = "linux")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::file_systems::obeying_permissions;
@@ -115,6 +115,8 @@ fn outdated_payload_is_queried_once() {
         let read_only = ReadOnly::new(spool);
         server.release();
         server.await_request(|request| request_line(request) == "POST job/other");
+        let is_free = |payload: &PathBuf| File::open(payload).unwrap().try_lock().is_ok();
+        directory::await_true("the process keeps no payload", || directory::payloads(spool).iter().all(is_free));
         guard.shutdown().unwrap();
         drop(read_only);
         let lines = request_lines(&server);

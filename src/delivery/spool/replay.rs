@@ -101,9 +101,8 @@ impl Replay<'_> {
                 Outcome::Delivered => {
                     outdated.shown_last_success = entry.payload.last_success().or(outdated.shown_last_success);
                     self.spool.set_delivered(&entry);
-                    if !self.on_disk(move |spool| spool.remove(&entry)).await? {
-                        // Otherwise it would be sent again and again.
-                        return Ok(self.skip_group(&name));
+                    if !self.on_disk(move |spool| spool.remove_or_skip(&entry)).await? {
+                        return Ok(Replayed::Skipped);
                     }
                 }
                 Outcome::Outdated(state) => {
@@ -173,12 +172,8 @@ impl Replay<'_> {
                 return self.failed(entries, err).await;
             }
         }
-        let last = entries.last().map(|entry| entry.name.clone());
-        let removed = self.on_disk(move |spool| entries.iter().all(|entry| spool.remove(entry))).await?;
-        Ok(match last {
-            Some(name) if !removed => self.skip_group(&name),
-            _ => Replayed::Done,
-        })
+        let is_removed = self.on_disk(move |spool| entries.iter().all(|entry| spool.remove_or_skip(entry))).await?;
+        Ok(if is_removed { Replayed::Done } else { Replayed::Skipped })
     }
 
     /// Sends a request for these payloads. Their locks are kept if it ends without a response, by an error, at the

@@ -92,8 +92,9 @@ impl Spool {
                 continue;
             }
             let file = match self.lock(&name) {
-                Ok(file) => file,
-                Err(Unavailable::Locked) => {
+                // A file system without locks gives a file that this process works with.
+                Ok(file) if !self.is_in_use(&name) => file,
+                Ok(_) | Err(Unavailable::Locked) => {
                     skipped.extend(group.map(str::to_owned));
                     continue;
                 }
@@ -121,6 +122,16 @@ impl Spool {
         if self.state().ignored_files.insert(name.to_owned()) {
             self.notice(format!("cannot read payload {:?}: it is left where it is", self.path(name)), error);
         }
+    }
+
+    /// Removes a payload that the gateway has, or leaves its group to a later process: it would be sent again and again.
+    /// Returns whether the file is removed. The caller may be gone by then.
+    pub(super) fn remove_or_skip(&self, entry: &Entry) -> bool {
+        let is_removed = self.remove(entry);
+        if !is_removed {
+            self.skip_group(&entry.name);
+        }
+        is_removed
     }
 
     /// Leaves the group of this payload to a later process.

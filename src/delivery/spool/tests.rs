@@ -92,6 +92,34 @@ fn payloads_behind_a_locked_one_of_their_group_wait() {
     assert!(other.next_behind(&behind.name, &query).is_none());
 }
 
+/// Without file locks, only this process knows which files it works with.
+#[test]
+fn payload_in_use_is_not_selected_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = spool(&directory);
+    for job in ["one", "one", "two"] {
+        write(&spool, job, "a 1\n");
+    }
+    let held = next(&spool).unwrap();
+    held.file.unlock().unwrap();
+    assert_eq!(next(&spool).unwrap().payload.group.job(), "two");
+    drop(held);
+    assert_eq!(next(&spool).unwrap().payload.group.job(), "one");
+}
+
+#[test]
+fn group_of_an_undeletable_payload_is_skipped() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = spool(&directory);
+    let path = write(&spool, "one", "a 1\n");
+    let entry = next(&spool).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(!spool.remove_or_skip(&entry));
+    write(&spool, "one", "a 2\n");
+    assert!(next(&spool).is_none());
+}
+
 #[test]
 fn scope_selects_the_own_group_or_the_others() {
     let directory = tempfile::tempdir().unwrap();
