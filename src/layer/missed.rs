@@ -50,8 +50,8 @@ impl MissedCloses {
             let reference = span.reference();
             let exists = stages.spans.open.id_of(span).is_none_or(|id| ctx.exists(&id));
             // The registry frees an id after the callbacks of all layers: a slot that is still current was not closed.
-            if !exists && span.is_current(reference) {
-                stages.count_missed(span);
+            if !exists {
+                stages.count_missed(span, reference);
             }
         }
     }
@@ -59,7 +59,7 @@ impl MissedCloses {
     /// Counts the stages that were open when the layer was dropped.
     pub(super) fn count_detached(&self, stages: &Stages) {
         if self.is_detached.swap(false, Ordering::Relaxed) {
-            stages.spans.open.iter().for_each(|span| stages.count_missed(span));
+            stages.spans.open.iter().for_each(|span| stages.count_missed(span, span.reference()));
         }
     }
 }

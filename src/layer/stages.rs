@@ -177,17 +177,19 @@ impl Stages {
         Some(ended)
     }
 
-    /// Counts a stage whose close this layer has missed, by the rule for the end of the run.
+    /// Counts a stage whose close this layer has missed, by the rule for the end of the run. The slot may have another span
+    /// than `reference` by now, which this leaves alone.
     #[cold]
-    pub(super) fn count_missed(&self, span: SpanRef<'_>) {
-        if span.flags().has(SpanFlags::STAGE) {
-            let reference = span.reference();
-            self.ensure_stage_id(span);
-            let flags = span.flags();
-            if flags.is_stage() {
-                let outcome = self.policy.outcome_at_end(flags, span.entered.is_entered(), false);
-                self.count_unclosed(span, reference, outcome, span.last_exit().unwrap_or_else(|| self.clock.raw()));
-            }
+    pub(super) fn count_missed(&self, span: SpanRef<'_>, reference: SlotRef) {
+        if !span.flags().has(SpanFlags::STAGE) || !span.is_current(reference) {
+            return;
+        }
+        self.ensure_stage_id(span);
+        let flags = span.flags();
+        if flags.is_stage() {
+            let outcome = self.policy.outcome_at_end(flags, span.entered.is_entered(), false);
+            self.count_unclosed(span, reference, outcome, span.last_exit().unwrap_or_else(|| self.clock.raw()));
+        } else {
             self.dec_active(span);
         }
     }

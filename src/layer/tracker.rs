@@ -91,7 +91,7 @@ impl StageTracker {
         let Stages { callsites, spans, labels, .. } = &self.stages;
         if let Some(left) = spans.open.find(id) {
             // An earlier span with this id, whose close this layer has missed.
-            self.stages.count_missed(left);
+            self.stages.count_missed(left, left.reference());
             spans.open.release(left);
         }
         let Some((number, callsite)) = tracked.and_then(|number| Some((number, callsites.get(number)?))) else {

@@ -84,6 +84,25 @@ fn late_record_of_a_label_keeps_the_cache_of_spans_that_do_not_inherit_it() {
     assert_eq!((child.cached(), other.cached()), (None, cached));
 }
 
+/// Another thread closed the span and opened the next one in its slot.
+#[test]
+fn missed_close_is_not_counted_for_the_next_span_in_the_slot() {
+    let tracker = tracker();
+    let _default = dispatcher::set_default(&dispatch(&tracker));
+    drop(info_span!("x", stage_id = "a"));
+    let (open, id) = (&tracker.stages.spans.open, Id::from_u64(17));
+    let new = NewSpan { flags: SpanFlags::STAGE, ..NewSpan::default() };
+    let span = open.claim(&id, new).unwrap();
+    let reference = span.reference();
+    open.release(span);
+    let next = open.claim(&id, new).unwrap();
+    assert!(std::ptr::eq(next.slot, span.slot));
+    tracker.stages.count_missed(next, reference);
+    assert!(next.is_open() && next.stage().is_none());
+    tracker.stages.count_missed(next, next.reference());
+    assert!(!next.is_open());
+}
+
 /// Every lock of the layer is held while another thread runs stages.
 #[test]
 fn no_lock_is_taken_for_a_stage_that_goes_well() {
