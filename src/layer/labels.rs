@@ -47,7 +47,7 @@ impl LabelResolver {
         epoch: Epoch,
     ) -> ResolvedLabels {
         let inherited = if spans.is_inheriting(fields.profile().is_some(), fields.run_id().is_some()) {
-            spans.around(parent, epoch)
+            spans.inherited_from(parent, epoch)
         } else {
             ContextLabels::default()
         };

@@ -54,27 +54,27 @@ impl ParentFinder {
     {
         let Some(span) = ctx.span(id) else { return SlotRef::NONE };
         // The scope omits spans that a filter hides from this layer, which gets no callback when they close.
-        let mut around = span.scope().skip(1);
-        let Some(nearest) = around.next() else { return SlotRef::NONE };
+        let mut ancestors = span.scope().skip(1);
+        let Some(nearest) = ancestors.next() else { return SlotRef::NONE };
         if let Some(span) = spans.open.get_initialized(&nearest.id()) {
             return span.reference();
         }
-        let further = around.find_map(|span| spans.open.get_initialized(&span.id()));
-        let further = further.map_or(SlotRef::NONE, |span| span.reference());
+        let tracked = ancestors.find_map(|span| spans.open.get_initialized(&span.id()));
+        let tracked = tracked.map_or(SlotRef::NONE, |span| span.reference());
         // An id has one slot. Non-blocking: the loser uses the ancestor it found; the next span tries again.
         if self.is_claiming.swap(true, Ordering::Acquire) {
-            return further;
+            return tracked;
         }
         let span = spans.open.find(&nearest.id()).or_else(|| {
             let callsite = callsites.find(nearest.metadata()).0;
             let epoch = spans.epoch();
-            let resolved = spans.around(further, epoch).pack(epoch);
-            let enclosing = spans.nearest_stage(further, epoch);
+            let resolved = spans.inherited_from(tracked, epoch).pack(epoch);
+            let enclosing = spans.nearest_stage(tracked, epoch);
             let enclosing_stage = enclosing.map_or(SlotRef::NONE, |stage| stage.reference());
-            let span = NewSpan { callsite, parent: further, enclosing_stage, resolved, ..NewSpan::default() };
+            let span = NewSpan { callsite, parent: tracked, enclosing_stage, resolved, ..NewSpan::default() };
             spans.open.claim(&nearest.id(), span)
         });
         self.is_claiming.store(false, Ordering::Release);
-        span.map_or(further, |span| span.reference())
+        span.map_or(tracked, |span| span.reference())
     }
 }

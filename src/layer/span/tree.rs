@@ -170,14 +170,14 @@ impl SpanTree {
     fn find(&self, slot: &Slot, epoch: Epoch) -> ContextLabels {
         let own = self.resolved(slot.values(), ContextLabels::default());
         if own.profile.is_none() || own.run_id.is_none() {
-            return self.resolved(slot.values(), self.around(slot.parent(), epoch));
+            return self.resolved(slot.values(), self.inherited_from(slot.parent(), epoch));
         }
         own
     }
 
     /// Returns the labels that a span inherits whose nearest ancestor with a slot is `nearest`. A label without a value is the
     /// empty string.
-    pub(crate) fn around(&self, mut nearest: SlotRef, epoch: Epoch) -> ContextLabels {
+    pub(crate) fn inherited_from(&self, mut nearest: SlotRef, epoch: Epoch) -> ContextLabels {
         let mut labels = self.resolved(SpanLabels::default(), ContextLabels::default());
         while let Some(ancestor) = self.open.get(nearest) {
             if let Some(resolved) = ContextLabels::unpack(ancestor.resolved.load(Ordering::Relaxed), epoch) {
@@ -222,23 +222,23 @@ impl SpanTree {
     /// Compares hashes where a label is `_overflow`: different values beyond a limit share that label, and a value that has it
     /// may have had a label of its own before.
     #[inline(never)]
-    fn has_equal_values(&self, around: SpanRef<'_>, own: SpanLabels, hashes: ValueHashes) -> bool {
+    fn has_equal_values(&self, stage: SpanRef<'_>, own: SpanLabels, hashes: ValueHashes) -> bool {
         let hash_of = |label: LabelId, beyond: u64| {
             if label == LabelId::OVERFLOW { beyond } else { self.interner.hash(self.interner.text(label)) }
         };
-        let is_same = |own: LabelId, hash: u64, around: LabelId, hash_around: &dyn Fn() -> u64| {
-            if own == LabelId::OVERFLOW || around == LabelId::OVERFLOW {
-                return hash_of(own, hash) == hash_of(around, hash_around());
+        let is_same = |own: LabelId, hash: u64, other: LabelId, other_hash: &dyn Fn() -> u64| {
+            if own == LabelId::OVERFLOW || other == LabelId::OVERFLOW {
+                return hash_of(own, hash) == hash_of(other, other_hash());
             }
-            own == around
+            own == other
         };
-        let labels_around = self.look(around.slot);
+        let stage_labels = self.look(stage.slot);
         let (profile, run_id) = (self.profile.or(own.profile), self.run_id.or(own.run_id));
-        let profile_around = || self.inherited_hash(around, |slot| (slot.profile(), slot.hashes().profile));
-        let run_id_around = || self.inherited_hash(around, |slot| (slot.run_id(), slot.hashes().run_id));
-        is_same(own.stage, hashes.stage, around.stage(), &|| around.hashes().stage)
-            && (profile.is_none() || is_same(profile, hashes.profile, labels_around.profile, &profile_around))
-            && (run_id.is_none() || is_same(run_id, hashes.run_id, labels_around.run_id, &run_id_around))
+        let stage_profile = || self.inherited_hash(stage, |slot| (slot.profile(), slot.hashes().profile));
+        let stage_run_id = || self.inherited_hash(stage, |slot| (slot.run_id(), slot.hashes().run_id));
+        is_same(own.stage, hashes.stage, stage.stage(), &|| stage.hashes().stage)
+            && (profile.is_none() || is_same(profile, hashes.profile, stage_labels.profile, &stage_profile))
+            && (run_id.is_none() || is_same(run_id, hashes.run_id, stage_labels.run_id, &stage_run_id))
     }
 
     /// Determines whether a span is a nested span of the same stage, after its stage id was recorded late.
