@@ -17,7 +17,7 @@ use super::pushgateway::DEFAULT_REQUEST_TIMEOUT;
 use super::pushgateway::{EncodedState, OutcomeGuard, Pushed, Pushgateway, push_state};
 use super::replayer::{Replayer, SpoolThread};
 use super::source::ExpositionSource;
-use super::spool::{CarriedOver, Written};
+use super::spool::{CarriedOver, WriteState, Written};
 use super::textfile::Textfile;
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, Labels};
@@ -192,6 +192,12 @@ impl TextfileDestination {
     }
 }
 
+/// Returns the error of a final state that could not be sent again.
+fn may_be_replaced(error: Error) -> Error {
+    let text = "another process delivers an earlier state of this group, which may replace the final state";
+    Error::new(error.kind(), text).with_source(error)
+}
+
 pub(super) struct GatewayDestination {
     gateway: Pushgateway,
     spool: Option<SpoolThread>,
@@ -277,28 +283,38 @@ impl GatewayDestination {
         };
         spool.evict_oldest(source, deadline).await;
         let state = state.encoded(source, deadline, &self.gateway).await?;
-        let is_delivered = Arc::new(AtomicBool::new(false));
+        let write_state = Arc::new(WriteState::default());
         let payload = spool.payload(&self.gateway, state.clone());
-        let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&is_delivered)));
-        tokio::join!(previous, self.carry_over(spool, deadline));
+        let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&write_state)));
+        // The push follows the check for other processes: a delivery that ends between the two would replace the final
+        // state unseen.
+        let is_checked = timeout_at(own_group_deadline(deadline), write_state.group_in_use.wait());
+        let _ = tokio::join!(previous, self.carry_over(spool, deadline), is_checked);
         let carried = self.carried_over();
         let state = carried.complete(state, self.gateway.format());
+        let late = || Error::new(Kind::Timeout, "the payload was not written to the spool in the time allowed");
         match self.push_final(source, &state, budget).await {
             Ok(pushed) => {
-                is_delivered.store(true, Ordering::Release);
+                write_state.is_delivered.store(true, Ordering::Release);
                 let until = deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
-                match timeout_at(until, &mut write).await {
+                let mut written = timeout_at(until, &mut write).await;
+                let group_in_use = write_state.group_in_use.get().is_some_and(|in_use| *in_use);
+                if written.is_err() && group_in_use {
+                    // The final state is sent again when the file is complete.
+                    written = timeout_at(deadline, &mut write).await;
+                }
+                match written {
                     Ok(Ok(Ok(written))) => {
                         self.clean_up(source, spool, written, carried, &state, budget).await?;
                     }
                     Ok(Ok(Err(error))) => source.on_event(DeliveryEvent::NotSpooled(error)),
+                    Err(_) if group_in_use => return Err(may_be_replaced(late())),
                     // The disk is slow. The gateway has the state, and the file is dropped when it is complete.
                     Ok(Err(_)) | Err(_) => {}
                 }
                 pushed.into_result()
             }
             Err(error) => {
-                let late = || Error::new(Kind::Timeout, "the payload was not written to the spool in the time allowed");
                 let gone = |_| Err(Error::new(Kind::Delivery, "the write to the spool panicked"));
                 let written = timeout_at(deadline, &mut write).await.map(|ended| ended.unwrap_or_else(gone));
                 if let Err(error) = written.unwrap_or_else(|_| Err(late())) {
@@ -340,10 +356,7 @@ impl GatewayDestination {
                 Ok(()) => self.push(source, state, budget).await.map(|_| ()),
                 Err(error) => Err(error),
             };
-            repeated.map_err(|error| {
-                let text = "another process delivers an earlier state of this group, which may replace the final state";
-                Error::new(error.kind(), text).with_source(error)
-            })?;
+            repeated.map_err(may_be_replaced)?;
         }
         let until = budget.deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
         // A later run removes a payload that is not removed in time.

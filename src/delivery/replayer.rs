@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::event::DeliveryEvent;
 use super::pushgateway::{EncodedState, Pushgateway};
 use super::source::ExpositionSource;
-use super::spool::{CarriedOver, Entry, Payload, Replayed, Scope, Spool, Written, replay};
+use super::spool::{CarriedOver, Entry, Payload, Replayed, Scope, Spool, WriteState, Written, replay};
 use crate::error::Error;
 use crate::job_thread::JobThread;
 
@@ -83,9 +83,12 @@ impl SpoolThread {
     }
 
     /// Writes the final payload, unless it is delivered before the file is ready.
-    pub(super) async fn write(self, payload: Payload, is_delivered: Arc<AtomicBool>) -> Result<Written, Error> {
-        let spool = Arc::clone(&self.spool);
-        self.writes.run(move || spool.write(&payload, &is_delivered)).await?
+    pub(super) async fn write(self, payload: Payload, state: Arc<WriteState>) -> Result<Written, Error> {
+        let (spool, write_state) = (Arc::clone(&self.spool), Arc::clone(&state));
+        let written = self.writes.run(move || spool.write(&payload, &write_state)).await;
+        // The push does not wait for the check of a write that failed before it.
+        let _ = state.group_in_use.set(false);
+        written?
     }
 
     /// Creates the payload of the final state.

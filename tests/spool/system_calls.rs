@@ -119,6 +119,31 @@ fn slow_disk_does_not_delay_a_push() {
     assert!(elapsed < DELAY, "{elapsed:?}");
 }
 
+/// The gateway may apply the earlier payload after the last state of this run, so the last state is sent again.
+#[test]
+fn slow_disk_does_not_hide_that_another_process_delivers_an_earlier_payload() {
+    if !can_trace() {
+        return;
+    }
+    let (server, directory) = (MockGateway::ok(), tempfile::tempdir().unwrap());
+    let spool = directory.path();
+    leave_payload(spool, "j", "earlier");
+    let payload = directory::only_payload(spool);
+    let lock = fs::File::open(&payload).unwrap();
+    lock.lock().unwrap();
+    let is_writing = || directory::names(spool).iter().any(|name| name.ends_with(".tmp"));
+    shutdown_time(&server, spool, "20s", ("fsync", Duration::from_secs(2)), || {
+        directory::await_true("the write has begun", is_writing);
+        server.await_requests(2);
+        fs::remove_file(&payload).unwrap();
+        drop(lock);
+    });
+    let sent: Vec<_> = server.requests().into_iter().map(|request| request.body).collect();
+    assert_eq!(sent.len(), 3);
+    assert_eq!(sent[1], sent[2]);
+    assert_eq!(directory::names(spool), [""; 0]);
+}
+
 /// The process cannot find out whether there are earlier payloads.
 #[test]
 fn slow_directory_does_not_cost_the_push() {

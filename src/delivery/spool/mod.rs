@@ -9,9 +9,9 @@
 //! refuses, gets another extension and stays for inspection.
 //!
 //! Two processes may work on one group at the same time: one ends its run, the other delivers a payload of an earlier
-//! run. The first creates its file and then checks earlier payloads of the group for locks ([`Spool::write`]). The
-//! second locks the earlier payload and then checks for a later file that is being written ([`Spool::is_run_ending`]).
-//! At least one of them sees the other.
+//! run. The first creates its file, then checks earlier payloads of the group for locks ([`Spool::write`]), and then pushes,
+//! unless the disk is slow. The second locks the earlier payload and then checks for a later file that is being written
+//! ([`Spool::is_run_ending`]). At least one of them sees the other.
 //!
 //! Uses `pushgateway`, `http` and `event`.
 
@@ -27,7 +27,7 @@ pub(super) use format::Payload;
 pub(super) use replay::{Replayed, replay};
 pub(super) use select::{CarriedOver, Scope};
 pub(crate) use store::Spool;
-pub(super) use store::{Entry, Written};
+pub(super) use store::{Entry, WriteState, Written};
 pub use store::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
 
 #[cfg(test)]

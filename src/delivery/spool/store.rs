@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::SetOnce;
+
 use super::format::Payload;
 use super::lock::{self, OpenFile, Unavailable};
 use super::names::{self, EXTENSION, FileName, TEMPORARY};
@@ -90,6 +92,15 @@ pub(in crate::delivery) struct Entry {
     pub(in crate::delivery) payload: Payload,
 }
 
+/// What the push of a payload and its write tell each other while both go on.
+#[derive(Debug, Default)]
+pub(in crate::delivery) struct WriteState {
+    /// Whether the gateway has the payload.
+    pub(in crate::delivery) is_delivered: AtomicBool,
+    /// As [`Written::group_in_use`]; set before the disk has the payload.
+    pub(in crate::delivery) group_in_use: SetOnce<bool>,
+}
+
 /// The result of writing a payload.
 #[derive(Debug)]
 pub(in crate::delivery) struct Written {
@@ -152,9 +163,9 @@ impl Spool {
     /// Writes and locks a payload. The payload is on disk when this returns. Other work goes on while this waits for the
     /// disk.
     ///
-    /// `is_delivered` is read just before the file gets its final name: if the gateway has the payload by then, the
-    /// file is removed instead, unless [`group_in_use`](Written::group_in_use).
-    pub(in crate::delivery) fn write(&self, payload: &Payload, is_delivered: &AtomicBool) -> Result<Written, Error> {
+    /// [`is_delivered`](WriteState::is_delivered) is read just before the file gets its final name: if the gateway has the
+    /// payload by then, the file is removed instead, unless [`group_in_use`](Written::group_in_use).
+    pub(in crate::delivery) fn write(&self, payload: &Payload, state: &WriteState) -> Result<Written, Error> {
         let size = payload.body.len() as u64;
         if size > self.max_bytes {
             let text = format!("a payload of {size} bytes is more than the spool's {}", self.max_bytes);
@@ -178,13 +189,15 @@ impl Spool {
             // After the file exists: see the module documentation.
             group_in_use =
                 self.is_locked_elsewhere(&group, |other| other.extension == EXTENSION && *other.stem < *stem);
+            // A payload is written once.
+            let _ = state.group_in_use.set(group_in_use);
             // The disk may take long, and others take no lock of this file.
             drop(turn);
             file.write_all(payload.head().as_bytes())?;
             file.write_all(&payload.body)?;
             file.sync_all()?;
             // Pairs with the `Release` store after the push, which orders the two.
-            if is_delivered.load(Ordering::Acquire) && !group_in_use {
+            if state.is_delivered.load(Ordering::Acquire) && !group_in_use {
                 fs::remove_file(&temporary)?;
                 return Ok(None);
             }

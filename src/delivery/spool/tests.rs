@@ -1,12 +1,11 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use super::format::Payload;
 use super::names::{self, CORRUPT};
 use super::select::{Query, Scope};
-use super::store::{Entry, Spool, Written};
+use super::store::{Entry, Spool, WriteState, Written};
 use super::{lock, names::FileName};
 use crate::Pushgateway;
 use crate::delivery::event::DeliveryEvent;
@@ -27,8 +26,13 @@ fn payload(spool: &Spool, job: &str, text: &str) -> Payload {
     spool.payload(&gateway(job), EncodedState::of_text(text, PushFormat::Text))
 }
 
+/// The state of a write after its push.
+fn delivered() -> WriteState {
+    WriteState { is_delivered: true.into(), ..WriteState::default() }
+}
+
 fn write_as(spool: &Spool, payload: &Payload) -> Written {
-    spool.write(payload, &AtomicBool::new(false)).unwrap()
+    spool.write(payload, &WriteState::default()).unwrap()
 }
 
 fn write(spool: &Spool, job: &str, text: &str) -> PathBuf {
@@ -215,7 +219,7 @@ fn replay_of_an_earlier_payload_and_the_end_of_a_run_see_each_other() {
     let earlier = next(&replaying).unwrap();
     assert!(!replaying.is_run_ending(&earlier.name));
     // The file is kept though the gateway has the payload, since the group is in use.
-    let written = ending.write(&payload(&ending, "one", "a 2\n"), &AtomicBool::new(true)).unwrap();
+    let written = ending.write(&payload(&ending, "one", "a 2\n"), &delivered()).unwrap();
     let later = written.entry.unwrap();
     assert!(written.group_in_use && ending.is_group_in_use(&later));
     assert!(replaying.is_run_ending(&earlier.name));
@@ -258,7 +262,7 @@ fn file_that_is_being_written_means_that_a_run_ends() {
 fn delivered_payload_leaves_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
-    let written = spool.write(&payload(&spool, "one", "a 1\n"), &AtomicBool::new(true)).unwrap();
+    let written = spool.write(&payload(&spool, "one", "a 1\n"), &delivered()).unwrap();
     assert!(written.entry.is_none() && !written.group_in_use);
     assert_eq!(names_in(&spool), [""; 0]);
 }
@@ -371,7 +375,7 @@ fn payload_may_be_as_large_as_the_spool() {
     let mut spool = spool(&directory);
     spool.set_bounds(100, 8);
     write(&spool, "one", "a 1\nb 2\n");
-    let error = spool.write(&payload(&spool, "one", "a 1\nbc 2\n"), &AtomicBool::new(false)).unwrap_err();
+    let error = spool.write(&payload(&spool, "one", "a 1\nbc 2\n"), &WriteState::default()).unwrap_err();
     assert_eq!(error.to_string(), "a payload of 9 bytes is more than the spool's 8");
     assert_eq!((spool.len(), spool.dropped()), (1, 0));
 }
