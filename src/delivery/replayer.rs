@@ -233,6 +233,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
+    use crate::delivery::pushgateway::{EncodedState, PushFormat};
     use crate::delivery::source::BoxFuture;
     use crate::delivery::spool::MAX_SPOOL_FILES;
     use crate::exposition::Families;
@@ -280,7 +281,7 @@ mod tests {
         }
         let spool = SpoolThread::start(Spool::open(directory.to_owned(), "x").unwrap()).unwrap();
         let gateway = Pushgateway::new("http://gw:9091", "j").unwrap();
-        let payload = spool.payload(&gateway, Bytes::from_static(b"a 1\n"));
+        let payload = spool.payload(&gateway, EncodedState::of_text("a 1\n", PushFormat::Text));
         (spool, Arc::default(), payload)
     }
 
