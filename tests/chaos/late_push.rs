@@ -13,7 +13,7 @@ use super::support::sockets::{self, Connection};
 use super::support::{self, exposition};
 
 /// The client aborts the push in flight after a part of this time.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The rounds after which `shutdown()` returns an error, the gateway shows an older state, or the spool has a payload.
 #[track_caller]
