@@ -1,7 +1,8 @@
 //! The manual, with a page for each subject. These modules contain only text.
 //!
 //! - [`stages`]: stages, their failures, the success of a run.
-//! - [`metrics`]: the table of all metrics, the metrics of your application, cardinality, queries and alerts.
+//! - [`metrics`]: the table of all metrics, the metrics of your application, native histograms, cardinality, queries and
+//!   alerts.
 //! - [`configuration`]: all environment variables, all settings in one piece of code, the text file, a recorder of your
 //!   own.
 //! - [`delivery`]: what arrives, by process end and by gateway state; threads, forks, signals, the spool, services.
@@ -31,6 +32,7 @@ pub mod stages {}
 ///
 /// [`with_namespace`](crate::MetricsLayerBuilder::with_namespace), [`with_buckets`](crate::MetricsLayerBuilder::with_buckets),
 /// [`with_histogram_buckets`](crate::MetricsLayerBuilder::with_histogram_buckets),
+/// [`with_native_histograms`](crate::MetricsLayerBuilder::with_native_histograms),
 /// [`with_max_series`](crate::MetricsLayerBuilder::with_max_series),
 /// [`without_run_id_label`](crate::MetricsLayerBuilder::without_run_id_label).
 pub mod metrics {}

@@ -5,6 +5,8 @@
 
 mod support;
 
+#[path = "real_gateway/native_histograms.rs"]
+mod native_histograms;
 #[path = "real_gateway/protobuf.rs"]
 mod protobuf;
 #[path = "real_gateway/push_formats.rs"]

@@ -28,6 +28,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_namespace`](Self::with_namespace) | [`DEFAULT_NAMESPACE`](crate::DEFAULT_NAMESPACE) |
 /// | [`with_buckets`](Self::with_buckets) | [`DEFAULT_BUCKETS`](crate::DEFAULT_BUCKETS) |
 /// | [`with_histogram_buckets`](Self::with_histogram_buckets) | [`DEFAULT_HISTOGRAM_BUCKETS`](crate::DEFAULT_HISTOGRAM_BUCKETS) |
+/// | [`with_native_histograms`](Self::with_native_histograms) | no native histograms |
 /// | [`with_failure_policy`](Self::with_failure_policy) | [`FailurePolicy::ErrorEvents`] |
 /// | [`with_expected_stages`](Self::with_expected_stages) | none |
 /// | [`with_max_series`](Self::with_max_series) | [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES) |
@@ -54,6 +55,7 @@ pub struct MetricsLayerBuilder {
     pub(super) namespace: String,
     pub(super) buckets: Vec<f64>,
     pub(super) histogram_buckets: Vec<(String, Vec<f64>)>,
+    pub(super) native_histograms: bool,
     pub(super) policy: FailurePolicy,
     pub(super) expected_stages: Vec<String>,
     pub(super) max_series: usize,
@@ -105,6 +107,7 @@ impl MetricsLayerBuilder {
             namespace: DEFAULT_NAMESPACE.to_owned(),
             buckets: DEFAULT_BUCKETS.to_vec(),
             histogram_buckets: Vec::new(),
+            native_histograms: false,
             policy: FailurePolicy::default(),
             expected_stages: Vec::new(),
             max_series: DEFAULT_MAX_SERIES,
@@ -133,7 +136,7 @@ impl MetricsLayerBuilder {
     }
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_FORMAT`, `…_PUSH_INTERVAL`,
-    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR` and `…_NODE`. A variable that is not set, or empty, changes
+    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR`, `…_NODE` and `…_NATIVE_HISTOGRAMS`. A variable that is not set, or empty, changes
     /// nothing. Job and grouping belong to the gateway of `…_PUSHGATEWAY`; a gateway that the code sets keeps its own. Without a
     /// gateway they are only the labels of the text file, and the job is the service name of OTLP. The format applies to a
     /// gateway that the code sets, too.
@@ -190,6 +193,7 @@ impl MetricsLayerBuilder {
             self.otlp = Some(Otlp::Environment);
         }
         self.node = environment.node.or(self.node);
+        self.native_histograms = environment.native_histograms.unwrap_or(self.native_histograms);
         Ok(self)
     }
 

@@ -36,6 +36,7 @@ pub(crate) struct Environment {
     #[cfg(feature = "otlp")]
     pub(crate) otlp: bool,
     pub(crate) node: Option<String>,
+    pub(crate) native_histograms: Option<bool>,
 }
 
 /// Reads the variables of one prefix.
@@ -82,6 +83,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
             #[cfg(feature = "otlp")]
             otlp: self.asks_for_otlp()?,
             node: self.value("NODE")?,
+            native_histograms: self.parsed("NATIVE_HISTOGRAMS", parse_bool)?,
         })
     }
 
@@ -180,6 +182,10 @@ fn parse_push_format(text: &str) -> Result<PushFormat, Error> {
     }
 }
 
+fn parse_bool(text: &str) -> Result<bool, Error> {
+    text.parse().map_err(|_| Error::config(format!("{text:?} is neither true nor false")))
+}
+
 /// Parses a number and a unit: `ms`, `s`, `m` or `h`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
     let wrong = |why: &str| {
@@ -265,6 +271,7 @@ mod tests {
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
             ("TV_PROMETHEUS_TEXTFILE", "/tmp/x y.prom"),
             ("TV_PROMETHEUS_SPOOL_DIR", "/tmp/spool"),
+            ("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "true"),
             #[cfg(feature = "http")]
             ("TV_PROMETHEUS_LISTEN", "localhost:9464"),
             #[cfg(feature = "resource-usage")]
@@ -299,6 +306,7 @@ mod tests {
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
             ("TV_PROMETHEUS_TEXTFILE", "/tmp/x.prom"),
             ("TV_PROMETHEUS_SPOOL_DIR", "/tmp/spool"),
+            ("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "false"),
             #[cfg(feature = "http")]
             ("TV_PROMETHEUS_LISTEN", "[::1]:9464"),
             #[cfg(feature = "resource-usage")]
@@ -314,6 +322,7 @@ mod tests {
         assert_eq!(environment.flush_timeout, Some(Duration::from_millis(500)));
         assert_eq!(environment.textfile, Some(PathBuf::from("/tmp/x.prom")));
         assert_eq!(environment.spool_directory, Some(PathBuf::from("/tmp/spool")));
+        assert_eq!(environment.native_histograms, Some(false));
         #[cfg(feature = "http")]
         assert_eq!(environment.listen, Some("[::1]:9464".parse().unwrap()));
         #[cfg(feature = "resource-usage")]
@@ -336,6 +345,7 @@ mod tests {
             ("TV_PROMETHEUS_PUSH_INTERVAL", "s"),
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "5 days"),
             ("TV_PROMETHEUS_PUSH_FORMAT", "Protobuf"),
+            ("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "yes"),
         ] {
             let message = message(&[(variable, value)]);
             assert!(message.starts_with(&format!("{variable}: ")) && message.contains(value), "{message}");

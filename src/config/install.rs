@@ -10,7 +10,7 @@ use super::builder::MetricsLayerBuilder;
 use crate::delivery::Listener;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp;
-use crate::delivery::{DeliveryConfig, DeliveryThread, Spool, Textfile};
+use crate::delivery::{DeliveryConfig, DeliveryThread, PushFormat, Pushgateway, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::error::Error;
 use crate::layer::{LayerSettings, MetricsLayer, StageTracker};
@@ -34,6 +34,9 @@ impl MetricsLayerBuilder {
         mut self,
         install: impl FnOnce(Arc<dyn Recorder + Send + Sync>) -> Result<(), Error>,
     ) -> Result<(MetricsLayer, FlushGuard), Error> {
+        if self.native_histograms {
+            self = self.map_pushgateway(|gateway| gateway.with_default_format(PushFormat::Protobuf));
+        }
         self.check()?;
         if self.instance_grouping
             && let Some(gateway) = self.gateway.take()
@@ -58,11 +61,19 @@ impl MetricsLayerBuilder {
         // The last bounds of a name count, as in the recorder.
         let of_duration = bounds.iter().rev().find(|(name, _)| *name == bounds[0].0).map(|(_, of)| of.clone());
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
+        let push_format = self.gateway.as_ref().map(Pushgateway::format);
+        let native_histograms = self.native_histograms && push_format == Some(PushFormat::Protobuf);
+        let no_native_histograms = match push_format {
+            _ if !self.native_histograms => None,
+            Some(PushFormat::Text) => Some("pushes are text, which has none: set the push format to protobuf"),
+            Some(_) if self.exposition.is_some() => Some("`with_exposition` renders text, which has none"),
+            _ => None,
+        };
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (RecorderTarget::Global, Exposition::Foreign(ForeignRecorder::new(render)?), None),
             None => {
                 let buckets = bounds.iter().map(|(name, of)| (name.as_str(), of.as_slice()));
-                let own = Arc::new(StageRecorder::new(buckets, own_metrics(&self.namespace)));
+                let own = Arc::new(StageRecorder::new(buckets, own_metrics(&self.namespace), native_histograms));
                 let recorder: Arc<dyn Recorder + Send + Sync> = Arc::clone(&own) as _;
                 let target = RecorderTarget::Own(Arc::clone(&recorder));
                 #[cfg(feature = "otlp")]
@@ -85,6 +96,7 @@ impl MetricsLayerBuilder {
             policy: self.policy,
             max_series: self.max_series,
             buckets,
+            native_histograms,
             expected_stages: self.expected_stages,
             profile: grouping(schema::PROFILE).map(str::to_owned),
             run_id: grouping(schema::RUN_ID).map(str::to_owned),
@@ -103,6 +115,9 @@ impl MetricsLayerBuilder {
                      set {variable}, since jobs that share a group overwrite each other"
                 );
             });
+        }
+        if let Some(reason) = no_native_histograms {
+            diagnostics.emit(move || warn!(target: OWN_TARGET, "native histograms are not delivered: {reason}"));
         }
         #[cfg(feature = "resource-usage")]
         let resources = {

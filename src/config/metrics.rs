@@ -53,6 +53,29 @@ impl MetricsLayerBuilder {
         self
     }
 
+    /// Adds native histograms to the stage duration and to the application's own histograms, beside their buckets: exponential
+    /// buckets with eight bounds for each power of two, so that any quantile is known within 9 %. Above 160 buckets, pairs of
+    /// neighbours are merged. Without it, or with the variable `…_NATIVE_HISTOGRAMS`, there are no native histograms.
+    ///
+    /// Only the protobuf format has them, so it becomes the format of pushes unless
+    /// [`with_format`](crate::Pushgateway::with_format) or the variable `…_PUSH_FORMAT` sets another one. They have no effect where
+    /// no gateway is set. If they cannot be delivered, because pushes are text or because
+    /// [`with_exposition`](Self::with_exposition) renders text, `install()` warns.
+    ///
+    /// A Prometheus with `--enable-feature=native-histograms` stores them **in place of** the series `_bucket`, `_sum` and
+    /// `_count`, so queries must ask for either; [`guide::metrics`](crate::guide::metrics) shows how. Other servers read the buckets
+    /// as before.
+    ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// let (layer, guard) = MetricsLayer::builder().with_env()?.with_native_histograms().install()?;
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn with_native_histograms(mut self) -> Self {
+        self.native_histograms = true;
+        self
+    }
+
     /// Sets the rule by which a stage fails. Without it, [`FailurePolicy::ErrorEvents`].
     ///
     /// ```

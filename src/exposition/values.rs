@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::labels::Labels;
-use crate::histogram::Snapshot;
+use crate::histogram::{NativeBuckets, Snapshot};
 
 /// A value. One form for each: what a float can count exactly is an integer. Counters are exact beyond that.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,20 +36,6 @@ pub(crate) struct Histogram {
     pub(crate) count: Option<u64>,
     /// The Unix time at which the series began in this process.
     pub(crate) created: Option<Duration>,
-}
-
-/// The buckets of a native histogram. The one of an index has the samples up to `2^(index / 2^schema)` that are above the
-/// bound of the index before. The text formats do not have them.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct NativeBuckets {
-    pub(crate) schema: i32,
-    /// Samples whose absolute value is not above it count as zeros.
-    pub(crate) zero_threshold: f64,
-    pub(crate) zero_count: u64,
-    /// Index and count, by index.
-    pub(crate) positive: Vec<(i32, u64)>,
-    /// Index and count of the negated samples.
-    pub(crate) negative: Vec<(i32, u64)>,
 }
 
 /// One of the samples that a value is made of, and what it belongs to, such as a trace. The text format 0.0.4 does not
@@ -143,7 +129,7 @@ impl Histogram {
     /// `bounds` has one bound for each count.
     pub(crate) fn new(
         bounds: WrittenBounds,
-        Snapshot { counts: mut cumulative, sum }: Snapshot,
+        Snapshot { counts: mut cumulative, sum, native }: Snapshot,
         created: Option<Duration>,
     ) -> Self {
         let mut count = 0;
@@ -151,13 +137,17 @@ impl Histogram {
             count += *bucket;
             *bucket = count;
         }
-        let (sum, count) = (Some(sum), Some(count));
-        Self { bounds, cumulative, exemplars: Vec::new(), native: None, sum, count, created }
+        let (sum, count, native) = (Some(sum), Some(count), native.map(|native| Box::new(native.limited())));
+        Self { bounds, cumulative, exemplars: Vec::new(), native, sum, count, created }
     }
 
     /// Adds the samples of a histogram with the same bounds.
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.cumulative.iter_mut().zip(&other.cumulative).for_each(|(count, other)| *count += other);
+    pub(crate) fn add(&mut self, other: Self) {
+        self.cumulative.iter_mut().zip(other.cumulative).for_each(|(count, other)| *count += other);
+        self.native = self.native.take().zip(other.native).map(|(mut native, other)| {
+            native.add(*other);
+            Box::new(native.limited())
+        });
         self.sum = self.sum.zip(other.sum).map(|(a, b)| a + b);
         self.count = self.count.zip(other.count).map(|(a, b)| a + b);
         self.created = self.created.into_iter().chain(other.created).min();

@@ -8,14 +8,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::HistogramFn;
 
-use super::{BucketCounts, Snapshot};
+use super::{BucketCounts, Cells, Snapshot};
 
-/// BucketCounts by upper bound, and the sum. Aligned, so that threads that record into different histograms share no cache line.
+/// Counts by upper bound or by cell, and the sum. Aligned, so that threads that record into different histograms share no cache line.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct BucketHistogram {
     /// Ascending.
     bounds: Arc<[f64]>,
+    /// Those of a native histogram.
+    cells: Option<Arc<Cells>>,
     counts: BucketCounts,
     /// Bits of an `f64`.
     sum: AtomicU64,
@@ -23,14 +25,23 @@ pub(crate) struct BucketHistogram {
 
 impl BucketHistogram {
     pub(crate) fn new(bounds: Arc<[f64]>) -> Self {
-        Self { counts: BucketCounts::new(bounds.len() + 1), bounds, sum: AtomicU64::new(0.0_f64.to_bits()) }
+        Self::with_counts(BucketCounts::new(bounds.len() + 1), bounds, None)
+    }
+
+    /// Creates a histogram that has native buckets too. The cells are those of the bounds.
+    pub(crate) fn native(bounds: Arc<[f64]>, cells: Arc<Cells>) -> Self {
+        Self::with_counts(BucketCounts::of_cells(&cells), bounds, Some(cells))
+    }
+
+    fn with_counts(counts: BucketCounts, bounds: Arc<[f64]>, cells: Option<Arc<Cells>>) -> Self {
+        Self { bounds, cells, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
     }
 
     fn add(&self, value: f64, count: u64) {
         // Upper bounds are inclusive. NaN is below no bound.
         let bucket =
             if value.is_nan() { self.bounds.len() } else { self.bounds.partition_point(|bound| *bound < value) };
-        self.counts.add(bucket, count);
+        self.counts.add(self.cells.as_ref().map_or(bucket, |cells| cells.of(value, bucket)), count);
         let added = value * count as f64;
         let mut sum = self.sum.load(Ordering::Relaxed);
         while let Err(other) = self.sum.compare_exchange_weak(
@@ -44,8 +55,10 @@ impl BucketHistogram {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let counts = self.counts.iter().take(self.bounds.len() + 1).collect();
-        Snapshot { counts, sum: f64::from_bits(self.sum.load(Ordering::Relaxed)) }
+        let mut snapshot = Snapshot::empty(self.bounds.len() + 1);
+        snapshot.sum = f64::from_bits(self.sum.load(Ordering::Relaxed));
+        snapshot.add_counts(&self.counts, self.cells.as_deref());
+        snapshot
     }
 }
 

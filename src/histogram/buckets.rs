@@ -1,32 +1,74 @@
 //! The counts of the buckets of a histogram.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::native::{Cells, NativeBuckets};
 
 /// Counters that share no cache line with those of another histogram.
 #[derive(Debug)]
-pub(crate) struct BucketCounts(Box<[Line]>);
+pub(crate) enum BucketCounts {
+    Dense(Box<[Line]>),
+    /// Allocated line by line, at the first sample of each.
+    Sparse(Box<[OnceLock<Box<Page>>]>),
+}
 
 #[derive(Debug, Default)]
 #[repr(align(128))] // Two cache lines, which are fetched together.
-struct Line([AtomicU64; COUNTS_PER_LINE]);
+pub(crate) struct Line([AtomicU64; COUNTS_PER_LINE]);
+
+type Page = [OnceLock<Box<Line>>; LINES_PER_PAGE];
 
 const COUNTS_PER_LINE: usize = 16;
+const LINES_PER_PAGE: usize = 32;
 
 impl BucketCounts {
     pub(crate) fn new(counts: usize) -> Self {
-        Self((0..counts.div_ceil(COUNTS_PER_LINE)).map(|_| Line::default()).collect())
+        Self::Dense((0..counts.div_ceil(COUNTS_PER_LINE)).map(|_| Line::default()).collect())
+    }
+
+    /// Creates the counters of cells, of which most histograms use few.
+    pub(crate) fn of_cells(cells: &Cells) -> Self {
+        let pages = cells.len().div_ceil(COUNTS_PER_LINE * LINES_PER_PAGE);
+        Self::Sparse((0..pages).map(|_| OnceLock::new()).collect())
     }
 
     #[inline]
     pub(crate) fn add(&self, at: usize, count: u64) {
-        if let Some(line) = self.0.get(at / COUNTS_PER_LINE) {
+        let line = at / COUNTS_PER_LINE;
+        let line = match self {
+            Self::Dense(lines) => lines.get(line),
+            Self::Sparse(pages) => pages
+                .get(line / LINES_PER_PAGE)
+                .map(|page| &**page.get_or_init(Box::default)[line % LINES_PER_PAGE].get_or_init(Box::default)),
+        };
+        if let Some(line) = line {
             line.0[at % COUNTS_PER_LINE].fetch_add(count, Ordering::Relaxed);
         }
     }
 
-    /// Iterates over all counts, followed by zeros up to the end of a cache line.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = u64> {
-        self.0.iter().flat_map(|line| &line.0).map(|count| count.load(Ordering::Relaxed))
+    /// Returns the sum of all counts.
+    pub(crate) fn total(&self) -> u64 {
+        self.lines().map(|(_, line)| line.counts().sum::<u64>()).sum()
+    }
+
+    /// Iterates over the lines that are allocated, each with the position of its first counter.
+    fn lines(&self) -> impl Iterator<Item = (usize, &Line)> {
+        let (dense, sparse) = match self {
+            Self::Dense(lines) => (&lines[..], &[][..]),
+            Self::Sparse(pages) => (&[][..], &pages[..]),
+        };
+        let pages = sparse.iter().enumerate().filter_map(|(n, page)| Some((n * LINES_PER_PAGE, page.get()?)));
+        let sparse = pages.flat_map(|(first, page)| {
+            page.iter().enumerate().filter_map(move |(n, line)| Some((first + n, &**line.get()?)))
+        });
+        dense.iter().enumerate().chain(sparse).map(|(n, line)| (n * COUNTS_PER_LINE, line))
+    }
+}
+
+impl Line {
+    fn counts(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(|count| count.load(Ordering::Relaxed))
     }
 }
 
@@ -36,11 +78,49 @@ pub(crate) struct Snapshot {
     /// One count for each bound, not cumulative, and one for samples above all bounds.
     pub(crate) counts: Vec<u64>,
     pub(crate) sum: f64,
+    pub(crate) native: Option<Box<NativeBuckets>>,
+}
+
+impl Snapshot {
+    /// Creates a histogram without samples.
+    pub(crate) fn empty(buckets: usize) -> Self {
+        Self { counts: vec![0; buckets], sum: 0.0, native: None }
+    }
+
+    /// Adds the samples of counters, which are those of the buckets or of cells. Returns their number. The caller adds
+    /// their sum; it becomes NaN if one of them is.
+    pub(crate) fn add_counts(&mut self, counts: &BucketCounts, cells: Option<&Cells>) -> u64 {
+        let mut total = 0;
+        let Some(cells) = cells else {
+            for (first, line) in counts.lines() {
+                for (bucket, count) in self.counts.iter_mut().skip(first).zip(line.counts()) {
+                    *bucket += count;
+                    total += count;
+                }
+            }
+            return total;
+        };
+        // Each counter is read once, for the buckets of both kinds and the total.
+        let counted = counts.lines().flat_map(|(first, line)| (first..).zip(line.counts()));
+        let counted = counted.filter(|(_, count)| *count != 0).inspect(|(_, count)| total += count);
+        let (native, not_numbers) = cells.split(counted, &mut self.counts);
+        if not_numbers != 0 {
+            self.sum = f64::NAN;
+        }
+        match &mut self.native {
+            Some(sum) => sum.add(native),
+            None => self.native = Some(Box::new(native)),
+        }
+        total
+    }
 }
 
 impl std::ops::AddAssign for Snapshot {
     fn add_assign(&mut self, other: Self) {
         self.counts.iter_mut().zip(other.counts).for_each(|(sum, count)| *sum += count);
         self.sum += other.sum;
+        if let (Some(sum), Some(native)) = (&mut self.native, other.native) {
+            sum.add(*native);
+        }
     }
 }

@@ -3,7 +3,13 @@
 #[cfg(feature = "pushgateway")]
 mod bucket_histogram;
 mod buckets;
+mod native;
+#[cfg(all(test, feature = "pushgateway"))]
+mod tests;
 
 #[cfg(feature = "pushgateway")]
 pub(crate) use bucket_histogram::BucketHistogram;
 pub(crate) use buckets::{BucketCounts, Snapshot};
+pub(crate) use native::Cells;
+#[cfg(feature = "pushgateway")]
+pub(crate) use native::NativeBuckets;

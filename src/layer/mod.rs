@@ -95,6 +95,7 @@ impl MetricsLayer {
             policy: FailurePolicy::default(),
             max_series: DEFAULT_MAX_SERIES,
             buckets: None,
+            native_histograms: false,
             expected_stages: Vec::new(),
             profile: None,
             run_id: None,

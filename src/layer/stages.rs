@@ -15,7 +15,7 @@ use crate::diagnostics::Diagnostics;
 use crate::recorder::{RecorderHandle, RecorderTarget};
 use crate::series::interner::{Interner, LabelId, Role};
 use crate::series::outcome::{Outcome, Reason};
-use crate::series::{FinishedStage, SeriesTable};
+use crate::series::{DurationBounds, FinishedStage, SeriesTable};
 
 /// The settings of the layer.
 pub(crate) struct LayerSettings {
@@ -25,6 +25,8 @@ pub(crate) struct LayerSettings {
     /// Upper bounds of the buckets of the stage duration, if durations are read from the layer; otherwise each duration goes to
     /// the recorder.
     pub(crate) buckets: Option<Vec<f64>>,
+    /// Whether durations that are read from the layer have native buckets too.
+    pub(crate) native_histograms: bool,
     pub(crate) expected_stages: Vec<String>,
     /// The value of the label in the whole process, if it does not come from spans.
     pub(crate) profile: Option<String>,
@@ -95,7 +97,7 @@ impl Stages {
                 RecorderHandle::new(settings.target, settings.namespace, settings.run_id_label),
                 interner,
                 settings.max_series,
-                settings.buckets.as_deref(),
+                settings.buckets.as_deref().map(|bounds| DurationBounds::new(bounds, settings.native_histograms)),
                 settings.clock.clone(),
             ),
             policy: settings.policy,

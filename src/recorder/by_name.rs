@@ -11,7 +11,7 @@ use crate::exposition::{
     Counter, Family, Histogram, Labels, MetricKind, Number, Owner, Problem, Problems, Samples, Series, WrittenBounds,
     metric_name, owner_of,
 };
-use crate::histogram::BucketHistogram;
+use crate::histogram::{BucketHistogram, Cells};
 use crate::unix_time;
 
 /// All series by their final names. Keys with the same final name and labels share a series, so none is written twice.
@@ -55,16 +55,29 @@ impl<T> RegisteredSeries<T> {
     }
 }
 
-/// The upper bounds of a histogram, as values and as they are written.
+/// The upper bounds of a histogram, as values and as they are written, and its cells if it is a native histogram too.
 #[derive(Clone)]
 pub(super) struct HistogramBounds {
     values: Arc<[f64]>,
+    cells: Option<Arc<Cells>>,
     pub(super) written: WrittenBounds,
 }
 
 impl HistogramBounds {
-    fn new(bounds: &[f64]) -> Self {
-        Self { values: Arc::from(bounds), written: WrittenBounds::with_infinity(bounds) }
+    fn new(bounds: &[f64], is_native: bool) -> Self {
+        Self {
+            values: Arc::from(bounds),
+            cells: is_native.then(|| Arc::new(Cells::new(bounds))),
+            written: WrittenBounds::with_infinity(bounds),
+        }
+    }
+
+    fn histogram(&self) -> BucketHistogram {
+        let bounds = Arc::clone(&self.values);
+        match &self.cells {
+            Some(cells) => BucketHistogram::native(bounds, Arc::clone(cells)),
+            None => BucketHistogram::new(bounds),
+        }
     }
 }
 
@@ -75,10 +88,14 @@ pub(super) struct BoundsByName {
 }
 
 impl BoundsByName {
-    /// Collects the bounds. The last bounds of a name count.
-    pub(super) fn new<'a>(default: &[f64], by_name: impl IntoIterator<Item = (&'a str, &'a [f64])>) -> Self {
-        let by_name = by_name.into_iter().map(|(name, of)| (metric_name(name).into_owned(), HistogramBounds::new(of)));
-        Self { default: HistogramBounds::new(default), by_name: by_name.collect() }
+    /// Collects the bounds. The last bounds of a name count. `are_native` makes all of them native histograms too.
+    pub(super) fn new<'a>(
+        default: &[f64],
+        by_name: impl IntoIterator<Item = (&'a str, &'a [f64])>,
+        are_native: bool,
+    ) -> Self {
+        let bounds = |(name, of)| (metric_name(name).into_owned(), HistogramBounds::new(of, are_native));
+        Self { default: HistogramBounds::new(default, are_native), by_name: by_name.into_iter().map(bounds).collect() }
     }
 
     pub(super) fn of(&self, name: &str) -> &HistogramBounds {
@@ -133,8 +150,7 @@ impl MetricsByName {
         match self.table(key, MetricKind::Histogram) {
             Some((Table::Histograms(bounds, series), problems)) => {
                 let labels = checked(key, Labels::of_histogram(pairs(key)), problems);
-                let histogram = || Arc::new(BucketHistogram::new(Arc::clone(&bounds.values)));
-                let new = || RegisteredSeries::new(labels.clone(), histogram());
+                let new = || RegisteredSeries::new(labels.clone(), Arc::new(bounds.histogram()));
                 Arc::clone(&series.entry(labels.identity()).or_insert_with(new).value)
             }
             _ => Arc::new(BucketHistogram::new(Arc::default())),

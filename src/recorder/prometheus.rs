@@ -35,12 +35,13 @@ pub(crate) struct StageRecorder {
 
 impl StageRecorder {
     /// Creates a recorder. `buckets` has bounds by the full name of a histogram; `own` has the metrics of this crate, which keep
-    /// their names.
+    /// their names. `native_histograms` adds native buckets to all histograms.
     pub(crate) fn new<'a>(
         buckets: impl IntoIterator<Item = (&'a str, &'a [f64])>,
         own: impl IntoIterator<Item = (String, MetricKind)>,
+        native_histograms: bool,
     ) -> Self {
-        let bounds = Arc::new(BoundsByName::new(&DEFAULT_HISTOGRAM_BUCKETS, buckets));
+        let bounds = Arc::new(BoundsByName::new(&DEFAULT_HISTOGRAM_BUCKETS, buckets, native_histograms));
         let metrics = Arc::new(Mutex::new(MetricsByName::new(Arc::clone(&bounds), own)));
         Self { registry: Registry::new(NewSeries(Arc::clone(&metrics))), metrics, bounds }
     }
@@ -64,7 +65,7 @@ impl StageRecorder {
                 }
                 let same = (!recorded.1.is_empty()).then(|| recorded.1.get(&labels.identity())).flatten();
                 match same {
-                    Some(same) => series[*same].value.add(&histogram),
+                    Some(same) => series[*same].value.add(histogram),
                     None => series.push(Series::new(labels, histogram)),
                 }
             }

@@ -14,7 +14,7 @@ static METADATA: Metadata<'static> = Metadata::new("test", metrics::Level::INFO,
 fn recorder() -> StageRecorder {
     let own = [("own_total", MetricKind::Counter), ("own_seconds", MetricKind::Histogram)];
     let buckets = [("own_seconds", &[1.0][..]), ("a.b", &[1.0, 2.0]), ("fine", &[0.25, 0.5])];
-    StageRecorder::new(buckets, own.map(|(name, kind)| (name.to_owned(), kind)))
+    StageRecorder::new(buckets, own.map(|(name, kind)| (name.to_owned(), kind)), false)
 }
 
 /// Returns the text of the metrics that `record` records, and the reported problems.
@@ -162,8 +162,11 @@ fn series_kept_elsewhere_are_added_to_those_recorded_here() {
     let recorder = recorder();
     with_local_recorder(&recorder, || histogram!("own_seconds", "b" => "2", "a" => "1").record(0.5));
     let kept = [
-        (Key::from_parts("own_seconds", &[("a", "1"), ("b", "2")]), Snapshot { counts: vec![1, 2], sum: 10.0 }),
-        (Key::from_parts("own_seconds", &[("a", "0")]), Snapshot { counts: vec![0, 1], sum: 3.0 }),
+        (
+            Key::from_parts("own_seconds", &[("a", "1"), ("b", "2")]),
+            Snapshot { counts: vec![1, 2], sum: 10.0, native: None },
+        ),
+        (Key::from_parts("own_seconds", &[("a", "0")]), Snapshot { counts: vec![0, 1], sum: 3.0, native: None }),
     ];
     let kept = kept.map(|(key, snapshot)| KeptHistogram { key, snapshot, created: Duration::ZERO });
     assert_eq!(
@@ -221,7 +224,7 @@ fn family_has_the_unit_of_its_description_unless_it_counts() {
 fn counters_and_histograms_have_the_time_at_which_they_began() {
     let created = |recorder: &StageRecorder| {
         let kept = Key::from_parts("own_seconds", &[("a", "1")]);
-        let snapshot = Snapshot { counts: vec![1, 0], sum: 1.0 };
+        let snapshot = Snapshot { counts: vec![1, 0], sum: 1.0, native: None };
         let families = recorder.families([KeptHistogram { key: kept, snapshot, created: Duration::from_secs(5) }]);
         let Samples::Counter(rows) = &families.get("rows").unwrap().samples else { panic!("{families:?}") };
         let Samples::Histogram(own) = &families.get("own_seconds").unwrap().samples else { panic!("{families:?}") };

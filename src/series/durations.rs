@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::outcome::{Outcome, Reason};
-use crate::histogram::{BucketCounts, Snapshot};
+use crate::histogram::{BucketCounts, Cells, Snapshot};
 
 /// The upper bounds of the buckets, in nanoseconds.
 #[derive(Debug, Default)]
@@ -15,13 +15,19 @@ pub(crate) struct DurationBounds {
     /// The longest duration within each bound that is not negative.
     longest: Box<[u64]>,
     below_zero: usize,
+    /// Those of a native histogram.
+    cells: Option<Cells>,
 }
 
 impl DurationBounds {
-    /// Converts ascending bounds in seconds.
-    pub(crate) fn new(seconds: &[f64]) -> Self {
+    /// Converts ascending bounds in seconds. `is_native` adds the buckets of a native histogram.
+    pub(crate) fn new(seconds: &[f64], is_native: bool) -> Self {
         let below_zero = seconds.partition_point(|bound| *bound < 0.0);
-        Self { longest: seconds.iter().skip(below_zero).map(|bound| bound_to_nanos(*bound)).collect(), below_zero }
+        Self {
+            longest: seconds.iter().skip(below_zero).map(|bound| bound_to_nanos(*bound)).collect(),
+            below_zero,
+            cells: is_native.then(|| Cells::up_to(u64::MAX as f64 / 1e9, seconds)),
+        }
     }
 
     fn buckets(&self) -> usize {
@@ -31,6 +37,17 @@ impl DurationBounds {
     #[inline]
     fn bucket(&self, nanos: u64) -> usize {
         self.below_zero + self.longest.partition_point(|longest| *longest < nanos)
+    }
+
+    fn counts(&self) -> BucketCounts {
+        self.cells.as_ref().map_or_else(|| BucketCounts::new(self.buckets()), BucketCounts::of_cells)
+    }
+
+    /// Returns the position of the counter of a duration.
+    #[inline]
+    fn counter(&self, nanos: u64) -> usize {
+        let bucket = self.bucket(nanos);
+        self.cells.as_ref().map_or(bucket, |cells| cells.of(nanos as f64 / 1e9, bucket))
     }
 }
 
@@ -82,7 +99,7 @@ impl HistogramTotals {
 impl Durations {
     pub(crate) fn new(bounds: Arc<DurationBounds>) -> Self {
         Self {
-            succeeded: BucketCounts::new(bounds.buckets()),
+            succeeded: bounds.counts(),
             failed: [const { OnceLock::new() }; Reason::COUNT],
             bounds,
             total_nanos: AtomicU64::new(0),
@@ -99,11 +116,9 @@ impl Durations {
         }
         let row = match outcome {
             Outcome::Success => &self.succeeded,
-            Outcome::Failure(reason) => {
-                self.failed[reason as usize].get_or_init(|| BucketCounts::new(self.bounds.buckets()))
-            }
+            Outcome::Failure(reason) => self.failed[reason as usize].get_or_init(|| self.bounds.counts()),
         };
-        row.add(self.bounds.bucket(nanos), 1);
+        row.add(self.bounds.counter(nanos), 1);
         self.total_nanos.fetch_add(nanos, Ordering::Relaxed);
         if self.slowest_nanos.load(Ordering::Relaxed) < nanos {
             self.slowest_nanos.fetch_max(nanos, Ordering::Relaxed);
@@ -117,20 +132,16 @@ impl Durations {
     }
 
     pub(crate) fn totals(&self) -> HistogramTotals {
-        self.sum_rows(|row| row.iter().sum())
+        self.sum_rows(BucketCounts::total)
     }
 
     /// Returns the totals and the histogram of one moment: both have the same number of runs.
     pub(crate) fn read(&self) -> (HistogramTotals, Snapshot) {
-        let mut counts = vec![0; self.bounds.buckets()];
-        let totals = self.sum_rows(|row| {
-            // Each counter is read once, for the histogram and for the totals.
-            counts.iter_mut().zip(row.iter()).fold(0, |sum, (bucket, count)| {
-                *bucket += count;
-                sum + count
-            })
-        });
-        (totals, Snapshot { counts, sum: totals.total_nanos as f64 / 1e9 })
+        let mut snapshot = Snapshot::empty(self.bounds.buckets());
+        // Each counter is read once, for the histogram and for the totals.
+        let totals = self.sum_rows(|row| snapshot.add_counts(row, self.bounds.cells.as_ref()));
+        snapshot.sum = totals.total_nanos as f64 / 1e9;
+        (totals, snapshot)
     }
 
     fn sum_rows(&self, mut sum: impl FnMut(&BucketCounts) -> u64) -> HistogramTotals {
@@ -161,8 +172,44 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// The count, the totals and the buckets of both kinds are read while threads count.
+    #[test]
+    fn native_buckets_agree_with_the_totals_in_every_reading() {
+        let durations = Durations::new(Arc::new(DurationBounds::new(&[-1.0, 0.0, 1e-6, 1.0, 1e30], true)));
+        let (finished, counted) = (AtomicU64::new(0), AtomicU64::new(0));
+        let native_count = |snapshot: &Snapshot| {
+            let native = snapshot.native.as_ref().unwrap();
+            assert_eq!(native.negative, []);
+            native.zero_count + native.positive.iter().map(|(_, count)| count).sum::<u64>()
+        };
+        std::thread::scope(|scope| {
+            for reason in [Reason::Error, Reason::Panic] {
+                let (durations, finished, counted) = (&durations, &finished, &counted);
+                scope.spawn(move || {
+                    for n in 0..50_000_u64 {
+                        let outcome = if n % 3 == 0 { Outcome::Failure(reason) } else { Outcome::Success };
+                        // Zero, and every length.
+                        durations.add(u64::MAX.checked_shr((n % 65) as u32).unwrap_or(0), outcome, finished);
+                    }
+                    counted.fetch_add(1, Ordering::Release);
+                });
+            }
+            let mut is_last = false;
+            while !is_last {
+                is_last = counted.load(Ordering::Acquire) == 2;
+                let (totals, snapshot) = durations.read();
+                let count = totals.succeeded + totals.failures();
+                assert_eq!(snapshot.counts.iter().sum::<u64>(), count);
+                assert_eq!(native_count(&snapshot), count);
+            }
+        });
+        let (totals, snapshot) = durations.read();
+        assert_eq!((totals.succeeded + totals.failures(), native_count(&snapshot)), (100_000, 100_000));
+        assert_eq!(snapshot.counts[..2], [0, snapshot.native.unwrap().zero_count], "zero alone is within zero");
+    }
+
     fn durations(seconds: &[f64]) -> Durations {
-        Durations::new(Arc::new(DurationBounds::new(seconds)))
+        Durations::new(Arc::new(DurationBounds::new(seconds, false)))
     }
 
     #[test]
@@ -226,10 +273,22 @@ mod tests {
         ) {
             seconds.sort_by(f64::total_cmp);
             let at_bound = (seconds[near.index(seconds.len())] * 1e9) as u64;
-            let bounds = DurationBounds::new(&seconds);
+            let bounds = Arc::new(DurationBounds::new(&seconds, true));
             for nanos in [nanos, at_bound.saturating_add_signed(off)] {
                 let expected = seconds.partition_point(|bound| *bound < nanos as f64 / 1e9);
                 prop_assert_eq!(bounds.bucket(nanos), expected);
+                // With native buckets it is the same, and they have the bucket of the seconds.
+                let durations = Durations::new(Arc::clone(&bounds));
+                durations.add(nanos, Outcome::Success, &AtomicU64::new(0));
+                let snapshot = durations.read().1;
+                prop_assert_eq!(snapshot.counts.iter().position(|count| *count == 1), Some(expected));
+                let native = snapshot.native.unwrap();
+                let exponential = (nanos as f64 / 1e9).log2() * 8.0;
+                match native.positive[..] {
+                    [] => prop_assert_eq!((native.zero_count, nanos), (1, 0)),
+                    [(index, 1)] => prop_assert!((exponential - 1e-9..exponential + 1.0 + 1e-9).contains(&f64::from(index))),
+                    _ => prop_assert!(false, "{:?}", native),
+                }
             }
         }
     }

@@ -84,13 +84,13 @@ pub(crate) struct SeriesTable {
 }
 
 impl SeriesTable {
-    /// Creates an empty table. `buckets` has the bounds of the stage duration if durations are read from here; without it
-    /// each duration goes to the recorder's histogram.
+    /// Creates an empty table. `bounds` has those of the stage duration if durations are read from here; without it each
+    /// duration goes to the recorder's histogram.
     pub(crate) fn new(
         recorder: RecorderHandle,
         interner: Arc<Interner>,
         max_series: usize,
-        buckets: Option<&[f64]>,
+        bounds: Option<DurationBounds>,
         clock: quanta::Clock,
     ) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl SeriesTable {
             clock,
             overflow: OnceLock::new(),
             limit: CardinalityLimit::new(max_series),
-            bounds: buckets.map(|buckets| Arc::new(DurationBounds::new(buckets))),
+            bounds: bounds.map(Arc::new),
             stages: AppendOnlyMap::new(),
             pairs: AppendOnlyMap::new(),
             sets: AppendOnlyMap::new(),

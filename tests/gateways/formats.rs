@@ -71,5 +71,60 @@ fn protobuf_to_a_server_that_throws_it_away_is_a_configuration_error() {
             .starts_with("gateway http://vm:8428/api/v1/import/prometheus is an import path of VictoriaMetrics"),
         "{error}"
     );
-    assert!(build(gateway).is_ok(), "text is taken");
+    assert!(build(gateway.clone()).is_ok(), "text is taken");
+    let native = |gateway| MetricsLayer::builder().with_pushgateway(gateway).with_native_histograms().build();
+    let error = native(gateway.clone()).unwrap_err();
+    assert!(error.is_config() && error.to_string().ends_with("so set the push format to text"), "{error}");
+    assert!(native(gateway.with_format(PushFormat::Text)).is_ok(), "which is what the error asks for");
+}
+
+/// Whether a body has the schema of a native histogram: field 5, a zigzag 3.
+fn has_native_histogram(body: &[u8]) -> bool {
+    // After it, the zero threshold of 2^-128: field 6.
+    let schema = [&[5 << 3, 6, 6 << 3 | 1][..], &f64::exp2(-128.0).to_le_bytes()].concat();
+    body.windows(schema.len()).any(|bytes| bytes == schema)
+}
+
+/// The builder as the environment or the code may have set it: the format of the gateway, and whether native histograms
+/// can be delivered.
+#[test]
+fn native_histograms_are_pushed_in_protobuf_unless_text_is_set() {
+    const TEXT_WARNING: &str =
+        "native histograms are not delivered: pushes are text, which has none: set the push format to protobuf";
+    const EXPOSITION_WARNING: &str =
+        "native histograms are not delivered: `with_exposition` renders text, which has none";
+    let text = Some(PushFormat::Text);
+    for (format, exposition, content_type, is_native, warnings) in [
+        (None, None, PROTOBUF, true, &[][..]),
+        (Some(PushFormat::Protobuf), None, PROTOBUF, true, &[]),
+        (text, None, TEXT, false, &[TEXT_WARNING]),
+        (text, Some("a 1\n"), TEXT, false, &[TEXT_WARNING]),
+        (None, Some("a 1\n"), PROTOBUF, false, &[EXPOSITION_WARNING]),
+    ] {
+        let server = MockGateway::ok();
+        let mut builder = MetricsLayer::builder().with_native_histograms().with_pushgateway(gateway(&server));
+        if let Some(format) = format {
+            builder = builder.map_pushgateway(|gateway| gateway.with_format(format));
+        }
+        if let Some(exposition) = exposition {
+            builder = builder.with_exposition(|| exposition.to_owned());
+        }
+        let Measured { guard, log, default: _default } = measured(builder);
+        stage("a");
+        guard.shutdown().unwrap();
+        let last = server.requests().pop().unwrap();
+        assert_eq!(last.header("content-type"), Some(content_type), "{format:?} {exposition:?}");
+        assert_eq!(has_native_histogram(&last.body), is_native, "{format:?} {exposition:?}");
+        assert_eq!(log.own(), warnings, "{format:?} {exposition:?}");
+    }
+}
+
+/// As `map_pushgateway`: a program sets them in code, and runs without a gateway too.
+#[test]
+fn native_histograms_have_no_effect_without_a_gateway() {
+    let Measured { guard, log, default: _default } = measured(MetricsLayer::builder().with_native_histograms());
+    stage("a");
+    assert!(guard.render().contains("quant_stage_duration_seconds_count"));
+    guard.shutdown().unwrap();
+    assert_eq!(log.own(), [""; 0]);
 }

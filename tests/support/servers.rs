@@ -133,7 +133,13 @@ impl Prometheus {
     /// Scrapes each `(job, address, honor_labels)` and evaluates the rules in these files every 300 ms.
     #[track_caller]
     pub fn start_with_rules(scrape: &[(&str, SocketAddr, bool)], rules: &[&Path]) -> Self {
-        Self::start_with(&configuration(scrape, rules), &[])
+        Self::start_with_features(scrape, rules, "")
+    }
+
+    /// Starts a Prometheus with rules and with experimental features, a list such as `native-histograms`.
+    #[track_caller]
+    pub fn start_with_features(scrape: &[(&str, SocketAddr, bool)], rules: &[&Path], features: &str) -> Self {
+        Self::start_with(&configuration(scrape, rules), &[&format!("--enable-feature={features}")])
     }
 
     /// Starts a Prometheus with a receiver of OTLP (3.0 or later), further configuration and further arguments.

@@ -218,7 +218,8 @@ impl Pushgateway {
         self
     }
 
-    /// Sets the format in which the layer pushes. Without it, [`PushFormat::Text`].
+    /// Sets the format in which the layer pushes. Without it, [`PushFormat::Text`], or [`PushFormat::Protobuf`] with
+    /// [`with_native_histograms`](crate::MetricsLayerBuilder::with_native_histograms).
     ///
     /// The methods of this client that take a text send it as it is.
     ///
@@ -238,8 +239,14 @@ impl Pushgateway {
         self
     }
 
+    /// Sets the format in which the layer pushes, unless it is set.
+    pub(crate) fn with_default_format(mut self, format: PushFormat) -> Self {
+        self.format.get_or_insert(format);
+        self
+    }
+
     /// Returns the format in which the layer pushes.
-    pub(in crate::delivery) fn format(&self) -> PushFormat {
+    pub(crate) fn format(&self) -> PushFormat {
         self.format.unwrap_or_default()
     }
 
@@ -350,7 +357,7 @@ mod tests {
         assert_eq!(
             check_error(&victoria_metrics.clone().with_format(PushFormat::Protobuf)),
             "gateway http://vm:8428/x/api/v1/import/prometheus is an import path of VictoriaMetrics, which takes text \
-             alone: leave the push format out, or set it to text"
+             alone: set the push format to text"
         );
         assert!(victoria_metrics.check().is_ok());
         assert!(victoria_metrics.with_format(PushFormat::Text).check().is_ok());

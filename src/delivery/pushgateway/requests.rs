@@ -102,8 +102,7 @@ impl Pushgateway {
         if self.format() == PushFormat::Protobuf && self.address.stores_samples() {
             // It answers 200 to protobuf and stores nothing.
             return Err(Error::config(format!(
-                "gateway {} is an import path of VictoriaMetrics, which takes text alone: leave the push format out, or set it \
-                 to text",
+                "gateway {} is an import path of VictoriaMetrics, which takes text alone: set the push format to text",
                 self.address
             )));
         }

@@ -11,7 +11,8 @@ use super::message::{
 };
 use crate::exposition::families::{Families, Family, Samples, Series};
 use crate::exposition::labels::Labels;
-use crate::exposition::values::{self, NativeBuckets, Number, WrittenBounds};
+use crate::exposition::values::{self, Number, WrittenBounds};
+use crate::histogram::NativeBuckets;
 
 /// Reads the families whose name is wanted, without what this crate does not write. `None` if the bytes are not of the
 /// format.

@@ -5,8 +5,9 @@ use proptest::prelude::*;
 
 use super::read;
 use crate::exposition::values::Exemplar;
-use crate::exposition::values::{NativeBuckets, Summary, WrittenBounds};
+use crate::exposition::values::{Summary, WrittenBounds};
 use crate::exposition::{Counter, Families, Family, Histogram, Labels, Number, Problems, Samples, Series, parse};
+use crate::histogram::NativeBuckets;
 
 fn of_text(text: &str) -> Families {
     parse(text, |_| None, &mut Problems::default()).unwrap()

@@ -10,7 +10,8 @@ use super::message::{
 };
 use crate::exposition::families::{Families, Family, Samples, Series};
 use crate::exposition::labels::{Labels, unescape};
-use crate::exposition::values::{self, NativeBuckets, Number};
+use crate::exposition::values::{self, Number};
+use crate::histogram::NativeBuckets;
 
 impl Families {
     /// Returns the families in the protobuf format, in a stable order.

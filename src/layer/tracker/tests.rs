@@ -32,11 +32,12 @@ fn tracker() -> Arc<StageTracker> {
         policy: FailurePolicy::default(),
         max_series: 100,
         buckets: Some(vec![1.0]),
+        native_histograms: false,
         expected_stages: Vec::new(),
         profile: None,
         run_id: None,
         run_id_label: true,
-        target: RecorderTarget::Own(Arc::new(StageRecorder::new([], []))),
+        target: RecorderTarget::Own(Arc::new(StageRecorder::new([], [], false))),
         clock: quanta::Clock::new(),
         diagnostics: Arc::default(),
     }))
