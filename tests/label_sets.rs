@@ -16,7 +16,10 @@ use tracing_stage_metrics::{MetricsLayer, MetricsLayerBuilder};
 fn measure(builder: MetricsLayerBuilder, work: impl FnOnce()) -> (Exposition, Vec<String>) {
     let Measured { guard, log, default: _default } = measured(builder);
     work();
-    (exposition::parse(&guard.render()), log.own())
+    let exposition = exposition::parse(&guard.render());
+    // Waits for the events.
+    guard.shutdown().unwrap();
+    (exposition, log.own())
 }
 
 fn run(stage_id: &str, profile: &str, run_id: &str) {

@@ -19,10 +19,11 @@ fn schema() -> Vec<(String, String)> {
     rows
 }
 
-/// Series names of the metrics as Prometheus stores them.
+/// Series names of the metrics as Prometheus stores them, and patterns of those of a histogram: a native histogram has
+/// the name of the metric.
 fn series(schema: &[(String, String)]) -> BTreeSet<String> {
     let names = |(name, kind): &(String, String)| match kind.as_str() {
-        "histogram" => ["_bucket", "_sum", "_count"].map(|suffix| format!("{name}{suffix}")).to_vec(),
+        "histogram" => ["", "_bucket", "_sum", "_count", "(_count)?"].map(|suffix| format!("{name}{suffix}")).to_vec(),
         _ => vec![name.clone()],
     };
     schema.iter().flat_map(names).collect()
@@ -56,6 +57,27 @@ fn unused_metric_is_reported() {
     schema.push(("quant_stage_new_total".to_owned(), "counter".to_owned()));
     schema.push(("quant_stage_new_seconds".to_owned(), "histogram".to_owned()));
     assert_eq!(missing(&schema, &queried_metrics()), ["quant_stage_new_total", "quant_stage_new_seconds"]);
+}
+
+/// A Prometheus that stores native histograms has no other series of them.
+#[test]
+fn each_query_of_a_histogram_asks_for_native_ones_too() {
+    let dashboard = files::dashboard();
+    let panels = queries(&dashboard).into_iter().map(|(_, query)| query);
+    let variables = variable_queries(&dashboard).into_iter().map(|(_, selector, _)| selector);
+    let rules = files::yaml("quant.rules.yml");
+    let rules = rules::rules(&rules).into_iter().map(|rule| text(rule, "expr"));
+    let mut asking = 0;
+    for query in panels.chain(variables).chain(rules) {
+        let metrics: BTreeSet<_> = promql::parse(query).unwrap().selectors.into_iter().map(|s| s.metric).collect();
+        for (name, _) in schema().iter().filter(|(_, kind)| kind == "histogram") {
+            let is_classic =
+                ["_bucket", "_sum", "_count"].iter().any(|suffix| metrics.contains(&format!("{name}{suffix}")));
+            assert_eq!(metrics.contains(name), is_classic, "{query}");
+            asking += usize::from(is_classic);
+        }
+    }
+    assert_eq!(asking, 2);
 }
 
 /// A misspelt name would make a panel that stays empty or an alert that never fires.

@@ -35,10 +35,15 @@ fn fixture() -> Option<Fixture> {
     if !support::servers::installed(support::servers::PROMETHEUS) {
         return None;
     }
+    let prometheus = prometheus(&gateway, "");
+    Some(Fixture { gateway, prometheus, directory: tempfile::tempdir().unwrap() })
+}
+
+/// A Prometheus with the rules and with these experimental features, which scrapes the gateway.
+fn prometheus(gateway: &Pushgateway, features: &str) -> Prometheus {
     let rules = files::with_suffix(".rules.yml").iter().map(|name| files::path(name)).collect::<Vec<_>>();
     let rules: Vec<&Path> = rules.iter().map(|path| path.as_path()).collect();
-    let prometheus = Prometheus::start_with_rules(&[("pushgateway", gateway.addr(), true)], &rules);
-    Some(Fixture { gateway, prometheus, directory: tempfile::tempdir().unwrap() })
+    Prometheus::start_with_features(&[("pushgateway", gateway.addr(), true)], &rules, features)
 }
 
 impl Fixture {
@@ -76,8 +81,7 @@ impl Fixture {
 
     #[track_caller]
     fn await_run(&self, run_id: &str, outcome: f64) {
-        let last = format!("quant_stage_duration_seconds_count{{run_id={run_id:?}}}");
-        self.prometheus.await_query(&last, |series| !series.is_empty());
+        await_stages(&self.prometheus, run_id);
         self.prometheus.await_query(&interpolate(&query("Outcomes over time"), &all_selected(run_id)), |series| {
             series.iter().any(|(labels, value)| labels["job"] == "quant_pipeline" && *value == outcome)
         });
@@ -103,18 +107,43 @@ impl Fixture {
     /// The queries of panels and variables that return no data.
     #[track_caller]
     fn without_data(&self, variables: &[(&str, &str)]) -> Vec<String> {
-        let dashboard = files::dashboard();
-        let panels =
-            dashboard::queries(&dashboard).into_iter().map(|(title, query)| (title, interpolate(query, variables)));
-        let of_variables = dashboard::variable_queries(&dashboard).into_iter().map(|(name, selector, label)| {
-            // `unless`: a series without the label has no value of it.
-            (name, interpolate(&format!("group by ({label}) ({selector}) unless group by () ({selector})"), variables))
-        });
-        let all: Vec<_> = panels.chain(of_variables).collect();
-        assert!(all.len() > 30, "{all:?}");
-        let is_empty = |(_, query): &(&str, String)| self.prometheus.query(query).is_empty();
-        all.into_iter().filter(is_empty).map(|(name, query)| format!("{name}: {query}")).collect()
+        let is_empty = |(_, query): &(String, String)| self.prometheus.query(query).is_empty();
+        let queries = dashboard_queries(variables).into_iter().filter(is_empty);
+        queries.map(|(name, query)| format!("{name}: {query}")).collect()
     }
+}
+
+/// The queries of panels and variables, with their names.
+#[track_caller]
+fn dashboard_queries(variables: &[(&str, &str)]) -> Vec<(String, String)> {
+    let dashboard = files::dashboard();
+    let panels = dashboard::queries(&dashboard).into_iter();
+    let panels = panels.map(|(title, query)| (title.to_owned(), interpolate(query, variables)));
+    let of_variables = dashboard::variable_queries(&dashboard).into_iter().map(|(name, selector, label)| {
+        // `unless`: a series without the label has no value of it.
+        let query = format!("group by ({label}) ({selector}) unless group by () ({selector})");
+        (name.to_owned(), interpolate(&query, variables))
+    });
+    let all: Vec<_> = panels.chain(of_variables).collect();
+    assert!(all.len() > 30, "{all:?}");
+    all
+}
+
+/// The queries in the tables of `docs/metrics.md`.
+#[track_caller]
+fn documented_queries() -> Vec<String> {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md")).unwrap();
+    let queries = page.lines().filter_map(|line| line.strip_suffix("` |")?.rsplit_once(" | `").map(|(_, query)| query));
+    let queries: Vec<_> = queries.filter(|query| query.starts_with("histogram_")).map(str::to_owned).collect();
+    assert_eq!(queries.len(), 3, "{queries:?}");
+    queries
+}
+
+/// Waits until Prometheus has scraped the stages of a run.
+#[track_caller]
+fn await_stages(prometheus: &Prometheus, run_id: &str) {
+    let last = format!("{{__name__=~\"quant_stage_duration_seconds(_count)?\", run_id={run_id:?}}}");
+    prometheus.await_query(&format!("count({last})"), |series| !series.is_empty());
 }
 
 /// The query of a panel. Panics unless the panel has one query.
@@ -185,6 +214,53 @@ fn dashboard_queries_have_data_after_real_runs() {
     assert!(rules.len() > 15, "{rules:?}");
     for rule in rules {
         assert_eq!((dashboard::text(rule, "health"), dashboard::text(rule, "lastError")), ("ok", ""), "{rule}");
+    }
+}
+
+/// One Prometheus stores the native histograms, and so no other series of them.
+#[test]
+fn queries_have_the_same_data_with_native_histograms() {
+    let Some(fixture) = fixture() else { return };
+    let native = prometheus(&fixture.gateway, "native-histograms");
+    let variables = [("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "true")];
+    // The second run fails, so that every panel has data.
+    for (run_id, arguments, outcome) in [("good", &[][..], 0.0), ("failed", &["--fail", "alpha.policy"], 2.0)] {
+        fixture.start(run_id, arguments, &variables).wait();
+        fixture.await_run(run_id, outcome);
+        await_stages(&native, run_id);
+        let failed = "ALERTS{alertname=\"BatchStageFailed\", alertstate=\"firing\"}";
+        if outcome != 0.0 {
+            for prometheus in [&fixture.prometheus, &native] {
+                prometheus.await_query(failed, |series| series.len() == 1);
+            }
+        }
+    }
+    assert_eq!(native.query("quant_stage_duration_seconds_count"), []);
+    assert_eq!(fixture.without_data(&all_selected("good")), Vec::<String>::new());
+
+    let rules = files::yaml("quant.rules.yml");
+    let rules = dashboard::list(&rules["groups"]).iter().flat_map(|group| dashboard::list(&group["rules"]));
+    let rules: Vec<_> = rules.map(|rule| dashboard::text(rule, "expr").to_owned()).collect();
+    assert!(rules.len() > 10, "{rules:?}");
+    let of_dashboard = dashboard_queries(&all_selected("good")).into_iter().map(|(_, query)| query);
+    for query in of_dashboard.chain(rules).chain(documented_queries()) {
+        let labels = |prometheus: &Prometheus| {
+            let without_name = |(mut labels, _): support::servers::Series| {
+                labels.remove("__name__");
+                labels
+            };
+            prometheus.query(&query).into_iter().map(without_name).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(labels(&native), labels(&fixture.prometheus), "{query}");
+        // Quantiles differ by the width of a bucket.
+        if query.contains("quant_stage_duration_seconds") && !query.contains("histogram_quantile") {
+            let difference =
+                native.query(&format!("sum({query})"))[0].1 - fixture.prometheus.query(&format!("sum({query})"))[0].1;
+            assert!(difference.abs() < 1e-9, "{query}: {difference}");
+        }
+    }
+    for query in documented_queries() {
+        assert!(!native.query(&query).is_empty(), "{query}");
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) struct Query {
 
 #[derive(Debug)]
 pub(crate) struct Selector {
+    /// The metric, or the pattern of several.
     pub(crate) metric: String,
     /// Label, operator and value as written, dashboard variables included.
     pub(crate) matchers: Vec<(String, String, String)>,
@@ -66,8 +67,9 @@ impl ExprVisitor for Query {
 impl From<&VectorSelector> for Selector {
     fn from(selector: &VectorSelector) -> Self {
         let matchers = selector.matchers.matchers.iter();
+        let pattern = matchers.clone().find(|m| m.name == "__name__").map(|m| m.value.clone());
         let matchers = matchers.map(|m| (m.name.clone(), m.op.to_string(), m.value.clone()));
-        Self { metric: selector.name.clone().unwrap_or_default(), matchers: matchers.collect() }
+        Self { metric: selector.name.clone().or(pattern).unwrap_or_default(), matchers: matchers.collect() }
     }
 }
 
@@ -82,5 +84,6 @@ fn query_parses_into_selectors_functions_and_labels() {
     assert_eq!((first.exact_value("job"), second.exact_value("c")), (None, Some("d")));
     assert_eq!(query.functions, ["rate", "time"].into());
     assert_eq!(query.kept, ["stage_id".to_owned()].into());
+    assert_eq!(parse(r#"{__name__=~"a(_count)?"}"#).unwrap().selectors[0].metric, "a(_count)?");
     assert!(parse("sum(a").is_err() && parse("a{").is_err() && parse("").is_err());
 }
