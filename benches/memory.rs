@@ -63,6 +63,7 @@ fn main() -> Result<()> {
     // The floor keeps the label sets to open spans with. The hand-written cases keep them in their handles.
     let floor = a_set_more("floor")?;
     writeln!(out, "{:<66} {:>10.0}", "the layer", a_set_more("layer")? - floor)?;
+    writeln!(out, "{:<66} {:>10.0}", "the layer, native histograms too", a_set_more("native")? - floor)?;
     writeln!(out, "{:<66} {:>10.0}", "the layer, no recorder behind it", a_set_more("silent")? - floor)?;
     writeln!(out, "{:<66} {:>10.0}", "kept handles of the exporter: histogram, counter", a_set_more("keptpair")?)?;
     writeln!(out, "{:<66} {:>10.0}", "kept handles of the exporter: the full set", a_set_more("keptfull")?)?;

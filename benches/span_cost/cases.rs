@@ -1,13 +1,16 @@
 //! The measured cases: a kind of work, on a stack that records it.
 
+use std::error::Error;
 use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::field::Empty;
 use tracing::{Subscriber, info, info_span};
-use tracing_stage_metrics::{FlushGuard, MetricsLayer};
+use tracing_stage_metrics::{FlushGuard, MetricsLayer, Pushgateway};
 use tracing_subscriber::prelude::*;
 
 use super::by_hand::{self, AnHour, Handles, Recorder};
@@ -60,6 +63,8 @@ pub(crate) enum Stack {
     Silent,
     /// The layer with the recorder that `build()` makes.
     Layer,
+    /// As `Layer`, with native histograms.
+    Native,
     /// Handles kept in a struct: histogram and counter.
     KeptPair,
     /// As `KeptPair`, plus the layer's gauges: active, last duration, last success.
@@ -91,13 +96,13 @@ impl Work {
     ];
 
     fn stacks(self) -> Vec<Stack> {
-        use Stack::{AnHour, Floor, KeptFull, KeptPair, Layer, Macros, Silent};
+        use Stack::{AnHour, Floor, KeptFull, KeptPair, Layer, Macros, Native, Silent};
         let mut stacks = vec![Floor, Silent, Layer];
         if matches!(self, Self::Own | Self::Sets(_) | Self::Threads(_)) {
             stacks.extend([KeptPair, KeptFull]);
         }
         if self == Self::Own {
-            stacks.extend([Macros, AnHour]);
+            stacks.extend([Native, Macros, AnHour]);
             stacks.extend(Peer::ALL.map(Stack::Peer));
         }
         stacks
@@ -180,7 +185,7 @@ impl Case {
                 let once = peer.once();
                 move || once(&set)
             }),
-            Stack::Floor | Stack::Silent | Stack::Layer | Stack::AnHour => self.spans(),
+            Stack::Floor | Stack::Silent | Stack::Layer | Stack::Native | Stack::AnHour => self.spans(),
         };
         Prepared { run, recorded, rested: Instant::now() }
     }
@@ -467,6 +472,13 @@ impl Recorded {
                 tracing_subscriber::registry().with(layer).init();
                 Self::ByLayer(guard)
             }
+            Stack::Native => {
+                let gateway = accepting_gateway().expect("a port on the loopback address");
+                let builder = builder().with_push_interval(Duration::from_secs(3_600)).with_pushgateway(gateway);
+                let (layer, guard) = builder.with_native_histograms().build().expect("the Prometheus recorder");
+                tracing_subscriber::registry().with(layer).init();
+                Self::ByLayer(guard)
+            }
             Stack::AnHour => {
                 tracing_subscriber::registry().with(AnHour).init();
                 Self::of_exporter()
@@ -482,6 +494,21 @@ impl Recorded {
         metrics::set_global_recorder(recorder).expect("no other recorder");
         Self::ByHand(Recorder::new(handle, by_hand::TOTAL))
     }
+}
+
+/// A gateway that accepts every push, since native histograms have no effect without one.
+fn accepting_gateway() -> Result<Pushgateway, Box<dyn Error>> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let gateway = Pushgateway::new(format!("http://{}", listener.local_addr()?), "bench")?;
+    thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            // Ends when the client has sent everything and waits.
+            let _ = connection.set_read_timeout(Some(Duration::from_millis(50)));
+            while connection.read(&mut [0; 4_096]).is_ok_and(|read| read > 0) {}
+            let _ = connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    Ok(gateway)
 }
 
 /// The floor. A registry without any layer never frees its spans, and is slower.

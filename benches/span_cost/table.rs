@@ -76,6 +76,7 @@ fn name_of(stack: Stack) -> &'static str {
         Stack::Floor => "registry, a layer that does nothing",
         Stack::Silent => "the layer, no recorder behind it",
         Stack::Layer => "the layer, Prometheus recorder",
+        Stack::Native => "the layer, native histograms too",
         Stack::KeptPair => "kept handles: histogram, counter",
         Stack::KeptFull => "kept handles: the full set",
         Stack::Macros => "histogram! and counter! each time",
@@ -128,8 +129,9 @@ fn column(value: Option<f64>, digits: usize) -> String {
 }
 
 fn goals(out: &mut impl Write, table: &Table<'_>) -> io::Result<()> {
-    use Stack::{AnHour, KeptFull, KeptPair, Layer, Silent};
+    use Stack::{AnHour, KeptFull, KeptPair, Layer, Native, Silent};
     let ratio = |a: Option<f64>, b: Option<f64>| Some(a? / b?);
+    let difference = |a, b| Some(table.min(Work::Own, a)? - table.min(Work::Own, b)?);
     // Spans per second of two threads, relative to one.
     let scales = |stack| ratio(table.min(Work::Threads(1), stack), table.min(Work::Threads(2), stack)).map(|r| 2.0 * r);
     let at_most = [
@@ -146,6 +148,7 @@ fn goals(out: &mut impl Write, table: &Table<'_>) -> io::Result<()> {
             0.2,
             ratio(table.over(Work::Own, Layer), table.over(Work::Own, Stack::Peer(Peer::OpenTelemetry))),
         ),
+        ("native histograms, ns over a stage without", 20.0, difference(Native, Layer)),
         ("a span that is no stage, ns over the floor", 2.0, table.over(Work::Untagged, Layer)),
         ("the same while stages open and close", 4.0, table.over(Work::UntaggedAmid, Layer)),
         ("the same after 5 000 stages were open at once", 4.0, table.over(Work::UntaggedAfter, Layer)),
