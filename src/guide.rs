@@ -88,9 +88,10 @@ pub mod scaling {}
 ///
 /// [`with_otlp`](crate::MetricsLayerBuilder::with_otlp),
 /// [`with_meter_provider`](crate::MetricsLayerBuilder::with_meter_provider),
-/// [`with_meter`](crate::MetricsLayerBuilder::with_meter), [`StageReport::trace_id`](crate::StageReport::trace_id).
-// Its code examples need the feature `otlp`.
-#[cfg(any(not(doctest), feature = "otlp"))]
+/// [`with_meter`](crate::MetricsLayerBuilder::with_meter), [`StageReport::trace_id`](crate::StageReport::trace_id),
+/// [`with_exemplars`](crate::MetricsLayerBuilder::with_exemplars).
+// Its code examples need two features.
+#[cfg(any(not(doctest), all(feature = "otlp", feature = "trace-id")))]
 pub mod opentelemetry {}
 
 /// The cost of a span, a push and the start, compared with other libraries.

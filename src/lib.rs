@@ -136,7 +136,7 @@
 //! | `resource-usage` | yes | CPU and memory of the process (Linux) |
 //! | `http` | yes | an HTTP listener for a Prometheus that scrapes |
 //! | `otlp` | no | metrics over OTLP; adds types of `opentelemetry` to the public API |
-//! | `trace-id` | no | the trace of a failed stage, where `tracing-opentelemetry` 0.34 is in the registry |
+//! | `trace-id` | no | the trace of a failed stage, and exemplars, where `tracing-opentelemetry` 0.34 is in the registry |
 //!
 //! The README lists the crates and the build time that each feature adds, and what a minor release may change.
 

@@ -149,15 +149,19 @@ fn stages_allocate_nothing_more_beside_opentelemetry() {
     let traces = || OpenTelemetryLayer::new(provider.tracer("test")).boxed();
     let alone = allocations(&Dispatch::new(Registry::default().with(traces())), SPANS / 10);
     assert!(alone > SPANS / 10, "the OpenTelemetry layer allocates for each span: {alone}");
-    for traces_first in [true, false] {
+    for (traces_first, has_exemplars) in [(true, false), (false, false), (true, true), (false, true)] {
         let pipeline = Pipeline::stacked(
-            |builder| builder,
+            |builder| if has_exemplars { builder.with_exemplars() } else { builder },
             |layer, _| {
                 let [inner, outer] = if traces_first { [traces(), layer.boxed()] } else { [layer.boxed(), traces()] };
                 Registry::default().with(inner.and_then(outer)).into()
             },
         );
-        assert_eq!(allocations(&pipeline.dispatch(), SPANS / 10), alone, "traces first: {traces_first}");
+        assert_eq!(
+            allocations(&pipeline.dispatch(), SPANS / 10),
+            alone,
+            "traces first: {traces_first}, exemplars: {has_exemplars}"
+        );
         let report = pipeline.guard().report();
         assert!(report.stages().any(|stage| stage.trace_id().is_some()), "{report}");
     }

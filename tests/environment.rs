@@ -262,6 +262,41 @@ fn push_format_is_that_of_the_gateway_that_is_set() {
     assert_ran(&run_with("the environment alone", &[protobuf]));
 }
 
+/// A format that is set counts, and exemplars in text are one warning.
+#[cfg(feature = "trace-id")]
+#[test]
+fn exemplars_are_pushed_in_protobuf_unless_a_format_is_set() {
+    let server = MockGateway::ok();
+    let url = server.url();
+    let of_format = |format| ("TV_PROMETHEUS_PUSH_FORMAT", format);
+    for (exemplars, format, is_protobuf, warnings) in [
+        ("true", of_format(""), true, 0),
+        ("true", of_format("protobuf"), true, 0),
+        ("true", of_format("text"), false, 1),
+        ("false", of_format(""), false, 0),
+        ("", of_format(""), false, 0),
+    ] {
+        let exemplars = ("TV_PROMETHEUS_EXEMPLARS", exemplars);
+        let gateway = [("TV_PROMETHEUS_PUSHGATEWAY", url.as_str()), ("TV_PROMETHEUS_JOB", "j")];
+        let ended = run_with("the environment alone", &[&gateway[..], &[exemplars, format]].concat());
+        assert_ran(&ended);
+        let last = server.requests().pop().unwrap();
+        let content_type = last.header("content-type").unwrap();
+        assert_eq!(
+            content_type.starts_with("application/vnd.google.protobuf"),
+            is_protobuf,
+            "{exemplars:?} {format:?}"
+        );
+        let events = lines(&ended, "event: ");
+        assert_eq!(events.len(), warnings, "{events:?}");
+        assert!(events.iter().all(|event| event.contains("no metric has an exemplar")), "{events:?}");
+    }
+    // Where nothing is pushed, no format is missing.
+    let ended = run_with("the environment alone", &[("TV_PROMETHEUS_EXEMPLARS", "true")]);
+    assert_ran(&ended);
+    assert_eq!(lines(&ended, "event: "), [""; 0]);
+}
+
 #[test]
 fn wrong_value_is_quoted_with_its_variable() {
     let gateway = ("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091");
@@ -289,6 +324,8 @@ fn wrong_value_is_quoted_with_its_variable() {
             "grouping label \"le\" is reserved by Prometheus: choose another name".to_owned(),
         ),
         ("TV_PROMETHEUS_PUSH_FORMAT", "xml", "\"xml\" is not a format of a push: give text or protobuf".to_owned()),
+        #[cfg(feature = "trace-id")]
+        ("TV_PROMETHEUS_EXEMPLARS", "yes", "\"yes\" is neither true nor false".to_owned()),
         (
             "TV_PROMETHEUS_LISTEN",
             "everywhere",

@@ -1,4 +1,4 @@
-//! The trace id of a failed stage, in the run report and in one warning per stage.
+//! The trace id of a failed stage, in the run report and in one warning per stage; the exemplars of all stages.
 #![cfg(feature = "trace-id")]
 // Clippy exempts `#[test]` functions only, not the functions they share.
 #![allow(clippy::unwrap_used)]
@@ -7,10 +7,15 @@ mod support;
 
 #[path = "trace_ids/coexistence.rs"]
 mod coexistence;
+#[path = "trace_ids/exemplars.rs"]
+mod exemplars;
 #[path = "trace_ids/failures.rs"]
 mod failures;
 #[path = "trace_ids/open_stages.rs"]
 mod open_stages;
+#[path = "real_gateway/protobuf.rs"]
+#[allow(dead_code)]
+mod protobuf;
 #[path = "trace_ids/warnings.rs"]
 mod warnings;
 

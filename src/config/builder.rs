@@ -33,6 +33,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_expected_stages`](Self::with_expected_stages) | none |
 /// | [`with_max_series`](Self::with_max_series) | [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES) |
 /// | [`without_run_id_label`](Self::without_run_id_label) | with the label |
+/// | `with_exemplars` | no exemplars |
 /// | [`with_pushgateway`](Self::with_pushgateway) | no push |
 /// | [`map_pushgateway`](Self::map_pushgateway) | the gateway as it is |
 /// | [`with_instance_grouping`](Self::with_instance_grouping) | no such label |
@@ -60,6 +61,8 @@ pub struct MetricsLayerBuilder {
     pub(super) expected_stages: Vec<String>,
     pub(super) max_series: usize,
     pub(super) run_id_label: bool,
+    #[cfg(feature = "trace-id")]
+    pub(super) exemplars: bool,
     pub(super) gateway: Option<Pushgateway>,
     /// The variable that would set the job, which is the program's name by default.
     pub(super) default_job: Option<String>,
@@ -112,6 +115,8 @@ impl MetricsLayerBuilder {
             expected_stages: Vec::new(),
             max_series: DEFAULT_MAX_SERIES,
             run_id_label: true,
+            #[cfg(feature = "trace-id")]
+            exemplars: false,
             gateway: None,
             default_job: None,
             job_labels: Vec::new(),
@@ -136,7 +141,8 @@ impl MetricsLayerBuilder {
     }
 
     /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_FORMAT`, `…_PUSH_INTERVAL`,
-    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR`, `…_NODE` and `…_NATIVE_HISTOGRAMS`. A variable that is not set, or empty, changes
+    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR`, `…_NODE`, `…_NATIVE_HISTOGRAMS` and, with the feature `trace-id`,
+    /// `…_EXEMPLARS`. A variable that is not set, or empty, changes
     /// nothing. Job and grouping belong to the gateway of `…_PUSHGATEWAY`; a gateway that the code sets keeps its own. Without a
     /// gateway they are only the labels of the text file, and the job is the service name of OTLP. The format applies to a
     /// gateway that the code sets, too.
@@ -179,6 +185,10 @@ impl MetricsLayerBuilder {
         }
         if let Some(format) = environment.push_format {
             self = self.map_pushgateway(|gateway| gateway.with_format(format));
+        }
+        #[cfg(feature = "trace-id")]
+        {
+            self.exemplars = environment.exemplars.unwrap_or(self.exemplars);
         }
         self.push_interval = environment.push_interval.unwrap_or(self.push_interval);
         self.flush_timeout = environment.flush_timeout.unwrap_or(self.flush_timeout);

@@ -37,6 +37,8 @@ pub(crate) struct Environment {
     pub(crate) otlp: bool,
     pub(crate) node: Option<String>,
     pub(crate) native_histograms: Option<bool>,
+    #[cfg(feature = "trace-id")]
+    pub(crate) exemplars: Option<bool>,
 }
 
 /// Reads the variables of one prefix.
@@ -65,6 +67,8 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         self.compiled_out("LISTEN", "http")?;
         #[cfg(not(feature = "resource-usage"))]
         self.compiled_out("NODE", "resource-usage")?;
+        #[cfg(not(feature = "trace-id"))]
+        self.compiled_out("EXEMPLARS", "trace-id")?;
         #[cfg(not(feature = "otlp"))]
         if self.asks_for_otlp()? {
             return Err(compiled_out(OTEL_EXPORTER, "otlp", "otlp"));
@@ -84,6 +88,8 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
             otlp: self.asks_for_otlp()?,
             node: self.value("NODE")?,
             native_histograms: self.parsed("NATIVE_HISTOGRAMS", parse_bool)?,
+            #[cfg(feature = "trace-id")]
+            exemplars: self.parsed("EXEMPLARS", parse_bool)?,
         })
     }
 
@@ -140,7 +146,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         Error::config(format!("{}: {error:?}", self.name(variable)))
     }
 
-    #[cfg(not(all(feature = "http", feature = "resource-usage")))]
+    #[cfg(not(all(feature = "http", feature = "resource-usage", feature = "trace-id")))]
     fn compiled_out(&self, variable: &str, feature: &str) -> Result<(), Error> {
         match self.value(variable)? {
             None => Ok(()),
@@ -149,7 +155,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
     }
 }
 
-#[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp")))]
+#[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp", feature = "trace-id")))]
 fn compiled_out(name: &str, value: &str, feature: &str) -> Error {
     Error::config(format!(
         "{name} is {value:?}, and the program is built without the feature `{feature}` of tracing-stage-metrics: unset it, \
@@ -278,8 +284,10 @@ mod tests {
             ("TV_PROMETHEUS_NODE", "worker 7"),
             #[cfg(feature = "otlp")]
             ("OTEL_METRICS_EXPORTER", "otlp"),
+            #[cfg(feature = "trace-id")]
+            ("TV_PROMETHEUS_EXEMPLARS", "true"),
         ];
-        #[cfg(all(feature = "http", feature = "resource-usage", feature = "otlp"))]
+        #[cfg(all(feature = "http", feature = "resource-usage", feature = "otlp", feature = "trace-id"))]
         for name in tables::variables("Environment variables") {
             assert!(values.iter().any(|(known, _)| *known == name), "{name} is missing here");
         }
@@ -311,6 +319,8 @@ mod tests {
             ("TV_PROMETHEUS_LISTEN", "[::1]:9464"),
             #[cfg(feature = "resource-usage")]
             ("TV_PROMETHEUS_NODE", "worker-7"),
+            #[cfg(feature = "trace-id")]
+            ("TV_PROMETHEUS_EXEMPLARS", "true"),
         ])
         .unwrap();
         let gateway = environment.gateway.unwrap();
@@ -327,6 +337,8 @@ mod tests {
         assert_eq!(environment.listen, Some("[::1]:9464".parse().unwrap()));
         #[cfg(feature = "resource-usage")]
         assert_eq!(environment.node.as_deref(), Some("worker-7"));
+        #[cfg(feature = "trace-id")]
+        assert_eq!(environment.exemplars, Some(true));
         assert_eq!(environment.default_job, None);
     }
 

@@ -37,6 +37,8 @@ impl MetricsLayerBuilder {
         if self.native_histograms {
             self = self.map_pushgateway(|gateway| gateway.with_default_format(PushFormat::Protobuf));
         }
+        #[cfg(feature = "trace-id")]
+        let exemplars_problem = self.prepare_exemplars();
         self.check()?;
         if self.instance_grouping
             && let Some(gateway) = self.gateway.take()
@@ -60,6 +62,8 @@ impl MetricsLayerBuilder {
         let is_alone = true;
         // The last bounds of a name count, as in the recorder.
         let of_duration = bounds.iter().rev().find(|(name, _)| *name == bounds[0].0).map(|(_, of)| of.clone());
+        #[cfg(feature = "trace-id")]
+        let exemplars = of_duration.clone().filter(|_| self.exemplars);
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
         let push_format = self.gateway.as_ref().map(Pushgateway::format);
         let native_histograms = self.native_histograms && push_format == Some(PushFormat::Protobuf);
@@ -97,6 +101,8 @@ impl MetricsLayerBuilder {
             max_series: self.max_series,
             buckets,
             native_histograms,
+            #[cfg(feature = "trace-id")]
+            exemplars,
             expected_stages: self.expected_stages,
             profile: grouping(schema::PROFILE).map(str::to_owned),
             run_id: grouping(schema::RUN_ID).map(str::to_owned),
@@ -105,6 +111,10 @@ impl MetricsLayerBuilder {
             clock: quanta::Clock::new(),
             diagnostics: Arc::clone(&diagnostics),
         }));
+        #[cfg(feature = "trace-id")]
+        if let Some(problem) = exemplars_problem {
+            diagnostics.emit(move || warn!(target: OWN_TARGET, "no metric has an exemplar: {problem}"));
+        }
         if let (Some(gateway), Some(variable)) = (&self.gateway, self.default_job) {
             let job = gateway.grouping().job().to_owned();
             diagnostics.emit(move || {
@@ -167,6 +177,25 @@ impl MetricsLayerBuilder {
             panic_hook::flush_in_panic_hook(&flusher);
         }
         Ok((MetricsLayer::over(stages), FlushGuard::new(flusher)))
+    }
+
+    /// Makes protobuf the format of the gateway if exemplars are to be pushed and no format is set. Returns what keeps
+    /// exemplars from being pushed.
+    #[cfg(feature = "trace-id")]
+    fn prepare_exemplars(&mut self) -> Option<&'static str> {
+        if !self.exemplars {
+            return None;
+        }
+        if self.exposition.is_some() {
+            self.exemplars = false;
+            return Some(
+                "`with_exposition` delivers the text of a recorder that does not know them; leave `with_exemplars` out",
+            );
+        }
+        let gateway = self.gateway.take()?.with_default_format(PushFormat::Protobuf);
+        let is_text = gateway.format() == PushFormat::Text;
+        self.gateway = Some(gateway);
+        is_text.then_some("the text format does not have them; set the push format to protobuf, or leave it out")
     }
 
     /// Builds the recorder and the exporter of OpenTelemetry that the settings select.

@@ -150,6 +150,30 @@ impl MetricsLayerBuilder {
         self
     }
 
+    /// Gives each bucket of the stage duration and each counter of failures an [exemplar]: the trace of its latest stage whose
+    /// trace is sampled, from a `tracing-opentelemetry` 0.34 layer in the registry, before or after this one. Without it, no
+    /// metric has an exemplar.
+    ///
+    /// The exemplar of a bucket has the duration of the stage as its value, that of a counter 1; both have the label `trace_id`
+    /// and the time at which the stage ended. Exemplars are in the protobuf format alone, so the gateway gets
+    /// [`PushFormat::Protobuf`](crate::PushFormat::Protobuf) unless a format is set. If that is the text format, and with
+    /// [`with_exposition`](Self::with_exposition), a warning says that there are none. [`guide::opentelemetry`] has the way from
+    /// an exemplar to its trace.
+    ///
+    /// [exemplar]: https://prometheus.io/docs/instrumenting/exposition_formats/#protobuf-format
+    /// [`guide::opentelemetry`]: crate::guide::opentelemetry
+    ///
+    /// ```no_run
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// let (layer, guard) = MetricsLayer::builder().with_env()?.with_exemplars().install()?;
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    #[cfg(feature = "trace-id")]
+    pub fn with_exemplars(mut self) -> Self {
+        self.exemplars = true;
+        self
+    }
+
     /// Sets the interval at which CPU and memory of this process are sampled. Without it,
     /// [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL).
     ///

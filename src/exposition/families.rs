@@ -124,6 +124,12 @@ impl Families {
         self.0.get(at).map(|family| &**family)
     }
 
+    #[cfg(feature = "trace-id")]
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Family> {
+        let at = self.0.binary_search_by(|family| (*family.name).cmp(name)).ok()?;
+        self.0.get_mut(at).map(Arc::make_mut)
+    }
+
     /// Returns the families whose name is wanted; `None` if these are none or all.
     pub(crate) fn part(&self, mut is_wanted: impl FnMut(&str) -> bool) -> Option<Self> {
         let part: Vec<_> = self.0.iter().filter(|family| is_wanted(&family.name)).map(Arc::clone).collect();

@@ -1,5 +1,7 @@
 //! Metric families in memory, and the formats they are written in and read from.
 
+#[cfg(feature = "trace-id")]
+mod exemplars;
 mod families;
 mod labels;
 mod names;
@@ -16,4 +18,6 @@ pub(crate) use names::labels_of;
 pub(crate) use names::metric_name;
 pub(crate) use parse::{parse, samples};
 pub(crate) use problem::{Owner, Problem, Problems, owner_of};
+#[cfg(feature = "trace-id")]
+pub(crate) use values::Exemplar;
 pub(crate) use values::{Counter, Histogram, Number, WrittenBounds};

@@ -53,7 +53,7 @@ pub(crate) struct NativeBuckets {
     pub(crate) zero_count: u64,
     /// Index and count, by index.
     pub(crate) positive: Vec<(i32, u64)>,
-    /// The same of the negated samples.
+    /// Index and count of the negated samples.
     pub(crate) negative: Vec<(i32, u64)>,
 }
 

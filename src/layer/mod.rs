@@ -96,6 +96,8 @@ impl MetricsLayer {
             max_series: DEFAULT_MAX_SERIES,
             buckets: None,
             native_histograms: false,
+            #[cfg(feature = "trace-id")]
+            exemplars: None,
             expected_stages: Vec::new(),
             profile: None,
             run_id: None,

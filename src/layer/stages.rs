@@ -10,6 +10,8 @@ use super::outcome::FailurePolicy;
 use super::span::flags::SpanFlags;
 use super::span::state::{SlotRef, SpanRef};
 use super::span::tree::{ContextLabels, Origin, SpanTree};
+#[cfg(feature = "trace-id")]
+use super::trace_context::StageTraces;
 use super::warnings::{self, FailedStage};
 use crate::diagnostics::Diagnostics;
 use crate::recorder::{RecorderHandle, RecorderTarget};
@@ -27,6 +29,9 @@ pub(crate) struct LayerSettings {
     pub(crate) buckets: Option<Vec<f64>>,
     /// Whether durations that are read from the layer have native buckets too.
     pub(crate) native_histograms: bool,
+    /// Upper bounds of the buckets of the stage duration, if they have exemplars.
+    #[cfg(feature = "trace-id")]
+    pub(crate) exemplars: Option<Vec<f64>>,
     pub(crate) expected_stages: Vec<String>,
     /// The value of the label in the whole process, if it does not come from spans.
     pub(crate) profile: Option<String>,
@@ -48,6 +53,8 @@ pub(super) struct Stages {
     pub(super) diagnostics: Arc<Diagnostics>,
     pub(super) expected: Vec<LabelId>,
     pub(super) outermost: OutermostOutcomes,
+    #[cfg(feature = "trace-id")]
+    pub(super) traces: StageTraces,
 }
 
 /// Whether an outermost stage has succeeded, and whether one has failed.
@@ -98,12 +105,16 @@ impl Stages {
                 interner,
                 settings.max_series,
                 settings.buckets.as_deref().map(|bounds| DurationBounds::new(bounds, settings.native_histograms)),
+                #[cfg(feature = "trace-id")]
+                settings.exemplars.as_deref(),
                 settings.clock.clone(),
             ),
             policy: settings.policy,
             clock: settings.clock,
             diagnostics: settings.diagnostics,
             outermost: OutermostOutcomes::default(),
+            #[cfg(feature = "trace-id")]
+            traces: StageTraces::new(settings.exemplars.is_some()),
         };
         for stage in &stages.expected {
             stages.series.stage(*stage);
@@ -145,7 +156,7 @@ impl Stages {
             nanos,
             ended,
             #[cfg(feature = "trace-id")]
-            trace: if outcome == Outcome::Success { None } else { span.trace() },
+            trace: self.traces.of_finished(span, outcome),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The trace of a failed stage, from `tracing-opentelemetry`.
+//! The trace of a failed stage and, for exemplars, of every stage, from `tracing-opentelemetry`.
 //!
 //! A layer nearer to the registry gets every callback first. If that is the layer of the traces, the span that is being
 //! entered is the current one of OpenTelemetry here, and a span that closes is unknown there already. If it is this layer,
@@ -6,8 +6,12 @@
 //! current trace at the first enter, or else at the first exit, each a look into a thread-local, and a stage that has
 //! failed is looked up at its close. No stage is looked up from a thread that does not hold it: `tracing-opentelemetry`
 //! panics for a span that is gone.
+//!
+//! For exemplars a successful stage needs its own trace, not the one around it. The two differ in few stages. The first of
+//! them is looked up once, which tells the order of the layers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, TraceContextExt};
@@ -17,21 +21,91 @@ use tracing::span::Id;
 use super::span::flags::SpanFlags;
 use super::span::state::{Slot, SpanRef};
 use crate::recorder::suppress_instrumentation;
+use crate::series::outcome::Outcome;
 use crate::series::trace_id::TraceId;
 
-/// Call at every enter.
-#[inline]
-pub(super) fn note_at_enter(span: SpanRef<'_>) {
-    if span.last_exit().is_none() {
-        note_current_trace(span.slot);
-    }
+/// The layer that gets every callback first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    Traces,
+    Metrics,
 }
 
-/// Call at every exit. `is_first`: the span was not left before.
-#[inline]
-pub(super) fn note_at_exit(span: SpanRef<'_>, is_first: bool) {
-    if is_first {
-        note_current_trace(span.slot);
+/// How the slots get the traces of their spans.
+#[derive(Debug, Default)]
+pub(super) struct StageTraces {
+    /// Whether successful stages need their trace too.
+    has_exemplars: bool,
+    /// Known after the first stage whose trace is another one than the trace around it.
+    first: OnceLock<First>,
+}
+
+impl StageTraces {
+    pub(super) fn new(has_exemplars: bool) -> Self {
+        Self { has_exemplars, first: OnceLock::new() }
+    }
+
+    /// Call at every enter.
+    #[inline]
+    pub(super) fn note_at_enter(&self, span: SpanRef<'_>) {
+        if span.last_exit().is_none() {
+            note_current_trace(span.slot);
+        }
+    }
+
+    /// Call at every exit. `is_first`: the span was not left before. `look_up` does what [`span_context`] does.
+    #[inline]
+    pub(super) fn note_at_exit(
+        &self,
+        span: SpanRef<'_>,
+        is_first: bool,
+        look_up: impl FnOnce() -> Option<SpanContext>,
+    ) {
+        if !is_first || !span.flags().has(SpanFlags::STAGE) {
+            return;
+        }
+        if !self.has_exemplars {
+            return note_current_trace(span.slot);
+        }
+        match self.first.get() {
+            Some(First::Traces) => {}
+            Some(First::Metrics) => {
+                let own = current_trace();
+                if own != span.trace() {
+                    span.replace_trace(own);
+                }
+            }
+            None => self.find_first(span, look_up),
+        }
+    }
+
+    /// Finds out which layer is the first, if the trace at this exit is another one than at the enter. Sets the trace of the
+    /// stage.
+    #[cold]
+    fn find_first(&self, span: SpanRef<'_>, look_up: impl FnOnce() -> Option<SpanContext>) {
+        let at_enter = span.trace();
+        let current = Context::map_current(|context| context.span().span_context().clone());
+        let at_exit = TraceId::of(&current);
+        if at_enter == at_exit {
+            return;
+        }
+        // The traces have started the span when it was entered.
+        let Some(own) = look_up() else { return span.set_trace(at_exit) };
+        let own_trace = TraceId::of(&own);
+        if own.span_id() == current.span_id() {
+            let _ = self.first.set(First::Metrics);
+        } else if own_trace == at_enter {
+            let _ = self.first.set(First::Traces);
+        }
+        if own_trace != at_enter {
+            span.replace_trace(own_trace);
+        }
+    }
+
+    /// Returns the trace of a stage that ends, for what is counted of it.
+    #[inline]
+    pub(super) fn of_finished(&self, span: SpanRef<'_>, outcome: Outcome) -> Option<TraceId> {
+        if self.has_exemplars || outcome != Outcome::Success { span.trace() } else { None }
     }
 }
 
@@ -40,8 +114,13 @@ pub(super) fn note_at_exit(span: SpanRef<'_>, is_first: bool) {
 fn note_current_trace(slot: &Slot) {
     let flags = slot.flags();
     if flags.has(SpanFlags::STAGE) && !flags.has(SpanFlags::TRACE_KNOWN) {
-        slot.set_trace(Context::map_current(|context| TraceId::of(context.span().span_context())));
+        slot.set_trace(current_trace());
     }
+}
+
+#[inline]
+fn current_trace() -> Option<TraceId> {
+    Context::map_current(|context| TraceId::of(context.span().span_context()))
 }
 
 /// Looks up a span in the layer of the traces. This thread must hold the span, or be the one that closes it. The lookup starts

@@ -28,7 +28,7 @@ use crate::schema::Metric;
 use crate::series::append_only_map::EntryId;
 use crate::series::outcome::{Outcome, Reason};
 #[cfg(feature = "trace-id")]
-use crate::series::trace_id::TraceId;
+use crate::series::{SeriesExemplars, trace_id::TraceId};
 
 /// The stages of this process, shared by the layer and the guard.
 pub(crate) struct StageTracker {
@@ -193,12 +193,12 @@ impl StageTracker {
         span.entered.enter();
         unwind::entered(|| span.reference());
         #[cfg(feature = "trace-id")]
-        trace_context::note_at_enter(span);
+        self.stages.traces.note_at_enter(span);
     }
 
     /// `subscriber` returns the one that the layer is in.
     #[inline]
-    pub(crate) fn exited(&self, id: &Id, subscriber: impl FnOnce() -> Option<Dispatch>) {
+    pub(crate) fn exited(&self, id: &Id, subscriber: impl Fn() -> Option<Dispatch>) {
         if let Some(span) = self.stages.spans.open.find(id) {
             self.exited_slow(span, id, subscriber);
         }
@@ -207,7 +207,7 @@ impl StageTracker {
     /// A tracked span was left.
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
-    fn exited_slow(&self, span: SpanRef<'_>, id: &Id, subscriber: impl FnOnce() -> Option<Dispatch>) {
+    fn exited_slow(&self, span: SpanRef<'_>, id: &Id, subscriber: impl Fn() -> Option<Dispatch>) {
         #[cfg(feature = "trace-id")]
         let is_first = span.last_exit().is_none();
         span.set_last_exit(self.stages.clock.raw());
@@ -217,7 +217,7 @@ impl StageTracker {
         }
         #[cfg(feature = "trace-id")]
         {
-            trace_context::note_at_exit(span, is_first);
+            self.stages.traces.note_at_exit(span, is_first, || trace_context::span_context(id, &subscriber));
             if span.flags().has(SpanFlags::TROUBLE) {
                 self.note_trace_of_failing(span, id, subscriber);
             }
@@ -356,6 +356,12 @@ impl StageTracker {
     pub(crate) fn publish(&self) -> impl Iterator<Item = KeptHistogram> {
         self.missed.count_detached(&self.stages);
         summary::publish(&self.stages)
+    }
+
+    /// Returns the exemplars by series. Call before [`publish`](Self::publish).
+    #[cfg(feature = "trace-id")]
+    pub(crate) fn exemplars(&self) -> Vec<SeriesExemplars> {
+        self.stages.series.exemplars()
     }
 
     /// Returns all stages: the finished ones in the order in which they first finished, then the others.

@@ -158,7 +158,13 @@ impl RunMetrics {
 
     fn read(&self, recorder: &StageRecorder, rendering: &Mutex<()>) -> Families {
         let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
-        recorder.families(self.stages.publish())
+        #[cfg(feature = "trace-id")]
+        let exemplars = self.stages.exemplars();
+        #[cfg_attr(not(feature = "trace-id"), allow(unused_mut))]
+        let mut families = recorder.families(self.stages.publish());
+        #[cfg(feature = "trace-id")]
+        families.set_exemplars(exemplars);
+        families
     }
 
     fn parse(&self, text: &str) -> Result<Families, Error> {

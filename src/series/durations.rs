@@ -30,12 +30,12 @@ impl DurationBounds {
         }
     }
 
-    fn buckets(&self) -> usize {
+    pub(super) fn buckets(&self) -> usize {
         self.below_zero + self.longest.len() + 1
     }
 
     #[inline]
-    fn bucket(&self, nanos: u64) -> usize {
+    pub(super) fn bucket(&self, nanos: u64) -> usize {
         self.below_zero + self.longest.partition_point(|longest| *longest < nanos)
     }
 

@@ -1,8 +1,10 @@
-//! Label sets and their totals. Knows no span. Uses `recorder` and `histogram`.
+//! Label sets and their totals. Knows no span. Uses `recorder`, `exposition` and `histogram`.
 
 pub(crate) mod append_only_map;
 pub(crate) mod cardinality;
 mod durations;
+#[cfg(feature = "trace-id")]
+mod exemplars;
 pub(crate) mod interner;
 pub(crate) mod outcome;
 mod stage_profile_series;
@@ -17,5 +19,7 @@ pub use cardinality::DEFAULT_MAX_SERIES;
 #[cfg(feature = "pushgateway")]
 pub(crate) use cardinality::MAX_MAX_SERIES;
 pub(crate) use durations::DurationBounds;
+#[cfg(feature = "trace-id")]
+pub(crate) use exemplars::SeriesExemplars;
 pub(crate) use stage_series::StageTotals;
 pub(crate) use table::{CachedSeries, DurationSeries, FinishedStage, SeriesTable};

@@ -5,6 +5,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use metrics::{Counter, Gauge};
 
+#[cfg(feature = "trace-id")]
+use super::exemplars::{LastRuns, SeriesExemplars};
 use super::interner::{Interner, LabelId};
 use super::outcome::{Outcome, Reason};
 use crate::recorder::{RecorderHandle, suppress_instrumentation};
@@ -23,6 +25,9 @@ pub(crate) struct StageProfileSeries {
     pub(super) labels: [LabelId; 2],
     active: Gauge,
     failures: [OnceLock<Counter>; Reason::COUNT],
+    /// By reason, the last failure in a sampled trace, if exemplars are kept.
+    #[cfg(feature = "trace-id")]
+    pub(super) traced_failures: LastRuns,
     /// In nanoseconds.
     last_duration: AtomicU64,
     /// On the clock of the spans; zero before the first success.
@@ -52,6 +57,8 @@ impl StageProfileSeries {
             labels,
             active: publisher.recorder.gauge(&schema::STAGE_ACTIVE, &texts),
             failures: [const { OnceLock::new() }; Reason::COUNT],
+            #[cfg(feature = "trace-id")]
+            traced_failures: LastRuns::default(),
             last_duration: AtomicU64::new(NEVER),
             last_success: AtomicU64::new(0),
             published_success: Mutex::default(),
@@ -80,6 +87,15 @@ impl StageProfileSeries {
             let [stage, profile] = self.labels.map(|label| publisher.interner.text(label));
             let registered = publisher.recorder.counter(&schema::STAGE_FAILURES, &[stage, profile, reason.as_str()]);
             counter.get_or_init(|| registered)
+        })
+    }
+
+    /// Returns the exemplars of its failures.
+    #[cfg(feature = "trace-id")]
+    pub(super) fn exemplars(&self, publisher: Publisher<'_>) -> impl Iterator<Item = SeriesExemplars> {
+        self.traced_failures.of_failures(publisher.clock, move |reason| {
+            let [stage, profile] = self.labels.map(|label| publisher.interner.text(label));
+            publisher.recorder.key(&schema::STAGE_FAILURES, &[stage, profile, reason.as_str()])
         })
     }
 

@@ -11,6 +11,8 @@ use metrics::Counter;
 use super::durations::HistogramTotals;
 use super::interner::{Interner, LabelId};
 #[cfg(feature = "trace-id")]
+use super::outcome::Outcome;
+#[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
 use crate::recorder::RecorderHandle;
 use crate::schema;
@@ -58,9 +60,9 @@ impl StageSeries {
     /// Keeps the trace of a failure.
     #[cfg(feature = "trace-id")]
     #[inline]
-    pub(super) fn set_trace(&self, trace: Option<TraceId>) {
-        if trace.is_some() {
-            *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = trace;
+    pub(super) fn set_trace(&self, trace: TraceId, outcome: Outcome) {
+        if outcome != Outcome::Success {
+            *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = Some(trace);
         }
     }
 

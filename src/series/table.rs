@@ -14,6 +14,8 @@ use metrics::{Counter, Histogram};
 use super::append_only_map::{AppendOnlyMap, EntryId, splitmix64};
 use super::cardinality::{CardinalityLimit, Overflow};
 use super::durations::{DurationBounds, Durations, HistogramTotals};
+#[cfg(feature = "trace-id")]
+use super::exemplars::{ExemplarBuckets, LastRuns, SeriesExemplars};
 use super::interner::{Interner, LabelId};
 use super::outcome::{Outcome, Reason};
 use super::stage_profile_series::{Publisher, StageProfileSeries};
@@ -30,6 +32,9 @@ use crate::unix_time;
 pub(crate) struct DurationSeries {
     labels: SetLabels,
     durations: Durations,
+    /// By bucket, the last run in a sampled trace, if exemplars are kept.
+    #[cfg(feature = "trace-id")]
+    traced: LastRuns,
     /// The recorder's histogram, unless the durations are read from here.
     recorded: Option<Histogram>,
     stage: Arc<StageSeries>,
@@ -62,7 +67,7 @@ pub(crate) struct FinishedStage {
     pub(crate) nanos: u64,
     /// On the clock of the spans.
     pub(crate) ended: u64,
-    /// The trace of a failure, if it is known.
+    /// The trace of a failure and, if exemplars are kept, of a success; if it is known and sampled.
     #[cfg(feature = "trace-id")]
     pub(crate) trace: Option<TraceId>,
 }
@@ -76,6 +81,9 @@ pub(crate) struct SeriesTable {
     limit: CardinalityLimit,
     /// The buckets of the durations, if they are read from here.
     bounds: Option<Arc<DurationBounds>>,
+    /// Present if exemplars are kept.
+    #[cfg(feature = "trace-id")]
+    exemplar_buckets: Option<ExemplarBuckets>,
     stages: AppendOnlyMap<Arc<StageSeries>>,
     pairs: AppendOnlyMap<Arc<StageProfileSeries>>,
     sets: AppendOnlyMap<Arc<DurationSeries>>,
@@ -85,12 +93,13 @@ pub(crate) struct SeriesTable {
 
 impl SeriesTable {
     /// Creates an empty table. `bounds` has those of the stage duration if durations are read from here; without it each
-    /// duration goes to the recorder's histogram.
+    /// duration goes to the recorder's histogram. `exemplars` has the bounds of the buckets if they have exemplars.
     pub(crate) fn new(
         recorder: RecorderHandle,
         interner: Arc<Interner>,
         max_series: usize,
         bounds: Option<DurationBounds>,
+        #[cfg(feature = "trace-id")] exemplars: Option<&[f64]>,
         clock: quanta::Clock,
     ) -> Self {
         Self {
@@ -100,6 +109,8 @@ impl SeriesTable {
             overflow: OnceLock::new(),
             limit: CardinalityLimit::new(max_series),
             bounds: bounds.map(Arc::new),
+            #[cfg(feature = "trace-id")]
+            exemplar_buckets: exemplars.map(ExemplarBuckets::new),
             stages: AppendOnlyMap::new(),
             pairs: AppendOnlyMap::new(),
             sets: AppendOnlyMap::new(),
@@ -170,10 +181,16 @@ impl SeriesTable {
             suppress_instrumentation(|| recorded.record(stage.nanos as f64 / 1e9));
         }
         set.pair.set_last(stage.nanos, stage.outcome, stage.ended);
-        #[cfg(feature = "trace-id")]
-        set.stage.set_trace(stage.trace);
         if self.recorder.updates_eagerly() {
             self.count_eagerly(stage.outcome, set);
+        }
+        // After the counts: a reader of an exemplar finds its run counted.
+        #[cfg(feature = "trace-id")]
+        if let Some(trace) = stage.trace {
+            set.stage.set_trace(trace, stage.outcome);
+            if let Some(buckets) = &self.exemplar_buckets {
+                buckets.keep(&set.traced, &set.pair.traced_failures, stage, trace);
+            }
         }
     }
 
@@ -226,6 +243,8 @@ impl SeriesTable {
                 let set = DurationSeries {
                     labels: limited,
                     durations: Durations::new(self.bounds.clone().unwrap_or_default()),
+                    #[cfg(feature = "trace-id")]
+                    traced: LastRuns::default(),
                     recorded,
                     stage: Arc::clone(stage_series),
                     stage_id,
@@ -326,6 +345,14 @@ impl SeriesTable {
         }
         suppress_instrumentation(|| overflow.absolute(overflowed));
         histograms
+    }
+
+    /// Returns the exemplars by series. Call before [`publish`](Self::publish): then the counts include their runs.
+    #[cfg(feature = "trace-id")]
+    pub(crate) fn exemplars(&self) -> Vec<SeriesExemplars> {
+        let of_set = |set: &DurationSeries| set.traced.of_durations(&self.clock, || self.key_of(set));
+        let durations = self.sets.iter().filter_map(|set| of_set(set));
+        durations.chain(self.pairs.iter().flat_map(|pair| pair.exemplars(self.publisher()))).collect()
     }
 
     /// Returns the key of the durations of a label set.

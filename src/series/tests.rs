@@ -61,7 +61,16 @@ fn series(max_series: usize, is_armed: bool) -> (SeriesTable, Arc<Interner>) {
     let recorder = RecorderTarget::Own(Arc::new(BarrierRecorder { is_armed, ..BarrierRecorder::default() }));
     let recorder = RecorderHandle::new(recorder, "x".to_owned(), true);
     let labels = Arc::new(Interner::new(1_000));
-    (SeriesTable::new(recorder, Arc::clone(&labels), max_series, None, quanta::Clock::new()), labels)
+    let table = SeriesTable::new(
+        recorder,
+        Arc::clone(&labels),
+        max_series,
+        None,
+        #[cfg(feature = "trace-id")]
+        None,
+        quanta::Clock::new(),
+    );
+    (table, labels)
 }
 
 fn finish(series: &SeriesTable, labels: &Interner, stage: &str, profile: &str, run_id: &str) {

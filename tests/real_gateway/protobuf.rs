@@ -20,6 +20,8 @@ pub(crate) struct Family {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Metric {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) labels: Vec<Label>,
     #[prost(message, optional, tag = "3")]
     pub(crate) counter: Option<Counter>,
     #[prost(message, optional, tag = "7")]
@@ -30,14 +32,44 @@ pub(crate) struct Metric {
 pub(crate) struct Counter {
     #[prost(double, tag = "1")]
     pub(crate) value: f64,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) exemplar: Option<Exemplar>,
     #[prost(message, optional, tag = "3")]
     pub(crate) created: Option<Timestamp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Label {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(string, tag = "2")]
+    pub(crate) value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Exemplar {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) labels: Vec<Label>,
+    #[prost(double, tag = "2")]
+    pub(crate) value: f64,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) time: Option<Timestamp>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Bucket {
+    #[prost(double, tag = "2")]
+    pub(crate) upper_bound: f64,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) exemplar: Option<Exemplar>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Histogram {
     #[prost(uint64, tag = "1")]
     pub(crate) count: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub(crate) buckets: Vec<Bucket>,
     #[prost(message, optional, tag = "15")]
     pub(crate) created: Option<Timestamp>,
 }

@@ -173,6 +173,16 @@ impl Prometheus {
         query(&self.process, promql, "")
     }
 
+    /// The exemplars of a metric in the last hour: the series and exemplars of `/api/v1/query_exemplars`.
+    #[track_caller]
+    pub fn exemplars(&self, metric: &str) -> Vec<Value> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs();
+        let path = format!("/api/v1/query_exemplars?query={metric}&start={}&end={}", now - 3_600, now + 60);
+        let (status, body) = self.process.get(&path);
+        assert_eq!(status, 200, "the exemplars of {metric}: {body}");
+        json(&body)["data"].as_array().expect("exemplars are an array").clone()
+    }
+
     /// Repeats a query until its result matches. Panics with the last result on a timeout.
     #[track_caller]
     pub fn await_query(&self, promql: &str, matches: impl Fn(&[Series]) -> bool) -> Vec<Series> {

@@ -52,6 +52,9 @@ impl SpanFlags {
     /// The trace of the span is written.
     #[cfg(feature = "trace-id")]
     pub(crate) const TRACE_KNOWN: Self = Self(1 << 10);
+    /// The trace was another one, or is being replaced.
+    #[cfg(feature = "trace-id")]
+    pub(crate) const TRACE_REPLACED: Self = Self(1 << 11);
 
     /// Facts that make a stage fail under some policy.
     #[cfg(feature = "trace-id")]

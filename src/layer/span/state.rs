@@ -192,22 +192,50 @@ impl Slot {
 
     #[cfg(feature = "trace-id")]
     pub(crate) fn trace(&self) -> Option<TraceId> {
-        // Pairs with the `Release` in `set_trace`. Without the flag the halves are an earlier span's.
-        let is_known = SpanFlags(self.flags.load(Ordering::Acquire)).has(SpanFlags::TRACE_KNOWN);
+        // Pairs with the `Release` in `store_trace`. Without the flag the halves are an earlier span's.
+        let before = SpanFlags(self.flags.load(Ordering::Acquire));
+        if !before.has(SpanFlags::TRACE_KNOWN) {
+            return None;
+        }
         let [high, low] = self.trace.each_ref().map(|half| u128::from(half.load(Ordering::Relaxed)));
-        TraceId::new(high << u64::BITS | low).filter(|_| is_known)
+        // Pairs with the fence in `replace_trace`: a half of the new trace is seen together with the flag.
+        fence(Ordering::Acquire);
+        let is_replaced = |flags: SpanFlags| flags.has(SpanFlags::TRACE_REPLACED);
+        TraceId::new(high << u64::BITS | low).filter(|_| is_replaced(before) == is_replaced(self.flags()))
     }
 
     /// Keeps the first trace that is given.
     #[cfg(feature = "trace-id")]
     pub(crate) fn set_trace(&self, trace: Option<TraceId>) {
-        let Some(trace) = trace.map(TraceId::get) else { return };
+        let Some(trace) = trace else { return };
         let before = SpanFlags(self.flags.fetch_or(SpanFlags::TRACE_CLAIMED.0, Ordering::Relaxed));
         if !before.has(SpanFlags::TRACE_CLAIMED) {
-            self.trace[0].store((trace >> u64::BITS) as u64, Ordering::Relaxed);
-            self.trace[1].store(trace as u64, Ordering::Relaxed);
-            self.flags.fetch_or(SpanFlags::TRACE_KNOWN.0, Ordering::Release);
+            self.store_trace(trace);
         }
+    }
+
+    /// Replaces the trace, once, by another one or by none. A thread that reads the trace meanwhile finds none.
+    #[cfg(feature = "trace-id")]
+    pub(crate) fn replace_trace(&self, trace: Option<TraceId>) {
+        let claim = |flags| {
+            let flags = SpanFlags(flags);
+            let is_written = flags.has(SpanFlags::TRACE_CLAIMED) && !flags.has(SpanFlags::TRACE_KNOWN);
+            let claimed = flags.with(SpanFlags::TRACE_CLAIMED).with(SpanFlags::TRACE_REPLACED);
+            let is_free = !is_written && !flags.has(SpanFlags::TRACE_REPLACED);
+            is_free.then_some(claimed.without(SpanFlags::TRACE_KNOWN).0)
+        };
+        if self.flags.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).is_ok() {
+            // Pairs with the fence in `trace`.
+            fence(Ordering::Release);
+            trace.into_iter().for_each(|trace| self.store_trace(trace));
+        }
+    }
+
+    #[cfg(feature = "trace-id")]
+    fn store_trace(&self, trace: TraceId) {
+        self.trace[0].store((trace.get() >> u64::BITS) as u64, Ordering::Relaxed);
+        self.trace[1].store(trace.get() as u64, Ordering::Relaxed);
+        self.flags.fetch_or(SpanFlags::TRACE_KNOWN.0, Ordering::Release);
     }
 
     pub(crate) fn cached(&self) -> Option<EntryId> {

@@ -33,6 +33,8 @@ fn tracker() -> Arc<StageTracker> {
         max_series: 100,
         buckets: Some(vec![1.0]),
         native_histograms: false,
+        #[cfg(feature = "trace-id")]
+        exemplars: None,
         expected_stages: Vec::new(),
         profile: None,
         run_id: None,
