@@ -65,6 +65,12 @@ pub(crate) enum Stack {
     Layer,
     /// As `Layer`, with native histograms.
     Native,
+    /// As `Layer`, in a sampled trace of OpenTelemetry.
+    #[cfg(feature = "exemplars")]
+    Traced,
+    /// As `Traced`, with exemplars.
+    #[cfg(feature = "exemplars")]
+    Exemplars,
     /// Handles kept in a struct: histogram and counter.
     KeptPair,
     /// As `KeptPair`, plus the layer's gauges: active, last duration, last success.
@@ -100,6 +106,10 @@ impl Work {
         let mut stacks = vec![Floor, Silent, Layer];
         if matches!(self, Self::Own | Self::Sets(_) | Self::Threads(_)) {
             stacks.extend([KeptPair, KeptFull]);
+        }
+        #[cfg(feature = "exemplars")]
+        if self == Self::Own {
+            stacks.extend([Stack::Traced, Stack::Exemplars]);
         }
         if self == Self::Own {
             stacks.extend([Native, Macros, AnHour]);
@@ -186,6 +196,9 @@ impl Case {
                 move || once(&set)
             }),
             Stack::Floor | Stack::Silent | Stack::Layer | Stack::Native | Stack::AnHour => self.spans(),
+            Stack::Floor | Stack::Silent | Stack::Layer | Stack::AnHour => self.spans(),
+            #[cfg(feature = "exemplars")]
+            Stack::Traced | Stack::Exemplars => self.spans(),
         };
         Prepared { run, recorded, rested: Instant::now() }
     }
@@ -476,6 +489,11 @@ impl Recorded {
                 let gateway = accepting_gateway().expect("a port on the loopback address");
                 let builder = builder().with_push_interval(Duration::from_secs(3_600)).with_pushgateway(gateway);
                 let (layer, guard) = builder.with_native_histograms().build().expect("the Prometheus recorder");
+            #[cfg(feature = "exemplars")]
+            Stack::Traced | Stack::Exemplars => {
+                enter_sampled_trace();
+                let builder = if stack == Stack::Exemplars { builder().with_exemplars() } else { builder() };
+                let (layer, guard) = builder.build().expect("the Prometheus recorder");
                 tracing_subscriber::registry().with(layer).init();
                 Self::ByLayer(guard)
             }
@@ -509,6 +527,13 @@ fn accepting_gateway() -> Result<Pushgateway, Box<dyn Error>> {
         }
     });
     Ok(gateway)
+/// Makes a sampled trace the current one of this thread, for good.
+#[cfg(feature = "exemplars")]
+fn enter_sampled_trace() {
+    use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId};
+
+    let span = SpanContext::new(TraceId::from(1), SpanId::from(1), TraceFlags::SAMPLED, true, Default::default());
+    std::mem::forget(opentelemetry::Context::new().with_remote_span_context(span).attach());
 }
 
 /// The floor. A registry without any layer never frees its spans, and is slower.

@@ -67,32 +67,35 @@ impl StageTraces {
         if !self.has_exemplars {
             return note_current_trace(span.slot);
         }
-        match self.first.get() {
-            Some(First::Traces) => {}
-            Some(First::Metrics) => {
-                let own = current_trace();
-                if own != span.trace() {
-                    span.replace_trace(own);
-                }
-            }
-            None => self.find_first(span, look_up),
+        let first = self.first.get();
+        if first == Some(&First::Traces) {
+            return;
         }
-    }
-
-    /// Finds out which layer is the first, if the trace at this exit is another one than at the enter. Sets the trace of the
-    /// stage.
-    #[cold]
-    fn find_first(&self, span: SpanRef<'_>, look_up: impl FnOnce() -> Option<SpanContext>) {
-        let at_enter = span.trace();
-        let current = Context::map_current(|context| context.span().span_context().clone());
-        let at_exit = TraceId::of(&current);
+        let (at_enter, at_exit) = (span.trace(), current_trace());
         if at_enter == at_exit {
             return;
         }
+        match first {
+            Some(_) => span.replace_trace(at_exit),
+            None => self.find_first(span, at_enter, at_exit, look_up),
+        }
+    }
+
+    /// Finds out which layer is the first, from a stage with another trace at its first exit than at its first enter. Sets
+    /// the trace of the stage.
+    #[cold]
+    fn find_first(
+        &self,
+        span: SpanRef<'_>,
+        at_enter: Option<TraceId>,
+        at_exit: Option<TraceId>,
+        look_up: impl FnOnce() -> Option<SpanContext>,
+    ) {
         // The traces have started the span when it was entered.
         let Some(own) = look_up() else { return span.set_trace(at_exit) };
         let own_trace = TraceId::of(&own);
-        if own.span_id() == current.span_id() {
+        let current = Context::map_current(|context| context.span().span_context().span_id());
+        if own.span_id() == current {
             let _ = self.first.set(First::Metrics);
         } else if own_trace == at_enter {
             let _ = self.first.set(First::Traces);
