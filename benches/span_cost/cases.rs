@@ -196,7 +196,6 @@ impl Case {
                 move || once(&set)
             }),
             Stack::Floor | Stack::Silent | Stack::Layer | Stack::Native | Stack::AnHour => self.spans(),
-            Stack::Floor | Stack::Silent | Stack::Layer | Stack::AnHour => self.spans(),
             #[cfg(feature = "exemplars")]
             Stack::Traced | Stack::Exemplars => self.spans(),
         };
@@ -489,6 +488,9 @@ impl Recorded {
                 let gateway = accepting_gateway().expect("a port on the loopback address");
                 let builder = builder().with_push_interval(Duration::from_secs(3_600)).with_pushgateway(gateway);
                 let (layer, guard) = builder.with_native_histograms().build().expect("the Prometheus recorder");
+                tracing_subscriber::registry().with(layer).init();
+                Self::ByLayer(guard)
+            }
             #[cfg(feature = "exemplars")]
             Stack::Traced | Stack::Exemplars => {
                 enter_sampled_trace();
@@ -527,6 +529,8 @@ fn accepting_gateway() -> Result<Pushgateway, Box<dyn Error>> {
         }
     });
     Ok(gateway)
+}
+
 /// Makes a sampled trace the current one of this thread, for good.
 #[cfg(feature = "exemplars")]
 fn enter_sampled_trace() {

@@ -72,7 +72,10 @@ mod tests {
         let labels = |name, value| Labels::new([(name, value)].into_iter()).0;
         let bounds = WrittenBounds::with_infinity(&[1.0]);
         let histogram = |labels| {
-            Series::new(labels, Histogram::new(bounds.clone(), Snapshot { counts: vec![1, 1], sum: 3.0 }, None))
+            Series::new(
+                labels,
+                Histogram::new(bounds.clone(), Snapshot { counts: vec![1, 1], sum: 3.0, native: None }, None),
+            )
         };
         let counter = |labels| Series::new(labels, Counter::new(Number::Integer(1), None));
         let both = || [labels("a", "1"), labels("b", "2")].into_iter();
