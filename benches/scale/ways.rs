@@ -57,10 +57,10 @@ pub(crate) fn start(directory: &Path, out: &mut impl Write) -> Result<Vec<Way>> 
         })
     };
     let sums = collector("otlp-collector.yaml", grpc, &format!("prometheus: {{endpoint: 127.0.0.1:{exporter}}}"));
-    // Two collectors, which are one under two names. Without a queue their answer is the answer of this tier.
+    // Two collectors, which are one under two names.
     let balancer = |key: &str| {
         let exporters = format!(
-            "loadbalancing: {{routing_key: {key}, protocol: {{otlp: {{sending_queue: {{enabled: false}}}}}}, \
+            "load_balancing: {{routing_key: {key}, \
              resolver: {{static: {{hostnames: ['127.0.0.1:{grpc}', 'localhost:{grpc}']}}}}}}"
         );
         collector("otlp-load-balancer.yaml", free_port()?, &exporters)

@@ -60,26 +60,28 @@ struct Fleet {
 
 impl Fleet {
     fn start(endpoint: &str) -> Self {
-        Self::start_with(endpoint, "http/protobuf")
+        Self::start_with(endpoint, "http/protobuf", |_| "fleet".to_owned())
     }
 
-    fn start_with(endpoint: &str, protocol: &str) -> Self {
+    /// Starts the workers with a protocol, and with a name of the service for each number.
+    fn start_with(endpoint: &str, protocol: &str, service: impl Fn(u32) -> String) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let workers = (1..=WORKERS).map(|number| {
             let mut command = child::command("fleet::scenarios", &number.to_string());
             command.env("OTEL_METRICS_EXPORTER", "otlp").env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
             command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
-            command.env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta").env("OTEL_SERVICE_NAME", "fleet");
+            command
+                .env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+                .env("OTEL_SERVICE_NAME", service(number));
             command.env(DIRECTORY, directory.path());
             child::start(command)
         });
         Self { workers: workers.collect(), directory }
     }
 
-    fn await_line(&mut self, text: &str) {
-        self.workers.iter_mut().for_each(|worker| {
-            worker.await_line(text);
-        });
+    /// Waits until every worker has printed this text; returns their lines.
+    fn await_line(&mut self, text: &str) -> Vec<String> {
+        self.workers.iter_mut().map(|worker| worker.await_line(text)).collect()
     }
 
     fn begin_second_part(&self) {
@@ -102,12 +104,12 @@ impl Fleet {
 
 /// Counts of the stages in the metrics, as queries. Those of `rows_total` are hundreds.
 fn counts() -> [(String, f64); 4] {
-    let labels = "{job='fleet',stage_id='simulate'";
+    let labels = "{job=~'fleet.*',stage_id='simulate'";
     [
         (format!("quant_stage_total{labels},status='success'}}"), 1.0),
         (format!("quant_stage_duration_seconds_count{labels}}}"), 1.0),
         (format!("quant_stage_duration_seconds_bucket{labels},le='+Inf'}}"), 1.0),
-        ("rows_total{job='fleet'}".to_owned(), 100.0),
+        ("rows_total{job=~'fleet.*'}".to_owned(), 100.0),
     ]
 }
 
@@ -181,13 +183,58 @@ fn increments_wait_for_a_collector_that_is_away() {
     await_sums(&prometheus, stages(1));
 }
 
+/// The increments of new streams are lost, though every job has its answer. The alerts of the file notice it.
+#[test]
+fn streams_beyond_the_limit_of_the_collector_raise_the_alerts_of_its_file() {
+    let file = include_str!("../../examples/otlp-collector.yaml");
+    let alerts: Vec<_> = file.lines().filter_map(|line| line.split_once(" expr: ")).map(|(_, alert)| alert).collect();
+    let [drops, almost_full] = alerts[..] else { panic!("{alerts:?}") };
+    let limit = "processors: {delta_to_cumulative: {max_streams: 1}}\n";
+    let (Some(limited), Some(unlimited)) = (Otelcol::start_with(limit), Otelcol::start()) else { return };
+    let targets = [("limited", limited.telemetry, false), ("unlimited", unlimited.telemetry, false)];
+    let Some(prometheus) = support::prometheus(&targets) else { return };
+    for collector in [&limited, &unlimited] {
+        let mut fleet = Fleet::start(&collector.url());
+        fleet.await_line("first part");
+        fleet.begin_second_part();
+        fleet.wait();
+    }
+    let is_limited = |series: &[support::servers::Series]| {
+        !series.is_empty() && series.iter().all(|(labels, _)| labels["job"] == "limited")
+    };
+    prometheus
+        .await_query("otelcol_deltatocumulative_streams_tracked{job='unlimited'} > 1", |series| series.len() == 1);
+    prometheus.await_query(drops, is_limited);
+    prometheus.await_query(almost_full, is_limited);
+    let streams = |collector: &Otelcol| {
+        let text = support::http::get(collector.metrics, "/metrics").unwrap().body;
+        let names = ["quant_stage_total{", "quant_stage_duration_seconds_count{", "rows_total{"];
+        names.into_iter().filter(|name| text.lines().any(|line| line.starts_with(name))).count()
+    };
+    assert_eq!(streams(&unlimited), 3);
+    assert!(streams(&limited) <= 1);
+}
+
+/// What no scrape has seen is lost with the collector, though it ends on SIGTERM and every job has its answer.
+#[test]
+fn increments_since_the_last_scrape_are_lost_with_the_collector() {
+    let Some(mut collector) = Otelcol::start() else { return };
+    let mut fleet = Fleet::start(&collector.url());
+    fleet.await_line("first part");
+    collector.restart();
+    let Some(prometheus) = prometheus(std::slice::from_ref(&collector)) else { return };
+    fleet.begin_second_part();
+    fleet.wait();
+    await_sums(&prometheus, stages(1));
+}
+
 #[test]
 fn two_collectors_behind_a_load_balancer_have_each_increment_once() {
     let (Some(a), Some(b)) = (Otelcol::start(), Otelcol::start()) else { return };
     let collectors = [a, b];
     let Some(prometheus) = prometheus(&collectors) else { return };
     let balancer = Otelcol::in_front_of(&collectors);
-    let mut fleet = Fleet::start_with(&format!("http://{}", balancer.grpc), "grpc");
+    let mut fleet = Fleet::start_with(&format!("http://{}", balancer.grpc), "grpc", service_of_two);
     fleet.await_line("first part");
     fleet.begin_second_part();
     fleet.wait();
@@ -195,6 +242,44 @@ fn two_collectors_behind_a_load_balancer_have_each_increment_once() {
     // Both collectors have series.
     let collectors = "count(count by (instance) ({__name__=~'quant_.*'}))";
     prometheus.await_query(collectors, |series| series.len() == 1 && series[0].1 == 2.0);
+}
+
+/// Two workers have each name: many names, so that each of two collectors gets some.
+fn service_of_two(number: u32) -> String {
+    format!("fleet-{}", number / 2)
+}
+
+/// The workers whose collector is away keep their increments, and those of the other one count once.
+#[test]
+fn increments_wait_for_one_of_two_collectors_behind_a_load_balancer() {
+    let (Some(a), Some(b)) = (Otelcol::start(), Otelcol::start()) else { return };
+    let mut collectors = [a, b];
+    let Some(prometheus) = prometheus(&collectors) else { return };
+    let balancer = Otelcol::in_front_of(&collectors);
+    let mut fleet = Fleet::start_with(&balancer.url(), "http/protobuf", service_of_two);
+    fleet.await_line("first part");
+    collectors[0].stop();
+    collectors[1].restart();
+    fleet.begin_second_part();
+    let tried = fleet.await_line("was tried: ");
+    for result in [": Ok(", ": Err("] {
+        assert!(tried.iter().any(|line| line.contains(result)), "{tried:?}");
+    }
+    collectors[0].restart();
+    fleet.wait();
+    await_sums(&prometheus, stages(1));
+}
+
+#[test]
+fn files_of_the_collectors_start_without_a_warning() {
+    let Some(collector) = Otelcol::start() else { return };
+    let balancer = Otelcol::in_front_of(std::slice::from_ref(&collector));
+    for collector in [&collector, &balancer] {
+        let stderr = collector.stderr();
+        let is_warning = |line: &&str| ["\twarn\t", "\terror\t", "rewrite"].iter().any(|word| line.contains(word));
+        assert!(stderr.contains("Everything is ready"), "{stderr}");
+        assert_eq!(stderr.lines().filter(is_warning).collect::<Vec<_>>(), <[&str; 0]>::default());
+    }
 }
 
 /// VictoriaMetrics stores increments as they are, with the time of their export.
@@ -206,7 +291,7 @@ fn increments_in_victoria_metrics_are_summed_over_time() {
     fleet.begin_second_part();
     fleet.wait();
     for (count, factor) in counts() {
-        let count = count.replace("job=", "\"service.name\"=");
+        let count = count.replace("job=~", "\"service.name\"=~");
         let sum = server.query_at(super::now() + 1.0, &format!("sum(sum_over_time({count}[1h]))"));
         assert_eq!(sum.into_iter().map(|(_, sum)| sum).collect::<Vec<_>>(), [factor * stages(3)], "{count}");
     }

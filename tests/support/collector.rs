@@ -336,6 +336,8 @@ pub struct Otelcol {
     pub grpc: SocketAddr,
     /// Where a Prometheus scrapes it.
     pub metrics: SocketAddr,
+    /// Where a Prometheus scrapes its own metrics, if its file has them.
+    pub telemetry: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
@@ -344,37 +346,52 @@ impl Otelcol {
     /// installed.
     #[track_caller]
     pub fn start() -> Option<Self> {
-        let metrics = free_addr();
-        let settings = format!("exporters: {{prometheus: {{endpoint: \"{metrics}\"}}}}\n");
-        servers::installed(servers::OTELCOL).then(|| Self::start_with("otlp-collector.yaml", metrics, settings))
+        Self::start_with("")
+    }
+
+    /// Starts such a collector with further settings.
+    #[track_caller]
+    pub fn start_with(settings: &str) -> Option<Self> {
+        servers::installed(servers::OTELCOL).then(|| {
+            let metrics = free_addr();
+            let settings = format!("exporters: {{prometheus: {{endpoint: \"{metrics}\"}}}}\n{settings}");
+            Self::start_file("otlp-collector.yaml", metrics, settings)
+        })
     }
 
     /// Starts a collector with `examples/otlp-load-balancer.yaml` in front of these collectors.
     #[track_caller]
     pub fn in_front_of(collectors: &[Self]) -> Self {
         let hosts: Vec<_> = collectors.iter().map(|collector| collector.grpc.to_string()).collect();
-        let settings = format!("exporters: {{loadbalancing: {{resolver: {{static: {{hostnames: {hosts:?}}}}}}}}}\n");
-        Self::start_with("otlp-load-balancer.yaml", free_addr(), settings)
+        let settings = format!(
+            "exporters: {{load_balancing: {{resolver: {{static: {{hostnames: {hosts:?}}}}}}}}}\n\
+             service: {{telemetry: {{metrics: {{level: none}}}}}}\n"
+        );
+        Self::start_file("otlp-load-balancer.yaml", free_addr(), settings)
     }
 
-    /// The file's addresses are replaced, and the collector has no metrics of its own.
+    /// The file's addresses are replaced: those of the telemetry in its text, since settings replace a list as a whole.
     #[track_caller]
-    fn start_with(file: &str, metrics: SocketAddr, settings: String) -> Self {
+    fn start_file(file: &str, metrics: SocketAddr, settings: String) -> Self {
         let dir = tempfile::tempdir().expect("a directory for the collector");
-        let file = workspace().join("examples").join(file);
-        let (replaced, grpc) = (dir.path().join("replaced.yaml"), free_addr());
+        let (grpc, telemetry) = (free_addr(), free_addr());
+        let text = std::fs::read_to_string(workspace().join("examples").join(file)).expect("the file");
+        let text = text.replace("host: 0.0.0.0\n", &format!("host: {}\n", telemetry.ip()));
+        let text = text.replace("port: 8888\n", &format!("port: {}\n", telemetry.port()));
+        let (copy, replaced) = (dir.path().join(file), dir.path().join("replaced.yaml"));
+        std::fs::write(&copy, text).expect("the file written");
         // The receiver starts after the processors and exporters, its HTTP server last.
         let process = Process::start_listening(servers::OTELCOL, move |http| {
             let settings = format!(
                 "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: \"{grpc}\"}}, http: {{endpoint: \"{http}\"}}}}}}}}\n\
-                 service: {{telemetry: {{metrics: {{level: none}}}}}}\n{settings}"
+                 {settings}"
             );
             std::fs::write(&replaced, settings).expect("the settings written");
             let mut command = Command::new(servers::OTELCOL);
-            command.arg(format!("--config={}", file.display())).arg(format!("--config={}", replaced.display()));
+            command.arg(format!("--config={}", copy.display())).arg(format!("--config={}", replaced.display()));
             command
         });
-        Self { process, grpc, metrics, _dir: dir }
+        Self { process, grpc, metrics, telemetry, _dir: dir }
     }
 
     /// The endpoint for OTLP over HTTP.
