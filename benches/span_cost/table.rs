@@ -77,6 +77,10 @@ fn name_of(stack: Stack) -> &'static str {
         Stack::Silent => "the layer, no recorder behind it",
         Stack::Layer => "the layer, Prometheus recorder",
         Stack::Native => "the layer, native histograms too",
+        #[cfg(feature = "exemplars")]
+        Stack::Traced => "the layer, in a sampled trace",
+        #[cfg(feature = "exemplars")]
+        Stack::Exemplars => "the layer, in a sampled trace, exemplars too",
         Stack::KeptPair => "kept handles: histogram, counter",
         Stack::KeptFull => "kept handles: the full set",
         Stack::Macros => "histogram! and counter! each time",
