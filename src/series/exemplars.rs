@@ -1,9 +1,8 @@
 //! The last run in a sampled trace, of each bucket of a duration and of each failure counter.
 //!
-//! A run is written under a version, as in a seqlock, whose fields are atomics. A stage never waits: if another thread writes
-//! at the same moment, one of the two runs is kept. A reader repeats a read that a writer has disturbed.
+//! A stage never waits: if another thread writes at the same moment, one of the two runs is kept. A reader repeats a read that a
+//! writer has disturbed.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use metrics::Key;
 
 use super::durations::DurationBounds;
 use super::outcome::{Outcome, Reason};
+use super::seqlock::Seqlock;
 use super::table::FinishedStage;
 use super::trace_id::TraceId;
 use crate::exposition::{Exemplar, Labels};
@@ -97,11 +97,8 @@ impl LastRuns {
 #[derive(Default)]
 #[repr(align(128))] // Threads at different values share no cache line.
 struct LastRun {
-    /// Odd while a thread writes.
-    version: AtomicU64,
-    trace: [AtomicU64; 2],
-    nanos: AtomicU64,
-    ended: AtomicU64,
+    /// The halves of the trace, the duration, and the end.
+    run: Seqlock<4>,
     /// The last published run, with the Unix time of its end. The time is computed once: Prometheus stores an exemplar whose
     /// time has changed as another one.
     published: Mutex<Option<(TracedRun, Duration)>>,
@@ -110,38 +107,16 @@ struct LastRun {
 impl LastRun {
     /// Keeps a run, unless one that ended later is there or another thread writes.
     #[inline]
-    fn set(&self, run: TracedRun) {
-        let version = self.version.load(Ordering::Relaxed);
-        if is_odd(version)
-            || self.ended.load(Ordering::Relaxed) > run.ended
-            || self.version.compare_exchange(version, version + 1, Ordering::Acquire, Ordering::Relaxed).is_err()
-        {
-            return;
-        }
-        // Pairs with the fence in `get`: a reader that sees any field of this run also sees the odd version.
-        fence(Ordering::Release);
-        self.trace[0].store((run.trace.get() >> u64::BITS) as u64, Ordering::Relaxed);
-        self.trace[1].store(run.trace.get() as u64, Ordering::Relaxed);
-        self.nanos.store(run.nanos, Ordering::Relaxed);
-        self.ended.store(run.ended, Ordering::Relaxed);
-        // Pairs with the first load in `get`.
-        self.version.store(version + 2, Ordering::Release);
+    fn set(&self, TracedRun { trace, nanos, ended }: TracedRun) {
+        let [high, low] = [trace.get() >> u64::BITS, trace.get()].map(|half| half as u64);
+        self.run.set([high, low, nanos, ended], |[.., before]| before <= ended);
     }
 
     /// Returns the last run. `None` if there is none, or if writers disturb every read.
     fn get(&self) -> Option<TracedRun> {
-        for _ in 0..MAX_READS {
-            let version = self.version.load(Ordering::Acquire);
-            let [high, low] = self.trace.each_ref().map(|half| u128::from(half.load(Ordering::Relaxed)));
-            let (nanos, ended) = (self.nanos.load(Ordering::Relaxed), self.ended.load(Ordering::Relaxed));
-            // Keeps the loads above from moving past the check of the version. Pairs with the fence in `set`.
-            fence(Ordering::Acquire);
-            if !is_odd(version) && self.version.load(Ordering::Relaxed) == version {
-                return TraceId::new(high << u64::BITS | low).map(|trace| TracedRun { trace, nanos, ended });
-            }
-            std::thread::yield_now();
-        }
-        None
+        let [high, low, nanos, ended] = self.run.get(MAX_READS)?;
+        let trace = TraceId::new(u128::from(high) << u64::BITS | u128::from(low))?;
+        Some(TracedRun { trace, nanos, ended })
     }
 
     /// Returns the last run and the Unix time of its end; the run published last if the present one cannot be read.
@@ -153,10 +128,6 @@ impl LastRun {
         }
         *published
     }
-}
-
-fn is_odd(version: u64) -> bool {
-    version & 1 == 1
 }
 
 #[cfg(test)]

@@ -7,8 +7,12 @@ mod durations;
 mod exemplars;
 pub(crate) mod interner;
 pub(crate) mod outcome;
+#[cfg(feature = "trace-id")]
+mod seqlock;
 mod stage_profile_series;
 mod stage_series;
+#[cfg(feature = "trace-id")]
+mod sync;
 mod table;
 #[cfg(all(test, feature = "pushgateway"))]
 mod tests;

@@ -1,5 +1,5 @@
-//! The table of open spans under all interleavings of its operations on up to three threads. `loom` explores them, and
-//! every value that the memory orderings allow a thread to read.
+//! The table of open spans, and the words of an exemplar, under all interleavings of their operations on up to three threads.
+//! `loom` explores them, and every value that the memory orderings allow a thread to read.
 //!
 //! The models compile the crate's own source with `loom`'s atomics in place of those of the standard library. The first
 //! level of the table has one bucket, so that threads contend for few slots.
@@ -49,6 +49,8 @@ use layer::span::state::{NewSpan, SlotRef, SpanRef};
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 use series::append_only_map::fibonacci_hash;
+use series::seqlock::Seqlock;
+use series::trace_id::TraceId;
 use tracing::span::Id;
 
 /// The number of places of the first level.
@@ -305,6 +307,43 @@ fn span_opened_while_the_run_ends_is_counted_or_refused() -> bool {
     is_open
 }
 
+/// Two threads write words, while another one reads them. Returns what it read, and what is there at last.
+fn words_are_read_as_they_were_written() -> (Option<[u64; 2]>, u64) {
+    let words = Arc::new(Seqlock::<2>::default());
+    let write = |word: u64| {
+        let words = Arc::clone(&words);
+        thread::spawn(move || words.set([word; 2], |_| true))
+    };
+    let writing = [write(1), write(2)];
+    let reading = thread::spawn({
+        let words = Arc::clone(&words);
+        move || words.get(1)
+    });
+    writing.into_iter().for_each(|thread| thread.join().unwrap());
+    let read = reading.join().unwrap();
+    let [last, same] = words.get(1).unwrap();
+    assert_eq!(last, same);
+    (read, last)
+}
+
+/// The trace of an open span is replaced, as at its first exit, while the end of the run reads it. Returns the halves of
+/// what that read.
+fn trace_is_read_whole_or_not_at_all() -> Option<[u64; 2]> {
+    let trace = |half: u128| TraceId::new(half << u64::BITS | half);
+    let spans = Arc::new(OpenSpans::new());
+    open(&spans, 1, 1);
+    let working = spawn(&spans, move |spans| {
+        let span = spans.find(&id(1)).unwrap();
+        span.set_trace(trace(1));
+        span.replace_trace(trace(2));
+        assert_eq!(span.trace(), trace(2));
+    });
+    let reading = spawn(&spans, |spans| spans.find(&id(1)).unwrap().trace().map(TraceId::get));
+    working.join().unwrap();
+    let read = reading.join().unwrap();
+    read.map(|trace| [(trace >> u64::BITS) as u64, trace as u64])
+}
+
 fn main() {
     model("spans with one home are independent", spans_with_one_home_are_independent, &[()]);
     model(
@@ -342,4 +381,8 @@ fn main() {
         span_opened_while_the_run_ends_is_counted_or_refused,
         &[false, true],
     );
+    let read = [None, Some([0; 2]), Some([1; 2]), Some([2; 2])];
+    let expected: Vec<_> = read.into_iter().flat_map(|read| [(read, 1), (read, 2)]).collect();
+    model("words are read as they were written", words_are_read_as_they_were_written, &expected);
+    model("trace is read whole or not at all", trace_is_read_whole_or_not_at_all, &[None, Some([1; 2]), Some([2; 2])]);
 }

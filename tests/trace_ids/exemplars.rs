@@ -351,6 +351,16 @@ fn exemplars_that_cannot_be_pushed_are_one_warning() {
     assert_eq!(heard(&|builder| builder), [""; 0]);
 }
 
+/// Exemplars make the format protobuf, which VictoriaMetrics throws away.
+#[test]
+fn exemplars_for_a_server_that_takes_text_alone_are_a_configuration_error() {
+    let gateway = Pushgateway::new("http://vm:8428/api/v1/import/prometheus", "j").unwrap();
+    let build = |gateway| MetricsLayer::builder().with_exemplars().with_pushgateway(gateway).build();
+    let error = build(gateway.clone()).unwrap_err();
+    assert!(error.is_config() && error.to_string().ends_with("or set it to text"), "{error}");
+    assert!(build(gateway.with_format(PushFormat::Text)).is_ok(), "text is taken");
+}
+
 /// A layer of traces that is not there, or has nothing to do with the current context.
 #[test]
 fn stages_without_a_trace_have_no_exemplar() {

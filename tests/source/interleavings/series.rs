@@ -6,6 +6,10 @@ pub(crate) mod append_only_map;
 pub(crate) mod interner;
 #[path = "../../../src/series/outcome.rs"]
 pub(crate) mod outcome;
+#[path = "../../../src/series/seqlock.rs"]
+pub(crate) mod seqlock;
 #[cfg(feature = "trace-id")]
 #[path = "../../../src/series/trace_id.rs"]
 pub(crate) mod trace_id;
+
+use crate::sync;
