@@ -16,8 +16,6 @@ use super::{BucketCounts, Cells, Snapshot};
 pub(crate) struct BucketHistogram {
     /// Ascending.
     bounds: Arc<[f64]>,
-    /// Those of a native histogram.
-    cells: Option<Arc<Cells>>,
     counts: BucketCounts,
     /// Bits of an `f64`.
     sum: AtomicU64,
@@ -25,23 +23,23 @@ pub(crate) struct BucketHistogram {
 
 impl BucketHistogram {
     pub(crate) fn new(bounds: Arc<[f64]>) -> Self {
-        Self::with_counts(BucketCounts::new(bounds.len() + 1), bounds, None)
+        Self::with_counts(BucketCounts::new(bounds.len() + 1), bounds)
     }
 
     /// Creates a histogram that has native buckets too. The cells are those of the bounds.
     pub(crate) fn native(bounds: Arc<[f64]>, cells: Arc<Cells>) -> Self {
-        Self::with_counts(BucketCounts::of_cells(&cells), bounds, Some(cells))
+        Self::with_counts(BucketCounts::native(cells), bounds)
     }
 
-    fn with_counts(counts: BucketCounts, bounds: Arc<[f64]>, cells: Option<Arc<Cells>>) -> Self {
-        Self { bounds, cells, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
+    fn with_counts(counts: BucketCounts, bounds: Arc<[f64]>) -> Self {
+        Self { bounds, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
     }
 
     fn add(&self, value: f64, count: u64) {
         // Upper bounds are inclusive. NaN is below no bound.
         let bucket =
             if value.is_nan() { self.bounds.len() } else { self.bounds.partition_point(|bound| *bound < value) };
-        self.counts.add(self.cells.as_ref().map_or(bucket, |cells| cells.of(value, bucket)), count);
+        self.counts.add(bucket, || value, count);
         let added = value * count as f64;
         let mut sum = self.sum.load(Ordering::Relaxed);
         while let Err(other) = self.sum.compare_exchange_weak(
@@ -57,7 +55,7 @@ impl BucketHistogram {
     pub(crate) fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::empty(self.bounds.len() + 1);
         snapshot.sum = f64::from_bits(self.sum.load(Ordering::Relaxed));
-        snapshot.add_counts(&self.counts, self.cells.as_deref());
+        snapshot.add_counts(&self.counts);
         snapshot
     }
 }

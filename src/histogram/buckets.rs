@@ -1,16 +1,16 @@
 //! The counts of the buckets of a histogram.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::native::{Cells, NativeBuckets};
 
 /// Counters that share no cache line with those of another histogram.
 #[derive(Debug)]
 pub(crate) enum BucketCounts {
-    Dense(Box<[Line]>),
-    /// Allocated line by line, at the first sample of each.
-    Sparse(Box<[OnceLock<Box<Page>>]>),
+    Classic(Box<[Line]>),
+    /// Counters of cells, of which most histograms use few. Allocated line by line, at the first sample of each.
+    Native(Arc<Cells>, Box<[OnceLock<Box<Page>>]>),
 }
 
 #[derive(Debug, Default)]
@@ -23,24 +23,27 @@ const COUNTS_PER_LINE: usize = 16;
 const LINES_PER_PAGE: usize = 32;
 
 impl BucketCounts {
-    pub(crate) fn new(counts: usize) -> Self {
-        Self::Dense((0..counts.div_ceil(COUNTS_PER_LINE)).map(|_| Line::default()).collect())
+    pub(crate) fn new(buckets: usize) -> Self {
+        Self::Classic((0..buckets.div_ceil(COUNTS_PER_LINE)).map(|_| Line::default()).collect())
     }
 
-    /// Creates the counters of cells, of which most histograms use few.
-    pub(crate) fn of_cells(cells: &Cells) -> Self {
+    /// Creates the counters of a histogram that has native buckets too.
+    pub(crate) fn native(cells: Arc<Cells>) -> Self {
         let pages = cells.len().div_ceil(COUNTS_PER_LINE * LINES_PER_PAGE);
-        Self::Sparse((0..pages).map(|_| OnceLock::new()).collect())
+        Self::Native(cells, (0..pages).map(|_| OnceLock::new()).collect())
     }
 
+    /// Counts samples of a value, which is in this classic bucket.
     #[inline]
-    pub(crate) fn add(&self, at: usize, count: u64) {
-        let line = at / COUNTS_PER_LINE;
-        let line = match self {
-            Self::Dense(lines) => lines.get(line),
-            Self::Sparse(pages) => pages
-                .get(line / LINES_PER_PAGE)
-                .map(|page| &**page.get_or_init(Box::default)[line % LINES_PER_PAGE].get_or_init(Box::default)),
+    pub(crate) fn add(&self, bucket: usize, value: impl FnOnce() -> f64, count: u64) {
+        let (line, at) = match self {
+            Self::Classic(lines) => (lines.get(bucket / COUNTS_PER_LINE), bucket),
+            Self::Native(cells, pages) => {
+                let cell = cells.of(value(), bucket);
+                let line = cell / COUNTS_PER_LINE;
+                let page = pages.get(line / LINES_PER_PAGE).map(|page| page.get_or_init(Box::default));
+                (page.map(|page| &**page[line % LINES_PER_PAGE].get_or_init(Box::default)), cell)
+            }
         };
         if let Some(line) = line {
             line.0[at % COUNTS_PER_LINE].fetch_add(count, Ordering::Relaxed);
@@ -54,15 +57,15 @@ impl BucketCounts {
 
     /// Iterates over the lines that are allocated, each with the position of its first counter.
     fn lines(&self) -> impl Iterator<Item = (usize, &Line)> {
-        let (dense, sparse) = match self {
-            Self::Dense(lines) => (&lines[..], &[][..]),
-            Self::Sparse(pages) => (&[][..], &pages[..]),
+        let (lines, pages) = match self {
+            Self::Classic(lines) => (&lines[..], &[][..]),
+            Self::Native(_, pages) => (&[][..], &pages[..]),
         };
-        let pages = sparse.iter().enumerate().filter_map(|(n, page)| Some((n * LINES_PER_PAGE, page.get()?)));
-        let sparse = pages.flat_map(|(first, page)| {
+        let pages = pages.iter().enumerate().filter_map(|(n, page)| Some((n * LINES_PER_PAGE, page.get()?)));
+        let of_pages = pages.flat_map(|(first, page)| {
             page.iter().enumerate().filter_map(move |(n, line)| Some((first + n, &**line.get()?)))
         });
-        dense.iter().enumerate().chain(sparse).map(|(n, line)| (n * COUNTS_PER_LINE, line))
+        lines.iter().enumerate().chain(of_pages).map(|(n, line)| (n * COUNTS_PER_LINE, line))
     }
 }
 
@@ -87,11 +90,10 @@ impl Snapshot {
         Self { counts: vec![0; buckets], sum: 0.0, native: None }
     }
 
-    /// Adds the samples of counters, which are those of the buckets or of cells. Returns their number. The caller adds
-    /// their sum; it becomes NaN if one of them is.
-    pub(crate) fn add_counts(&mut self, counts: &BucketCounts, cells: Option<&Cells>) -> u64 {
+    /// Adds the samples of counters. Returns their number. The caller adds their sum; it becomes NaN if one of them is.
+    pub(crate) fn add_counts(&mut self, counts: &BucketCounts) -> u64 {
         let mut total = 0;
-        let Some(cells) = cells else {
+        let BucketCounts::Native(cells, _) = counts else {
             for (first, line) in counts.lines() {
                 for (bucket, count) in self.counts.iter_mut().skip(first).zip(line.counts()) {
                     *bucket += count;

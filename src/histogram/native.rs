@@ -121,14 +121,14 @@ fn merge_equal(buckets: &mut Vec<(i32, u64)>) {
 /// The number of a cell is the number of bounds of either kind below its samples.
 #[derive(Debug)]
 pub(crate) struct Cells {
-    /// The rank of the lowest value.
-    lowest: u64,
+    /// The lowest rank, and its native bucket.
+    lowest: (u64, Native),
     ranks: u64,
     /// The last cell that is not above each bound of the classic buckets.
     last_within: Box<[usize]>,
 }
 
-/// What the samples of a cell have in common.
+/// A native bucket, or none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Native {
     Negative(i32),
@@ -141,17 +141,18 @@ impl Cells {
     /// The cells of all values, NaN included. `bounds` has those of the classic buckets, ascending.
     #[cfg(feature = "pushgateway")]
     pub(crate) fn new(bounds: &[f64]) -> Self {
-        Self::from_rank(0, rank(f64::NAN), bounds)
+        Self::from_rank((0, native_of(0)), rank(f64::NAN), bounds)
     }
 
-    /// The cells of the values from zero to a number.
-    pub(crate) fn up_to(highest: f64, bounds: &[f64]) -> Self {
-        Self::from_rank(PER_SIDE, rank(highest), bounds)
+    /// The cells of zero and of the values from `lowest` to `highest`, which are positive.
+    pub(crate) fn of_zero_and(lowest: f64, highest: f64, bounds: &[f64]) -> Self {
+        Self::from_rank((rank(lowest) - 1, Native::Zero), rank(highest), bounds)
     }
 
-    fn from_rank(lowest: u64, highest: u64, bounds: &[f64]) -> Self {
-        let last_within = bounds.iter().enumerate().map(|(n, bound)| rank(*bound).saturating_sub(lowest) as usize + n);
-        Self { lowest, ranks: highest - lowest + 1, last_within: last_within.collect() }
+    fn from_rank(lowest: (u64, Native), highest: u64, bounds: &[f64]) -> Self {
+        let above = |bound: f64| rank(bound).saturating_sub(lowest.0) as usize;
+        let last_within = bounds.iter().enumerate().map(|(n, bound)| above(*bound) + n).collect();
+        Self { lowest, ranks: highest - lowest.0 + 1, last_within }
     }
 
     /// Returns the number of cells.
@@ -162,7 +163,7 @@ impl Cells {
     /// Returns the cell of a value in this classic bucket.
     #[inline]
     pub(crate) fn of(&self, value: f64, bucket: usize) -> usize {
-        rank(value).saturating_sub(self.lowest) as usize + bucket
+        rank(value).saturating_sub(self.lowest.0) as usize + bucket
     }
 
     /// Adds the counts of cells, in ascending order, to those of the classic buckets. Returns the native buckets, and the
@@ -180,7 +181,11 @@ impl Cells {
             if let Some(classic) = classic.get_mut(bucket) {
                 *classic += count;
             }
-            match native_of((cell - bucket) as u64 + self.lowest) {
+            let native_bucket = match (cell - bucket) as u64 {
+                0 => self.lowest.1,
+                above => native_of(self.lowest.0 + above),
+            };
+            match native_bucket {
                 // Ranks ascend, and the indexes of negative samples descend.
                 Native::Negative(index) => native.negative.push((index, count)),
                 Native::Zero => native.zero_count += count,

@@ -143,6 +143,31 @@ fn resolution_is_halved_until_the_buckets_are_within_the_limit() {
     assert_eq!((native.schema, buckets(&native), total(&native)), (-4, 144, both.len() as u64));
 }
 
+/// `docs/cost.md` has the figures.
+#[test]
+fn memory_of_a_histogram_is_bounded() {
+    let bytes = |record: &dyn Fn()| allocation_counter::measure(record).bytes_current;
+    let bounds: Vec<_> = (1..=16).map(f64::from).collect();
+    let cells = Arc::new(Cells::new(&bounds));
+    let histogram = std::cell::OnceCell::new();
+    let empty = bytes(&|| drop(histogram.set(BucketHistogram::native(Arc::default(), Arc::clone(&cells)))));
+    let histogram = histogram.into_inner().unwrap();
+    assert_eq!(empty + bytes(&|| histogram.record(1.5)), 592 + 512 + 128);
+    assert_eq!(bytes(&|| histogram.record(1.5)), 0);
+    let every_bucket = || {
+        for exponent in 0..2_048_u64 {
+            for mantissa in 0..32_u64 {
+                let value = f64::from_bits(exponent << 52 | mantissa << 47);
+                histogram.record(value);
+                histogram.record(-value);
+            }
+        }
+    };
+    let all = bytes(&every_bucket);
+    assert!(all > 160_000 && empty + 640 + all <= 167_500, "{all}");
+    assert_eq!(bytes(&every_bucket), 0);
+}
+
 /// The buckets of both kinds are read while threads record.
 #[test]
 fn buckets_of_both_kinds_agree_in_every_reading() {

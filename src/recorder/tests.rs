@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::prometheus::*;
 use super::target::KeptHistogram;
 use crate::exposition::{MetricKind, Samples};
-use crate::histogram::Snapshot;
+use crate::histogram::{NativeBuckets, Snapshot};
 use crate::unix_time;
 
 static METADATA: Metadata<'static> = Metadata::new("test", metrics::Level::INFO, None);
@@ -176,6 +176,34 @@ fn series_kept_elsewhere_are_added_to_those_recorded_here() {
          own_seconds_bucket{b=\"2\",a=\"1\",le=\"+Inf\"} 4\nown_seconds_sum{b=\"2\",a=\"1\"} 10.5\n\
          own_seconds_count{b=\"2\",a=\"1\"} 4\n"
     );
+}
+
+/// The durations of a run beyond the limit, or of an application that records into a histogram of this crate.
+#[test]
+fn native_buckets_of_one_series_are_added() {
+    let own = [("own_seconds".to_owned(), MetricKind::Histogram)];
+    let recorder = StageRecorder::new([("own_seconds", &[1.0][..])], own, true);
+    with_local_recorder(&recorder, || {
+        // At schema 3 these are 200 buckets.
+        (0..200).for_each(|octave| histogram!("own_seconds").record(f64::from(octave - 100).exp2()));
+        histogram!("rows").record(4.0);
+    });
+    let native = NativeBuckets { zero_count: 3, positive: vec![(8, 5), (9, 1)], ..NativeBuckets::default() };
+    let snapshot = Snapshot { counts: vec![3, 6], sum: 14.5, native: Some(Box::new(native)) };
+    let kept = KeptHistogram { key: Key::from_static_name("own_seconds"), snapshot, created: Duration::ZERO };
+    let families = recorder.families([kept]);
+    let native = |name: &str| {
+        let Samples::Histogram(series) = &families.get(name).unwrap().samples else { panic!("{families:?}") };
+        assert_eq!(series.len(), 1);
+        (series[0].value.count.unwrap(), (**series[0].value.native.as_ref().unwrap()).clone())
+    };
+    assert_eq!(native("rows"), (1, NativeBuckets { positive: vec![(16, 1)], ..NativeBuckets::default() }));
+    let (count, sum) = native("own_seconds");
+    assert_eq!((count, sum.zero_count, sum.schema), (209, 3, -1));
+    let samples: u64 = sum.positive.iter().map(|(_, count)| count).sum();
+    assert_eq!(samples, 206);
+    // The values 2 and 4 are in the bucket up to 4, with the five up to 2 and the one above it.
+    assert_eq!(sum.positive.iter().find(|(index, _)| *index == 1), Some(&(1, 8)));
 }
 
 #[test]

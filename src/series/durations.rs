@@ -9,14 +9,13 @@ use std::sync::{Arc, OnceLock};
 use super::outcome::{Outcome, Reason};
 use crate::histogram::{BucketCounts, Cells, Snapshot};
 
-/// The upper bounds of the buckets, in nanoseconds.
+/// The upper bounds of the buckets, in nanoseconds, and the cells of a native histogram.
 #[derive(Debug, Default)]
 pub(crate) struct DurationBounds {
     /// The longest duration within each bound that is not negative.
     longest: Box<[u64]>,
     below_zero: usize,
-    /// Those of a native histogram.
-    cells: Option<Cells>,
+    cells: Option<Arc<Cells>>,
 }
 
 impl DurationBounds {
@@ -26,7 +25,7 @@ impl DurationBounds {
         Self {
             longest: seconds.iter().skip(below_zero).map(|bound| bound_to_nanos(*bound)).collect(),
             below_zero,
-            cells: is_native.then(|| Cells::up_to(u64::MAX as f64 / 1e9, seconds)),
+            cells: is_native.then(|| Arc::new(Cells::of_zero_and(seconds_of(1), seconds_of(u64::MAX), seconds))),
         }
     }
 
@@ -40,21 +39,21 @@ impl DurationBounds {
     }
 
     fn counts(&self) -> BucketCounts {
-        self.cells.as_ref().map_or_else(|| BucketCounts::new(self.buckets()), BucketCounts::of_cells)
+        match &self.cells {
+            Some(cells) => BucketCounts::native(Arc::clone(cells)),
+            None => BucketCounts::new(self.buckets()),
+        }
     }
+}
 
-    /// Returns the position of the counter of a duration.
-    #[inline]
-    fn counter(&self, nanos: u64) -> usize {
-        let bucket = self.bucket(nanos);
-        self.cells.as_ref().map_or(bucket, |cells| cells.of(nanos as f64 / 1e9, bucket))
-    }
+fn seconds_of(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
 }
 
 /// Returns the largest number of nanoseconds that is not above the bound in seconds, so that a comparison of nanoseconds
 /// gives the result of a comparison of seconds.
 fn bound_to_nanos(bound: f64) -> u64 {
-    let is_within = |nanos: u64| nanos as f64 / 1e9 <= bound;
+    let is_within = |nanos: u64| seconds_of(nanos) <= bound;
     let mut nanos = (bound * 1e9) as u64;
     while nanos > 0 && !is_within(nanos) {
         nanos -= 1;
@@ -118,7 +117,7 @@ impl Durations {
             Outcome::Success => &self.succeeded,
             Outcome::Failure(reason) => self.failed[reason as usize].get_or_init(|| self.bounds.counts()),
         };
-        row.add(self.bounds.counter(nanos), 1);
+        row.add(self.bounds.bucket(nanos), || seconds_of(nanos), 1);
         self.total_nanos.fetch_add(nanos, Ordering::Relaxed);
         if self.slowest_nanos.load(Ordering::Relaxed) < nanos {
             self.slowest_nanos.fetch_max(nanos, Ordering::Relaxed);
@@ -139,8 +138,8 @@ impl Durations {
     pub(crate) fn read(&self) -> (HistogramTotals, Snapshot) {
         let mut snapshot = Snapshot::empty(self.bounds.buckets());
         // Each counter is read once, for the histogram and for the totals.
-        let totals = self.sum_rows(|row| snapshot.add_counts(row, self.bounds.cells.as_ref()));
-        snapshot.sum = totals.total_nanos as f64 / 1e9;
+        let totals = self.sum_rows(|row| snapshot.add_counts(row));
+        snapshot.sum = seconds_of(totals.total_nanos);
         (totals, snapshot)
     }
 
@@ -171,6 +170,22 @@ impl std::ops::AddAssign for HistogramTotals {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// `docs/cost.md` has the figures.
+    #[test]
+    fn memory_of_native_counts_is_bounded() {
+        let bounds: Vec<_> = (1..=14).map(f64::from).collect();
+        let durations = Durations::new(Arc::new(DurationBounds::new(&bounds, true)));
+        let finished = AtomicU64::new(0);
+        let add =
+            |nanos| allocation_counter::measure(|| durations.add(nanos, Outcome::Success, &finished)).bytes_current;
+        assert_eq!(add(1_000_000), 512 + 128, "a page and a line");
+        assert_eq!(add(1_000_000) + add(1_000_001), 0);
+        let all: i64 = (0..=64).map(|bits| add(u64::MAX.checked_shr(64 - bits).unwrap_or(0))).sum();
+        assert!(all > 3_000 && all + 640 + 32 <= 5_400, "{all}");
+        let again: i64 = (0..=64).map(|bits| add(u64::MAX.checked_shr(64 - bits).unwrap_or(0))).sum();
+        assert_eq!(again, 0);
+    }
 
     /// The count, the totals and the buckets of both kinds are read while threads count.
     #[test]

@@ -119,6 +119,19 @@ fn native_histograms_are_pushed_in_protobuf_unless_text_is_set() {
     }
 }
 
+/// Each duration then goes to two recorders as it is measured.
+#[cfg(feature = "otlp")]
+#[test]
+fn native_histograms_are_pushed_beside_opentelemetry() {
+    let server = MockGateway::ok();
+    let provider = opentelemetry_sdk::metrics::SdkMeterProvider::builder().build();
+    let builder = MetricsLayer::builder().with_native_histograms().with_pushgateway(gateway(&server));
+    let Measured { guard, log: _, default: _default } = measured(builder.with_meter_provider(provider));
+    stage("a");
+    guard.shutdown().unwrap();
+    assert!(has_native_histogram(&server.requests().pop().unwrap().body));
+}
+
 /// As `map_pushgateway`: a program sets them in code, and runs without a gateway too.
 #[test]
 fn native_histograms_have_no_effect_without_a_gateway() {
