@@ -1,7 +1,6 @@
 //! The OTLP receivers of Prometheus and VictoriaMetrics: names, units, buckets and temporality.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_histogram, gauge, histogram};
@@ -94,8 +93,7 @@ fn prometheus(configuration: &str, args: &[&str]) -> Option<(Prometheus, String)
     if !installed(PROMETHEUS) {
         return None;
     }
-    let help = Command::new(PROMETHEUS).arg("--help").output().unwrap();
-    if !String::from_utf8_lossy(&[help.stdout, help.stderr].concat()).contains("web.enable-otlp-receiver") {
+    if !servers::is_prometheus_3() {
         assert_ne!(std::env::var(REQUIRE_SERVERS).as_deref(), Ok("current"), "the Prometheus in PATH has no receiver");
         servers::left_out("Prometheus 3 is not installed; tests/current-servers/run builds it");
         return None;

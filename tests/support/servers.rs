@@ -117,6 +117,13 @@ impl Pushgateway {
 /// One series of a query result: its labels, `__name__` included, and its value.
 pub type Series = (BTreeMap<String, String>, f64);
 
+/// Returns whether the Prometheus in PATH is of version 3.
+#[track_caller]
+pub fn is_prometheus_3() -> bool {
+    let help = Command::new(PROMETHEUS).arg("--help").output().expect("the help of Prometheus");
+    String::from_utf8_lossy(&[help.stdout, help.stderr].concat()).contains("web.enable-otlp-receiver")
+}
+
 /// A Prometheus that scrapes every 300 ms into a directory of its own.
 pub struct Prometheus {
     process: Process,
@@ -139,7 +146,12 @@ impl Prometheus {
     /// Starts a Prometheus with rules and with experimental features, a list such as `native-histograms`.
     #[track_caller]
     pub fn start_with_features(scrape: &[(&str, SocketAddr, bool)], rules: &[&Path], features: &str) -> Self {
-        Self::start_with(&configuration(scrape, rules), &[&format!("--enable-feature={features}")])
+        let mut configuration = configuration(scrape, rules);
+        // A feature up to Prometheus 3.8, a setting from then on.
+        if features.contains("native-histograms") && is_prometheus_3() {
+            configuration = configuration.replacen("global:\n", "global:\n  scrape_native_histograms: true\n", 1);
+        }
+        Self::start_with(&configuration, &[&format!("--enable-feature={features}")])
     }
 
     /// Starts a Prometheus with a receiver of OTLP (3.0 or later), further configuration and further arguments.

@@ -357,7 +357,7 @@ fn exemplars_for_a_server_that_takes_text_alone_are_a_configuration_error() {
     let gateway = Pushgateway::new("http://vm:8428/api/v1/import/prometheus", "j").unwrap();
     let build = |gateway| MetricsLayer::builder().with_exemplars().with_pushgateway(gateway).build();
     let error = build(gateway.clone()).unwrap_err();
-    assert!(error.is_config() && error.to_string().ends_with("or set it to text"), "{error}");
+    assert!(error.is_config() && error.to_string().ends_with("set the push format to text"), "{error}");
     assert!(build(gateway.with_format(PushFormat::Text)).is_ok(), "text is taken");
 }
 
