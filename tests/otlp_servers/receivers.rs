@@ -10,7 +10,7 @@ use tracing_subscriber::prelude::*;
 use super::now;
 use super::support::child::{self, Ended};
 use super::support::measured::{failing_stage, stage};
-use super::support::servers::{self, PROMETHEUS, REQUIRE_SERVERS, Series, installed};
+use super::support::servers::{self, PROMETHEUS, Series, installed};
 use super::support::{self, Prometheus, exposition};
 
 /// Not a test: a job with metrics of all kinds.
@@ -90,12 +90,7 @@ fn assert_same(stored: &BTreeMap<Key, f64>, written: &BTreeMap<Key, f64>) {
 /// which has none.
 #[track_caller]
 fn prometheus(configuration: &str, args: &[&str]) -> Option<(Prometheus, String)> {
-    if !installed(PROMETHEUS) {
-        return None;
-    }
-    if !servers::is_prometheus_3() {
-        assert_ne!(std::env::var(REQUIRE_SERVERS).as_deref(), Ok("current"), "the Prometheus in PATH has no receiver");
-        servers::left_out("Prometheus 3 is not installed; tests/current-servers/run builds it");
+    if !installed(PROMETHEUS) || !servers::is_prometheus_3_or_left_out() {
         return None;
     }
     let server = Prometheus::start_receiver(configuration, args);

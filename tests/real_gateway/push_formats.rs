@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing_stage_metrics::PushFormat;
 
 use super::support::measured::{Measured, failing_stage, measured, stage};
+use super::support::servers::{self, Prometheus};
 use super::support::{self, http};
 use super::{SPECIAL_VALUES, builder, gateway_for, protobuf};
 
@@ -116,6 +117,31 @@ fn counters_and_histograms_have_a_created_time_in_protobuf() {
     stage("a");
     guard.shutdown().unwrap();
     assert_eq!(created(), first, "the series are those that were there");
+}
+
+/// It stores a zero at the created time, so that the first value that it sees is an increase.
+#[test]
+fn prometheus_with_created_times_sees_the_first_increment() {
+    let Some(server) = support::pushgateway() else { return };
+    if !servers::installed(servers::PROMETHEUS) || !servers::is_prometheus_3_or_left_out() {
+        return;
+    }
+    let gateway = gateway_for(&server, "j").with_format(PushFormat::Protobuf);
+    let Measured { guard, log: _, default: _default } = measured(builder(gateway));
+    for _ in 0..3 {
+        stage("a");
+    }
+    guard.shutdown().unwrap();
+    let scrape = [("pushgateway", server.addr(), true)];
+    let prometheus = Prometheus::start_with_features(&scrape, &[], "created-timestamp-zero-ingestion");
+    let rise = |series: &str| format!("max_over_time({series}[5m]) - min_over_time({series}[5m])");
+    let rises = |series: &str, by: f64| {
+        prometheus.await_query(&rise(series), |found| found.len() == 1 && found[0].1 == by);
+    };
+    rises("quant_stage_total{stage_id='a',status='success'}", 3.0);
+    rises("quant_stage_duration_seconds_count{stage_id='a'}", 3.0);
+    // A gauge has no created time.
+    rises("quant_stage_active{stage_id='a'}", 0.0);
 }
 
 /// The text of a caller is sent as text, whatever format the layer pushes in.

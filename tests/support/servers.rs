@@ -124,6 +124,18 @@ pub fn is_prometheus_3() -> bool {
     String::from_utf8_lossy(&[help.stdout, help.stderr].concat()).contains("web.enable-otlp-receiver")
 }
 
+/// Returns whether the Prometheus in PATH is of version 3. If it is not, prints that the test is left out, or panics where the
+/// servers of today are required.
+#[track_caller]
+pub fn is_prometheus_3_or_left_out() -> bool {
+    let is_prometheus_3 = is_prometheus_3();
+    if !is_prometheus_3 {
+        assert_ne!(std::env::var(REQUIRE_SERVERS).as_deref(), Ok("current"), "the Prometheus in PATH is too old");
+        left_out("Prometheus 3 is not installed; tests/current-servers/run builds it");
+    }
+    is_prometheus_3
+}
+
 /// A Prometheus that scrapes every 300 ms into a directory of its own.
 pub struct Prometheus {
     process: Process,
