@@ -138,12 +138,16 @@ fn long_value_is_cut_at_a_character_boundary() {
 
 #[test]
 fn histogram_buckets_by_name_override_stage_duration_buckets() {
-    for bounds in
-        [&[1.0, 2.0, 3.0][..], &[1.0; 0], &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0]]
-    {
+    const NAME: &str = "quant_stage_duration_seconds";
+    for (name, bounds) in [
+        (NAME, &[1.0, 2.0, 3.0][..]),
+        (NAME, &[1.0; 0]),
+        (NAME, &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0]),
+        // A name is cleaned before it is compared.
+        ("quant.stage-duration_seconds", &[1.0, 2.0, 3.0]),
+    ] {
         let builder = MetricsLayer::builder().with_buckets(&[7.0, 8.0]);
-        let named =
-            |builder: MetricsLayerBuilder| builder.with_histogram_buckets("quant_stage_duration_seconds", bounds);
+        let named = |builder: MetricsLayerBuilder| builder.with_histogram_buckets(name, bounds);
         let (builder, expected) = if bounds.is_empty() { (builder, &[7.0, 8.0][..]) } else { (named(builder), bounds) };
         let (exposition, _) = measure(builder, || stage("a"));
         let buckets = exposition.matching("quant_stage_duration_seconds_bucket", &[]);

@@ -13,6 +13,7 @@ use crate::delivery::otlp;
 use crate::delivery::{DeliveryConfig, DeliveryThread, PushFormat, Pushgateway, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::error::Error;
+use crate::exposition::metric_name;
 use crate::layer::{LayerSettings, MetricsLayer, StageTracker};
 use crate::process;
 #[cfg(feature = "otlp")]
@@ -34,7 +35,7 @@ impl MetricsLayerBuilder {
         mut self,
         install: impl FnOnce(Arc<dyn Recorder + Send + Sync>) -> Result<(), Error>,
     ) -> Result<(MetricsLayer, FlushGuard), Error> {
-        if self.native_histograms {
+        if self.native_histograms && self.exposition.is_none() {
             self = self.map_pushgateway(|gateway| gateway.with_default_format(PushFormat::Protobuf));
         }
         #[cfg(feature = "trace-id")]
@@ -60,17 +61,19 @@ impl MetricsLayerBuilder {
         let is_alone = otlp.recorder.is_none();
         #[cfg(not(feature = "otlp"))]
         let is_alone = true;
-        // The last bounds of a name count, as in the recorder.
-        let of_duration = bounds.iter().rev().find(|(name, _)| *name == bounds[0].0).map(|(_, of)| of.clone());
+        // The last bounds of a name count, as in the recorder, which cleans the names too.
+        let of_duration =
+            bounds.iter().rev().find(|(name, _)| metric_name(name) == bounds[0].0).map(|(_, of)| of.clone());
         #[cfg(feature = "trace-id")]
         let exemplars = of_duration.clone().filter(|_| self.exemplars);
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
         let push_format = self.gateway.as_ref().map(Pushgateway::format);
-        let native_histograms = self.native_histograms && push_format == Some(PushFormat::Protobuf);
+        let is_native = self.native_histograms && self.exposition.is_none();
+        let native_histograms = is_native && push_format == Some(PushFormat::Protobuf);
         let no_native_histograms = match push_format {
             _ if !self.native_histograms => None,
-            Some(PushFormat::Text) => Some("pushes are text, which has none: set the push format to protobuf"),
             Some(_) if self.exposition.is_some() => Some("`with_exposition` renders text, which has none"),
+            Some(PushFormat::Text) => Some("pushes are text, which has none: set the push format to protobuf"),
             _ => None,
         };
         let (target, exposition, recorder) = match self.exposition {

@@ -54,16 +54,16 @@ impl MetricsLayerBuilder {
     }
 
     /// Adds native histograms to the stage duration and to the application's own histograms, beside their buckets: exponential
-    /// buckets with eight bounds for each power of two, so that any quantile is known within 9 %. Above 160 buckets, pairs of
-    /// neighbours are merged. Without it, or with the variable `…_NATIVE_HISTOGRAMS`, there are no native histograms.
+    /// buckets with eight bounds for each power of two, so that a quantile is known within 9 %. Above 160 buckets, pairs of
+    /// neighbours are merged, and a quantile is known less well. Without it, or with the variable `…_NATIVE_HISTOGRAMS`, there are no native histograms.
     ///
     /// Only the protobuf format has them, so it becomes the format of pushes unless
     /// [`with_format`](crate::Pushgateway::with_format) or the variable `…_PUSH_FORMAT` sets another one. They have no effect where
     /// no gateway is set. If they cannot be delivered, because pushes are text or because
     /// [`with_exposition`](Self::with_exposition) renders text, `install()` warns.
     ///
-    /// A Prometheus with `--enable-feature=native-histograms` stores them **in place of** the series `_bucket`, `_sum` and
-    /// `_count`, so queries must ask for either; [`guide::metrics`](crate::guide::metrics) shows how. Other servers read the buckets
+    /// A Prometheus that stores native histograms stores them **in place of** the series `_bucket`, `_sum` and `_count`, so
+    /// queries must ask for either; [`guide::metrics`](crate::guide::metrics) shows how. Other servers read the buckets
     /// as before.
     ///
     /// ```no_run
@@ -157,7 +157,8 @@ impl MetricsLayerBuilder {
     /// The exemplar of a bucket has the duration of the stage as its value, that of a counter 1; both have the label `trace_id`
     /// and the time at which the stage ended. Exemplars are in the protobuf format alone, so the gateway gets
     /// [`PushFormat::Protobuf`](crate::PushFormat::Protobuf) unless a format is set. If that is the text format, and with
-    /// [`with_exposition`](Self::with_exposition), a warning says that there are none. [`guide::opentelemetry`] has the way from
+    /// [`with_exposition`](Self::with_exposition), a warning says that there are none. They have no effect where no gateway is
+    /// set. [`guide::opentelemetry`] has the way from
     /// an exemplar to its trace.
     ///
     /// [exemplar]: https://prometheus.io/docs/instrumenting/exposition_formats/#protobuf-format

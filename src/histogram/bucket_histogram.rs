@@ -36,6 +36,9 @@ impl BucketHistogram {
     }
 
     fn add(&self, value: f64, count: u64) {
+        if count == 0 {
+            return;
+        }
         // Upper bounds are inclusive. NaN is below no bound.
         let bucket =
             if value.is_nan() { self.bounds.len() } else { self.bounds.partition_point(|bound| *bound < value) };

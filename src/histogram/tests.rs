@@ -244,3 +244,14 @@ proptest! {
         }
     }
 }
+
+/// A product of zero and infinity would be NaN.
+#[test]
+fn recording_a_value_no_times_changes_nothing() {
+    let histogram = BucketHistogram::new(Arc::from([1.0]));
+    histogram.record_many(f64::INFINITY, 0);
+    histogram.record_many(f64::NAN, 0);
+    histogram.record(0.5);
+    let snapshot = histogram.snapshot();
+    assert_eq!((snapshot.counts, snapshot.sum), (vec![1, 0], 0.5));
+}

@@ -22,7 +22,8 @@ impl<const WORDS: usize> Seqlock<WORDS> {
     /// may see in part.
     #[inline]
     pub(crate) fn set(&self, words: [u64; WORDS], is_wanted: impl FnOnce([u64; WORDS]) -> bool) {
-        let version = self.version.load(Ordering::Relaxed);
+        // Pairs with the last store: `is_wanted` sees no words that are older than this version.
+        let version = self.version.load(Ordering::Acquire);
         if is_odd(version)
             || !is_wanted(self.load())
             || self.version.compare_exchange(version, version + 1, Ordering::Acquire, Ordering::Relaxed).is_err()

@@ -74,7 +74,7 @@ fn protobuf_to_a_server_that_throws_it_away_is_a_configuration_error() {
     assert!(build(gateway.clone()).is_ok(), "text is taken");
     let native = |gateway| MetricsLayer::builder().with_pushgateway(gateway).with_native_histograms().build();
     let error = native(gateway.clone()).unwrap_err();
-    assert!(error.is_config() && error.to_string().ends_with("so set the push format to text"), "{error}");
+    assert!(error.is_config() && error.to_string().ends_with(": set the push format to text"), "{error}");
     assert!(native(gateway.with_format(PushFormat::Text)).is_ok(), "which is what the error asks for");
 }
 
@@ -98,8 +98,8 @@ fn native_histograms_are_pushed_in_protobuf_unless_text_is_set() {
         (None, None, PROTOBUF, true, &[][..]),
         (Some(PushFormat::Protobuf), None, PROTOBUF, true, &[]),
         (text, None, TEXT, false, &[TEXT_WARNING]),
-        (text, Some("a 1\n"), TEXT, false, &[TEXT_WARNING]),
-        (None, Some("a 1\n"), PROTOBUF, false, &[EXPOSITION_WARNING]),
+        (text, Some("a 1\n"), TEXT, false, &[EXPOSITION_WARNING]),
+        (None, Some("a 1\n"), TEXT, false, &[EXPOSITION_WARNING]),
     ] {
         let server = MockGateway::ok();
         let mut builder = MetricsLayer::builder().with_native_histograms().with_pushgateway(gateway(&server));

@@ -56,7 +56,10 @@ pub(in crate::delivery) async fn push_state(
     let refusal = explain(gateway, refusal, budget.deadline).await;
     match pushed {
         Ok(()) => Ok(Pushed::OwnFamilies(application_refused(gateway, STAGES_PUSHED, refusal))),
-        Err(_) => Err(application_refused(gateway, "pushing the stages without them failed too", refusal)),
+        Err(error) => {
+            let outcome = format!("pushing the stages without them failed too: {error}");
+            Err(application_refused(gateway, &outcome, refusal))
+        }
     }
 }
 

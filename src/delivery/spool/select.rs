@@ -110,11 +110,21 @@ impl Spool {
                     return Some(Entry { name, file, _in_use, payload });
                 }
                 Ok(Ok(_) | Err(Unreadable::LaterFormat)) => drop(self.state().ignored_files.insert(name)),
-                Ok(Err(Unreadable::Corrupt)) => drop(self.quarantine(&name, CORRUPT)),
+                Ok(Err(Unreadable::Corrupt)) => self.set_damaged_aside(&name),
                 Err(error) => self.ignore(&name, error),
             }
         }
         None
+    }
+
+    /// Renames a payload whose checksum is wrong, and reports it. A file that cannot be renamed is ignored from now on.
+    fn set_damaged_aside(&self, name: &str) {
+        let damaged = std::io::Error::new(std::io::ErrorKind::InvalidData, "its checksum is wrong");
+        if self.quarantine(name, CORRUPT) {
+            self.notice(format!("payload {:?} is damaged: it is renamed to *.{CORRUPT}", self.path(name)), damaged);
+        } else {
+            self.ignore(name, damaged);
+        }
     }
 
     /// Ignores a file that cannot be read from now on, and reports it.
@@ -220,7 +230,9 @@ impl Spool {
             else {
                 continue;
             };
-            if query.is_for_gateway(&payload) && query.is_in_scope(&payload.group) {
+            // The successes of a later version's payload cannot be read: it stays.
+            let is_readable = payload.format().is_some() && payload.namespace.is_some();
+            if is_readable && query.is_for_gateway(&payload) && query.is_in_scope(&payload.group) {
                 carried.successes.add(&payload);
                 carried.names.push(name);
             }

@@ -228,13 +228,13 @@ impl Spool {
 
     /// Quarantines payloads that the gateway refused for good. Returns whether all of them are renamed.
     pub(super) fn refuse(&self, entries: &[Entry], error: &Error) -> bool {
-        let is_quarantined = entries.iter().all(|entry| self.quarantine(&entry.name, names::REFUSED));
+        let renamed = entries.iter().filter(|entry| self.quarantine(&entry.name, names::REFUSED)).count();
         let mut state = self.state();
         entries.iter().for_each(|entry| drop(state.unanswered.remove(&entry.name)));
-        if is_quarantined {
+        if renamed > 0 {
             state.notices.push(DeliveryEvent::ReplayRefused(error.copy()));
         }
-        is_quarantined
+        renamed == entries.len()
     }
 
     /// Renames a file to another extension, so that no process delivers it. Returns whether that succeeded.
