@@ -76,6 +76,15 @@ fn leave_payload_with(spool: &Path, stage_id: &str, builder: impl FnOnce(&str) -
     assert_eq!(directory::payloads(spool).len(), before + 1, "the run leaves its payload");
 }
 
+/// A run that delivers every waiting payload. Asserts that it warns of nothing.
+#[track_caller]
+fn deliver(builder: MetricsLayerBuilder, spool: &Path) {
+    let Measured { guard, log, default: _default } = measured(builder);
+    directory::await_no_payload(spool);
+    guard.shutdown().unwrap();
+    assert_eq!(log.own(), [""; 0]);
+}
+
 /// Method and path of a request, without the address: `POST job/a`, `GET /metrics`.
 fn request_line(request: &Request) -> String {
     let path = request.path.strip_prefix("/metrics/").unwrap_or(&request.path);

@@ -10,7 +10,7 @@ use super::builder::MetricsLayerBuilder;
 use crate::delivery::Listener;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp;
-use crate::delivery::{DeliveryConfig, DeliveryThread, PushFormat, Pushgateway, Spool, Textfile};
+use crate::delivery::{DeliveryConfig, DeliveryThread, PushFormat, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::error::Error;
 use crate::exposition::metric_name;
@@ -29,17 +29,24 @@ use crate::run::shutdown::Flusher;
 use crate::run::signals::SignalHandler;
 use crate::schema::{self, OWN_TARGET};
 
+/// Why pushes do not carry what protobuf alone has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NoProtobuf {
+    /// The metrics come from the text of `with_exposition`.
+    Exposition,
+    /// The format is set to text.
+    Text,
+}
+
 impl MetricsLayerBuilder {
     /// Builds and starts all parts. `install` makes the recorder the global one.
     pub(crate) fn start(
         mut self,
         install: impl FnOnce(Arc<dyn Recorder + Send + Sync>) -> Result<(), Error>,
     ) -> Result<(MetricsLayer, FlushGuard), Error> {
-        if self.native_histograms && self.exposition.is_none() {
-            self = self.map_pushgateway(|gateway| gateway.with_default_format(PushFormat::Protobuf));
-        }
+        let no_native_histograms = if self.native_histograms { self.default_to_protobuf() } else { None };
         #[cfg(feature = "trace-id")]
-        let exemplars_problem = self.prepare_exemplars();
+        let no_exemplars = if self.exemplars { self.default_to_protobuf() } else { None };
         self.check()?;
         if self.instance_grouping
             && let Some(gateway) = self.gateway.take()
@@ -65,17 +72,9 @@ impl MetricsLayerBuilder {
         let of_duration =
             bounds.iter().rev().find(|(name, _)| metric_name(name) == bounds[0].0).map(|(_, of)| of.clone());
         #[cfg(feature = "trace-id")]
-        let exemplars = of_duration.clone().filter(|_| self.exemplars);
+        let exemplars = of_duration.clone().filter(|_| self.exemplars && no_exemplars != Some(NoProtobuf::Exposition));
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
-        let push_format = self.gateway.as_ref().map(Pushgateway::format);
-        let is_native = self.native_histograms && self.exposition.is_none();
-        let native_histograms = is_native && push_format == Some(PushFormat::Protobuf);
-        let no_native_histograms = match push_format {
-            _ if !self.native_histograms => None,
-            Some(_) if self.exposition.is_some() => Some("`with_exposition` renders text, which has none"),
-            Some(PushFormat::Text) => Some("pushes are text, which has none: set the push format to protobuf"),
-            _ => None,
-        };
+        let native_histograms = self.native_histograms && self.gateway.is_some() && no_native_histograms.is_none();
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (RecorderTarget::Global, Exposition::Foreign(ForeignRecorder::new(render)?), None),
             None => {
@@ -115,7 +114,15 @@ impl MetricsLayerBuilder {
             diagnostics: Arc::clone(&diagnostics),
         }));
         #[cfg(feature = "trace-id")]
-        if let Some(problem) = exemplars_problem {
+        if let Some(problem) = no_exemplars {
+            let problem = match problem {
+                NoProtobuf::Exposition => {
+                    "`with_exposition` delivers the text of a recorder that does not know them; leave `with_exemplars` out"
+                }
+                NoProtobuf::Text => {
+                    "the text format does not have them; set the push format to protobuf, or leave it out"
+                }
+            };
             diagnostics.emit(move || warn!(target: OWN_TARGET, "no metric has an exemplar: {problem}"));
         }
         if let (Some(gateway), Some(variable)) = (&self.gateway, self.default_job) {
@@ -129,7 +136,11 @@ impl MetricsLayerBuilder {
                 );
             });
         }
-        if let Some(reason) = no_native_histograms {
+        if let Some(problem) = no_native_histograms.filter(|_| self.gateway.is_some()) {
+            let reason = match problem {
+                NoProtobuf::Exposition => "`with_exposition` renders text, which has none",
+                NoProtobuf::Text => "pushes are text, which has none: set the push format to protobuf",
+            };
             diagnostics.emit(move || warn!(target: OWN_TARGET, "native histograms are not delivered: {reason}"));
         }
         #[cfg(feature = "resource-usage")]
@@ -182,23 +193,16 @@ impl MetricsLayerBuilder {
         Ok((MetricsLayer::over(stages), FlushGuard::new(flusher)))
     }
 
-    /// Makes protobuf the format of the gateway if exemplars are to be pushed and no format is set. Returns what keeps
-    /// exemplars from being pushed.
-    #[cfg(feature = "trace-id")]
-    fn prepare_exemplars(&mut self) -> Option<&'static str> {
-        if !self.exemplars {
-            return None;
-        }
+    /// Makes protobuf the format of the gateway unless one is set. Returns what keeps pushes from carrying what protobuf
+    /// alone has.
+    fn default_to_protobuf(&mut self) -> Option<NoProtobuf> {
         if self.exposition.is_some() {
-            self.exemplars = false;
-            return Some(
-                "`with_exposition` delivers the text of a recorder that does not know them; leave `with_exemplars` out",
-            );
+            return Some(NoProtobuf::Exposition);
         }
         let gateway = self.gateway.take()?.with_default_format(PushFormat::Protobuf);
         let is_text = gateway.format() == PushFormat::Text;
         self.gateway = Some(gateway);
-        is_text.then_some("the text format does not have them; set the push format to protobuf, or leave it out")
+        is_text.then_some(NoProtobuf::Text)
     }
 
     /// Builds the recorder and the exporter of OpenTelemetry that the settings select.

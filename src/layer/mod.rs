@@ -35,10 +35,6 @@ pub(crate) use stages::LayerSettings;
 pub(crate) use summary::StageState;
 pub(crate) use tracker::StageTracker;
 
-use crate::recorder::RecorderTarget;
-use crate::schema::DEFAULT_NAMESPACE;
-use crate::series::DEFAULT_MAX_SERIES;
-
 /// A [`Layer`] that records the duration and the outcome of every stage.
 ///
 /// A stage is a span whose callsite declares a field `stage_id`. Its `profile` and `run_id` are its own fields or, for a
@@ -90,22 +86,7 @@ impl MetricsLayer {
     /// ```
     #[must_use]
     pub fn new() -> Self {
-        Self::over(Arc::new(StageTracker::new(LayerSettings {
-            namespace: DEFAULT_NAMESPACE.to_owned(),
-            policy: FailurePolicy::default(),
-            max_series: DEFAULT_MAX_SERIES,
-            buckets: None,
-            native_histograms: false,
-            #[cfg(feature = "trace-id")]
-            exemplars: None,
-            expected_stages: Vec::new(),
-            profile: None,
-            run_id: None,
-            run_id_label: true,
-            target: RecorderTarget::Global,
-            clock: quanta::Clock::new(),
-            diagnostics: Arc::default(),
-        })))
+        Self::over(Arc::new(StageTracker::new(LayerSettings::default())))
     }
 
     pub(crate) fn over(tracker: Arc<StageTracker>) -> Self {

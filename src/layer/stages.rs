@@ -15,9 +15,10 @@ use super::trace_context::StageTraces;
 use super::warnings::{self, FailedStage};
 use crate::diagnostics::Diagnostics;
 use crate::recorder::{RecorderHandle, RecorderTarget};
+use crate::schema::DEFAULT_NAMESPACE;
 use crate::series::interner::{Interner, LabelId, Role};
 use crate::series::outcome::{Outcome, Reason};
-use crate::series::{DurationBounds, FinishedStage, SeriesTable};
+use crate::series::{DEFAULT_MAX_SERIES, DurationBounds, FinishedStage, SeriesTable};
 
 /// The settings of the layer.
 pub(crate) struct LayerSettings {
@@ -40,6 +41,28 @@ pub(crate) struct LayerSettings {
     pub(crate) target: RecorderTarget,
     pub(crate) clock: quanta::Clock,
     pub(crate) diagnostics: Arc<Diagnostics>,
+}
+
+impl Default for LayerSettings {
+    /// Those of a layer alone, which records into the recorder of the application.
+    fn default() -> Self {
+        Self {
+            namespace: DEFAULT_NAMESPACE.to_owned(),
+            policy: FailurePolicy::default(),
+            max_series: DEFAULT_MAX_SERIES,
+            buckets: None,
+            native_histograms: false,
+            #[cfg(feature = "trace-id")]
+            exemplars: None,
+            expected_stages: Vec::new(),
+            profile: None,
+            run_id: None,
+            run_id_label: true,
+            target: RecorderTarget::Global,
+            clock: quanta::Clock::new(),
+            diagnostics: Arc::default(),
+        }
+    }
 }
 
 /// The open spans, and the series in which a stage is counted when it ends.

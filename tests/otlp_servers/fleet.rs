@@ -139,13 +139,20 @@ fn prometheus(collectors: &[Otelcol]) -> Option<Prometheus> {
     support::prometheus(&targets)
 }
 
-#[test]
-fn every_increment_arrives_once() {
-    let Some(collector) = Otelcol::start() else { return };
-    let Some(prometheus) = prometheus(std::slice::from_ref(&collector)) else { return };
+/// A collector and a Prometheus that has the first part of a fleet.
+#[track_caller]
+fn first_part_in_prometheus() -> Option<(Otelcol, Prometheus, Fleet)> {
+    let collector = Otelcol::start()?;
+    let prometheus = prometheus(std::slice::from_ref(&collector))?;
     let mut fleet = Fleet::start(&collector.url());
     fleet.await_line("first part");
     await_sums(&prometheus, stages(2));
+    Some((collector, prometheus, fleet))
+}
+
+#[test]
+fn every_increment_arrives_once() {
+    let Some((_collector, prometheus, fleet)) = first_part_in_prometheus() else { return };
     fleet.begin_second_part();
     fleet.wait();
     await_sums(&prometheus, stages(3));
@@ -156,11 +163,7 @@ fn every_increment_arrives_once() {
 /// The sums of the collector begin at zero, which Prometheus takes for a reset of the counters.
 #[test]
 fn increments_before_and_after_a_restart_of_the_collector_add_up() {
-    let Some(mut collector) = Otelcol::start() else { return };
-    let Some(prometheus) = prometheus(std::slice::from_ref(&collector)) else { return };
-    let mut fleet = Fleet::start(&collector.url());
-    fleet.await_line("first part");
-    await_sums(&prometheus, stages(2));
+    let Some((mut collector, prometheus, fleet)) = first_part_in_prometheus() else { return };
     collector.restart();
     fleet.begin_second_part();
     fleet.wait();
@@ -170,11 +173,7 @@ fn increments_before_and_after_a_restart_of_the_collector_add_up() {
 
 #[test]
 fn increments_wait_for_a_collector_that_is_away() {
-    let Some(mut collector) = Otelcol::start() else { return };
-    let Some(prometheus) = prometheus(std::slice::from_ref(&collector)) else { return };
-    let mut fleet = Fleet::start(&collector.url());
-    fleet.await_line("first part");
-    await_sums(&prometheus, stages(2));
+    let Some((mut collector, prometheus, mut fleet)) = first_part_in_prometheus() else { return };
     collector.stop();
     fleet.begin_second_part();
     fleet.await_line("was tried: Err(");

@@ -8,7 +8,7 @@ use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 use super::support::measured::{Measured, failing_stage, measured, stage};
 use super::support::mock_gateway::Answer;
 use super::support::{self, MockGateway, Reply, child, exposition, http, servers};
-use super::{builder, directory, leave_payload, push_count, request_line, request_lines, scenarios};
+use super::{builder, deliver, directory, leave_payload, push_count, request_line, request_lines, scenarios};
 
 const LAST_SUCCESS: &str = "quant_run_last_success_timestamp_seconds";
 const STAGE_LAST_SUCCESS: &str = "quant_stage_last_success_timestamp_seconds";
@@ -34,15 +34,6 @@ fn gauge(server: &support::Pushgateway, job: &str, metric: &str) -> f64 {
     exposition::parse(&server.metrics()).expect(metric, &[("instance", ""), ("job", job)])
 }
 
-/// A run of another group that delivers every waiting payload.
-#[track_caller]
-fn deliver(url: &str, spool: &std::path::Path) {
-    let Measured { guard, log, default: _default } = measured(builder(url, "unrelated", spool));
-    directory::await_no_payload(spool);
-    guard.shutdown().unwrap();
-    assert_eq!(log.own(), [""; 0]);
-}
-
 /// The payload comes from a node whose clock was an hour fast and has been corrected since. The gateway, which that
 /// run had reached, has a later run of the group.
 #[test]
@@ -54,7 +45,7 @@ fn later_run_stays_after_the_nodes_clock_was_set_back() {
     let (ahead, before) = (now() + 3_600.0, now() - 60.0);
     let head = [("run-start", ahead - 5.0), ("written", ahead), ("gateway-written", before)];
     directory::write_payload(spool, &server.url(), "j", &head, &state(ahead - 5.0, 1));
-    deliver(&server.url(), spool);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
     assert_eq!(gauge(&server, "j", "state"), 2.0);
 }
 
@@ -83,7 +74,7 @@ fn payload_times_are_compared_on_the_gateways_clock() {
             let response = Answer::new(200).with_header("Date", &date);
             Reply::Answer(if request.method == "GET" { response.with_body(&body) } else { response })
         });
-        deliver(&server.url(), spool);
+        deliver(builder(&server.url(), "unrelated", spool), spool);
         assert_eq!(push_count(&server, "j"), if expected == 1.0 { 1 } else { 0 }, "{offset}");
     }
 }
@@ -111,7 +102,7 @@ fn run_start_in_the_future_does_not_block_later_runs() {
     let spool = directory.path();
     push(&server, "j", &state(4.07e9, 1));
     leave_payload(spool, "j", "left");
-    deliver(&server.url(), spool);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
     assert!(gauge(&server, "j", RUN_START) < 4e9);
 }
 
@@ -126,7 +117,7 @@ fn application_gauge_is_not_taken_for_the_run_start() {
         "# TYPE warehouse_run_start_timestamp_seconds gauge\nwarehouse_run_start_timestamp_seconds 4e9\n",
     );
     leave_payload(spool, "j", "left");
-    deliver(&server.url(), spool);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
     assert!(gauge(&server, "j", LAST_SUCCESS) > 1.7e9, "the payload is delivered");
 }
 
@@ -139,7 +130,7 @@ fn empty_grouping_label_makes_a_separate_group() {
     let written = now() - 30.0;
     directory::write_payload(spool, &server.url(), "j/region@base64/=", &[("written", written)], &state(written, 1));
     push(&server, "j", &state(now(), 2));
-    deliver(&server.url(), spool);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
     assert_eq!(gauge(&server, "j", "state"), 2.0);
     let exposition = exposition::parse(&server.metrics());
     assert_eq!(exposition.expect("state", &[("instance", ""), ("job", "j"), ("region", "")]), 1.0);
@@ -153,7 +144,7 @@ fn proxy_page_does_not_count_as_gateway_state() {
     leave_payload(spool, "left", "left");
     let page = "push_time_seconds{instance=\"\",job=\"left\"} 9e9\n";
     let server = MockGateway::start_with(move |_| Reply::Answer(Answer::new(200).with_body(page)));
-    deliver(&server.url(), spool);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
     assert_eq!(push_count(&server, "left"), 1);
 }
 
@@ -245,7 +236,7 @@ fn last_success_of_an_outdated_payload_is_delivered() {
     let expected = exposition::parse(&directory::content(&directory::payloads(spool)[1]).1).expect(LAST_SUCCESS, &[]);
     let later = now();
     push(&server, "j", &state(later, 2));
-    deliver(&server.url(), spool);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
     assert_eq!((gauge(&server, "j", "state"), gauge(&server, "j", RUN_START)), (2.0, later));
     assert_eq!(gauge(&server, "j", LAST_SUCCESS), expected);
     let exposition = exposition::parse(&server.metrics());
@@ -258,7 +249,7 @@ fn last_success_of_an_outdated_payload_is_delivered() {
     leave_payload(spool, "j", "good");
     push(&server, "j", &format!("# TYPE {LAST_SUCCESS} gauge\n{LAST_SUCCESS} {}\n", now() + 1.0));
     let expected = gauge(&server, "j", LAST_SUCCESS);
-    deliver(&server.url(), spool);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
     assert_eq!(gauge(&server, "j", LAST_SUCCESS), expected);
 
     // An earlier last success is replaced, and an equal one is not sent.
@@ -268,7 +259,7 @@ fn last_success_of_an_outdated_payload_is_delivered() {
         let wanted = exposition::parse(&text).expect(LAST_SUCCESS, &[]);
         push(&server, "j", &format!("# TYPE {LAST_SUCCESS} gauge\n{LAST_SUCCESS} {}\n", wanted + offset));
         let pushed = gauge(&server, "j", "push_time_seconds");
-        deliver(&server.url(), spool);
+        deliver(builder(&server.url(), "unrelated", spool), spool);
         assert_eq!(gauge(&server, "j", LAST_SUCCESS), wanted);
         assert_eq!(gauge(&server, "j", "push_time_seconds") > pushed, is_sent, "{offset}");
     }
@@ -358,7 +349,7 @@ fn sent_payload_without_response_stays_locked() {
     directory::await_true("the lock is free", || spooled.try_lock().is_ok());
     spooled.unlock().unwrap();
     let before = push_count(&server, "left");
-    deliver(&server.url(), spool);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
     assert_eq!(push_count(&server, "left"), before + 1);
 }
 
@@ -403,7 +394,7 @@ fn payload_of_format_1_is_delivered() {
         );
         fs::write(spool.join(format!("{number:020}-0badcafe-17-{number}.spool")), head + &text).unwrap();
     }
-    deliver(&server.url(), spool);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
     assert_eq!(
         gauge(&server, "j", "state"),
         2.0,

@@ -9,7 +9,7 @@ use super::support::exposition::{self, Exposition};
 use super::support::measured::{Measured, failing_stage, measured};
 use super::support::mock_gateway::Request;
 use super::support::{self, MockGateway, Reply, http};
-use super::{builder, directory, leave_payload_with};
+use super::{builder, deliver, directory, leave_payload_with};
 
 const FORMATS: [PushFormat; 2] = [PushFormat::Text, PushFormat::Protobuf];
 const LAST_SUCCESS: &str = "quant_run_last_success_timestamp_seconds";
@@ -35,15 +35,6 @@ fn shown(server: &support::Pushgateway) -> Exposition {
 
 fn labels<'a>(job: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     [&[("instance", ""), ("job", job)], more].concat()
-}
-
-/// Asserts that this run's pushes are delivered without a word.
-#[track_caller]
-fn deliver(builder: MetricsLayerBuilder, spool: &Path) {
-    let Measured { guard, log, default: _default } = measured(builder);
-    directory::await_no_payload(spool);
-    guard.shutdown().unwrap();
-    assert_eq!(log.own(), [""; 0]);
 }
 
 #[test]

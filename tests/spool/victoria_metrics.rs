@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::support::measured::{Measured, failing_stage, measured};
 use super::support::mock_gateway::Answer;
 use super::support::{self, MockGateway, Reply, http};
-use super::{builder, directory, leave_payload};
+use super::{builder, deliver, directory, leave_payload};
 
 const LAST_SUCCESS: &str = "quant_run_last_success_timestamp_seconds";
 
@@ -22,15 +22,6 @@ fn value(server: &support::VictoriaMetrics, time: f64, metric: &str) -> f64 {
     series[0].1
 }
 
-/// A run of another job that delivers every waiting payload.
-#[track_caller]
-fn deliver(url: &str, spool: &std::path::Path) {
-    let Measured { guard, log, default: _default } = measured(builder(url, "unrelated", spool));
-    directory::await_no_payload(spool);
-    guard.shutdown().unwrap();
-    assert_eq!(log.own(), [""; 0]);
-}
-
 #[test]
 fn replayed_payload_does_not_hide_a_newer_state() {
     let Some(server) = support::victoria_metrics() else { return };
@@ -42,7 +33,7 @@ fn replayed_payload_does_not_hide_a_newer_state() {
     let path = "/api/v1/import/prometheus/metrics/job/j";
     let response = http::request(server.addr(), "POST", path, &[], b"# TYPE state gauge\nstate 2\n").unwrap();
     assert_eq!(response.status, 200);
-    deliver(&server.import_url(), spool);
+    deliver(builder(&server.import_url(), "unrelated", spool), spool);
     assert_eq!(value(&server, written + 1.0, "state"), 1.0, "the payload is stored at its time");
     assert_eq!(value(&server, now(), "state"), 2.0);
 }
@@ -60,7 +51,7 @@ fn last_success_of_a_payload_survives_a_later_failed_run() {
     failing_stage("a");
     guard.shutdown().unwrap();
     drop(default);
-    deliver(&server.import_url(), spool);
+    deliver(builder(&server.import_url(), "unrelated", spool), spool);
     let last_success = value(&server, now(), LAST_SUCCESS);
     assert!((before..=now()).contains(&last_success), "{last_success}");
     let failures = server.query_at(now(), "last_over_time(quant_stage_total{job='j',status='failure'}[1h])");
@@ -76,7 +67,8 @@ fn payload_gets_its_time_on_the_clock_of_the_server() {
     directory::write_payload(spool, "http://x", "j", &[("written", written)], "# TYPE state gauge\nstate 1\n");
     let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs_f64(now() - 3_600.0));
     let server = MockGateway::start_with(move |_| Reply::Answer(Answer::new(200).with_header("Date", &date)));
-    deliver(&format!("{}/api/v1/import/prometheus", server.url()), spool);
+    let url = format!("{}/api/v1/import/prometheus", server.url());
+    deliver(builder(&url, "unrelated", spool), spool);
     let requests = server.requests();
     let path = "/api/v1/import/prometheus/metrics/job/j?timestamp=";
     let payload = requests.iter().find(|request| request.text().contains("state 1")).unwrap();

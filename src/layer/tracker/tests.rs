@@ -28,20 +28,10 @@ fn stages() {
 /// A tracker as `build()` makes it, without a guard.
 fn tracker() -> Arc<StageTracker> {
     Arc::new(StageTracker::new(LayerSettings {
-        namespace: "quant".to_owned(),
-        policy: FailurePolicy::default(),
         max_series: 100,
         buckets: Some(vec![1.0]),
-        native_histograms: false,
-        #[cfg(feature = "trace-id")]
-        exemplars: None,
-        expected_stages: Vec::new(),
-        profile: None,
-        run_id: None,
-        run_id_label: true,
         target: RecorderTarget::Own(Arc::new(StageRecorder::new([], [], false))),
-        clock: quanta::Clock::new(),
-        diagnostics: Arc::default(),
+        ..LayerSettings::default()
     }))
 }
 
