@@ -119,7 +119,7 @@
 //! # Index
 //!
 //! - [`MetricsLayer::builder`] and [`MetricsLayerBuilder`]: all settings and their defaults.
-//! - [`FlushGuard`]: flushes, the end of the run, the run report.
+//! - [`FlushGuard`]: flushes, the end of the run, the run report. [`RunHandle`]: the same from other threads, but for the end.
 //! - [`guide::configuration`]: all environment variables.
 //! - [`guide::metrics`]: all metrics.
 //! - [`Pushgateway`]: the client, also on its own.
@@ -182,12 +182,15 @@ pub use delivery::{
 pub use delivery::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
 pub use error::Error;
 pub use layer::{FailurePolicy, MetricsLayer};
+/// The facade whose recorder [`install`](MetricsLayerBuilder::install) makes the global one. Metrics that are recorded through
+/// another version of it do not reach that recorder.
+pub use metrics;
 #[cfg(feature = "pushgateway")]
 pub use recorder::{DEFAULT_BUCKETS, DEFAULT_HISTOGRAM_BUCKETS};
 #[cfg(feature = "resource-usage")]
 pub use run::DEFAULT_RESOURCE_INTERVAL;
 #[cfg(feature = "pushgateway")]
-pub use run::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
+pub use run::{DEFAULT_FLUSH_TIMEOUT, FlushGuard, RunHandle};
 #[cfg(feature = "pushgateway")]
 pub use run::{RunReport, StageReport};
 pub use schema::DEFAULT_NAMESPACE;

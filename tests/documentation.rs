@@ -73,6 +73,15 @@ fn code_blocks_are_compiled() {
     assert_eq!(languages("```ignore\n```\n/// ```no_run\n/// ```\n//! ```text\n"), ["ignore", "no_run", "text"]);
 }
 
+/// A test runs this example.
+#[test]
+fn migration_page_shows_the_example_exporter() {
+    let page = fs::read_to_string(root().join("docs/migration.md")).unwrap();
+    let example = fs::read_to_string(root().join("examples/exporter.rs")).unwrap();
+    let code = example.split_once("\n\n#![allow(clippy::print_stdout)]\n\n").unwrap().1;
+    assert!(page.contains(&format!("```rust,no_run\n{code}```\n")));
+}
+
 /// The targets of the links in a text, without web addresses.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use support::child;
@@ -239,4 +240,47 @@ fn sleeping(name: &str) -> usize {
     // `4711 (name) S …`; a thread may end before its file is read.
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| stat(task).ok());
     tasks.filter(|stat| stat.contains(&format!(" ({name}) S "))).count()
+}
+
+#[test]
+fn run_handle_flushes_reads_and_fails_from_another_thread() {
+    let Some(server) = support::pushgateway() else { return };
+    let Measured { guard, log: _, default: _default } = measured(builder(&server.url()));
+    stage("a");
+    let handle = guard.handle();
+    let read = move || {
+        handle.flush().unwrap();
+        handle.fail();
+        (handle.render(), handle.report())
+    };
+    let (rendered, report) = thread::spawn(read).join().unwrap();
+    let success = [("stage_id", "a"), ("status", "success")];
+    let pushed = exposition::parse(&server.metrics());
+    assert_eq!(pushed.expect("quant_stage_total", &[&success[..], &[("job", "j"), ("instance", "")]].concat()), 1.0);
+    assert_eq!(exposition::parse(&rendered).expect("quant_stage_total", &success), 1.0);
+    assert_eq!(report.stage("a").unwrap().runs(), 1);
+    guard.shutdown().unwrap();
+    let last = exposition::parse(&server.metrics());
+    assert!(last.family("quant_run_last_completion_timestamp_seconds").is_some());
+    assert!(last.family("quant_run_last_success_timestamp_seconds").is_none(), "the handle made the run a failure");
+}
+
+#[test]
+fn run_handle_only_reads_after_the_final_flush() {
+    let gateway = MockGateway::ok();
+    let Measured { guard, log: _, default: _default } = measured(builder(&gateway.url()));
+    stage("a");
+    let handle = guard.handle();
+    drop(guard);
+    let requests = gateway.requests().len();
+    let last = handle.render();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for error in [handle.flush().unwrap_err(), runtime.block_on(handle.flush_async()).unwrap_err()] {
+        assert_eq!(error.to_string(), "the run has ended: its final flush was the last delivery");
+    }
+    handle.fail();
+    stage("a");
+    assert_eq!(handle.render(), last);
+    assert_eq!(handle.report().stage("a").unwrap().runs(), 1);
+    assert_eq!(gateway.requests().len(), requests);
 }

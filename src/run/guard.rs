@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::exit_reason::ExitReason;
+use super::handle::RunHandle;
 use super::report::RunReport;
 use super::shutdown::Flusher;
 use crate::error::{Error, Kind};
@@ -34,6 +35,12 @@ pub struct FlushGuard {
 impl FlushGuard {
     pub(crate) fn new(flusher: Arc<Flusher>) -> Self {
         Self { flusher, ended: false }
+    }
+
+    /// Returns a handle for other threads: flushes, reading, and [`fail`](Self::fail).
+    #[must_use]
+    pub fn handle(&self) -> RunHandle {
+        RunHandle::new(&self.flusher)
     }
 
     /// Delivers the state of this moment to every destination (gateway, text file, collector) and waits for the answers, up

@@ -2,6 +2,7 @@
 
 pub(crate) mod exit_reason;
 pub(crate) mod guard;
+pub(crate) mod handle;
 pub(crate) mod metrics;
 pub(crate) mod panic_hook;
 pub(crate) mod report;
@@ -12,6 +13,7 @@ pub(crate) mod shutdown;
 pub(crate) mod signals;
 
 pub use guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
+pub use handle::RunHandle;
 pub use report::{RunReport, StageReport};
 #[cfg(feature = "resource-usage")]
 pub use resource::DEFAULT_RESOURCE_INTERVAL;

@@ -217,6 +217,9 @@ impl Flusher {
     /// Requests a delivery that ends shortly before the deadline, so that its error is here in time.
     async fn request(&self, deadline: Instant, is_final: bool) -> Result<(), Error> {
         self.check_process()?;
+        if !is_final && *self.state() == EndState::Ended {
+            return Err(Error::new(Kind::Delivery, "the run has ended: its final flush was the last delivery"));
+        }
         let slack = (self.timeout / 20).min(Duration::from_millis(50));
         self.delivery.flush(deadline.checked_sub(slack).unwrap_or(deadline), is_final).await
     }
