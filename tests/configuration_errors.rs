@@ -140,6 +140,37 @@ fn invalid_header_is_an_error() {
 }
 
 #[test]
+fn invalid_constant_label_is_an_error() {
+    for (name, wrong) in [
+        ("1st", "is not a label name: it has to match [a-zA-Z_][a-zA-Z0-9_]*"),
+        ("le", "is reserved by Prometheus: choose another name"),
+        ("__name__", "is reserved by Prometheus: choose another name"),
+        ("job", "is reserved: the job has a setting of its own, use that or choose another name"),
+        ("stage_id", "is a label of the metrics themselves: choose another name"),
+        ("run_id", "is a label of the stages: set it on the span that encloses them, or in the grouping"),
+    ] {
+        assert_eq!(install_error(builder().with_label(name, "x")), format!("constant label {name:?} {wrong}"));
+    }
+    assert_eq!(
+        install_error(builder().with_job("")),
+        "the job name is \"\": a gateway refuses an empty one, give the job a name"
+    );
+}
+
+#[test]
+fn constant_label_that_is_a_grouping_label_is_an_error() {
+    let grouped = gateway().with_grouping_label("team", "x").unwrap();
+    assert_eq!(
+        install_error(builder().with_pushgateway(grouped).with_label("team", "y")),
+        "label \"team\" is a constant label, \"y\", and a grouping label, \"x\": leave one of them out"
+    );
+    assert_eq!(
+        install_error(builder().with_pushgateway(gateway()).with_instance_grouping().with_label("instance", "y")),
+        "label \"instance\" is a constant label, \"y\", and a grouping label, \"of each process\": leave one of them out"
+    );
+}
+
+#[test]
 fn zero_duration_is_an_error() {
     let zero = Duration::ZERO;
     assert_eq!(

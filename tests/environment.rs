@@ -316,7 +316,7 @@ fn wrong_value_is_quoted_with_its_variable() {
         (
             "TV_PROMETHEUS_GROUPING",
             "team",
-            "the grouping \"team\" has no `=` in \"team\": write it as name=value,name=value".to_owned(),
+            "the list of labels \"team\" has no `=` in \"team\": write it as name=value,name=value".to_owned(),
         ),
         (
             "TV_PROMETHEUS_GROUPING",

@@ -264,6 +264,18 @@ fn collector_and_gateway_get_the_same_metrics() {
 }
 
 #[test]
+fn constant_labels_are_attributes_of_every_point() {
+    let collector = MockGateway::ok();
+    run(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()), ("TV_PROMETHEUS_LABELS", "env=prod,team=x")]);
+    let points = exports(&collector).pop().unwrap().points;
+    assert!(points.iter().any(|point| point.name == "quant_stage_duration_seconds"));
+    for point in points {
+        let has = |name: &str, value: &str| point.labels.get(name).is_some_and(|label| label == value);
+        assert!(has("env", "prod") && has("team", "x"), "{point:?}");
+    }
+}
+
+#[test]
 fn headers_and_compression_follow_the_environment() {
     let server = MockGateway::ok();
     run(&[

@@ -29,6 +29,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`with_buckets`](Self::with_buckets) | [`DEFAULT_BUCKETS`](crate::DEFAULT_BUCKETS) |
 /// | [`with_histogram_buckets`](Self::with_histogram_buckets) | [`DEFAULT_HISTOGRAM_BUCKETS`](crate::DEFAULT_HISTOGRAM_BUCKETS) |
 /// | [`with_native_histograms`](Self::with_native_histograms) | no native histograms |
+/// | [`with_label`](Self::with_label) | no constant label |
 /// | [`with_failure_policy`](Self::with_failure_policy) | [`FailurePolicy::ErrorEvents`] |
 /// | [`with_expected_stages`](Self::with_expected_stages) | none |
 /// | [`with_max_series`](Self::with_max_series) | [`DEFAULT_MAX_SERIES`](crate::DEFAULT_MAX_SERIES) |
@@ -36,6 +37,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | `with_exemplars` | no exemplars |
 /// | [`with_pushgateway`](Self::with_pushgateway) | no push |
 /// | [`map_pushgateway`](Self::map_pushgateway) | the gateway as it is |
+/// | [`with_job`](Self::with_job) | no label `job` in the text file |
 /// | [`with_instance_grouping`](Self::with_instance_grouping) | no such label |
 /// | [`with_push_interval`](Self::with_push_interval) | [`DEFAULT_PUSH_INTERVAL`] |
 /// | [`with_flush_timeout`](Self::with_flush_timeout) | [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT) |
@@ -66,8 +68,11 @@ pub struct MetricsLayerBuilder {
     pub(super) gateway: Option<Pushgateway>,
     /// The variable that would set the job, which is the program's name by default.
     pub(super) default_job: Option<String>,
-    /// Job and grouping of the environment: labels of the text file if there is no gateway.
-    pub(super) job_labels: Vec<(String, String)>,
+    /// The job where there is no gateway.
+    pub(super) job: Option<String>,
+    /// The grouping of the environment where there is no gateway: labels of the text file.
+    pub(super) grouping: Vec<(String, String)>,
+    pub(super) labels: Vec<(String, String)>,
     pub(super) instance_grouping: bool,
     pub(super) push_interval: Duration,
     pub(super) flush_timeout: Duration,
@@ -119,7 +124,9 @@ impl MetricsLayerBuilder {
             exemplars: false,
             gateway: None,
             default_job: None,
-            job_labels: Vec::new(),
+            job: None,
+            grouping: Vec::new(),
+            labels: Vec::new(),
             instance_grouping: false,
             push_interval: DEFAULT_PUSH_INTERVAL,
             flush_timeout: DEFAULT_FLUSH_TIMEOUT,
@@ -140,7 +147,7 @@ impl MetricsLayerBuilder {
         }
     }
 
-    /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_PUSH_FORMAT`, `…_PUSH_INTERVAL`,
+    /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_LABELS`, `…_PUSH_FORMAT`, `…_PUSH_INTERVAL`,
     /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR`, `…_NODE`, `…_NATIVE_HISTOGRAMS` and, with the feature `trace-id`,
     /// `…_EXEMPLARS`. A variable that is not set, or empty, changes nothing. `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp`
     /// does.
@@ -179,7 +186,11 @@ impl MetricsLayerBuilder {
     /// As [`with_env`](Self::with_env).
     pub fn with_env_prefix(mut self, prefix: impl AsRef<str>) -> Result<Self, Error> {
         let environment = EnvReader::process(prefix.as_ref()).read()?;
-        self.job_labels = environment.job_labels;
+        self.job = environment.job.or(self.job);
+        self.grouping = environment.grouping;
+        for (name, value) in environment.labels {
+            self = self.with_label(name, value);
+        }
         if environment.gateway.is_some() {
             self.gateway = environment.gateway;
             self.default_job = environment.default_job;

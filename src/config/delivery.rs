@@ -34,6 +34,25 @@ impl MetricsLayerBuilder {
         self
     }
 
+    /// Sets the job where there is no gateway, whose job is part of its group: the label `job` of the text file, and the service
+    /// name of OTLP unless the environment has one. Without it, the variable `…_JOB`. Without that, the text file has no such
+    /// label, and the service has the file name of the program.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let path = directory.path().join("quant.prom");
+    /// let (_layer, guard) = MetricsLayer::builder().with_job("quant_pipeline").with_textfile(&path).build()?;
+    /// guard.shutdown()?;
+    /// assert!(std::fs::read_to_string(&path)?.contains("quant_run_duration_seconds{job=\"quant_pipeline\"} "));
+    /// # Ok(()) }
+    /// ```
+    pub fn with_job(mut self, job: impl Into<String>) -> Self {
+        self.job = Some(job.into());
+        self
+    }
+
     /// Changes the gateway that the environment or [`with_pushgateway`](Self::with_pushgateway) has set. Does nothing where no
     /// gateway is set: the environment decides where the program pushes, and the code decides how.
     ///
@@ -112,8 +131,8 @@ impl MetricsLayerBuilder {
     /// collector or for people. The file is replaced as a whole, so a reader never sees half of it. Without it, no file is
     /// written.
     ///
-    /// Each series has the job and the grouping labels of the gateway. Without a gateway they come from the variables `…_JOB` and
-    /// `…_GROUPING` (see [`with_env`](Self::with_env)). Without these variables the series have no such labels, and the run
+    /// Each series has the job and the grouping labels of the gateway. Without a gateway they come from [`with_job`](Self::with_job) and the
+    /// variables `…_JOB` and `…_GROUPING` (see [`with_env`](Self::with_env)). Without these the series have no such labels, and the run
     /// metrics of two jobs on one node collide.
     ///
     /// An existing file keeps its mode; a new one has mode 0644 whatever the umask. `install()` resolves a relative path and

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::validate::MAX_DURATION;
-use crate::delivery::{Grouping, PushFormat, Pushgateway, parse_grouping};
+use super::validate::{MAX_DURATION, check_constant_label};
+use crate::delivery::{Grouping, PushFormat, Pushgateway, parse_labels};
 use crate::error::Error;
 use crate::process::{executable_name, trimmed};
 
@@ -23,8 +23,11 @@ pub(crate) struct Environment {
     pub(crate) gateway: Option<Pushgateway>,
     /// The variable for the job, if a gateway is set and neither a job nor a grouping is.
     pub(crate) default_job: Option<String>,
-    /// Job and grouping if there is no gateway: labels of the text file.
-    pub(crate) job_labels: Vec<(String, String)>,
+    /// The job if there is no gateway.
+    pub(crate) job: Option<String>,
+    /// The grouping if there is no gateway: labels of the text file.
+    pub(crate) grouping: Vec<(String, String)>,
+    pub(crate) labels: Vec<(String, String)>,
     pub(crate) push_format: Option<PushFormat>,
     pub(crate) push_interval: Option<Duration>,
     pub(crate) flush_timeout: Option<Duration>,
@@ -56,12 +59,15 @@ impl EnvReader<fn(&str) -> Result<String, VarError>> {
 impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
     pub(crate) fn read(&self) -> Result<Environment, Error> {
         let job = self.value("JOB")?;
-        let grouping = self.parsed("GROUPING", parse_grouping)?;
+        let grouping = self.parsed("GROUPING", parse_labels)?;
         let is_default_job = job.is_none() && grouping.is_none();
-        let (gateway, job_labels) = match self.value("PUSHGATEWAY")? {
-            Some(url) => (Some(self.gateway(&url, job, grouping.unwrap_or_default())?), Vec::new()),
-            None if is_default_job => (None, Vec::new()),
-            None => (None, self.job_labels(job, grouping.unwrap_or_default())?),
+        let grouping = grouping.unwrap_or_default();
+        let (gateway, job, grouping) = match self.value("PUSHGATEWAY")? {
+            Some(url) => (Some(self.gateway(&url, job, grouping)?), None, Vec::new()),
+            None => {
+                self.check_group(job.as_deref(), &grouping)?;
+                (None, job, grouping)
+            }
         };
         #[cfg(not(feature = "http"))]
         self.compiled_out("LISTEN", "http")?;
@@ -76,7 +82,9 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         Ok(Environment {
             default_job: (is_default_job && gateway.is_some()).then(|| self.name("JOB")),
             gateway,
-            job_labels,
+            job,
+            grouping,
+            labels: self.parsed("LABELS", parse_constant_labels)?.unwrap_or_default(),
             push_format: self.parsed("PUSH_FORMAT", parse_push_format)?,
             push_interval: self.parsed("PUSH_INTERVAL", parse_duration)?,
             flush_timeout: self.parsed("FLUSH_TIMEOUT", parse_duration)?,
@@ -132,13 +140,13 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         Ok(gateway)
     }
 
-    fn job_labels(&self, job: Option<String>, grouping: Vec<(String, String)>) -> Result<Vec<(String, String)>, Error> {
+    fn check_group(&self, job: Option<&str>, grouping: &[(String, String)]) -> Result<(), Error> {
         let of = |variable| move |error| self.wrong(variable, &error);
-        let mut group = Grouping::new(job.unwrap_or_else(executable_name)).map_err(of("JOB"))?;
+        let mut group = Grouping::new(job.unwrap_or("job")).map_err(of("JOB"))?;
         for (name, value) in grouping {
             group.add(name, value).map_err(of("GROUPING"))?;
         }
-        Ok(group.all_labels())
+        Ok(())
     }
 
     /// Adds the name of the variable to an error of a parser, which quotes the value.
@@ -178,6 +186,12 @@ fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
              0.0.0.0:9464 for every network of the machine; a port alone is on 127.0.0.1"
         ))
     })
+}
+
+fn parse_constant_labels(text: &str) -> Result<Vec<(String, String)>, Error> {
+    let labels = parse_labels(text)?;
+    labels.iter().try_for_each(|(name, _)| check_constant_label(name))?;
+    Ok(labels)
 }
 
 fn parse_push_format(text: &str) -> Result<PushFormat, Error> {
@@ -272,6 +286,7 @@ mod tests {
             ("TV_PROMETHEUS_PUSHGATEWAY", "http://gateway:9091/x"),
             ("TV_PROMETHEUS_JOB", "quant"),
             ("TV_PROMETHEUS_GROUPING", "a= b c ,d=e f"),
+            ("TV_PROMETHEUS_LABELS", "g= h i "),
             ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
             ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
@@ -309,6 +324,7 @@ mod tests {
             ("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"),
             ("TV_PROMETHEUS_JOB", "quant"),
             ("TV_PROMETHEUS_GROUPING", r"profile=a\,b,team=x"),
+            ("TV_PROMETHEUS_LABELS", r"env=prod,region=a\,b"),
             ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
             ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
@@ -327,6 +343,8 @@ mod tests {
         assert_eq!(gateway.grouping().job(), "quant");
         assert_eq!(gateway.grouping().get("profile"), Some("a,b"));
         assert_eq!(gateway.grouping().get("team"), Some("x"));
+        let labels = [("env", "prod"), ("region", "a,b")];
+        assert_eq!(environment.labels, labels.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(environment.push_format, Some(PushFormat::Protobuf));
         assert_eq!(environment.push_interval, Some(Duration::from_secs(60)));
         assert_eq!(environment.flush_timeout, Some(Duration::from_millis(500)));
@@ -358,12 +376,15 @@ mod tests {
             ("TV_PROMETHEUS_FLUSH_TIMEOUT", "5 days"),
             ("TV_PROMETHEUS_PUSH_FORMAT", "Protobuf"),
             ("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "yes"),
+            ("TV_PROMETHEUS_LABELS", "env"),
         ] {
             let message = message(&[(variable, value)]);
             assert!(message.starts_with(&format!("{variable}: ")) && message.contains(value), "{message}");
         }
         let message = message(&[("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"), ("TV_PROMETHEUS_GROUPING", "1st=x")]);
         assert!(message.starts_with("TV_PROMETHEUS_GROUPING: ") && message.contains("1st"), "{message}");
+        let message = self::message(&[("TV_PROMETHEUS_LABELS", "stage_id=x")]);
+        assert!(message.starts_with("TV_PROMETHEUS_LABELS: constant label \"stage_id\" "), "{message}");
     }
 
     #[test]

@@ -13,11 +13,9 @@ use crate::delivery::otlp;
 use crate::delivery::{DeliveryConfig, DeliveryThread, PushFormat, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::error::Error;
-use crate::exposition::metric_name;
+use crate::exposition::{Labels, metric_name};
 use crate::layer::{LayerSettings, MetricsLayer, StageTracker};
-use crate::process;
-#[cfg(feature = "otlp")]
-use crate::process::executable_name;
+use crate::process::{self, executable_name};
 #[cfg(feature = "otlp")]
 use crate::recorder::DEFAULT_HISTOGRAM_BUCKETS;
 use crate::recorder::{ForeignRecorder, RecorderTarget, StageRecorder};
@@ -56,8 +54,9 @@ impl MetricsLayerBuilder {
         }
         let duration = (schema::STAGE_DURATION.name(&self.namespace), std::mem::take(&mut self.buckets));
         let bounds: Vec<_> = std::iter::once(duration).chain(std::mem::take(&mut self.histogram_buckets)).collect();
+        let constant = Labels::new(self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()))).0;
         #[cfg(feature = "otlp")]
-        let otlp = self.otlp(&bounds)?;
+        let otlp = self.otlp(&bounds, constant.clone())?;
         let textfile = self.textfile.map(|path| Textfile::open(&path)).transpose()?;
         let open_spool = |directory| Spool::open(directory, &self.namespace);
         let spool = self.spool_directory.map(open_spool).transpose()?;
@@ -79,7 +78,12 @@ impl MetricsLayerBuilder {
             Some(render) => (RecorderTarget::Global, Exposition::Foreign(ForeignRecorder::new(render)?), None),
             None => {
                 let buckets = bounds.iter().map(|(name, of)| (name.as_str(), of.as_slice()));
-                let own = Arc::new(StageRecorder::new(buckets, own_metrics(&self.namespace), native_histograms));
+                let own = Arc::new(StageRecorder::new(
+                    buckets,
+                    own_metrics(&self.namespace),
+                    native_histograms,
+                    constant.clone(),
+                ));
                 let recorder: Arc<dyn Recorder + Send + Sync> = Arc::clone(&own) as _;
                 let target = RecorderTarget::Own(Arc::clone(&recorder));
                 #[cfg(feature = "otlp")]
@@ -152,12 +156,17 @@ impl MetricsLayerBuilder {
             Arc::clone(&stages),
             exposition,
             &self.namespace,
+            constant,
             #[cfg(feature = "resource-usage")]
             resources,
         ));
         let textfile_labels = match &self.gateway {
             Some(gateway) => gateway.grouping().all_labels(),
-            None => self.job_labels,
+            None if self.job.is_none() && self.grouping.is_empty() => Vec::new(),
+            None => {
+                let job = ("job".to_owned(), self.job.unwrap_or_else(executable_name));
+                std::iter::once(job).chain(self.grouping).collect()
+            }
         };
         let config = DeliveryConfig {
             gateway: self.gateway,
@@ -207,7 +216,7 @@ impl MetricsLayerBuilder {
 
     /// Builds the recorder and the exporter of OpenTelemetry that the settings select.
     #[cfg(feature = "otlp")]
-    fn otlp(&mut self, bounds: &[(String, Vec<f64>)]) -> Result<otlp::OtlpPipeline, Error> {
+    fn otlp(&mut self, bounds: &[(String, Vec<f64>)], constant: Labels) -> Result<otlp::OtlpPipeline, Error> {
         let Some(otlp) = self.otlp.take() else { return Ok(otlp::OtlpPipeline::default()) };
         if self.exposition.is_some() {
             return Err(Error::config(
@@ -217,7 +226,7 @@ impl MetricsLayerBuilder {
         }
         let job = match &self.gateway {
             Some(gateway) => Some(gateway.grouping().job()),
-            None => self.job_labels.iter().find(|(name, _)| name == "job").map(|(_, job)| job.as_str()),
+            None => self.job.as_deref(),
         };
         otlp.build(otlp::PipelineConfig {
             namespace: &self.namespace,
@@ -226,6 +235,7 @@ impl MetricsLayerBuilder {
                 by_name: bounds.iter().cloned().collect(),
                 default: DEFAULT_HISTOGRAM_BUCKETS.to_vec(),
             },
+            constant,
             service: job.map_or_else(executable_name, str::to_owned),
         })
     }

@@ -21,6 +21,27 @@ impl MetricsLayerBuilder {
         self
     }
 
+    /// Adds a label to every series, the application's included, wherever they are delivered. A series of the application that
+    /// has a label of this name keeps its own value. The later call for a name wins. Without it, and without the variable
+    /// `…_LABELS`, there are no such labels.
+    ///
+    /// [`install`](Self::install) returns a [configuration error](crate::Error::is_config) for a name that is not valid or
+    /// reserved, that the metrics of this crate have as a label, or that is a grouping label.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// let (_layer, guard) = MetricsLayer::builder().with_label("team", "research").install()?;
+    /// metrics::counter!("rows_total").increment(7);
+    /// assert!(guard.render().contains("rows_total{team=\"research\"} 7\n"));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn with_label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        let (name, value) = (name.into(), value.into());
+        self.labels.retain(|(other, _)| *other != name);
+        self.labels.push((name, value));
+        self
+    }
+
     /// Sets the upper bounds of the buckets of the stage duration, in seconds, ascending. Without it,
     /// [`DEFAULT_BUCKETS`](crate::DEFAULT_BUCKETS).
     ///

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::builder::MetricsLayerBuilder;
-use crate::delivery::Pushgateway;
+use crate::delivery::{Grouping, Pushgateway, check_label_name};
 use crate::error::Error;
+use crate::schema::{PROFILE, RUN_ID};
 use crate::series::MAX_MAX_SERIES;
 
 /// The longest interval or timeout. Clocks can add it without overflow.
@@ -40,8 +41,41 @@ impl MetricsLayerBuilder {
                 )));
             }
         }
+        self.check_labels()?;
         self.gateway.as_ref().map_or(Ok(()), Pushgateway::check)
     }
+
+    /// Checks the job and the constant labels.
+    fn check_labels(&self) -> Result<(), Error> {
+        if let Some(job) = &self.job {
+            Grouping::new(job)?;
+        }
+        for (name, value) in &self.labels {
+            check_constant_label(name)?;
+            let of_group = match &self.gateway {
+                Some(gateway) => gateway.grouping().get(name),
+                None => self.grouping.iter().find(|(label, _)| label == name).map(|(_, value)| value.as_str()),
+            };
+            let of_group = of_group.or((name == "instance" && self.instance_grouping).then_some("of each process"));
+            if let Some(grouped) = of_group {
+                return Err(Error::config(format!(
+                    "label {name:?} is a constant label, {value:?}, and a grouping label, {grouped:?}: leave one of them out"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks the name of a label that all series get.
+pub(super) fn check_constant_label(name: &str) -> Result<(), Error> {
+    check_label_name("constant label", name)?;
+    if name == PROFILE || name == RUN_ID {
+        return Err(Error::config(format!(
+            "constant label {name:?} is a label of the stages: set it on the span that encloses them, or in the grouping"
+        )));
+    }
+    Ok(())
 }
 
 fn check_namespace(namespace: &str) -> Result<(), Error> {

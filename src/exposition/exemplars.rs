@@ -11,13 +11,13 @@ use super::values::Exemplar;
 
 impl Families {
     /// Sets the exemplars of histograms, one for each bucket, and of counters, one for each. Series that are not there have
-    /// none. If keys are of one series, the exemplar with the latest time counts.
-    pub(crate) fn set_exemplars(&mut self, exemplars: Vec<(Key, Vec<Option<Exemplar>>)>) {
+    /// none. If keys are of one series, the exemplar with the latest time counts. The series have the constant labels as well.
+    pub(crate) fn set_exemplars(&mut self, exemplars: Vec<(Key, Vec<Option<Exemplar>>)>, constant: &Labels) {
         let mut by_name = HashMap::<_, HashMap<Labels, Vec<Option<Exemplar>>>>::new();
         for (key, more) in exemplars {
             let pairs = key.labels().map(|label| (label.key(), label.value()));
             let series = by_name.entry(metric_name(key.name()).into_owned()).or_default();
-            let known = series.entry(Labels::new(pairs).0.identity()).or_default();
+            let known = series.entry(Labels::new(pairs).0.and(constant).identity()).or_default();
             known.resize(known.len().max(more.len()), None);
             for (known, more) in known.iter_mut().zip(more) {
                 let is_later = |more: &Exemplar| known.as_ref().is_none_or(|known| known.time < more.time);
@@ -95,12 +95,13 @@ mod tests {
     #[test]
     fn exemplar_is_set_in_its_series_alone() {
         let mut families = families();
-        families.set_exemplars(vec![
+        let exemplars = vec![
             (key("histogram", &[("c", ""), ("b", "2")]), vec![None, exemplar(2.0, 1)]),
             (key("counter", &[("a", "1")]), vec![exemplar(1.0, 2)]),
             (key("counter", &[("a", "3")]), vec![exemplar(1.0, 3)]),
             (key("gone", &[]), vec![exemplar(1.0, 4)]),
-        ]);
+        ];
+        families.set_exemplars(exemplars, &Labels::default());
         assert_eq!(of_histogram(&families), [vec![], vec![None, exemplar(2.0, 1)]]);
         let Some(Samples::Counter(series)) = families.get("counter").map(|family| &family.samples) else {
             panic!("no counter")
@@ -110,11 +111,20 @@ mod tests {
     }
 
     #[test]
+    fn constant_labels_belong_to_the_series() {
+        let mut families = families();
+        let constant = Labels::new([("b", "2")].into_iter()).0;
+        families.set_exemplars(vec![(key("histogram", &[]), vec![exemplar(2.0, 1)])], &constant);
+        assert_eq!(of_histogram(&families), [vec![], vec![exemplar(2.0, 1)]]);
+    }
+
+    #[test]
     fn latest_exemplar_of_a_series_counts() {
         let (early, late) = (vec![exemplar(0.1, 1), exemplar(5.0, 9)], vec![exemplar(0.2, 2), exemplar(4.0, 8)]);
         for exemplars in [[early.clone(), late.clone()], [late, early]] {
             let mut families = families();
-            families.set_exemplars(exemplars.map(|of| (key("histogram", &[("a", "1")]), of)).to_vec());
+            families
+                .set_exemplars(exemplars.map(|of| (key("histogram", &[("a", "1")]), of)).to_vec(), &Labels::default());
             assert_eq!(of_histogram(&families), [vec![exemplar(0.2, 2), exemplar(5.0, 9)], vec![]]);
         }
     }

@@ -1,10 +1,12 @@
 //! Metric families in memory: what every format is written from.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use metrics::{SharedString, Unit};
 
 use super::labels::Labels;
+use super::problem::{Problem, Problems};
 use super::values::{Counter, Histogram, Number, Summary};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -90,6 +92,26 @@ impl Samples {
         }
     }
 
+    /// Adds labels to each series that has none of the same name. Of series that become one the first stays; whether there
+    /// are such.
+    fn add_labels(&mut self, more: &Labels) -> bool {
+        fn add<T>(all: &mut Vec<Series<T>>, more: &Labels) -> bool {
+            let before = all.len();
+            let mut identities = HashSet::with_capacity(before);
+            all.retain_mut(|series| {
+                series.labels = series.labels.and(more);
+                identities.insert(series.labels.identity())
+            });
+            all.len() < before
+        }
+        match self {
+            Self::Counter(series) => add(series, more),
+            Self::Gauge(series) | Self::Unknown(series) => add(series, more),
+            Self::Histogram(series) => add(series, more),
+            Self::Summary(series) => add(series, more),
+        }
+    }
+
     fn is_empty(&self) -> bool {
         match self {
             Self::Counter(series) => series.is_empty(),
@@ -109,6 +131,21 @@ impl Families {
             family.samples.sort();
         }
         Self(families.into_iter().map(Arc::new).collect())
+    }
+
+    /// Adds labels to each series that has none of the same name.
+    pub(crate) fn with_labels(mut self, more: &Labels, problems: &mut Problems) -> Self {
+        if more.is_empty() {
+            return self;
+        }
+        for family in &mut self.0 {
+            let family = Arc::make_mut(family);
+            if family.samples.add_labels(more) {
+                problems.add(Problem::Repeated { metric: family.name.to_string() });
+            }
+            family.samples.sort();
+        }
+        self
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Family> {
@@ -144,9 +181,9 @@ impl Families {
         }
     }
 
-    /// Returns the value of a gauge without labels.
-    pub(crate) fn gauge_value(&self, name: &str) -> Option<f64> {
-        self.gauge(name).iter().find(|series| series.labels.is_empty()).map(|series| series.value.as_f64())
+    /// Returns the series of a gauge that has no labels but the constant ones.
+    pub(crate) fn plain_gauge(&self, name: &str) -> Option<&Series<Number>> {
+        self.gauge(name).iter().min_by_key(|series| series.labels.iter().count())
     }
 
     /// Adds series to a gauge. `new` makes the family if it is not there.
@@ -163,5 +200,31 @@ impl Families {
             series.extend(more);
         }
         family.samples.sort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+
+    #[test]
+    fn further_labels_are_on_every_series_without_the_name() {
+        let more = Labels::new([("env", "prod")].into_iter()).0;
+        let mut problems = Problems::default();
+        let mut with_labels =
+            |text| parse(text, |_| None, &mut problems).unwrap().with_labels(&more, &mut problems).to_text();
+        let text = "a 1\na{env=\"test\"} 2\n# TYPE s summary\ns{quantile=\"0.5\"} 1\ns_sum 1\n\
+            # TYPE h histogram\nh_bucket{x=\"1\",le=\"1\"} 3\nh_count{x=\"1\"} 3\n";
+        let expected = "a{env=\"prod\"} 1\na{env=\"test\"} 2\n\
+            # TYPE h histogram\nh_bucket{x=\"1\",env=\"prod\",le=\"1\"} 3\nh_count{x=\"1\",env=\"prod\"} 3\n\
+            # TYPE s summary\ns{env=\"prod\",quantile=\"0.5\"} 1\ns_sum{env=\"prod\"} 1\n";
+        assert_eq!(with_labels(text), expected);
+        assert_eq!(with_labels("b 1\nb{env=\"prod\"} 2\n"), "b{env=\"prod\"} 1\n", "of two that become one the first");
+        let problems: Vec<_> = problems.take().iter().map(ToString::to_string).collect();
+        assert!(
+            matches!(&problems[..], [problem] if problem.contains("a series of `b` more than once")),
+            "{problems:?}"
+        );
     }
 }

@@ -36,6 +36,19 @@ impl Labels {
         (Self(text.into()), collision)
     }
 
+    /// Adds labels to these. Of one name, the label of these stays.
+    pub(crate) fn and(&self, more: &Self) -> Self {
+        let is_new = |name: &str| self.iter().all(|(known, _)| known != name);
+        let mut text = String::new();
+        for (name, value) in more.iter().filter(|(name, _)| is_new(name)) {
+            if text.is_empty() {
+                text.push_str(&self.0);
+            }
+            push_label(&mut text, name, |text| text.push_str(value));
+        }
+        if text.is_empty() { self.clone() } else { Self(text.into()) }
+    }
+
     /// Takes a text that is already in the form of this type.
     pub(super) fn from_canonical(text: &str) -> Self {
         Self(text.into())
@@ -58,6 +71,11 @@ impl Labels {
             rest = after[end + 1..].strip_prefix(',').unwrap_or_default();
             Some((name, &after[..end]))
         })
+    }
+
+    /// Names and values.
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+        self.iter().map(|(name, value)| (name, unescape(value, true)))
     }
 
     /// Returns the identity of the series within its metric: Prometheus ignores the order of labels and labels without a value.
@@ -145,6 +163,15 @@ mod tests {
         assert_eq!(labels(&[]).as_str(), "");
         assert_eq!(labels(&[("b", "x\\y\"z\nw"), ("a-b", "")]).as_str(), r#"b="x\\y\"z\nw",a_b="""#);
         assert_eq!(Labels::of_histogram([("le", "1"), ("a", "2")].into_iter()).0.as_str(), r#"exported_le="1",a="2""#);
+    }
+
+    #[test]
+    fn added_labels_do_not_replace_labels_of_the_same_name() {
+        let more = labels(&[("env", "a\"b"), ("team", "x")]);
+        assert_eq!(labels(&[("a", "1")]).and(&more).as_str(), r#"a="1",env="a\"b",team="x""#);
+        assert_eq!(labels(&[("env", "")]).and(&more).as_str(), r#"env="",team="x""#);
+        assert_eq!(labels(&[]).and(&more), more);
+        assert_eq!(more.and(&labels(&[])), more);
     }
 
     #[test]

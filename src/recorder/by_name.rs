@@ -19,6 +19,8 @@ pub(super) struct MetricsByName {
     families: BTreeMap<Arc<str>, Registered>,
     descriptions: HashMap<String, Description>,
     bounds: Arc<BoundsByName>,
+    /// Labels of every series that has none of the same name.
+    constant: Labels,
     pub(super) problems: Problems,
 }
 
@@ -105,12 +107,17 @@ impl BoundsByName {
 
 impl MetricsByName {
     /// Creates an empty table. `own` has the names that belong to this crate, even if the application uses one first.
-    pub(super) fn new(bounds: Arc<BoundsByName>, own: impl IntoIterator<Item = (String, MetricKind)>) -> Self {
+    pub(super) fn new(
+        bounds: Arc<BoundsByName>,
+        own: impl IntoIterator<Item = (String, MetricKind)>,
+        constant: Labels,
+    ) -> Self {
         let own = own.into_iter().map(|(name, kind)| {
             let table = Table::new(kind, bounds.of(&name));
             (Arc::from(name), Registered { is_own: true, table })
         });
-        Self { families: own.collect(), descriptions: HashMap::new(), bounds, problems: Problems::default() }
+        let (families, descriptions) = (own.collect(), HashMap::new());
+        Self { families, descriptions, bounds, constant, problems: Problems::default() }
     }
 
     /// Sets the unit and the help text. The first description of a name counts.
@@ -122,8 +129,8 @@ impl MetricsByName {
 
     pub(super) fn counter(&mut self, key: &Key) -> Arc<AtomicU64> {
         match self.table(key, MetricKind::Counter) {
-            Some((Table::Counters(series), problems)) => {
-                let labels = checked(key, Labels::new(pairs(key)), problems);
+            Some((Table::Counters(series), constant, problems)) => {
+                let labels = checked(key, Labels::new(pairs(key)), problems).and(constant);
                 let new = || RegisteredSeries::new(labels.clone(), Arc::default());
                 Arc::clone(&series.entry(labels.identity()).or_insert_with(new).value)
             }
@@ -133,8 +140,8 @@ impl MetricsByName {
 
     pub(super) fn gauge(&mut self, key: &Key) -> Arc<AtomicU64> {
         match self.table(key, MetricKind::Gauge) {
-            Some((Table::Gauges(series), problems)) => {
-                let labels = checked(key, Labels::new(pairs(key)), problems);
+            Some((Table::Gauges(series), constant, problems)) => {
+                let labels = checked(key, Labels::new(pairs(key)), problems).and(constant);
                 let identity = labels.identity();
                 if series.contains_key(&identity) {
                     problems.add(Problem::SharedGauge { metric: key.name().to_owned() });
@@ -148,8 +155,8 @@ impl MetricsByName {
 
     pub(super) fn histogram(&mut self, key: &Key) -> Arc<BucketHistogram> {
         match self.table(key, MetricKind::Histogram) {
-            Some((Table::Histograms(bounds, series), problems)) => {
-                let labels = checked(key, Labels::of_histogram(pairs(key)), problems);
+            Some((Table::Histograms(bounds, series), constant, problems)) => {
+                let labels = checked(key, Labels::of_histogram(pairs(key)), problems).and(constant);
                 let new = || RegisteredSeries::new(labels.clone(), Arc::new(bounds.histogram()));
                 Arc::clone(&series.entry(labels.identity()).or_insert_with(new).value)
             }
@@ -159,7 +166,7 @@ impl MetricsByName {
 
     /// Returns the series of the metric with the name of this key. `None` if that metric is of another kind: values recorded
     /// under the key are not written then.
-    fn table(&mut self, key: &Key, kind: MetricKind) -> Option<(&mut Table, &mut Problems)> {
+    fn table(&mut self, key: &Key, kind: MetricKind) -> Option<(&mut Table, &Labels, &mut Problems)> {
         let name = metric_name(key.name());
         if !self.families.contains_key(&*name) {
             let kind_of = |name: &str| self.families.get(name).map(|family| Some(family.table.kind()));
@@ -175,7 +182,7 @@ impl MetricsByName {
             self.left_out(key, kind, (name.into_owned(), of));
             return None;
         }
-        self.families.get_mut(&*name).map(|family| (&mut family.table, &mut self.problems))
+        self.families.get_mut(&*name).map(|family| (&mut family.table, &self.constant, &mut self.problems))
     }
 
     fn left_out(&mut self, key: &Key, kind: MetricKind, (owner, of): (String, Option<MetricKind>)) {

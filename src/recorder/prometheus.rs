@@ -31,19 +31,22 @@ pub(crate) struct StageRecorder {
     registry: Registry<Key, NewSeries>,
     metrics: Arc<Mutex<MetricsByName>>,
     bounds: Arc<BoundsByName>,
+    constant: Labels,
 }
 
 impl StageRecorder {
     /// Creates a recorder. `buckets` has bounds by the full name of a histogram; `own` has the metrics of this crate, which keep
-    /// their names. `native_histograms` adds native buckets to all histograms.
+    /// their names. `native_histograms` adds native buckets to all histograms. `constant` has the labels that every series gets,
+    /// unless it has one of the same name.
     pub(crate) fn new<'a>(
         buckets: impl IntoIterator<Item = (&'a str, &'a [f64])>,
         own: impl IntoIterator<Item = (String, MetricKind)>,
         native_histograms: bool,
+        constant: Labels,
     ) -> Self {
         let bounds = Arc::new(BoundsByName::new(&DEFAULT_HISTOGRAM_BUCKETS, buckets, native_histograms));
-        let metrics = Arc::new(Mutex::new(MetricsByName::new(Arc::clone(&bounds), own)));
-        Self { registry: Registry::new(NewSeries(Arc::clone(&metrics))), metrics, bounds }
+        let metrics = Arc::new(Mutex::new(MetricsByName::new(Arc::clone(&bounds), own, constant.clone())));
+        Self { registry: Registry::new(NewSeries(Arc::clone(&metrics))), metrics, bounds, constant }
     }
 
     /// Returns all metrics. `kept_elsewhere` has series of this crate's histograms that the recorder does not hold.
@@ -57,7 +60,7 @@ impl StageRecorder {
             if let Samples::Histogram(series) = &mut families[at].samples {
                 let histogram =
                     exposition::Histogram::new(self.bounds.of(&name).written.clone(), snapshot, Some(created));
-                let labels = Labels::of_histogram(pairs(&key)).0;
+                let labels = Labels::of_histogram(pairs(&key)).0.and(&self.constant);
                 if recorded.0 != at {
                     // The application may record into a histogram of this crate.
                     let identities = series.iter().enumerate().map(|(n, series)| (series.labels.identity(), n));

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::prometheus::*;
 use super::target::KeptHistogram;
-use crate::exposition::{MetricKind, Samples};
+use crate::exposition::{Labels, MetricKind, Samples};
 use crate::histogram::{NativeBuckets, Snapshot};
 use crate::unix_time;
 
@@ -14,7 +14,7 @@ static METADATA: Metadata<'static> = Metadata::new("test", metrics::Level::INFO,
 fn recorder() -> StageRecorder {
     let own = [("own_total", MetricKind::Counter), ("own_seconds", MetricKind::Histogram)];
     let buckets = [("own_seconds", &[1.0][..]), ("a.b", &[1.0, 2.0]), ("fine", &[0.25, 0.5])];
-    StageRecorder::new(buckets, own.map(|(name, kind)| (name.to_owned(), kind)), false)
+    StageRecorder::new(buckets, own.map(|(name, kind)| (name.to_owned(), kind)), false, Labels::default())
 }
 
 /// Returns the text of the metrics that `record` records, and the reported problems.
@@ -29,6 +29,31 @@ fn written(record: impl FnOnce()) -> (String, Vec<String>) {
 #[track_caller]
 fn assert_written(record: impl FnOnce(), expected: &str) {
     assert_eq!(written(record), (expected.to_owned(), Vec::new()));
+}
+
+#[test]
+fn constant_labels_are_on_every_series_without_the_name() {
+    let constant = Labels::new([("env", "prod"), ("team", "x\"y")].into_iter()).0;
+    let own = [("own_seconds".to_owned(), MetricKind::Histogram)];
+    let recorder = StageRecorder::new([("own_seconds", &[1.0][..]), ("h", &[1.0][..])], own, false, constant);
+    with_local_recorder(&recorder, || {
+        counter!("rows").increment(1);
+        counter!("rows", "env" => "test").increment(2);
+        counter!("rows", "env" => "prod").increment(4);
+        gauge!("g", "a" => "1", "team" => "").set(8);
+        histogram!("h").record(0.5);
+    });
+    let snapshot = Snapshot { counts: vec![1, 0], sum: 0.5, native: None };
+    let kept = KeptHistogram { key: Key::from_name("own_seconds"), snapshot, created: unix_time::now() };
+    let text = recorder.families([kept]).to_text();
+    let expected = "# TYPE g gauge\ng{a=\"1\",team=\"\",env=\"prod\"} 8\n\
+        # TYPE h histogram\nh_bucket{env=\"prod\",team=\"x\\\"y\",le=\"1\"} 1\nh_bucket{env=\"prod\",team=\"x\\\"y\",le=\"+Inf\"} 1\n\
+        h_sum{env=\"prod\",team=\"x\\\"y\"} 0.5\nh_count{env=\"prod\",team=\"x\\\"y\"} 1\n\
+        # TYPE own_seconds histogram\nown_seconds_bucket{env=\"prod\",team=\"x\\\"y\",le=\"1\"} 1\n\
+        own_seconds_bucket{env=\"prod\",team=\"x\\\"y\",le=\"+Inf\"} 1\n\
+        own_seconds_sum{env=\"prod\",team=\"x\\\"y\"} 0.5\nown_seconds_count{env=\"prod\",team=\"x\\\"y\"} 1\n\
+        # TYPE rows counter\nrows{env=\"prod\",team=\"x\\\"y\"} 5\nrows{env=\"test\",team=\"x\\\"y\"} 2\n";
+    assert_eq!(text, expected);
 }
 
 #[test]
@@ -182,7 +207,7 @@ fn series_kept_elsewhere_are_added_to_those_recorded_here() {
 #[test]
 fn native_buckets_of_one_series_are_added() {
     let own = [("own_seconds".to_owned(), MetricKind::Histogram)];
-    let recorder = StageRecorder::new([("own_seconds", &[1.0][..])], own, true);
+    let recorder = StageRecorder::new([("own_seconds", &[1.0][..])], own, true, Labels::default());
     with_local_recorder(&recorder, || {
         // At schema 3 these are 200 buckets.
         (0..200).for_each(|octave| histogram!("own_seconds").record(f64::from(octave - 100).exp2()));

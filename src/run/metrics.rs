@@ -14,7 +14,7 @@ use super::exit_reason::{ExitReason, Run};
 use super::report::RunReport;
 use crate::delivery::{BoxFuture, DeliveryEvent, ExpositionSource};
 use crate::error::{Error, Kind};
-use crate::exposition::{Families, MetricKind, Problems, parse};
+use crate::exposition::{Families, Labels, MetricKind, Problems, parse};
 use crate::layer::StageTracker;
 use crate::recorder::ForeignRecorder;
 use crate::recorder::StageRecorder;
@@ -38,6 +38,8 @@ pub(crate) struct RunMetrics {
     pub(crate) stages: Arc<StageTracker>,
     run: Run,
     exposition: Exposition,
+    /// Labels of every series that has none of the same name.
+    constant: Labels,
     #[cfg(feature = "resource-usage")]
     resources: Option<Resources>,
     pushed: Pushes,
@@ -107,6 +109,7 @@ impl RunMetrics {
         stages: Arc<StageTracker>,
         exposition: Exposition,
         namespace: &str,
+        constant: Labels,
         #[cfg(feature = "resource-usage")] resources: Option<Resources>,
     ) -> Self {
         let run = Run::begin(&stages);
@@ -115,6 +118,7 @@ impl RunMetrics {
         Self {
             run,
             exposition,
+            constant,
             #[cfg(feature = "resource-usage")]
             resources,
             pushed,
@@ -163,13 +167,14 @@ impl RunMetrics {
         #[cfg_attr(not(feature = "trace-id"), allow(unused_mut))]
         let mut families = recorder.families(self.stages.publish());
         #[cfg(feature = "trace-id")]
-        families.set_exemplars(exemplars);
+        families.set_exemplars(exemplars, &self.constant);
         families
     }
 
     fn parse(&self, text: &str) -> Result<Families, Error> {
-        let parsed = parse(text, |name| self.own.get(name).copied(), &mut self.problems());
-        parsed.map_err(|lines| {
+        let problems = &mut *self.problems();
+        let parsed = parse(text, |name| self.own.get(name).copied(), problems);
+        parsed.map(|families| families.with_labels(&self.constant, problems)).map_err(|lines| {
             Error::new(
                 Kind::Delivery,
                 format!("the text of `with_exposition` is not in the Prometheus text format 0.0.4: {lines}"),

@@ -121,6 +121,41 @@ fn application_gauge_is_not_taken_for_the_run_start() {
     assert!(gauge(&server, "j", LAST_SUCCESS) > 1.7e9, "the payload is delivered");
 }
 
+/// The gateway shows the run of the payload, which its last push had not ended. The payload is its last state.
+#[test]
+fn payload_follows_its_own_run_with_constant_labels() {
+    let Some(server) = support::pushgateway() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    let labelled = |value| {
+        format!(
+            "# TYPE {RUN_START} gauge\n{RUN_START}{{env=\"prod\"}} 1700000000\n# TYPE state gauge\nstate{{env=\"prod\"}} {value}\n"
+        )
+    };
+    push(&server, "j", &labelled(1));
+    let written = now() - 60.0;
+    let head = [("run-start", 1.7e9), ("written", written), ("gateway-written", written)];
+    directory::write_payload(spool, &server.url(), "j", &head, &labelled(2));
+    deliver(builder(&server.url(), "unrelated", spool), spool);
+    let labels = [("env", "prod"), ("instance", ""), ("job", "j")];
+    assert_eq!(exposition::parse(&server.metrics()).expect("state", &labels), 2.0);
+}
+
+/// The later run has a last success of its own, which the push of another one would replace.
+#[test]
+fn last_success_is_not_pushed_over_one_with_other_constant_labels() {
+    let Some(server) = support::pushgateway() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    leave_payload(spool, "j", "good");
+    let gauge = |name, value| format!("# TYPE {name} gauge\n{name}{{env=\"prod\"}} {value}\n");
+    let later = gauge(RUN_START, now()) + &gauge(LAST_SUCCESS, 1.7e9);
+    push(&server, "j", &later);
+    deliver(builder(&server.url(), "unrelated", spool), spool);
+    let metrics = exposition::parse(&server.metrics());
+    assert_eq!(metrics.expect(LAST_SUCCESS, &[("env", "prod"), ("instance", ""), ("job", "j")]), 1.7e9);
+}
+
 /// A label with an empty value makes another group, which has no later state.
 #[test]
 fn empty_grouping_label_makes_a_separate_group() {

@@ -1,5 +1,6 @@
 //! The metrics by name, and the handles of their series. Knows nothing of the export.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use opentelemetry::KeyValue;
 use super::instrument_histogram::{InstrumentHistogram, InstrumentHistograms};
 use super::instruments::Instruments;
 use super::series::{CounterSeries, Description, HistogramSeries, LabelSets, OtlpFamily, Series, lock};
-use crate::exposition::{labels_of, metric_name};
+use crate::exposition::{Labels, labels_of, metric_name};
 use crate::histogram::{BucketHistogram, Snapshot};
 use crate::schema::InstrumentKind;
 
@@ -33,6 +34,8 @@ pub(super) struct Limits {
 pub(super) struct OtlpFamilies {
     bounds: OtlpBounds,
     limits: Limits,
+    /// Labels of every series that has none of the same name.
+    constant: Labels,
     by_name: Mutex<BTreeMap<String, Arc<OtlpFamily>>>,
     descriptions: Mutex<HashMap<String, Description>>,
     /// The instruments of the application's meter, if the metrics go to one.
@@ -40,11 +43,17 @@ pub(super) struct OtlpFamilies {
 }
 
 impl OtlpFamilies {
-    pub(super) fn new(bounds: OtlpBounds, limits: Limits, instruments: Option<Arc<Instruments>>) -> Self {
+    pub(super) fn new(
+        bounds: OtlpBounds,
+        limits: Limits,
+        constant: Labels,
+        instruments: Option<Arc<Instruments>>,
+    ) -> Self {
         let by_name = bounds.by_name.into_iter().map(|(name, bounds)| (metric_name(&name).into_owned(), bounds));
         Self {
             bounds: OtlpBounds { by_name: by_name.collect(), default: bounds.default },
             limits,
+            constant,
             by_name: Mutex::default(),
             descriptions: Mutex::default(),
             instruments,
@@ -71,7 +80,7 @@ impl OtlpFamilies {
         let (family, counter) = (self.family(key.name(), InstrumentKind::Counter), Arc::default());
         if let Series::Counters(sets) = &mut *lock(&family.series) {
             // Each key has its own counter, also in a shared series, since an absolute value belongs to one key.
-            sets.get_or_insert_with(attributes(key), CounterSeries::default).add(Arc::clone(&counter));
+            sets.get_or_insert_with(attributes(key, &self.constant), CounterSeries::default).add(Arc::clone(&counter));
         }
         counter
     }
@@ -79,7 +88,7 @@ impl OtlpFamilies {
     /// Returns the gauge of a key. Keys with the same series share it.
     pub(super) fn gauge(&self, key: &Key) -> Arc<AtomicU64> {
         match &mut *lock(&self.family(key.name(), InstrumentKind::Gauge).series) {
-            Series::Gauges(sets) => Arc::clone(sets.get_or_insert_with(attributes(key), Arc::default)),
+            Series::Gauges(sets) => Arc::clone(sets.get_or_insert_with(attributes(key, &self.constant), Arc::default)),
             _ => Arc::default(),
         }
     }
@@ -91,11 +100,13 @@ impl OtlpFamilies {
         let histogram = match &mut *lock(&family.series) {
             Series::Histograms(sets) => {
                 let new = || HistogramSeries { histogram: new(), exported: Snapshot::default() };
-                ExportedHistogram::Own(Arc::clone(&sets.get_or_insert_with(attributes(key), new).histogram))
+                ExportedHistogram::Own(Arc::clone(
+                    &sets.get_or_insert_with(attributes(key, &self.constant), new).histogram,
+                ))
             }
-            Series::Instrument(histograms) => {
-                ExportedHistogram::Instrument(histograms.add(attributes(key), Arc::clone(&family.bounds)))
-            }
+            Series::Instrument(histograms) => ExportedHistogram::Instrument(
+                histograms.add(attributes(key, &self.constant), Arc::clone(&family.bounds)),
+            ),
             Series::Counters(_) | Series::Gauges(_) => ExportedHistogram::Own(new()),
         };
         Arc::new(histogram)
@@ -152,7 +163,8 @@ impl HistogramFn for ExportedHistogram {
 }
 
 /// Returns the labels of the text format, sorted, since the SDK distinguishes label sets by their order.
-fn attributes(key: &Key) -> Vec<KeyValue> {
-    let labels: BTreeMap<_, _> = labels_of(key).pairs.into_iter().collect();
+fn attributes(key: &Key, constant: &Labels) -> Vec<KeyValue> {
+    let constant = constant.values().map(|(name, value)| (Cow::Borrowed(name), value));
+    let labels: BTreeMap<_, _> = constant.chain(labels_of(key).pairs).collect();
     labels.into_iter().map(|(name, value)| KeyValue::new(name.into_owned(), value.into_owned())).collect()
 }

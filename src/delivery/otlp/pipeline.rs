@@ -14,6 +14,7 @@ use super::request::SCOPE;
 use super::settings::OtlpSettings;
 use crate::diagnostics::subscriber::without_subscriber;
 use crate::error::Error;
+use crate::exposition::Labels;
 use crate::schema;
 
 /// Limit of the label sets of a metric: the default of OpenTelemetry and of the SDK.
@@ -45,6 +46,8 @@ pub(crate) struct PipelineConfig<'a> {
     pub(crate) namespace: &'a str,
     pub(crate) max_series: usize,
     pub(crate) bounds: OtlpBounds,
+    /// Labels of every series that has none of the same name.
+    pub(crate) constant: Labels,
     /// Name of the service if the environment has none.
     pub(crate) service: String,
 }
@@ -84,7 +87,7 @@ fn to_collector(settings: OtlpSettings, config: PipelineConfig<'_>) -> OtlpPipel
     // The layer limits the label sets of the stages itself, with overflow series of its own.
     let unlimited = schema::METRICS.iter().map(|metric| metric.name(config.namespace)).collect();
     let limits = Limits { unlimited, others: config.max_series.max(MAX_LABEL_SETS) };
-    let families = Arc::new(OtlpFamilies::new(config.bounds, limits, None));
+    let families = Arc::new(OtlpFamilies::new(config.bounds, limits, config.constant, None));
     let exporter = ExporterConfig::new(settings, config.service, Arc::clone(&families));
     OtlpPipeline { recorder: Some(OtelRecorder::new(families)), exporter: Some(exporter), updates_eagerly: false }
 }
@@ -92,7 +95,7 @@ fn to_collector(settings: OtlpSettings, config: PipelineConfig<'_>) -> OtlpPipel
 fn to_meter(meter: Meter, config: PipelineConfig<'_>) -> OtlpPipeline {
     let instruments = Arc::new(Instruments::new(meter));
     let limits = Limits { others: MAX_LABEL_SETS, ..Limits::default() };
-    let families = Arc::new(OtlpFamilies::new(config.bounds, limits, Some(Arc::clone(&instruments))));
+    let families = Arc::new(OtlpFamilies::new(config.bounds, limits, config.constant, Some(Arc::clone(&instruments))));
     // The instruments of this crate exist before a stage needs one.
     for metric in schema::METRICS {
         let name = metric.name(config.namespace);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::grouping::Grouping;
+use crate::exposition::Labels;
 use crate::exposition::samples::{self, LabelSet};
 use crate::schema::{RUN_LAST_SUCCESS, RUN_START};
 
@@ -20,11 +21,18 @@ pub(in crate::delivery) struct GroupState {
     pub(in crate::delivery) run_start: Option<f64>,
     /// Time of the last successful run, on the clock of its node.
     pub(in crate::delivery) last_success: Option<f64>,
+    /// Whether the group has a run with other constant labels, which the state does not show.
+    pub(in crate::delivery) hides_run: bool,
 }
 
 /// Reads the state of one group from the lines of a gateway's own metrics.
 pub(super) struct GroupStateReader {
     labels: LabelSet,
+    /// Those of the run's own series: the labels of the group and constant labels.
+    run_labels: LabelSet,
+    /// The labels of further groups and of further runs, which have at least those of the group.
+    further_groups: Vec<LabelSet>,
+    further_runs: Vec<LabelSet>,
     run_start: Option<String>,
     last_success: Option<String>,
     is_gateway: bool,
@@ -32,14 +40,19 @@ pub(super) struct GroupStateReader {
 }
 
 impl GroupStateReader {
-    /// `namespace` is the prefix of the group's metrics. Without it, the state has no values of the run.
-    pub(super) fn new(group: &Grouping, namespace: Option<&str>) -> Self {
+    /// `namespace` is the prefix of the group's metrics, which have the constant labels as well. Without it, the state has no
+    /// values of the run.
+    pub(super) fn new(group: &Grouping, namespace: Option<&str>, constant: &Labels) -> Self {
         let labels = group.identity().into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
         let mut labels: BTreeMap<_, _> = labels.collect();
         // The gateway adds this label to every series.
         labels.entry("instance".to_owned()).or_default();
+        let constant = constant.values().map(|(name, value)| (name.to_owned(), value.into_owned()));
         Self {
+            run_labels: labels.clone().into_iter().chain(constant).collect(),
             labels,
+            further_groups: Vec::new(),
+            further_runs: Vec::new(),
             run_start: namespace.map(|namespace| RUN_START.name(namespace)),
             last_success: namespace.map(|namespace| RUN_LAST_SUCCESS.name(namespace)),
             is_gateway: false,
@@ -49,27 +62,35 @@ impl GroupStateReader {
 
     pub(super) fn read(&mut self, line: &str) {
         let name = line.split(['{', ' ']).next().unwrap_or_default();
-        let field = if name == PUSH_TIME {
-            &mut self.state.push_time
+        let mut none = Vec::new();
+        let (field, expected, further) = if name == PUSH_TIME {
+            (&mut self.state.push_time, &self.labels, &mut self.further_groups)
         } else if self.run_start.as_deref() == Some(name) {
-            &mut self.state.run_start
+            (&mut self.state.run_start, &self.run_labels, &mut self.further_runs)
         } else if self.last_success.as_deref() == Some(name) {
-            &mut self.state.last_success
+            (&mut self.state.last_success, &self.run_labels, &mut none)
         } else {
             self.is_gateway |= name == BUILD_INFO;
             return;
         };
-        if let Some((_, labels, value)) = samples::parse(line)
-            && labels == self.labels
-        {
+        let Some((_, labels, value)) = samples::parse(line) else { return };
+        if labels == *expected {
             *field = Some(value);
+        } else if has_all(&labels, &self.labels) {
+            further.push(labels);
         }
     }
 
     /// Returns the state. `None` if the lines do not come from a Pushgateway.
     pub(super) fn finish(self) -> Option<GroupState> {
-        self.is_gateway.then_some(self.state)
+        let is_of_group = |run: &LabelSet| !self.further_groups.iter().any(|group| has_all(run, group));
+        let hides_run = self.further_runs.iter().any(is_of_group);
+        self.is_gateway.then_some(GroupState { hides_run, ..self.state })
     }
+}
+
+fn has_all(labels: &LabelSet, others: &LabelSet) -> bool {
+    others.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
 #[cfg(test)]
@@ -93,17 +114,18 @@ mod tests {
         for (name, value) in labels {
             group.add(*name, *value).unwrap();
         }
-        let mut reader = GroupStateReader::new(&group, Some("quant"));
+        let mut reader = GroupStateReader::new(&group, Some("quant"), &Labels::default());
         TEXT.lines().for_each(|line| reader.read(line));
         reader.finish().unwrap()
     }
 
     #[test]
     fn run_has_the_exact_metric_name() {
-        let expected = GroupState { push_time: Some(1.7e9), run_start: Some(1.6e9), last_success: Some(1.5e9) };
+        let expected =
+            GroupState { push_time: Some(1.7e9), run_start: Some(1.6e9), last_success: Some(1.5e9), hides_run: false };
         assert_eq!(state(&[]), expected);
         assert_eq!(state(&[("instance", "i")]).run_start, None);
-        let mut reader = GroupStateReader::new(&Grouping::new("a").unwrap(), None);
+        let mut reader = GroupStateReader::new(&Grouping::new("a").unwrap(), None, &Labels::default());
         TEXT.lines().for_each(|line| reader.read(line));
         assert_eq!(reader.finish().unwrap(), GroupState { push_time: Some(1.7e9), ..GroupState::default() });
     }
@@ -119,9 +141,32 @@ mod tests {
     }
 
     #[test]
+    fn series_of_the_run_have_exactly_the_constant_labels_too() {
+        let run = |constant: &[(&str, &str)]| {
+            let constant = Labels::new(constant.iter().copied()).0;
+            let mut reader = GroupStateReader::new(&Grouping::new("a").unwrap(), Some("x"), &constant);
+            for line in [
+                "pushgateway_build_info 1",
+                "push_time_seconds{instance=\"\",job=\"a\"} 5",
+                "push_time_seconds{instance=\"\",job=\"a\",profile=\"p\"} 6",
+                "x_run_start_timestamp_seconds{env=\"x\",instance=\"\",job=\"a\",profile=\"p\"} 7",
+                "x_run_start_timestamp_seconds{env=\"p\\nq\",instance=\"\",job=\"a\",team=\"t\"} 4",
+            ] {
+                reader.read(line);
+            }
+            let state = reader.finish().unwrap();
+            assert_eq!(state.push_time, Some(5.0));
+            (state.run_start, state.hides_run)
+        };
+        assert_eq!(run(&[("team", "t"), ("env", "p\nq")]), (Some(4.0), false));
+        assert_eq!(run(&[("team", "t")]), (None, true));
+        assert_eq!(run(&[]), (None, true));
+    }
+
+    #[test]
     fn page_of_another_server_has_no_state() {
         for page in ["", "<html>Please log in</html>", "push_time_seconds{instance=\"\",job=\"a\"} 9e9\n"] {
-            let mut reader = GroupStateReader::new(&Grouping::new("a").unwrap(), Some("quant"));
+            let mut reader = GroupStateReader::new(&Grouping::new("a").unwrap(), Some("quant"), &Labels::default());
             page.lines().for_each(|line| reader.read(line));
             assert_eq!(reader.finish(), None, "{page}");
         }

@@ -38,7 +38,7 @@ impl Grouping {
     /// A configuration error if the name is not valid, reserved, or set already.
     pub(crate) fn add(&mut self, name: impl Into<String>, value: impl Into<String>) -> Result<(), Error> {
         let (name, value) = (name.into(), value.into());
-        check_name(&name)?;
+        check_label_name("grouping label", &name)?;
         if let Some(first) = self.get(&name) {
             return Err(Error::config(format!(
                 "grouping label {name:?} is given twice, as {first:?} and as {value:?}: give it once"
@@ -126,7 +126,12 @@ fn append(path: &mut String, name: &str, value: &str) {
     }
 }
 
-fn check_name(name: &str) -> Result<(), Error> {
+/// Checks the name of a label that is added to the metrics of this crate. `what` begins the error.
+///
+/// # Errors
+///
+/// A configuration error if the name is not valid or reserved.
+pub(crate) fn check_label_name(what: &str, name: &str) -> Result<(), Error> {
     let reason = if !is_label_name(name) {
         "is not a label name: it has to match [a-zA-Z_][a-zA-Z0-9_]*"
     } else if name == "job" {
@@ -138,7 +143,7 @@ fn check_name(name: &str) -> Result<(), Error> {
     } else {
         return Ok(());
     };
-    Err(Error::config(format!("grouping label {name:?} {reason}")))
+    Err(Error::config(format!("{what} {name:?} {reason}")))
 }
 
 fn is_label_name(name: &str) -> bool {
@@ -150,8 +155,8 @@ fn is_label_name(name: &str) -> bool {
 /// Parses `name=value,name=value`. A comma inside a value is `\,` and a backslash `\\`; any other character stands for
 /// itself, a further `=` too. White space around a name is dropped, and belongs to a value. [`Grouping::add`] checks
 /// the names.
-pub(crate) fn parse_grouping(text: &str) -> Result<Vec<(String, String)>, Error> {
-    let invalid = |reason: String| Error::config(format!("the grouping {text:?} {reason}"));
+pub(crate) fn parse_labels(text: &str) -> Result<Vec<(String, String)>, Error> {
+    let invalid = |reason: String| Error::config(format!("the list of labels {text:?} {reason}"));
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
@@ -339,7 +344,7 @@ mod tests {
 
     #[test]
     fn grouping_is_parsed_from_text() {
-        let parsed = |text: &str| parse_grouping(text).unwrap();
+        let parsed = |text: &str| parse_labels(text).unwrap();
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         assert_eq!(parsed(""), vec![]);
         assert_eq!(parsed("  "), vec![]);
@@ -351,23 +356,26 @@ mod tests {
 
     #[test]
     fn errors_quote_the_text_of_a_grouping() {
-        let error_text = |text: &str| parse_grouping(text).unwrap_err().to_string();
+        let error_text = |text: &str| parse_labels(text).unwrap_err().to_string();
         assert_eq!(
             error_text("team"),
-            r#"the grouping "team" has no `=` in "team": write it as name=value,name=value"#
+            r#"the list of labels "team" has no `=` in "team": write it as name=value,name=value"#
         );
-        assert_eq!(error_text("a=b,"), r#"the grouping "a=b," has no `=` in "": write it as name=value,name=value"#);
+        assert_eq!(
+            error_text("a=b,"),
+            r#"the list of labels "a=b," has no `=` in "": write it as name=value,name=value"#
+        );
         assert_eq!(
             error_text("a=b,c,d=e"),
-            r#"the grouping "a=b,c,d=e" has no `=` in "c": write it as name=value,name=value"#
+            r#"the list of labels "a=b,c,d=e" has no `=` in "c": write it as name=value,name=value"#
         );
         assert_eq!(
             error_text(r"dir=C:\x"),
-            r#"the grouping "dir=C:\\x" has a lone backslash in the value of "dir": write `\\` for a backslash and `\,` for a comma"#
+            r#"the list of labels "dir=C:\\x" has a lone backslash in the value of "dir": write `\\` for a backslash and `\,` for a comma"#
         );
         assert_eq!(
             error_text(r"a=b\"),
-            r#"the grouping "a=b\\" has a lone backslash in the value of "a": write `\\` for a backslash and `\,` for a comma"#
+            r#"the list of labels "a=b\\" has a lone backslash in the value of "a": write `\\` for a backslash and `\,` for a comma"#
         );
     }
 
@@ -417,12 +425,12 @@ mod tests {
                 .map(|(name, value)| format!("{name}={}", value.replace('\\', "\\\\").replace(',', "\\,")))
                 .collect::<Vec<_>>()
                 .join(",");
-            prop_assert_eq!(parse_grouping(&text).unwrap(), labels);
+            prop_assert_eq!(parse_labels(&text).unwrap(), labels);
         }
 
         #[test]
         fn any_text_parses_without_a_panic(text in any::<String>()) {
-            let _ = parse_grouping(&text);
+            let _ = parse_labels(&text);
         }
     }
 }

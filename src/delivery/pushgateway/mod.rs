@@ -16,5 +16,5 @@ pub use client::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
 pub(super) use format::EncodedState;
 pub use format::PushFormat;
 pub(super) use group_state::GroupState;
-pub(crate) use grouping::{Grouping, parse_grouping};
+pub(crate) use grouping::{Grouping, check_label_name, parse_labels};
 pub(super) use push::{OutcomeGuard, Pushed, STAGES_PUSHED, application_refused, push_state};

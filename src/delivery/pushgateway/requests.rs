@@ -15,6 +15,7 @@ use crate::delivery::http::body::Body;
 use crate::delivery::http::client;
 use crate::delivery::http::error::RequestError;
 use crate::error::{Error, Kind};
+use crate::exposition::Labels;
 use crate::unix_time;
 
 /// Bytes of the gateway's own metrics that are read at most.
@@ -147,13 +148,14 @@ impl Pushgateway {
         self.execute(&method, &url, request).await.map(drop)
     }
 
-    /// Reads the state of this group, whose metrics have the prefix `namespace`. `None` if the response does not come
+    /// Reads the state of this group, whose metrics have the prefix `namespace` and these constant labels. `None` if the response does not come
     /// from a Pushgateway: the page of a proxy says nothing about the group, and VictoriaMetrics has none.
     pub(in crate::delivery) async fn group_state(
         &self,
         namespace: Option<&str>,
+        constant: &Labels,
     ) -> Result<Option<GroupState>, RequestError> {
-        let mut reader = GroupStateReader::new(&self.grouping, namespace);
+        let mut reader = GroupStateReader::new(&self.grouping, namespace, constant);
         self.scrape(|line| reader.read(line)).await?;
         Ok(reader.finish())
     }

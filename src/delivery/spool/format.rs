@@ -65,7 +65,7 @@ impl Payload {
         Self {
             gateway: Some(gateway.endpoint().to_owned()),
             group: gateway.grouping().clone(),
-            run_start: state.families.gauge_value(&RUN_START.name(namespace)),
+            run_start: state.families.plain_gauge(&RUN_START.name(namespace)).map(|series| series.value.as_f64()),
             follows: Vec::new(),
             namespace: Some(namespace.to_owned()),
             content_type: gateway.format().content_type().to_owned(),
@@ -102,8 +102,19 @@ impl Payload {
     /// Returns the time of the last successful run of the group, if the body has it.
     pub(in crate::delivery) fn last_success(&self) -> Option<f64> {
         let name = RUN_LAST_SUCCESS.name(self.namespace.as_deref()?);
-        let time = self.gauges(std::slice::from_ref(&name)).into_iter().find(|(_, labels, _)| labels.is_empty());
-        time.map(|(.., value)| value)
+        self.plain_gauge(name).map(|(_, value)| value)
+    }
+
+    /// Returns the constant labels of the run, which all its series have.
+    pub(super) fn constant_labels(&self) -> Labels {
+        let name = self.namespace.as_deref().map(|namespace| RUN_START.name(namespace));
+        name.and_then(|name| self.plain_gauge(name)).map(|(labels, _)| labels).unwrap_or_default()
+    }
+
+    /// Returns the series of a gauge that has no labels but the constant ones.
+    fn plain_gauge(&self, name: String) -> Option<(Labels, f64)> {
+        let series = self.gauges(&[name]).into_iter().map(|(_, labels, value)| (labels, value));
+        series.min_by_key(|(labels, _)| labels.iter().count())
     }
 
     /// Returns the series of gauges: name, labels and value. Nothing else of the body is read.
@@ -354,7 +365,7 @@ mod tests {
         let mut payload = Payload::new(&gateway, "x", state);
         payload.written = 100.0;
         let is_outdated = |push_time: f64, run_start, offset| {
-            let state = GroupState { push_time: Some(push_time), run_start, last_success: None };
+            let state = GroupState { push_time: Some(push_time), run_start, ..GroupState::default() };
             payload.is_outdated_by(&state, offset, |start| start == 40.0)
         };
         assert!(!is_outdated(999.0, Some(50.0), None), "a state of the same run");

@@ -50,9 +50,9 @@ impl LastSuccesses {
     }
 }
 
-/// Returns a state of one last success of a run.
-pub(super) fn of_run(name: &str, time: f64) -> Families {
-    Families::new(vec![family(name, vec![Series::new(Labels::default(), time.into())])])
+/// Returns a state of one last success of a run with these constant labels.
+pub(super) fn of_run(name: &str, constant: Labels, time: f64) -> Families {
+    Families::new(vec![family(name, vec![Series::new(constant, time.into())])])
 }
 
 /// Returns a family of last successes.

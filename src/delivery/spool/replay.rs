@@ -15,6 +15,7 @@ use crate::delivery::http::error::RequestError;
 use crate::delivery::http::retry;
 use crate::delivery::pushgateway::{GroupState, Pushgateway, STAGES_PUSHED, application_refused};
 use crate::error::{Error, Kind};
+use crate::exposition::Labels;
 use crate::job_thread::JobThread;
 use crate::schema::{METRICS, RUN_LAST_SUCCESS};
 
@@ -84,6 +85,8 @@ struct Outdated {
     last_success: Option<f64>,
     /// The last success that the gateway shows.
     shown_last_success: Option<f64>,
+    /// The constant labels of the payloads.
+    constant: Labels,
 }
 
 impl Replay<'_> {
@@ -106,7 +109,11 @@ impl Replay<'_> {
                     }
                 }
                 Outcome::Outdated(state) => {
-                    outdated.last_success = latest(outdated.last_success, entry.payload.last_success());
+                    // A run with other constant labels has a last success of its own, which the push would replace.
+                    if !state.hides_run {
+                        outdated.last_success = latest(outdated.last_success, entry.payload.last_success());
+                    }
+                    outdated.constant = entry.payload.constant_labels();
                     outdated.shown_last_success = latest(outdated.shown_last_success, state.last_success);
                     // The lock is kept, and the body is not needed any more.
                     entry.payload.body = Bytes::new();
@@ -126,7 +133,7 @@ impl Replay<'_> {
     /// the state of the group: a run that ends later sees that an earlier payload may be in flight.
     async fn deliver(&self, gateway: &Pushgateway, entry: &Entry) -> Result<Outcome, Error> {
         let payload = &entry.payload;
-        match gateway.group_state(payload.namespace.as_deref()).await {
+        match gateway.group_state(payload.namespace.as_deref(), &payload.constant_labels()).await {
             Ok(state) => {
                 let state = state.unwrap_or_default();
                 let is_earlier =
@@ -161,13 +168,13 @@ impl Replay<'_> {
     /// Removes outdated payloads. If their last success is later than the one on the gateway, it is pushed first and
     /// alone: the family has one series, so the push replaces only that time of the later run.
     async fn remove_outdated(&self, gateway: &Pushgateway, outdated: Outdated) -> Result<Replayed, Error> {
-        let Outdated { entries, last_success, shown_last_success } = outdated;
+        let Outdated { entries, last_success, shown_last_success, constant } = outdated;
         let namespace = entries.last().and_then(|entry| entry.payload.namespace.clone());
         if let (Some(time), Some(namespace)) = (last_success, namespace)
             && shown_last_success.is_none_or(|shown| time > shown)
         {
             let format = gateway.format();
-            let body = format.encode(&last_success::of_run(&RUN_LAST_SUCCESS.name(&namespace), time));
+            let body = format.encode(&last_success::of_run(&RUN_LAST_SUCCESS.name(&namespace), constant, time));
             if let Err(err) = self.send(gateway, &entries, body, format.content_type()).await {
                 return self.failed(entries, err).await;
             }

@@ -1,3 +1,4 @@
+use crate::exposition::Labels;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -30,7 +31,7 @@ fn tracker() -> Arc<StageTracker> {
     Arc::new(StageTracker::new(LayerSettings {
         max_series: 100,
         buckets: Some(vec![1.0]),
-        target: RecorderTarget::Own(Arc::new(StageRecorder::new([], [], false))),
+        target: RecorderTarget::Own(Arc::new(StageRecorder::new([], [], false, Labels::default()))),
         ..LayerSettings::default()
     }))
 }

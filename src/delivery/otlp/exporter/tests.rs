@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use super::super::families::{Limits, OtlpBounds};
 use super::super::recorder::OtelRecorder;
 use super::*;
+use crate::exposition::Labels;
 
 /// Receives one request on a connection of its own, and responds with 200 after a time.
 async fn receive(listener: &TcpListener, after: Duration) -> ExportMetricsServiceRequest {
@@ -51,7 +52,8 @@ fn exporter(listener: &TcpListener, timeout: &str) -> (OtelRecorder, Exporter) {
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta"),
     ]);
     let bounds = OtlpBounds { by_name: Default::default(), default: vec![1.0] };
-    let families = Arc::new(OtlpFamilies::new(bounds, Limits { others: 10, ..Limits::default() }, None));
+    let families =
+        Arc::new(OtlpFamilies::new(bounds, Limits { others: 10, ..Limits::default() }, Labels::default(), None));
     let recorder = OtelRecorder::new(Arc::clone(&families));
     (recorder, ExporterConfig::new(settings, "test".to_owned(), families).start().unwrap())
 }

@@ -8,6 +8,7 @@ use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMete
 use super::super::families::{Limits, OtlpBounds};
 use super::super::instruments::Instruments;
 use super::*;
+use crate::exposition::Labels;
 
 /// Returns a recorder, and a function that collects the values of the SDK.
 fn recorder() -> (OtelRecorder, impl Fn() -> BTreeMap<String, f64>) {
@@ -16,7 +17,7 @@ fn recorder() -> (OtelRecorder, impl Fn() -> BTreeMap<String, f64>) {
     let bounds = OtlpBounds { by_name: HashMap::new(), default: vec![1.0, 2.0] };
     let instruments = Arc::new(Instruments::new(provider.meter("test")));
     let limits = Limits { others: 2_000, ..Limits::default() };
-    let recorder = OtelRecorder::new(Arc::new(OtlpFamilies::new(bounds, limits, Some(instruments))));
+    let recorder = OtelRecorder::new(Arc::new(OtlpFamilies::new(bounds, limits, Labels::default(), Some(instruments))));
     (recorder, move || {
         exporter.reset();
         provider.force_flush().unwrap();
