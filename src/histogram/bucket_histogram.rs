@@ -36,14 +36,15 @@ impl BucketHistogram {
     }
 
     fn add(&self, value: f64, count: u64) {
-        if count == 0 {
-            return;
-        }
         // Upper bounds are inclusive. NaN is below no bound.
         let bucket =
             if value.is_nan() { self.bounds.len() } else { self.bounds.partition_point(|bound| *bound < value) };
-        self.counts.add(bucket, || value, count);
-        let added = value * count as f64;
+        let counted = self.counts.add(bucket, || value, count);
+        if counted == 0 {
+            // The product of zero and infinity would be NaN.
+            return;
+        }
+        let added = value * counted as f64;
         let mut sum = self.sum.load(Ordering::Relaxed);
         while let Err(other) = self.sum.compare_exchange_weak(
             sum,

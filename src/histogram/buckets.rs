@@ -20,6 +20,10 @@ pub(crate) struct Line([AtomicU64; COUNTS_PER_LINE]);
 type Page = [OnceLock<Box<Line>>; LINES_PER_PAGE];
 
 const COUNTS_PER_LINE: usize = 16;
+
+/// What samples recorded together can bring a counter to. A histogram has fewer than 2^15 counters, so their sum fits in 63
+/// bits, as the differences of counts in protobuf require. Samples that are recorded one by one do not get there.
+const MAX_COUNT: u64 = 1 << 48;
 const LINES_PER_PAGE: usize = 32;
 
 impl BucketCounts {
@@ -33,9 +37,10 @@ impl BucketCounts {
         Self::Native(cells, (0..pages).map(|_| OnceLock::new()).collect())
     }
 
-    /// Counts samples of a value, which is in this classic bucket.
+    /// Counts samples of a value, which is in this classic bucket. Returns their number, which is smaller than `count` where
+    /// the counter would exceed [`MAX_COUNT`].
     #[inline]
-    pub(crate) fn add(&self, bucket: usize, value: impl FnOnce() -> f64, count: u64) {
+    pub(crate) fn add(&self, bucket: usize, value: impl FnOnce() -> f64, count: u64) -> u64 {
         let (line, at) = match self {
             Self::Classic(lines) => (lines.get(bucket / COUNTS_PER_LINE), bucket),
             Self::Native(cells, pages) => {
@@ -45,8 +50,13 @@ impl BucketCounts {
                 (page.map(|page| &**page[line % LINES_PER_PAGE].get_or_init(Box::default)), cell)
             }
         };
-        if let Some(line) = line {
-            line.0[at % COUNTS_PER_LINE].fetch_add(count, Ordering::Relaxed);
+        match line.map(|line| &line.0[at % COUNTS_PER_LINE]) {
+            Some(counter) if count == 1 => {
+                counter.fetch_add(1, Ordering::Relaxed);
+                1
+            }
+            Some(counter) => add_many(counter, count),
+            None => 0,
         }
     }
 
@@ -67,6 +77,12 @@ impl BucketCounts {
         });
         lines.iter().enumerate().chain(of_pages).map(|(n, line)| (n * COUNTS_PER_LINE, line))
     }
+}
+
+fn add_many(counter: &AtomicU64, count: u64) -> u64 {
+    let added = |before| count.min(MAX_COUNT.saturating_sub(before));
+    let before = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |before| Some(before + added(before)));
+    before.map_or(0, added)
 }
 
 impl Line {
@@ -123,6 +139,18 @@ impl std::ops::AddAssign for Snapshot {
         self.sum += other.sum;
         if let (Some(sum), Some(native)) = (&mut self.native, other.native) {
             sum.add(*native);
+        }
+    }
+}
+
+#[cfg(feature = "otlp")]
+impl std::ops::SubAssign<&Self> for Snapshot {
+    /// Removes the samples of an earlier reading of the same histogram.
+    fn sub_assign(&mut self, earlier: &Self) {
+        self.counts.iter_mut().zip(&earlier.counts).for_each(|(count, earlier)| *count -= earlier);
+        self.sum -= earlier.sum;
+        if let (Some(native), Some(earlier)) = (&mut self.native, &earlier.native) {
+            native.subtract(earlier);
         }
     }
 }

@@ -73,11 +73,42 @@ impl NativeBuckets {
     /// Merges neighbours until there are at most 160 buckets, positive and negative ones.
     #[cfg(feature = "pushgateway")]
     #[must_use]
-    pub(crate) fn limited(mut self) -> Self {
-        while self.positive.len() + self.negative.len() > MAX_BUCKETS && self.schema > COARSEST_SCHEMA {
+    pub(crate) fn limited(self) -> Self {
+        self.limited_by(<[_]>::len)
+    }
+
+    /// Merges neighbours until there are at most 160 buckets, with the empty ones between others. OTLP has those too.
+    #[cfg(feature = "otlp")]
+    #[must_use]
+    pub(crate) fn limited_with_gaps(self) -> Self {
+        self.limited_by(|buckets| match buckets {
+            [(first, _), .., (last, _)] => first.abs_diff(*last) as usize + 1,
+            _ => buckets.len(),
+        })
+    }
+
+    /// Halves the resolution until the positive and the negative buckets are at most 160 by this measure.
+    #[cfg(feature = "pushgateway")]
+    fn limited_by(mut self, len: impl Fn(&[(i32, u64)]) -> usize) -> Self {
+        while len(&self.positive) + len(&self.negative) > MAX_BUCKETS && self.schema > COARSEST_SCHEMA {
             self.halve_resolution();
         }
         self
+    }
+
+    /// Removes the samples of an earlier reading of the same histogram, at the same schema.
+    #[cfg(feature = "otlp")]
+    pub(super) fn subtract(&mut self, earlier: &Self) {
+        self.zero_count -= earlier.zero_count;
+        let sides = [(&mut self.positive, &earlier.positive), (&mut self.negative, &earlier.negative)];
+        for (buckets, earlier) in sides {
+            // A later reading has all buckets of an earlier one.
+            let mut earlier = earlier.iter().peekable();
+            buckets.retain_mut(|(index, count)| {
+                *count -= earlier.next_if(|(other, _)| other == index).map_or(0, |(_, count)| *count);
+                *count > 0
+            });
+        }
     }
 
     /// Adds the samples of a histogram of this crate, at the coarser of the two schemas.

@@ -231,6 +231,35 @@ proptest! {
         prop_assert_eq!(&native, &native_of(&samples, native.schema));
     }
 
+    #[cfg(feature = "otlp")]
+    #[test]
+    fn limit_with_gaps_includes_the_empty_buckets_between_others(samples in prop::collection::vec(sample(), 0..30)) {
+        let width = |native: &NativeBuckets| -> i32 {
+            let width = |buckets: &[(i32, u64)]| Some(buckets.last()?.0 - buckets.first()?.0 + 1);
+            width(&native.positive).unwrap_or(0) + width(&native.negative).unwrap_or(0)
+        };
+        let native = native_snapshot(&samples).limited_with_gaps();
+        prop_assert!(width(&native) <= 160, "{}", width(&native));
+        prop_assert!(native.schema == 3 || width(&native_of(&samples, native.schema + 1)) > 160);
+        prop_assert_eq!(&native, &native_of(&samples, native.schema));
+    }
+
+    #[cfg(feature = "otlp")]
+    #[test]
+    fn difference_of_two_readings_has_the_samples_between_them(
+        before in prop::collection::vec(sample(), 0..60),
+        after in prop::collection::vec(sample(), 0..60),
+    ) {
+        let histogram = histogram(&[0.0, 1.0]);
+        before.iter().for_each(|sample| histogram.record(*sample));
+        let earlier = histogram.snapshot();
+        after.iter().for_each(|sample| histogram.record(*sample));
+        let mut between = histogram.snapshot();
+        between -= &earlier;
+        prop_assert_eq!(between.counts, snapshot(&[0.0, 1.0], &after).counts);
+        prop_assert_eq!(*between.native.unwrap(), native_of(&after, 3));
+    }
+
     #[test]
     fn sum_of_histograms_has_the_buckets_of_all_samples(
         a in prop::collection::vec(sample(), 0..300),
@@ -254,4 +283,32 @@ fn recording_a_value_no_times_changes_nothing() {
     histogram.record(0.5);
     let snapshot = histogram.snapshot();
     assert_eq!((snapshot.counts, snapshot.sum), (vec![1, 0], 0.5));
+}
+
+/// Protobuf has differences of counts as signed numbers, and the sum of all counts is one too.
+#[test]
+fn counts_of_samples_recorded_together_do_not_overflow() {
+    let sum = |counts: &[u64]| counts.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count)).unwrap();
+    let bounds = [1.0, 2.0];
+    for histogram in [BucketHistogram::new(Arc::from(bounds)), histogram(&bounds)] {
+        for value in [0.5, 1.5, 2.5] {
+            (0..3).for_each(|_| histogram.record_many(value, usize::MAX));
+            histogram.record(value);
+        }
+        let snapshot = histogram.snapshot();
+        assert_eq!(snapshot.counts, [(1 << 48) + 1; 3]);
+        assert_eq!(snapshot.sum, 4.5 * ((1_u64 << 48) + 1) as f64);
+    }
+    let every_cell = histogram(&bounds);
+    for exponent in 0..2_047_u64 {
+        for mantissa in 0..32_u64 {
+            let value = f64::from_bits(exponent << 52 | mantissa << 47);
+            [value, -value].into_iter().for_each(|value| every_cell.record_many(value, usize::MAX));
+        }
+    }
+    let snapshot = every_cell.snapshot();
+    let count = i64::try_from(sum(&snapshot.counts)).unwrap();
+    assert!(count > i64::MAX / 4, "{count}");
+    let native = snapshot.native.unwrap().limited();
+    assert_eq!(total(&native), count as u64);
 }

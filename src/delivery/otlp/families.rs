@@ -12,7 +12,7 @@ use super::instrument_histogram::{InstrumentHistogram, InstrumentHistograms};
 use super::instruments::Instruments;
 use super::series::{CounterSeries, Description, HistogramSeries, LabelSets, OtlpFamily, Series, lock};
 use crate::exposition::{Labels, labels_of, metric_name};
-use crate::histogram::{BucketHistogram, Snapshot};
+use crate::histogram::{BucketHistogram, Cells};
 use crate::schema::InstrumentKind;
 
 /// Upper bounds of the buckets, by the name of the histogram, and the default of all other histograms.
@@ -33,6 +33,8 @@ pub(super) struct Limits {
 /// All metrics by name. The names are those of the other formats.
 pub(super) struct OtlpFamilies {
     bounds: OtlpBounds,
+    /// The cells of exponential histograms; `None` if histograms have the buckets of `bounds`.
+    cells: Option<Arc<Cells>>,
     limits: Limits,
     /// Labels of every series that has none of the same name.
     constant: Labels,
@@ -52,12 +54,19 @@ impl OtlpFamilies {
         let by_name = bounds.by_name.into_iter().map(|(name, bounds)| (metric_name(&name).into_owned(), bounds));
         Self {
             bounds: OtlpBounds { by_name: by_name.collect(), default: bounds.default },
+            cells: None,
             limits,
             constant,
             by_name: Mutex::default(),
             descriptions: Mutex::default(),
             instruments,
         }
+    }
+
+    /// Makes all histograms exponential.
+    #[must_use]
+    pub(super) fn with_exponential_histograms(self) -> Self {
+        Self { cells: Some(Arc::new(Cells::new(&[]))), ..self }
     }
 
     /// Describes a metric. The first description of a name is kept.
@@ -96,18 +105,19 @@ impl OtlpFamilies {
     /// Returns the histogram of a key. Keys with the same series share it.
     pub(super) fn histogram(&self, key: &Key) -> Arc<ExportedHistogram> {
         let family = self.family(key.name(), InstrumentKind::Histogram);
-        let new = || Arc::new(BucketHistogram::new(Arc::clone(&family.bounds)));
+        let new = || match &self.cells {
+            Some(cells) => BucketHistogram::native(Arc::default(), Arc::clone(cells)),
+            None => BucketHistogram::new(Arc::clone(&family.bounds)),
+        };
         let histogram = match &mut *lock(&family.series) {
-            Series::Histograms(sets) => {
-                let new = || HistogramSeries { histogram: new(), exported: Snapshot::default() };
-                ExportedHistogram::Own(Arc::clone(
-                    &sets.get_or_insert_with(attributes(key, &self.constant), new).histogram,
-                ))
+            Series::Histograms(sets) | Series::ExponentialHistograms(sets) => {
+                let series = sets.get_or_insert_with(attributes(key, &self.constant), || HistogramSeries::new(new()));
+                ExportedHistogram::Own(Arc::clone(&series.histogram))
             }
-            Series::Instrument(histograms) => ExportedHistogram::Instrument(
-                histograms.add(attributes(key, &self.constant), Arc::clone(&family.bounds)),
-            ),
-            Series::Counters(_) | Series::Gauges(_) => ExportedHistogram::Own(new()),
+            Series::Instrument(histograms) => {
+                ExportedHistogram::Instrument(histograms.add(attributes(key, &self.constant), Arc::clone(&family.bounds)))
+            }
+            Series::Counters(_) | Series::Gauges(_) => ExportedHistogram::Own(Arc::new(new())),
         };
         Arc::new(histogram)
     }
@@ -127,6 +137,9 @@ impl OtlpFamilies {
             let series = match (kind, &self.instruments) {
                 (InstrumentKind::Counter, _) => Series::Counters(LabelSets::new(limit)),
                 (InstrumentKind::Gauge, _) => Series::Gauges(LabelSets::new(limit)),
+                (InstrumentKind::Histogram, None) if self.cells.is_some() => {
+                    Series::ExponentialHistograms(LabelSets::new(limit))
+                }
                 (InstrumentKind::Histogram, None) => Series::Histograms(LabelSets::new(limit)),
                 (InstrumentKind::Histogram, Some(_)) => Series::Instrument(InstrumentHistograms::default()),
             };

@@ -87,7 +87,9 @@ fn to_collector(settings: OtlpSettings, config: PipelineConfig<'_>) -> OtlpPipel
     // The layer limits the label sets of the stages itself, with overflow series of its own.
     let unlimited = schema::METRICS.iter().map(|metric| metric.name(config.namespace)).collect();
     let limits = Limits { unlimited, others: config.max_series.max(MAX_LABEL_SETS) };
-    let families = Arc::new(OtlpFamilies::new(config.bounds, limits, config.constant, None));
+    let families = OtlpFamilies::new(config.bounds, limits, config.constant, None);
+    let families =
+        Arc::new(if settings.exponential_histograms { families.with_exponential_histograms() } else { families });
     let exporter = ExporterConfig::new(settings, config.service, Arc::clone(&families));
     OtlpPipeline { recorder: Some(OtelRecorder::new(families)), exporter: Some(exporter), updates_eagerly: false }
 }

@@ -5,16 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use opentelemetry::KeyValue;
+use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, Sum,
+    AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint,
+    Metric, NumberDataPoint, Sum,
 };
 use opentelemetry_sdk::metrics::Temporality;
 
 use super::families::OtlpFamilies;
 use super::request::point_count;
 use super::series::{CounterSeries, HistogramSeries, OtlpFamily, Series, lock, ucum_code};
+use crate::histogram::Snapshot;
 use crate::unix_time;
 
 /// Reads the metrics with one temporality.
@@ -72,6 +75,14 @@ impl MetricReader {
                 });
                 Data::Histogram(Histogram { data_points, aggregation_temporality: point.temporality() })
             }
+            Series::ExponentialHistograms(sets) => {
+                let (point, mut data_points) = (template(self.has_increments()), Vec::new());
+                sets.for_each(|attributes, series| {
+                    data_points.extend(point.exponential_histogram(attributes, series));
+                });
+                let aggregation_temporality = point.temporality();
+                Data::ExponentialHistogram(ExponentialHistogram { data_points, aggregation_temporality })
+            }
             Series::Instrument(_) => return None,
         };
         if point_count(&data) == 0 {
@@ -109,7 +120,8 @@ impl PointTemplate {
 
     fn counter(self, attributes: &[KeyValue], series: &mut CounterSeries) -> NumberDataPoint {
         let total = series.total();
-        let value = if self.is_delta { total - mem::replace(&mut series.exported, total) } else { total };
+        // A counter of the application may wrap.
+        let value = if self.is_delta { total.wrapping_sub(mem::replace(&mut series.exported, total)) } else { total };
         self.number(attributes, Value::AsInt(i64::try_from(value).unwrap_or(i64::MAX)))
     }
 
@@ -136,20 +148,14 @@ impl PointTemplate {
         bounds: &[f64],
         series: &mut HistogramSeries,
     ) -> Option<HistogramDataPoint> {
-        let mut now = series.histogram.snapshot();
-        if self.is_delta {
-            let exported = mem::replace(&mut series.exported, now.clone());
-            now.counts.iter_mut().zip(&exported.counts).for_each(|(count, exported)| *count -= exported);
-            now.sum -= exported.sum;
-        }
-        let count = now.counts.iter().sum();
-        (count > 0 || !self.is_delta).then(|| HistogramDataPoint {
+        let (count, snapshot) = self.read(series)?;
+        Some(HistogramDataPoint {
             attributes: attributes.iter().map(Into::into).collect(),
             start_time_unix_nano: self.start,
             time_unix_nano: self.time,
             count,
-            sum: Some(now.sum),
-            bucket_counts: now.counts,
+            sum: Some(snapshot.sum),
+            bucket_counts: snapshot.counts,
             explicit_bounds: bounds.to_vec(),
             exemplars: Vec::new(),
             flags: 0,
@@ -157,4 +163,54 @@ impl PointTemplate {
             max: None,
         })
     }
+
+    /// Returns the point of an exponential histogram; `None` without samples since the last export of increments.
+    fn exponential_histogram(
+        self,
+        attributes: &[KeyValue],
+        series: &mut HistogramSeries,
+    ) -> Option<ExponentialHistogramDataPoint> {
+        let (count, snapshot) = self.read(series)?;
+        // Increments are the difference at the finest scale, whatever the scales of the exports.
+        let native = snapshot.native?.limited_with_gaps();
+        Some(ExponentialHistogramDataPoint {
+            attributes: attributes.iter().map(Into::into).collect(),
+            start_time_unix_nano: self.start,
+            time_unix_nano: self.time,
+            count,
+            sum: Some(snapshot.sum),
+            scale: native.schema,
+            zero_count: native.zero_count,
+            positive: Some(with_gaps(&native.positive)),
+            negative: Some(with_gaps(&native.negative)),
+            flags: 0,
+            exemplars: Vec::new(),
+            min: None,
+            max: None,
+            zero_threshold: native.zero_threshold,
+        })
+    }
+
+    /// Returns a histogram and its count; `None` without samples since the last export of increments.
+    fn read(self, series: &mut HistogramSeries) -> Option<(u64, Snapshot)> {
+        let snapshot = if self.is_delta { series.take_increments() } else { series.histogram.snapshot() };
+        let count = snapshot.counts.iter().sum();
+        (count > 0 || !self.is_delta).then_some((count, snapshot))
+    }
 }
+
+/// Adds the empty buckets between others. The indexes of Prometheus are those of the upper bounds, the indexes of OTLP those
+/// of the lower bounds.
+fn with_gaps(buckets: &[(i32, u64)]) -> Buckets {
+    let Some((first, _)) = buckets.first() else { return Buckets::default() };
+    let mut bucket_counts = Vec::new();
+    for (index, count) in buckets {
+        bucket_counts.resize(first.abs_diff(*index) as usize, 0);
+        bucket_counts.push(*count);
+    }
+    Buckets { offset: first - 1, bucket_counts }
+}
+
+#[cfg(test)]
+#[path = "reader/tests.rs"]
+mod tests;

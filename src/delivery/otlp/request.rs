@@ -7,7 +7,9 @@ use opentelemetry::KeyValue;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
-use opentelemetry_proto::tonic::metrics::v1::{Gauge, Histogram, Metric, ResourceMetrics, ScopeMetrics, Sum};
+use opentelemetry_proto::tonic::metrics::v1::{
+    ExponentialHistogram, Gauge, Histogram, Metric, ResourceMetrics, ScopeMetrics, Sum,
+};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
 
@@ -102,7 +104,8 @@ macro_rules! with_points {
             Data::Gauge(Gauge { data_points: $points }) => $body,
             Data::Sum(Sum { data_points: $points, .. }) => $body,
             Data::Histogram(Histogram { data_points: $points, .. }) => $body,
-            Data::ExponentialHistogram(_) | Data::Summary(_) => $none,
+            Data::ExponentialHistogram(ExponentialHistogram { data_points: $points, .. }) => $body,
+            Data::Summary(_) => $none,
         }
     };
 }
@@ -128,7 +131,11 @@ fn split_off(data: &mut Data, at: usize) -> Data {
             let data_points = histogram.data_points.split_off(at);
             Data::Histogram(Histogram { data_points, ..*histogram })
         }
-        other => other.clone(),
+        Data::ExponentialHistogram(histogram) => {
+            let data_points = histogram.data_points.split_off(at);
+            Data::ExponentialHistogram(ExponentialHistogram { data_points, ..*histogram })
+        }
+        Data::Summary(_) => data.clone(),
     }
 }
 

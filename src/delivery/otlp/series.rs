@@ -1,6 +1,7 @@
 //! One metric: its description, and its series by attributes.
 
 use std::collections::HashMap;
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -53,6 +54,7 @@ pub(super) enum Series {
     /// Values as the bits of an `f64`.
     Gauges(LabelSets<Arc<AtomicU64>>),
     Histograms(LabelSets<HistogramSeries>),
+    ExponentialHistograms(LabelSets<HistogramSeries>),
     /// Histograms of an instrument of the application's meter.
     Instrument(InstrumentHistograms),
 }
@@ -81,7 +83,21 @@ impl CounterSeries {
 pub(super) struct HistogramSeries {
     pub(super) histogram: Arc<BucketHistogram>,
     /// The state at the last export of increments.
-    pub(super) exported: Snapshot,
+    exported: Snapshot,
+}
+
+impl HistogramSeries {
+    pub(super) fn new(histogram: BucketHistogram) -> Self {
+        Self { histogram: Arc::new(histogram), exported: Snapshot::default() }
+    }
+
+    /// Returns the samples since the last call.
+    pub(super) fn take_increments(&mut self) -> Snapshot {
+        let mut increments = self.histogram.snapshot();
+        let exported = mem::replace(&mut self.exported, increments.clone());
+        increments -= &exported;
+        increments
+    }
 }
 
 /// Series by their attributes, up to a limit.

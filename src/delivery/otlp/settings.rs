@@ -30,6 +30,8 @@ pub(super) struct OtlpSettings {
     /// The timeout of one request.
     pub(super) timeout: Duration,
     pub(super) temporality: Temporality,
+    /// Whether histograms are exponential, without the buckets of the settings.
+    pub(super) exponential_histograms: bool,
     pub(super) compression: Option<Compression>,
     /// Headers of every request. Their values are not shown.
     pub(super) headers: HeaderMap,
@@ -92,6 +94,7 @@ impl OtlpSettings {
             protocol,
             timeout: variables.parsed("TIMEOUT", timeout)?.unwrap_or(DEFAULT_TIMEOUT),
             temporality: variables.temporality()?,
+            exponential_histograms: variables.exponential_histograms()?,
             compression: variables.parsed("COMPRESSION", compression)?.flatten(),
             headers: variables.parsed("HEADERS", headers)?.unwrap_or_default(),
             resource: variables.resource()?,
@@ -156,6 +159,18 @@ impl<L: Fn(&str) -> Result<String, VarError>> Variables<L> {
         let Some(value) = self.value(name)? else { return Ok(Temporality::Cumulative) };
         Temporality::from_str(value.trim())
             .map_err(|_| Error::config(format!("{name} is {value:?}: set it to cumulative, delta or lowmemory")))
+    }
+
+    fn exponential_histograms(&self) -> Result<bool, Error> {
+        let name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
+        let Some(value) = self.value(name)? else { return Ok(false) };
+        match value.to_ascii_lowercase().as_str() {
+            "explicit_bucket_histogram" => Ok(false),
+            "base2_exponential_bucket_histogram" => Ok(true),
+            _ => Err(Error::config(format!(
+                "{name} is {value:?}: set it to explicit_bucket_histogram or base2_exponential_bucket_histogram"
+            ))),
+        }
     }
 }
 
@@ -258,6 +273,7 @@ mod tests {
     const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
     const METRICS_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT";
     const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
+    const AGGREGATION: &str = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
 
     #[test]
     fn documentation_lists_exactly_the_variables_that_are_read() {
@@ -279,7 +295,7 @@ mod tests {
             assert_eq!(settings.endpoint.as_str(), "http://localhost:4318/v1/metrics");
             assert_eq!((settings.protocol, settings.timeout), (Protocol::Http, Duration::from_secs(10)));
             assert_eq!((settings.temporality, settings.compression), (Temporality::Cumulative, None));
-            assert!(settings.resource.is_empty() && settings.headers.is_empty());
+            assert!(settings.resource.is_empty() && settings.headers.is_empty() && !settings.exponential_histograms);
         }
         assert_eq!(settings(&[(PROTOCOL, "grpc")]).endpoint.as_str(), "http://localhost:4317/");
     }
@@ -326,6 +342,19 @@ mod tests {
     }
 
     #[test]
+    fn histogram_aggregation_is_read_in_any_case() {
+        for (value, expected) in [
+            ("", false),
+            ("explicit_bucket_histogram", false),
+            ("Explicit_Bucket_Histogram", false),
+            ("base2_exponential_bucket_histogram", true),
+            (" BASE2_EXPONENTIAL_BUCKET_HISTOGRAM\n", true),
+        ] {
+            assert_eq!(settings(&[(AGGREGATION, value)]).exponential_histograms, expected, "{value:?}");
+        }
+    }
+
+    #[test]
     fn disabled_sdk_exports_nothing() {
         assert_eq!(read(&[("OTEL_SDK_DISABLED", "True"), (PROTOCOL, "wrong")]).unwrap(), None);
         assert!(read(&[("OTEL_SDK_DISABLED", "1")]).unwrap().is_some());
@@ -341,6 +370,8 @@ mod tests {
         }
         error_text("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd");
         error_text("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "deltas");
+        let text = error_text(AGGREGATION, "exponential");
+        assert!(text.contains("is \"exponential\": set it to explicit_bucket_histogram or base2_"), "{text}");
         // The port may be a password.
         assert!(error_text(ENDPOINT, "collector:4318").contains("\"collector:***\""));
         for value in ["ftp://collector", "http://", "nothing"] {
