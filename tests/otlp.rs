@@ -158,6 +158,24 @@ fn grpc_export_equals_the_text_file() {
     }
 }
 
+const EXPONENTIAL: (&str, &str) =
+    ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram");
+
+#[test]
+fn export_of_exponential_histograms_equals_the_text_file() {
+    for variables in [&[EXPONENTIAL][..], &[EXPONENTIAL, DELTA]] {
+        let server = MockGateway::ok();
+        let text = run(&[&[("OTEL_EXPORTER_OTLP_ENDPOINT", server.url().as_str())], variables].concat());
+        let totals = totals(&exports(&server));
+        assert_same(&totals, &text);
+        let is_histogram = |value: &&Value| matches!(value, Value::Histogram { .. } | Value::Exponential { .. });
+        let histograms: Vec<_> = totals.values().filter(is_histogram).collect();
+        // Three stages and two histograms of the application.
+        assert_eq!(histograms.len(), 5);
+        assert!(histograms.iter().all(|value| matches!(value, Value::Exponential { .. })), "{histograms:?}");
+    }
+}
+
 #[test]
 fn exported_points_have_name_unit_help_and_buckets_of_the_schema() {
     let server = MockGateway::ok();
@@ -337,7 +355,7 @@ fn series<'a>(totals: &'a Totals, name: &str) -> Vec<(&'a Labels, f64)> {
     let matching = totals.iter().filter(|((series, _), _)| series == name);
     let value = |value: &Value| match value {
         Value::Sum { value, .. } | Value::Gauge(value) => *value,
-        Value::Histogram { count, .. } => *count as f64,
+        Value::Histogram { count, .. } | Value::Exponential { count, .. } => *count as f64,
     };
     matching.map(|((_, labels), v)| (labels, value(v))).collect()
 }
@@ -409,22 +427,25 @@ fn exported_names_and_labels_equal_those_of_the_text() {
 /// `lowmemory`: cumulative counters, which need no state about earlier exports, and delta histograms.
 #[test]
 fn low_memory_exports_cumulative_counters_and_delta_histograms() {
-    let server = MockGateway::ok();
-    let low = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "lowmemory");
-    let text = run(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &server.url()), low]);
-    let exports = exports(&server);
-    assert_same(&totals(&exports), &text);
-    let points = exports.iter().flat_map(|export| &export.points);
-    let kinds = points.filter_map(|point| match point.value {
-        Value::Sum { delta, .. } => Some(("sum", delta)),
-        Value::Histogram { delta, .. } => Some(("histogram", delta)),
-        Value::Gauge(_) => None,
-    });
-    assert_eq!(kinds.collect::<BTreeSet<_>>(), [("histogram", true), ("sum", false)].into());
-    assert!(
-        exports[0].resource.contains_key("service.instance.id"),
-        "cumulative totals of two processes need two series"
-    );
+    for (variables, histogram) in [(&[][..], "histogram"), (&[EXPONENTIAL], "exponential histogram")] {
+        let server = MockGateway::ok();
+        let low = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "lowmemory");
+        let text = run(&[&[("OTEL_EXPORTER_OTLP_ENDPOINT", server.url().as_str()), low], variables].concat());
+        let exports = exports(&server);
+        assert_same(&totals(&exports), &text);
+        let points = exports.iter().flat_map(|export| &export.points);
+        let kinds = points.filter_map(|point| match point.value {
+            Value::Sum { delta, .. } => Some(("sum", delta)),
+            Value::Histogram { delta, .. } => Some(("histogram", delta)),
+            Value::Exponential { delta, .. } => Some(("exponential histogram", delta)),
+            Value::Gauge(_) => None,
+        });
+        assert_eq!(kinds.collect::<BTreeSet<_>>(), [(histogram, true), ("sum", false)].into());
+        assert!(
+            exports[0].resource.contains_key("service.instance.id"),
+            "cumulative totals of two processes need two series"
+        );
+    }
 }
 
 /// The blocks that the receiver printed for a metric.

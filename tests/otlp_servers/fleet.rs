@@ -1,5 +1,6 @@
 //! Fifty short processes with `delta`, added up by collectors with the configuration of `examples/`.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use tracing_stage_metrics::MetricsLayer;
@@ -8,7 +9,9 @@ use tracing_subscriber::prelude::*;
 use super::support::child::{self, Running};
 use super::support::collector::Otelcol;
 use super::support::measured::stage;
+use super::support::servers::{self, installed};
 use super::support::{self, Prometheus};
+use super::{DELTA, EXPONENTIAL, exponential};
 
 const WORKERS: u32 = 50;
 /// The variable with the directory in which files let the workers go on.
@@ -28,22 +31,28 @@ fn scenarios() {
         .install()
         .unwrap();
     tracing_subscriber::registry().with(layer).init();
-    let work = |stages| {
-        for _ in 0..stages {
+    let work = |items: Range<u32>| {
+        for item in items {
             stage("simulate");
             metrics::counter!("rows_total").increment(100);
+            metrics::histogram!("batch_rows").record(batch_rows(number, item));
         }
     };
-    work(2 * number);
+    work(0..2 * number);
     guard.flush().unwrap();
     println!("\nfirst part is exported");
     await_file("second part");
-    work(number);
+    work(2 * number..3 * number);
     // Fails while the collector is away.
     let tried = guard.flush();
     println!("\nexport of the second part was tried: {tried:?}");
     await_file("end");
     guard.shutdown().unwrap();
+}
+
+/// The sample of a worker for its stage of this number.
+fn batch_rows(worker: u32, item: u32) -> f64 {
+    f64::from(worker * worker + item)
 }
 
 fn await_file(name: &str) {
@@ -65,15 +74,17 @@ impl Fleet {
 
     /// Starts the workers with a protocol, and with a name of the service for each number.
     fn start_with(endpoint: &str, protocol: &str, service: impl Fn(u32) -> String) -> Self {
+        Self::start_in(endpoint, &[("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)], service)
+    }
+
+    /// Starts the workers with these variables, and with a name of the service for each number.
+    fn start_in(endpoint: &str, variables: &[(&str, &str)], service: impl Fn(u32) -> String) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let workers = (1..=WORKERS).map(|number| {
             let mut command = child::command("fleet::scenarios", &number.to_string());
             command.env("OTEL_METRICS_EXPORTER", "otlp").env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
-            command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol);
-            command
-                .env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
-                .env("OTEL_SERVICE_NAME", service(number));
-            command.env(DIRECTORY, directory.path());
+            command.envs([DELTA]).envs(variables.iter().copied());
+            command.env("OTEL_SERVICE_NAME", service(number)).env(DIRECTORY, directory.path());
             child::start(command)
         });
         Self { workers: workers.collect(), directory }
@@ -158,6 +169,25 @@ fn every_increment_arrives_once() {
     await_sums(&prometheus, stages(3));
     let labels = prometheus.query("quant_stage_total{status='success'}").remove(0).0.into_keys();
     assert_eq!(Vec::from_iter(labels), ["__name__", "instance", "job", "stage_id", "status"]);
+}
+
+/// A Prometheus that stores native histograms gets them from the collector.
+#[test]
+fn exponential_histograms_of_all_processes_add_up() {
+    let Some(collector) = Otelcol::start() else { return };
+    if !installed(servers::PROMETHEUS) {
+        return;
+    }
+    let scrape = [("a", collector.metrics, true)];
+    let prometheus = Prometheus::start_with_features(&scrape, &[], "native-histograms");
+    let mut fleet = Fleet::start_in(&collector.url(), &[EXPONENTIAL], |_| "fleet".to_owned());
+    fleet.await_line("first part");
+    fleet.begin_second_part();
+    fleet.wait();
+    let durations = "histogram_count(quant_stage_duration_seconds{job='fleet',stage_id='simulate'})";
+    prometheus.await_query(durations, |series| series.len() == 1 && series[0].1 == stages(3));
+    let items = |worker| (0..3 * worker).map(move |item| batch_rows(worker, item));
+    exponential::assert_has_samples(&prometheus, "batch_rows{job='fleet'}", (1..=WORKERS).flat_map(items).collect());
 }
 
 /// The sums of the collector begin at zero, which Prometheus takes for a reset of the counters.

@@ -7,11 +7,11 @@ use metrics::{Unit, counter, describe_histogram, gauge, histogram};
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
 
-use super::now;
 use super::support::child::{self, Ended};
 use super::support::measured::{failing_stage, stage};
 use super::support::servers::{self, PROMETHEUS, Series, installed};
 use super::support::{self, Prometheus, exposition};
+use super::{DELTA, now};
 
 /// Not a test: a job with metrics of all kinds.
 #[test]
@@ -89,7 +89,7 @@ fn assert_same(stored: &BTreeMap<Key, f64>, written: &BTreeMap<Key, f64>) {
 /// Starts a Prometheus with a receiver. Prints a message and returns `None` if it is not installed, or is a Prometheus 2,
 /// which has none.
 #[track_caller]
-fn prometheus(configuration: &str, args: &[&str]) -> Option<(Prometheus, String)> {
+pub(super) fn prometheus(configuration: &str, args: &[&str]) -> Option<(Prometheus, String)> {
     if !installed(PROMETHEUS) || !servers::is_prometheus_3_or_left_out() {
         return None;
     }
@@ -98,7 +98,7 @@ fn prometheus(configuration: &str, args: &[&str]) -> Option<(Prometheus, String)
     Some((server, endpoint))
 }
 
-const OWN_NAMES: &str = "otlp: {translation_strategy: UnderscoreEscapingWithoutSuffixes}\n";
+pub(super) const OWN_NAMES: &str = "otlp: {translation_strategy: UnderscoreEscapingWithoutSuffixes}\n";
 
 #[test]
 fn prometheus_has_the_series_of_the_text_file() {
@@ -124,7 +124,7 @@ fn prometheus_adds_suffixes_by_default() {
 #[test]
 fn prometheus_refuses_increments_by_default() {
     let Some((_server, endpoint)) = prometheus(OWN_NAMES, &[]) else { return };
-    let (ended, _) = run(&endpoint, &[("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")]);
+    let (ended, _) = run(&endpoint, &[DELTA]);
     let expected = "was refused with 500 Internal Server Error: invalid temporality and type combination for metric";
     assert!(ended.stdout.contains("failed: ") && ended.stdout.contains(expected), "{ended:?}");
 }
@@ -134,7 +134,7 @@ fn prometheus_refuses_increments_by_default() {
 fn prometheus_adds_increments_up_on_request() {
     let Some((server, endpoint)) = prometheus(OWN_NAMES, &["--enable-feature=otlp-deltatocumulative"]) else { return };
     for _ in 0..3 {
-        let (ended, _) = run(&endpoint, &[("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")]);
+        let (ended, _) = run(&endpoint, &[DELTA]);
         assert!(ended.stdout.contains("delivered"), "{ended:?}");
     }
     for (query, expected) in [("rows_total", 21.0), ("Rows_seen", 3.0), ("query_time_count", 3.0), ("depth", 3.5)] {

@@ -15,7 +15,9 @@ use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
-use opentelemetry_proto::tonic::metrics::v1::{NumberDataPoint, metric::Data, number_data_point};
+use opentelemetry_proto::tonic::metrics::v1::{
+    ExponentialHistogramDataPoint, NumberDataPoint, metric::Data, number_data_point,
+};
 use prost::Message;
 use tokio::sync::oneshot;
 use tonic::codegen::Service as _;
@@ -56,6 +58,16 @@ pub enum Value {
     Sum { value: f64, delta: bool },
     Gauge(f64),
     Histogram { bounds: Vec<f64>, counts: Vec<u64>, sum: f64, count: u64, delta: bool },
+    Exponential { buckets: Vec<Bucket>, sum: f64, count: u64, delta: bool },
+}
+
+/// A bucket of an exponential histogram: the number of its samples, which are between these values. Histograms of any scales
+/// are added by putting their buckets together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bucket {
+    pub lower: f64,
+    pub upper: f64,
+    pub count: u64,
 }
 
 const DELTA: i32 = 1;
@@ -132,8 +144,35 @@ fn points(name: &str, unit: &str, help: &str, data: Data) -> Vec<Point> {
             });
             points.collect()
         }
-        other => panic!("unexpected data of {name}: {other:?}"),
+        Data::ExponentialHistogram(histogram) => {
+            let delta = histogram.aggregation_temporality == DELTA;
+            let points = histogram.data_points.into_iter().map(|data| {
+                let (buckets, sum, count) = (buckets(&data), data.sum.expect("a sum"), data.count);
+                let value = Value::Exponential { buckets, sum, count, delta };
+                point(&data.attributes, data.start_time_unix_nano, data.time_unix_nano, value)
+            });
+            points.collect()
+        }
+        other @ Data::Summary(_) => panic!("unexpected data of {name}: {other:?}"),
     }
+}
+
+/// The buckets of an exponential histogram that have samples.
+fn buckets(data: &ExponentialHistogramDataPoint) -> Vec<Bucket> {
+    let base_log = f64::from(-data.scale).exp2();
+    let zero = Bucket { lower: -data.zero_threshold, upper: data.zero_threshold, count: data.zero_count };
+    let mut buckets = vec![zero];
+    for (side, is_negative) in [(&data.positive, false), (&data.negative, true)] {
+        let side = side.clone().unwrap_or_default();
+        buckets.extend((side.offset..).zip(side.bucket_counts).map(|(index, count)| {
+            let [inner, outer] = [index, index + 1].map(|index| (f64::from(index) * base_log).exp2());
+            let (lower, upper) = if is_negative { (-outer, -inner) } else { (inner, outer) };
+            Bucket { lower, upper, count }
+        }));
+    }
+    buckets.retain(|bucket| bucket.count > 0);
+    assert_eq!(buckets.iter().map(|bucket| bucket.count).sum::<u64>(), data.count, "{data:?}");
+    buckets
 }
 
 fn labels(attributes: &[KeyValue]) -> Labels {
@@ -166,6 +205,14 @@ impl Value {
                 *sum += added_sum;
                 *count += added_count;
             }
+            (
+                Self::Exponential { buckets, sum, count, .. },
+                Self::Exponential { buckets: added_buckets, sum: added_sum, count: added_count, delta: true },
+            ) => {
+                buckets.extend_from_slice(added_buckets);
+                *sum += added_sum;
+                *count += added_count;
+            }
             (last, new) => *last = new.clone(),
         }
     }
@@ -185,8 +232,23 @@ pub fn assert_same(totals: &BTreeMap<(String, Labels), Value>, text: &Exposition
             let total = series(&family.name).unwrap_or_else(|| panic!("{sample:?} is not in {totals:#?}"));
             let same = match (family.kind.as_str(), total, sample.name.strip_prefix(&family.name)) {
                 ("counter", Value::Sum { value, .. }, _) | ("gauge", Value::Gauge(value), _) => *value == sample.value,
-                ("histogram", Value::Histogram { count, .. }, Some("_count")) => *count as f64 == sample.value,
-                ("histogram", Value::Histogram { sum, .. }, Some("_sum")) => (sum - sample.value).abs() < 1e-9,
+                ("histogram", Value::Histogram { count, .. } | Value::Exponential { count, .. }, Some("_count")) => {
+                    *count as f64 == sample.value
+                }
+                ("histogram", Value::Histogram { sum, .. } | Value::Exponential { sum, .. }, Some("_sum")) => {
+                    (sum - sample.value).abs() < 1e-9
+                }
+                ("histogram", Value::Exponential { buckets, .. }, Some("_bucket")) => {
+                    let bound: f64 = sample.labels["le"].parse().expect("a bound");
+                    let count = |is_counted: &dyn Fn(&Bucket) -> bool| {
+                        buckets.iter().filter(|bucket| is_counted(bucket)).map(|bucket| bucket.count).sum::<u64>()
+                            as f64
+                    };
+                    // Bounds of exponential buckets are rounded.
+                    let within = count(&|bucket| bucket.upper <= bound * 0.999_999);
+                    let touching = count(&|bucket| bucket.lower < bound * 1.000_001);
+                    (within..=touching).contains(&sample.value)
+                }
                 ("histogram", Value::Histogram { bounds, counts, .. }, Some("_bucket")) => {
                     let bound = &sample.labels["le"];
                     let index = bounds.iter().position(|exported| exported.to_string() == *bound);
