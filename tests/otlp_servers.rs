@@ -4,6 +4,9 @@
 
 mod support;
 
+#[cfg(feature = "trace-id")]
+#[path = "otlp_servers/exemplars.rs"]
+mod exemplars;
 #[path = "otlp_servers/exponential.rs"]
 mod exponential;
 #[path = "otlp_servers/fleet.rs"]

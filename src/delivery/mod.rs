@@ -30,6 +30,8 @@ pub(crate) use pushgateway::{Grouping, check_label_name, parse_labels};
 pub(crate) use scrape::Listener;
 #[cfg(feature = "http")]
 pub use scrape::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
+#[cfg(feature = "otlp")]
+pub(crate) use source::SeriesExemplars;
 pub(crate) use source::{BoxFuture, ExpositionSource};
 pub(crate) use spool::Spool;
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};

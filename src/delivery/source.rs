@@ -11,6 +11,10 @@ use super::event::DeliveryEvent;
 use crate::error::Error;
 use crate::exposition::Families;
 
+/// A series, and an exemplar for each of its buckets, or for its counter.
+#[cfg(feature = "otlp")]
+pub(crate) type SeriesExemplars = (metrics::Key, Vec<Option<crate::exposition::Exemplar>>);
+
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The state that the delivery thread reads, and the receiver of its reports. No method blocks: code of the application
@@ -20,9 +24,9 @@ pub(crate) trait ExpositionSource: Send + Sync {
     /// last rendering.
     fn exposition(self: Arc<Self>, deadline: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>>;
 
-    /// Updates the recorder for a reader that does not render.
+    /// Updates the recorder for a reader that does not render. Returns the exemplars, whose stages it has then counted.
     #[cfg(feature = "otlp")]
-    fn publish(self: Arc<Self>);
+    fn publish(self: Arc<Self>) -> Vec<SeriesExemplars>;
 
     /// Returns whether a metric of this name is one of this crate.
     fn is_own(&self, name: &str) -> bool;

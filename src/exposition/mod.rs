@@ -18,6 +18,6 @@ pub(crate) use names::labels_of;
 pub(crate) use names::metric_name;
 pub(crate) use parse::{parse, samples};
 pub(crate) use problem::{Owner, Problem, Problems, owner_of};
-#[cfg(feature = "trace-id")]
+#[cfg(any(feature = "otlp", feature = "trace-id"))]
 pub(crate) use values::Exemplar;
 pub(crate) use values::{Counter, Histogram, Number, WrittenBounds};

@@ -12,6 +12,8 @@ use tracing::{info, warn};
 
 use super::exit_reason::{ExitReason, Run};
 use super::report::RunReport;
+#[cfg(feature = "otlp")]
+use crate::delivery::SeriesExemplars;
 use crate::delivery::{BoxFuture, DeliveryEvent, ExpositionSource};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, Labels, MetricKind, Problems, parse};
@@ -277,12 +279,17 @@ impl ExpositionSource for RunMetrics {
     }
 
     #[cfg(feature = "otlp")]
-    fn publish(self: Arc<Self>) {
+    fn publish(self: Arc<Self>) -> Vec<SeriesExemplars> {
+        #[cfg(feature = "trace-id")]
+        let exemplars = self.stages.exemplars();
+        #[cfg(not(feature = "trace-id"))]
+        let exemplars = Vec::new();
         self.record(|metrics| {
             metrics.sample_first();
             drop(metrics.stages.publish());
         });
         self.report_problems();
+        exemplars
     }
 
     fn is_own(&self, name: &str) -> bool {

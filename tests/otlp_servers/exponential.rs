@@ -6,7 +6,7 @@ use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
 
 use super::support::measured::{failing_stage, stage};
-use super::support::{Prometheus, child};
+use super::support::{self, Prometheus, child};
 use super::{DELTA, EXPONENTIAL, receivers};
 
 /// The samples of a job by histogram, before and after its flush.
@@ -93,6 +93,23 @@ fn assert_has_runs(prometheus: &Prometheus, runs: usize) {
         assert_eq!(value(prometheus, &format!("histogram_count({durations})")), runs as f64);
     }
     assert_eq!(prometheus.query("{__name__=~'.*_(bucket|sum|count)'}"), []);
+}
+
+/// VictoriaMetrics stores its own kind of buckets, with the label `vmrange`.
+#[test]
+fn victoria_metrics_stores_its_own_buckets() {
+    let Some(server) = support::victoria_metrics() else { return };
+    run(&format!("http://{}/opentelemetry", server.addr()), &[]);
+    let value = |query: &str| {
+        let series = server.query_at(super::now() + 1.0, query);
+        assert_eq!(series.len(), 1, "{query}: {series:?}");
+        series[0].1
+    };
+    let mut samples = samples("app_rows").concat();
+    samples.sort_by(f64::total_cmp);
+    assert_eq!(value("app_rows_count"), samples.len() as f64);
+    let median = value("histogram_quantile(0.5, app_rows_bucket)");
+    assert!((median / samples[samples.len() / 2] - 1.0).abs() <= 0.1, "{median}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::families::OtlpFamilies;
 use super::reader::MetricReader;
 use super::request::{Origin, Part, split};
 use super::settings::OtlpSettings;
+use crate::delivery::SeriesExemplars;
 use crate::delivery::http::retry::{RetryBudget, is_payload_rejected, retry};
 use crate::error::{Error, Kind};
 use crate::process;
@@ -82,7 +83,7 @@ impl ExporterConfig {
 }
 
 impl Exporter {
-    /// Exports the current state within the budget. `publish` updates the metrics first. `is_requested`: a request
+    /// Exports the current state within the budget. `publish` updates the metrics first and returns the exemplars. `is_requested`: a request
     /// waits for the export; an export on the interval may take as long as one of its requests.
     ///
     /// A panic of `publish` or of a dependency is an error, and the next call starts over.
@@ -90,7 +91,7 @@ impl Exporter {
         &mut self,
         budget: &RetryBudget,
         is_requested: bool,
-        publish: impl FnOnce(),
+        publish: impl FnOnce() -> Vec<SeriesExemplars>,
     ) -> Result<(), Error> {
         let exported = catch_panic(async {
             match &mut *self {
@@ -199,7 +200,12 @@ impl OwnedExporter {
         }
     }
 
-    async fn export(&mut self, budget: &RetryBudget, is_requested: bool, publish: impl FnOnce()) -> Result<(), Error> {
+    async fn export(
+        &mut self,
+        budget: &RetryBudget,
+        is_requested: bool,
+        publish: impl FnOnce() -> Vec<SeriesExemplars>,
+    ) -> Result<(), Error> {
         if !self.reader.has_increments() {
             // The next totals contain the pending ones.
             self.pending.clear();
@@ -208,8 +214,8 @@ impl OwnedExporter {
         if !self.pending.is_empty() {
             return earlier;
         }
-        publish();
-        self.pending = split(self.reader.collect(), self.max_request);
+        let exemplars = publish();
+        self.pending = split(self.reader.collect(exemplars), self.max_request);
         let sent = self.send(budget, is_requested).await;
         let last = if budget.is_final { self.dropped.to_result() } else { Ok(()) };
         earlier.and(sent).and(last)

@@ -89,7 +89,7 @@ impl OtlpFamilies {
         let (family, counter) = (self.family(key.name(), InstrumentKind::Counter), Arc::default());
         if let Series::Counters(sets) = &mut *lock(&family.series) {
             // Each key has its own counter, also in a shared series, since an absolute value belongs to one key.
-            sets.get_or_insert_with(attributes(key, &self.constant), CounterSeries::default).add(Arc::clone(&counter));
+            sets.get_or_insert_with(self.attributes(key), CounterSeries::default).add(Arc::clone(&counter));
         }
         counter
     }
@@ -97,7 +97,7 @@ impl OtlpFamilies {
     /// Returns the gauge of a key. Keys with the same series share it.
     pub(super) fn gauge(&self, key: &Key) -> Arc<AtomicU64> {
         match &mut *lock(&self.family(key.name(), InstrumentKind::Gauge).series) {
-            Series::Gauges(sets) => Arc::clone(sets.get_or_insert_with(attributes(key, &self.constant), Arc::default)),
+            Series::Gauges(sets) => Arc::clone(sets.get_or_insert_with(self.attributes(key), Arc::default)),
             _ => Arc::default(),
         }
     }
@@ -111,11 +111,11 @@ impl OtlpFamilies {
         };
         let histogram = match &mut *lock(&family.series) {
             Series::Histograms(sets) | Series::ExponentialHistograms(sets) => {
-                let series = sets.get_or_insert_with(attributes(key, &self.constant), || HistogramSeries::new(new()));
+                let series = sets.get_or_insert_with(self.attributes(key), || HistogramSeries::new(new()));
                 ExportedHistogram::Own(Arc::clone(&series.histogram))
             }
             Series::Instrument(histograms) => {
-                ExportedHistogram::Instrument(histograms.add(attributes(key, &self.constant), Arc::clone(&family.bounds)))
+                ExportedHistogram::Instrument(histograms.add(self.attributes(key), Arc::clone(&family.bounds)))
             }
             Series::Counters(_) | Series::Gauges(_) => ExportedHistogram::Own(Arc::new(new())),
         };
@@ -152,6 +152,13 @@ impl OtlpFamilies {
         }
         family
     }
+
+    /// Returns the labels of the text format, sorted, since the SDK distinguishes label sets by their order.
+    pub(super) fn attributes(&self, key: &Key) -> Vec<KeyValue> {
+        let constant = self.constant.values().map(|(name, value)| (Cow::Borrowed(name), value));
+        let labels: BTreeMap<_, _> = constant.chain(labels_of(key).pairs).collect();
+        labels.into_iter().map(|(name, value)| KeyValue::new(name.into_owned(), value.into_owned())).collect()
+    }
 }
 
 /// The histogram of one or several keys. Like the SDK, it drops values that are not finite.
@@ -173,11 +180,4 @@ impl HistogramFn for ExportedHistogram {
             }
         }
     }
-}
-
-/// Returns the labels of the text format, sorted, since the SDK distinguishes label sets by their order.
-fn attributes(key: &Key, constant: &Labels) -> Vec<KeyValue> {
-    let constant = constant.values().map(|(name, value)| (Cow::Borrowed(name), value));
-    let labels: BTreeMap<_, _> = constant.chain(labels_of(key).pairs).collect();
-    labels.into_iter().map(|(name, value)| KeyValue::new(name.into_owned(), value.into_owned())).collect()
 }

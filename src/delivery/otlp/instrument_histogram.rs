@@ -1,5 +1,6 @@
 //! Histograms of the application's meter. Each is bound to its attributes once its instrument is built.
 
+use std::collections::BTreeMap;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -7,6 +8,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{BoundHistogram, Histogram};
 
 use crate::diagnostics::subscriber::without_subscriber;
+use crate::histogram::Cells;
 
 /// The histograms of one metric.
 #[derive(Default)]
@@ -73,34 +75,40 @@ impl InstrumentHistogram {
     }
 }
 
-/// Samples before the instrument is built: their number and sum by bucket.
+/// Samples before the instrument is built, by cell: a view of the provider may make the histogram an exponential one.
 struct EarlySamples {
     bounds: Arc<[f64]>,
-    buckets: Vec<(usize, f64)>,
+    cells: BTreeMap<usize, EarlyCell>,
+}
+
+struct EarlyCell {
+    count: usize,
+    sum: f64,
+    min: f64,
+    max: f64,
 }
 
 impl EarlySamples {
     fn new(bounds: Arc<[f64]>) -> Self {
-        Self { bounds, buckets: Vec::new() }
+        Self { bounds, cells: BTreeMap::new() }
     }
 
     fn add(&mut self, value: f64, count: usize) {
-        self.buckets.resize(self.bounds.len() + 1, (0, 0.0));
-        let at = self.bounds.partition_point(|bound| *bound < value);
-        if let Some((samples, sum)) = self.buckets.get_mut(at) {
-            *samples += count;
-            *sum += value * count as f64;
-        }
+        let bucket = self.bounds.partition_point(|bound| *bound < value);
+        let cell = Cells::new(&self.bounds).of(value, bucket);
+        let new = EarlyCell { count: 0, sum: 0.0, min: value, max: value };
+        let cell = self.cells.entry(cell).or_insert(new);
+        cell.count = cell.count.saturating_add(count);
+        cell.sum += value * count as f64;
+        cell.min = cell.min.min(value);
+        cell.max = cell.max.max(value);
     }
 
-    /// Calls `record` for each sample with the mean of its bucket, which keeps the buckets and the sum.
+    /// Calls `record` for each sample with the mean of its cell, which keeps the buckets of both kinds and the sum.
     fn take(&mut self, mut record: impl FnMut(f64)) {
-        for (at, (samples, sum)) in mem::take(&mut self.buckets).into_iter().enumerate() {
+        for EarlyCell { count, sum, min, max } in mem::take(&mut self.cells).into_values() {
             // Rounding must not move the mean beyond a bound.
-            let upper = self.bounds.get(at).copied().unwrap_or(f64::MAX);
-            let lower =
-                at.checked_sub(1).and_then(|below| self.bounds.get(below)).map_or(f64::MIN, |bound| bound.next_up());
-            (0..samples).for_each(|_| record((sum / samples as f64).clamp(lower, upper)));
+            (0..count).for_each(|_| record((sum / count as f64).clamp(min, max)));
         }
     }
 }
@@ -118,18 +126,23 @@ mod tests {
         ) {
             let bounds = [0.5, 1.0];
             let bucket = |value: f64| bounds.partition_point(|bound| *bound < value);
+            let cells = Cells::new(&bounds);
             let (mut early, mut expected, mut sum) = (EarlySamples::new(bounds.into()), [0; 3], 0.0);
+            let mut expected_cells = BTreeMap::<_, usize>::new();
             for (value, count) in samples {
                 early.add(value, count);
                 expected[bucket(value)] += count;
+                *expected_cells.entry(cells.of(value, bucket(value))).or_default() += count;
                 sum += value * count as f64;
             }
-            let (mut counts, mut recorded_sum) = ([0; 3], 0.0);
+            let (mut counts, mut counts_by_cell, mut recorded_sum) = ([0; 3], BTreeMap::new(), 0.0);
             early.take(|value| {
                 counts[bucket(value)] += 1;
+                *counts_by_cell.entry(cells.of(value, bucket(value))).or_default() += 1;
                 recorded_sum += value;
             });
             prop_assert_eq!(counts, expected);
+            prop_assert_eq!(counts_by_cell, expected_cells);
             prop_assert!((recorded_sum - sum).abs() < 1e-9, "{} {}", recorded_sum, sum);
             early.take(|value| panic!("{value} once more"));
         }

@@ -7,6 +7,7 @@
 //! thread. The SDK serves only the provider or the meter of an application.
 
 mod client;
+mod exemplars;
 mod exporter;
 mod families;
 mod fanout;

@@ -3,20 +3,23 @@
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint,
-    Metric, NumberDataPoint, Sum,
+    AggregationTemporality, Exemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram,
+    HistogramDataPoint, Metric, NumberDataPoint, Sum,
 };
 use opentelemetry_sdk::metrics::Temporality;
 
+use super::exemplars::FamilyExemplars;
 use super::families::OtlpFamilies;
 use super::request::point_count;
 use super::series::{CounterSeries, HistogramSeries, OtlpFamily, Series, lock, ucum_code};
+use crate::delivery::SeriesExemplars;
 use crate::histogram::Snapshot;
 use crate::unix_time;
 
@@ -32,7 +35,7 @@ pub(super) struct MetricReader {
 
 impl MetricReader {
     pub(super) fn new(families: Arc<OtlpFamilies>, temporality: Temporality) -> Self {
-        let now = nanos();
+        let now = nanos(unix_time::now());
         Self { families, temporality, start: now, last: now }
     }
 
@@ -42,22 +45,29 @@ impl MetricReader {
     }
 
     /// Returns the current state. Increments cover the time since the last call.
-    pub(super) fn collect(&mut self) -> Vec<Metric> {
+    pub(super) fn collect(&mut self, exemplars: Vec<SeriesExemplars>) -> Vec<Metric> {
         // The system clock may have been set back.
-        let now = nanos().max(self.last);
+        let now = nanos(unix_time::now()).max(self.last);
         let previous = mem::replace(&mut self.last, now);
         let families = self.families.all();
-        families.iter().filter_map(|family| self.metric(family, previous)).collect()
+        let mut exemplars = FamilyExemplars::by_name(exemplars, &self.families);
+        let metric = |family: &Arc<OtlpFamily>| {
+            self.metric(family, previous, exemplars.remove(&family.name).unwrap_or_default())
+        };
+        families.iter().filter_map(metric).collect()
     }
 
-    fn metric(&self, family: &OtlpFamily, previous: u64) -> Option<Metric> {
+    fn metric(&self, family: &OtlpFamily, previous: u64, mut exemplars: FamilyExemplars) -> Option<Metric> {
         let template =
             |is_delta| PointTemplate { start: if is_delta { previous } else { self.start }, time: self.last, is_delta };
         let data = match &mut *lock(&family.series) {
             Series::Counters(sets) => {
                 // `lowmemory` means cumulative for instruments with totals of their own.
                 let (point, mut data_points) = (template(self.temporality == Temporality::Delta), Vec::new());
-                sets.for_each(|attributes, series| data_points.push(point.counter(attributes, series)));
+                sets.for_each(|attributes, series| {
+                    let exemplars = point.exemplars(attributes, &mut exemplars);
+                    data_points.push(NumberDataPoint { exemplars, ..point.counter(attributes, series) });
+                });
                 Data::Sum(Sum { data_points, aggregation_temporality: point.temporality(), is_monotonic: true })
             }
             Series::Gauges(sets) => {
@@ -71,14 +81,18 @@ impl MetricReader {
             Series::Histograms(sets) => {
                 let (point, mut data_points) = (template(self.has_increments()), Vec::new());
                 sets.for_each(|attributes, series| {
-                    data_points.extend(point.histogram(attributes, &family.bounds, series));
+                    let exemplars = point.exemplars(attributes, &mut exemplars);
+                    let data_point = point.histogram(attributes, &family.bounds, series);
+                    data_points.extend(data_point.map(|point| HistogramDataPoint { exemplars, ..point }));
                 });
                 Data::Histogram(Histogram { data_points, aggregation_temporality: point.temporality() })
             }
             Series::ExponentialHistograms(sets) => {
                 let (point, mut data_points) = (template(self.has_increments()), Vec::new());
                 sets.for_each(|attributes, series| {
-                    data_points.extend(point.exponential_histogram(attributes, series));
+                    let exemplars = point.exemplars(attributes, &mut exemplars);
+                    let data_point = point.exponential_histogram(attributes, series);
+                    data_points.extend(data_point.map(|point| ExponentialHistogramDataPoint { exemplars, ..point }));
                 });
                 let aggregation_temporality = point.temporality();
                 Data::ExponentialHistogram(ExponentialHistogram { data_points, aggregation_temporality })
@@ -99,8 +113,9 @@ impl MetricReader {
     }
 }
 
-fn nanos() -> u64 {
-    u64::try_from(unix_time::now().as_nanos()).unwrap_or(u64::MAX)
+/// Returns a Unix time in nanoseconds.
+pub(super) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The common values of the data points of a metric.
@@ -116,6 +131,11 @@ impl PointTemplate {
         let temporality =
             if self.is_delta { AggregationTemporality::Delta } else { AggregationTemporality::Cumulative };
         temporality.into()
+    }
+
+    /// Takes the exemplars of a series: those of increments are of the same time.
+    fn exemplars(self, attributes: &[KeyValue], exemplars: &mut FamilyExemplars) -> Vec<Exemplar> {
+        exemplars.take(attributes, if self.is_delta { self.start } else { 0 })
     }
 
     fn counter(self, attributes: &[KeyValue], series: &mut CounterSeries) -> NumberDataPoint {

@@ -87,7 +87,7 @@ async fn each_request_on_the_interval_has_its_timeout() {
             }
         }
     };
-    let export = async { exporter.export(&budget, false, || ()).await.unwrap() };
+    let export = async { exporter.export(&budget, false, Vec::new).await.unwrap() };
     tokio::join!(export, receive);
 }
 
@@ -111,13 +111,13 @@ async fn superseded_export_ends_between_two_requests() {
         for (is_requested, expected) in [(false, 1), (true, 2)] {
             let budget = budget(Duration::from_secs(30));
             budget.superseded.notify_one();
-            let error = exporter.export(&budget, is_requested, || ()).await.err().map(|error| error.to_string());
+            let error = exporter.export(&budget, is_requested, Vec::new).await.err().map(|error| error.to_string());
             let replaced = "the final flush replaced this export before all of its requests were sent";
             assert_eq!(error.as_deref(), is_requested.then_some(replaced));
             assert_eq!(received.load(Ordering::Relaxed), expected);
         }
         counter(&recorder, "one_total").increment(4);
-        exporter.export(&budget(Duration::from_secs(30)), true, || ()).await.unwrap();
+        exporter.export(&budget(Duration::from_secs(30)), true, Vec::new).await.unwrap();
         assert_eq!(received.load(Ordering::Relaxed), 7);
     };
     tokio::select! {
@@ -139,7 +139,10 @@ async fn export_after_a_panic_has_all_records() {
     let published = AtomicUsize::new(0);
     for (more, expected) in [(2, 3), (4, 4)] {
         counter.increment(more);
-        let publish = || _ = published.fetch_add(1, Ordering::Relaxed);
+        let publish = || {
+            published.fetch_add(1, Ordering::Relaxed);
+            Vec::new()
+        };
         let (exported, request) =
             tokio::join!(exporter.export(&budget, true, publish), receive(&listener, Duration::ZERO));
         exported.unwrap();

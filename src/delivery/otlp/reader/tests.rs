@@ -1,11 +1,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use metrics::{Key, Recorder};
+use opentelemetry_proto::tonic::metrics::v1::exemplar;
 use proptest::prelude::*;
 
 use super::super::families::{Limits, OtlpBounds};
 use super::super::recorder::OtelRecorder;
 use super::*;
+use crate::exposition::Labels;
 
 const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
 
@@ -25,7 +27,7 @@ fn record(recorder: &OtelRecorder, samples: &[f64]) {
 
 /// The point of the only series, if it is exported.
 fn collect(reader: &mut MetricReader) -> Option<ExponentialHistogramDataPoint> {
-    let metric = reader.collect().pop()?;
+    let metric = reader.collect(Vec::new()).pop()?;
     match metric.data.unwrap() {
         Data::ExponentialHistogram(ExponentialHistogram { mut data_points, aggregation_temporality }) => {
             let expected = if reader.has_increments() {
@@ -210,13 +212,40 @@ fn indexes_are_those_of_the_lower_bounds() {
 }
 
 #[test]
+fn exemplars_are_those_of_their_series_and_of_the_time_of_increments() {
+    let exemplar = |value, time| {
+        let labels = Labels::new([("trace_id", "0102030405060708090a0b0c0d0e0f10")].into_iter()).0;
+        Some(crate::exposition::Exemplar { labels, value, time: Some(time) })
+    };
+    let now = unix_time::now;
+    for (temporality, expected) in [(Temporality::Cumulative, 2), (Temporality::Delta, 1)] {
+        let (recorder, mut reader) = exponential(temporality);
+        let before = now() - Duration::from_secs(1);
+        record(&recorder, &[0.5, 4.0]);
+        let exemplars = vec![
+            (Key::from_static_name("sizes"), vec![None, exemplar(0.5, before), exemplar(4.0, now())]),
+            (Key::from_parts("sizes", vec![metrics::Label::new("other", "series")]), vec![exemplar(7.0, now())]),
+        ];
+        let Some(Data::ExponentialHistogram(histogram)) = reader.collect(exemplars).pop().unwrap().data else {
+            panic!("no exponential histogram")
+        };
+        let exemplars = &histogram.data_points[0].exemplars;
+        assert_eq!(exemplars.len(), expected);
+        let last = exemplars.last().unwrap();
+        assert_eq!(last.value, Some(exemplar::Value::AsDouble(4.0)));
+        assert_eq!(last.trace_id, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+        assert!(last.time_unix_nano <= histogram.data_points[0].time_unix_nano && last.span_id.is_empty());
+    }
+}
+
+#[test]
 fn increment_of_a_counter_that_wrapped_does_not_overflow() {
     let (recorder, mut reader) = exponential(Temporality::Delta);
     let metadata = metrics::Metadata::new("", metrics::Level::INFO, None);
     let counter = recorder.register_counter(&Key::from_static_name("rows_total"), &metadata);
     for (increment, expected) in [(u64::MAX - 1, i64::MAX), (5, 5)] {
         counter.increment(increment);
-        let Some(Data::Sum(sum)) = reader.collect().pop().unwrap().data else { panic!("no sum") };
+        let Some(Data::Sum(sum)) = reader.collect(Vec::new()).pop().unwrap().data else { panic!("no sum") };
         assert_eq!(sum.data_points[0].value, Some(Value::AsInt(expected)));
     }
 }
