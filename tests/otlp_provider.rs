@@ -16,7 +16,8 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{
-    InMemoryMetricExporter, InMemoryMetricExporterBuilder, PeriodicReader, SdkMeterProvider, Temporality,
+    Aggregation, InMemoryMetricExporter, InMemoryMetricExporterBuilder, Instrument, PeriodicReader, SdkMeterProvider,
+    Stream, Temporality,
 };
 use support::measured::{Measured, failing_stage, measured, stage};
 use support::{child, exposition};
@@ -87,6 +88,30 @@ fn provider_gets_all_metrics_and_is_flushed() {
     provider.meter("application").u64_counter("application").build().add(1, &[]);
     provider.force_flush().unwrap();
     assert_eq!(exported(&exporter)["application{}"], 1.0);
+}
+
+/// Histograms have the bounds of the settings, unless a view of the provider has another aggregation.
+#[test]
+fn view_of_the_provider_makes_histograms_exponential() {
+    let exporter = InMemoryMetricExporter::default();
+    let exponential = |instrument: &Instrument| {
+        let aggregation = Aggregation::Base2ExponentialHistogram { max_size: 160, max_scale: 20, record_min_max: true };
+        let is_histogram = instrument.name() == "quant_stage_duration_seconds";
+        is_histogram.then(|| Stream::builder().with_aggregation(aggregation).build().unwrap())
+    };
+    let reader = PeriodicReader::builder(exporter.clone()).with_interval(Duration::from_secs(3_600)).build();
+    let provider = SdkMeterProvider::builder().with_reader(reader).with_view(exponential).build();
+    let measured = measured(MetricsLayer::builder().with_meter_provider(provider));
+    stage("a");
+    measured.guard.flush().unwrap();
+    let exports = exporter.get_finished_metrics().unwrap();
+    let metrics = exports.last().unwrap().scope_metrics().flat_map(|scope| scope.metrics());
+    let durations = metrics.into_iter().find(|metric| metric.name() == "quant_stage_duration_seconds").unwrap();
+    let AggregatedMetrics::F64(MetricData::ExponentialHistogram(durations)) = durations.data() else {
+        panic!("{durations:?}")
+    };
+    assert_eq!(durations.data_points().map(|point| point.count()).collect::<Vec<_>>(), [1]);
+    measured.guard.shutdown().unwrap();
 }
 
 /// The provider may collect at any time; it must get the values of that moment without a flush by the layer.

@@ -211,7 +211,7 @@ impl MetricsLayerBuilder {
     ///
     /// The standard variables of OpenTelemetry set the endpoint, the protocol and the rest;
     /// [`guide::configuration`](crate::guide::configuration) lists them. Names, attributes and buckets are those of the Prometheus
-    /// metrics.
+    /// metrics; a variable makes histograms exponential.
     ///
     /// Use the temporality `delta` for short-lived jobs: counts of a process then arrive as increments, which a collector adds
     /// up over all processes. Increments that did not arrive are kept and sent before anything new. With cumulative values each

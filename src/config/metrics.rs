@@ -176,10 +176,10 @@ impl MetricsLayerBuilder {
     /// metric has an exemplar.
     ///
     /// The exemplar of a bucket has the duration of the stage as its value, that of a counter 1; both have the label `trace_id`
-    /// and the time at which the stage ended. Exemplars are in the protobuf format alone, so the gateway gets
+    /// and the time at which the stage ended. Exemplars are in the protobuf format and in OTLP alone, so the gateway gets
     /// [`PushFormat::Protobuf`](crate::PushFormat::Protobuf) unless a format is set. If that is the text format, and with
-    /// [`with_exposition`](Self::with_exposition), a warning says that there are none. They have no effect where no gateway is
-    /// set. [`guide::opentelemetry`] has the way from
+    /// [`with_exposition`](Self::with_exposition), a warning says that there are none. They have no effect where neither a gateway
+    /// nor OTLP is set. [`guide::opentelemetry`] has the way from
     /// an exemplar to its trace.
     ///
     /// [exemplar]: https://prometheus.io/docs/instrumenting/exposition_formats/#protobuf-format

@@ -141,8 +141,8 @@ fn split_off(data: &mut Data, at: usize) -> Data {
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry_proto::tonic::metrics::v1::NumberDataPoint;
     use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value::AsInt;
+    use opentelemetry_proto::tonic::metrics::v1::{ExponentialHistogramDataPoint, NumberDataPoint};
     use proptest::prelude::*;
 
     use super::*;
@@ -159,13 +159,31 @@ mod tests {
         Metric { name: name.to_owned(), unit: "s".to_owned(), data: Some(data), ..Metric::default() }
     }
 
-    fn points(metrics: &[Metric]) -> Vec<(&str, &NumberDataPoint)> {
+    /// Returns an exponential histogram with a data point for each of these label values.
+    fn exponential_histogram(name: &str, values: &[String]) -> Metric {
+        let point = |value: &String| ExponentialHistogramDataPoint {
+            attributes: vec![(&KeyValue::new("label", value.clone())).into()],
+            ..ExponentialHistogramDataPoint::default()
+        };
+        let data_points = values.iter().map(point).collect();
+        let data = Data::ExponentialHistogram(ExponentialHistogram { data_points, aggregation_temporality: 1 });
+        Metric { name: name.to_owned(), data: Some(data), ..Metric::default() }
+    }
+
+    /// The data points with the names of their metrics.
+    fn points(metrics: &[Metric]) -> Vec<(&str, String)> {
+        let points = |metric: &Metric| -> Vec<_> {
+            match &metric.data {
+                Some(Data::Sum(sum)) => sum.data_points.iter().map(|point| format!("{point:?}")).collect(),
+                Some(Data::ExponentialHistogram(histogram)) => {
+                    histogram.data_points.iter().map(|point| format!("{point:?}")).collect()
+                }
+                other => panic!("{other:?}"),
+            }
+        };
         metrics
             .iter()
-            .flat_map(|metric| match &metric.data {
-                Some(Data::Sum(sum)) => sum.data_points.iter().map(|point| (metric.name.as_str(), point)),
-                other => panic!("{other:?}"),
-            })
+            .flat_map(|metric| points(metric).into_iter().map(|point| (metric.name.as_str(), point)))
             .collect()
     }
 
@@ -175,7 +193,11 @@ mod tests {
             values in prop::collection::vec(prop::collection::vec("[a-z]{0,400}", 0..12), 0..6),
             limit in 1_usize..2_000,
         ) {
-            let metrics: Vec<_> = values.iter().enumerate().map(|(n, values)| sum(&format!("m{n}"), values)).collect();
+            let metric = |(n, values): (usize, &Vec<String>)| {
+                let metric = if n % 2 == 0 { sum } else { exponential_histogram };
+                metric(&format!("m{n}"), values)
+            };
+            let metrics: Vec<_> = values.iter().enumerate().map(metric).collect();
             let origin = Origin::new(BTreeMap::new());
             let empty = origin.request(Vec::new()).encoded_len();
             let parts = split(metrics.clone(), limit);
