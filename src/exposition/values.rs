@@ -48,6 +48,20 @@ pub(crate) struct Exemplar {
     pub(crate) time: Option<Duration>,
 }
 
+#[cfg(any(feature = "otlp", feature = "trace-id"))]
+impl Exemplar {
+    /// Replaces the exemplars that are earlier than those of the same buckets in `more`.
+    pub(crate) fn keep_latest(known: &mut Vec<Option<Self>>, more: Vec<Option<Self>>) {
+        known.resize(known.len().max(more.len()), None);
+        for (known, more) in known.iter_mut().zip(more) {
+            let is_later = |more: &Self| known.as_ref().is_none_or(|known| known.time < more.time);
+            if let Some(more) = more.filter(is_later) {
+                *known = Some(more);
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Summary {
     pub(crate) quantiles: WrittenBounds,

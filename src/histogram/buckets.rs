@@ -20,11 +20,11 @@ pub(crate) struct Line([AtomicU64; COUNTS_PER_LINE]);
 type Page = [OnceLock<Box<Line>>; LINES_PER_PAGE];
 
 const COUNTS_PER_LINE: usize = 16;
-
-/// What samples recorded together can bring a counter to. A histogram has fewer than 2^15 counters, so their sum fits in 63
-/// bits, as the differences of counts in protobuf require. Samples that are recorded one by one do not get there.
-const MAX_COUNT: u64 = 1 << 48;
 const LINES_PER_PAGE: usize = 32;
+
+/// The highest count that samples recorded together give a counter. A histogram has fewer than 2^15 counters, so their sum
+/// fits in 63 bits, as the differences of counts in protobuf require. Samples recorded one by one do not get there.
+const MAX_COUNT: u64 = 1 << 48;
 
 impl BucketCounts {
     pub(crate) fn new(buckets: usize) -> Self {
@@ -79,6 +79,7 @@ impl BucketCounts {
     }
 }
 
+/// Counts samples up to [`MAX_COUNT`]. Returns the number of those that it counted.
 fn add_many(counter: &AtomicU64, count: u64) -> u64 {
     let added = |before| count.min(MAX_COUNT.saturating_sub(before));
     let before = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |before| Some(before + added(before)));

@@ -83,8 +83,8 @@ impl ExporterConfig {
 }
 
 impl Exporter {
-    /// Exports the current state within the budget. `publish` updates the metrics first and returns the exemplars. `is_requested`: a request
-    /// waits for the export; an export on the interval may take as long as one of its requests.
+    /// Exports the current state within the budget. `publish` updates the metrics first and returns their exemplars.
+    /// `is_requested`: a request waits for the export; an export on the interval may take as long as one of its requests.
     ///
     /// A panic of `publish` or of a dependency is an error, and the next call starts over.
     pub(in crate::delivery) async fn export(
