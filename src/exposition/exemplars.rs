@@ -17,18 +17,7 @@ impl Families {
         for (key, more) in exemplars {
             let pairs = key.labels().map(|label| (label.key(), label.value()));
             let series = by_name.entry(metric_name(key.name()).into_owned()).or_default();
-<<<<<<< HEAD
-            let known = series.entry(Labels::new(pairs).0.and(constant).identity()).or_default();
-            known.resize(known.len().max(more.len()), None);
-            for (known, more) in known.iter_mut().zip(more) {
-                let is_later = |more: &Exemplar| known.as_ref().is_none_or(|known| known.time < more.time);
-                if let Some(more) = more.filter(is_later) {
-                    *known = Some(more);
-                }
-            }
-=======
-            Exemplar::keep_latest(series.entry(Labels::new(pairs).0.identity()).or_default(), more);
->>>>>>> a796186 (Exemplars of overflow series are merged; the counts of record_many are in the changelog)
+            Exemplar::keep_latest(series.entry(Labels::new(pairs).0.and(constant).identity()).or_default(), more);
         }
         for (name, mut exemplars) in by_name {
             match self.get_mut(&name).map(|family| &mut family.samples) {

@@ -8,6 +8,7 @@ use super::super::families::{Limits, OtlpBounds};
 use super::super::recorder::OtelRecorder;
 use super::*;
 use crate::exposition::Labels;
+use crate::exposition::Labels;
 
 const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
 
@@ -15,7 +16,7 @@ const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
 fn exponential(temporality: Temporality) -> (OtelRecorder, MetricReader) {
     let bounds = OtlpBounds { by_name: HashMap::from([("sizes".to_owned(), vec![1.0])]), default: vec![1.0, 2.0] };
     let limits = Limits { others: 2_000, ..Limits::default() };
-    let families = Arc::new(OtlpFamilies::new(bounds, limits, None).with_exponential_histograms());
+    let families = Arc::new(OtlpFamilies::new(bounds, limits, Labels::default(), None).with_exponential_histograms());
     (OtelRecorder::new(Arc::clone(&families)), MetricReader::new(families, temporality))
 }
 
