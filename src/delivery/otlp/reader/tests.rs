@@ -8,7 +8,6 @@ use super::super::families::{Limits, OtlpBounds};
 use super::super::recorder::OtelRecorder;
 use super::*;
 use crate::exposition::Labels;
-use crate::exposition::Labels;
 
 const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
 
