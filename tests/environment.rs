@@ -289,7 +289,7 @@ fn exemplars_are_pushed_in_protobuf_unless_a_format_is_set() {
         );
         let events = lines(&ended, "event: ");
         assert_eq!(events.len(), warnings, "{events:?}");
-        assert!(events.iter().all(|event| event.contains("no metric has an exemplar")), "{events:?}");
+        assert!(events.iter().all(|event| event.contains("exemplars are not delivered")), "{events:?}");
     }
     // Where nothing is pushed, no format is missing.
     let ended = run_with("the environment alone", &[("TV_PROMETHEUS_EXEMPLARS", "true")]);

@@ -10,7 +10,7 @@ use super::builder::MetricsLayerBuilder;
 use crate::delivery::Listener;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp;
-use crate::delivery::{DeliveryConfig, DeliveryThread, PushFormat, Spool, Textfile};
+use crate::delivery::{DeliveryConfig, DeliveryThread, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::error::Error;
 use crate::exposition::{Labels, metric_name};
@@ -27,24 +27,13 @@ use crate::run::shutdown::Flusher;
 use crate::run::signals::SignalHandler;
 use crate::schema::{self, OWN_TARGET};
 
-/// Why pushes do not carry what protobuf alone has.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum NoProtobuf {
-    /// The metrics come from the text of `with_exposition`.
-    Exposition,
-    /// The format is set to text.
-    Text,
-}
-
 impl MetricsLayerBuilder {
     /// Builds and starts all parts. `install` makes the recorder the global one.
     pub(crate) fn start(
         mut self,
         install: impl FnOnce(Arc<dyn Recorder + Send + Sync>) -> Result<(), Error>,
     ) -> Result<(MetricsLayer, FlushGuard), Error> {
-        let no_native_histograms = if self.native_histograms { self.default_to_protobuf() } else { None };
-        #[cfg(feature = "trace-id")]
-        let no_exemplars = if self.exemplars { self.default_to_protobuf() } else { None };
+        let ways_out = self.ways_out();
         self.check()?;
         if self.instance_grouping
             && let Some(gateway) = self.gateway.take()
@@ -61,7 +50,7 @@ impl MetricsLayerBuilder {
         let open_spool = |directory| Spool::open(directory, &self.namespace);
         let spool = self.spool_directory.map(open_spool).transpose()?;
         #[cfg(feature = "http")]
-        let listener = self.listen.map(Listener::bind).transpose()?;
+        let listener = self.listen.map(|address| Listener::bind(address, ways_out.scrapes_carry())).transpose()?;
         // A second recorder needs each duration as it is recorded.
         #[cfg(feature = "otlp")]
         let is_alone = otlp.recorder.is_none();
@@ -71,9 +60,9 @@ impl MetricsLayerBuilder {
         let of_duration =
             bounds.iter().rev().find(|(name, _)| metric_name(name) == bounds[0].0).map(|(_, of)| of.clone());
         #[cfg(feature = "trace-id")]
-        let exemplars = of_duration.clone().filter(|_| self.exemplars && no_exemplars != Some(NoProtobuf::Exposition));
+        let exemplars = of_duration.clone().filter(|_| self.exemplars && ways_out.carry());
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
-        let native_histograms = self.native_histograms && self.gateway.is_some() && no_native_histograms.is_none();
+        let native_histograms = self.native_histograms && ways_out.carry();
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (RecorderTarget::Global, Exposition::Foreign(ForeignRecorder::new(render)?), None),
             None => {
@@ -117,18 +106,6 @@ impl MetricsLayerBuilder {
             clock: quanta::Clock::new(),
             diagnostics: Arc::clone(&diagnostics),
         }));
-        #[cfg(feature = "trace-id")]
-        if let Some(problem) = no_exemplars {
-            let problem = match problem {
-                NoProtobuf::Exposition => {
-                    "`with_exposition` delivers the text of a recorder that does not know them; leave `with_exemplars` out"
-                }
-                NoProtobuf::Text => {
-                    "the text format does not have them; set the push format to protobuf, or leave it out"
-                }
-            };
-            diagnostics.emit(move || warn!(target: OWN_TARGET, "no metric has an exemplar: {problem}"));
-        }
         if let (Some(gateway), Some(variable)) = (&self.gateway, self.default_job) {
             let job = gateway.grouping().job().to_owned();
             diagnostics.emit(move || {
@@ -140,12 +117,8 @@ impl MetricsLayerBuilder {
                 );
             });
         }
-        if let Some(problem) = no_native_histograms.filter(|_| self.gateway.is_some()) {
-            let reason = match problem {
-                NoProtobuf::Exposition => "`with_exposition` renders text, which has none",
-                NoProtobuf::Text => "pushes are text, which has none: set the push format to protobuf",
-            };
-            diagnostics.emit(move || warn!(target: OWN_TARGET, "native histograms are not delivered: {reason}"));
+        if let Some(warning) = ways_out.warning() {
+            diagnostics.emit(move || warn!(target: OWN_TARGET, "{warning}"));
         }
         #[cfg(feature = "resource-usage")]
         let resources = {
@@ -200,18 +173,6 @@ impl MetricsLayerBuilder {
             panic_hook::flush_in_panic_hook(&flusher);
         }
         Ok((MetricsLayer::over(stages), FlushGuard::new(flusher)))
-    }
-
-    /// Makes protobuf the format of the gateway unless one is set. Returns what keeps pushes from carrying what protobuf
-    /// alone has.
-    fn default_to_protobuf(&mut self) -> Option<NoProtobuf> {
-        if self.exposition.is_some() {
-            return Some(NoProtobuf::Exposition);
-        }
-        let gateway = self.gateway.take()?.with_default_format(PushFormat::Protobuf);
-        let is_text = gateway.format() == PushFormat::Text;
-        self.gateway = Some(gateway);
-        is_text.then_some(NoProtobuf::Text)
     }
 
     /// Builds the recorder and the exporter of OpenTelemetry that the settings select.

@@ -8,6 +8,7 @@ mod metrics;
 mod validate;
 #[cfg(test)]
 pub(crate) mod variable_tables;
+mod ways_out;
 
 pub use builder::{DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};
 pub use env::DEFAULT_ENV_PREFIX;

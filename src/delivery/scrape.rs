@@ -3,6 +3,9 @@
 //! It shares the delivery thread with the pushes, so a client must not delay that thread: a connection is for one
 //! request and has a time limit. Beyond the limit of connections, the oldest one without a request is closed.
 
+mod accept;
+mod page;
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -17,17 +20,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
+use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::http::body::Body;
+use self::accept::{Format, accepts_gzip, negotiate};
+use self::page::MetricsPage;
 use super::source::ExpositionSource;
 use crate::error::{Error, Kind};
 
@@ -43,17 +47,6 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause after a failed accept. Without a free file handle, for instance, another try at once fails too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a recorder of the application may take to render. Prometheus waits for 10 seconds by default.
-const RENDER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Pause between two renderings, as a multiple of the time that the last one took.
-const PAUSE_FACTOR: u32 = 10;
-
-/// Longest pause between two renderings, so that every client gets a response in time even if a recorder does not return.
-const MAX_PAUSE: Duration = Duration::from_secs(4);
-
-/// The content type of the text format.
-const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 /// A bound port. Connections wait until it is served.
@@ -61,18 +54,20 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 pub(crate) struct Listener {
     socket: StdListener,
     address: SocketAddr,
+    /// Whether a client may ask for a format other than text.
+    has_formats: bool,
 }
 
 impl Listener {
-    /// Binds a port.
+    /// Binds a port. `has_formats`: OpenMetrics and protobuf are served to clients that ask for them.
     ///
     /// # Errors
     ///
     /// A configuration error if the address cannot be bound.
-    pub(crate) fn bind(address: SocketAddr) -> Result<Self, Error> {
+    pub(crate) fn bind(address: SocketAddr, has_formats: bool) -> Result<Self, Error> {
         let bound = StdListener::bind(address).and_then(|socket| {
             socket.set_nonblocking(true)?;
-            Ok(Self { address: socket.local_addr()?, socket })
+            Ok(Self { address: socket.local_addr()?, socket, has_formats })
         });
         bound.map_err(|error| {
             let hint = match error.kind() {
@@ -94,54 +89,7 @@ impl Listener {
         let failed = |error| Error::new(Kind::Delivery, "cannot serve the HTTP listener").with_source(error);
         let listener = TcpListener::from_std(self.socket).map_err(failed)?;
         let (stop, stopped) = oneshot::channel();
-        Ok(Server { stop, task: tokio::spawn(serve(listener, source, stopped)) })
-    }
-}
-
-/// The text of the metrics. A request during a rendering, or shortly after one, waits for the next text, which all
-/// waiting requests share. So rendering takes a small part of the thread's time, whatever the number of requests.
-struct MetricsPage {
-    source: Arc<dyn ExpositionSource>,
-    last: Mutex<Rendered>,
-}
-
-/// The last rendering.
-struct Rendered {
-    /// Start of the rendering. The text serves requests that came before.
-    start: Option<Instant>,
-    /// Earliest start of the next rendering.
-    next: Instant,
-    text: Result<Body, String>,
-    /// The compressed text, made for the first request that accepts it.
-    compressed: Option<Body>,
-}
-
-impl MetricsPage {
-    fn new(source: Arc<dyn ExpositionSource>) -> Self {
-        let text = Ok(Body::plain(Bytes::new()));
-        Self { source, last: Mutex::new(Rendered { start: None, next: Instant::now(), text, compressed: None }) }
-    }
-
-    /// Returns a text that was rendered after the call.
-    async fn get(&self, gzip: bool) -> Result<Body, String> {
-        let requested = Instant::now();
-        let mut last = self.last.lock().await;
-        let mut start = Instant::now();
-        if last.start.is_none_or(|start| start < requested) {
-            sleep_until(last.next).await;
-            start = Instant::now();
-            let rendered = Arc::clone(&self.source).exposition(start + RENDER_TIMEOUT).await;
-            let text = rendered.map(|families| Body::plain(families.to_text())).map_err(|error| error.to_string());
-            *last = Rendered { start: Some(start), next: start, text, compressed: None };
-        }
-        let text = last.text.clone()?;
-        let body = match &last.compressed {
-            Some(compressed) if gzip => compressed.clone(),
-            None if gzip => last.compressed.insert(Body::compressed(text.bytes)).clone(),
-            _ => text,
-        };
-        last.next = last.next.max(Instant::now() + (start.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE));
-        Ok(body)
+        Ok(Server { stop, task: tokio::spawn(serve(listener, MetricsPage::new(source, self.has_formats), stopped)) })
     }
 }
 
@@ -164,8 +112,8 @@ impl Server {
     }
 }
 
-async fn serve(listener: TcpListener, source: Arc<dyn ExpositionSource>, stopped: oneshot::Receiver<Instant>) {
-    let page = Arc::new(MetricsPage::new(source));
+async fn serve(listener: TcpListener, page: MetricsPage, stopped: oneshot::Receiver<Instant>) {
+    let page = Arc::new(page);
     let mut connections = Connections::default();
     let mut stopped = pin!(stopped);
     let deadline = loop {
@@ -251,18 +199,23 @@ async fn respond(request: &Request<Incoming>, page: &MetricsPage) -> Response<Fu
         return response;
     }
     match request.uri().path() {
-        "/metrics" => match page.get(accepts_gzip(request.headers())).await {
-            Ok(body) => metrics(body),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        },
+        "/metrics" => metrics(request.headers(), page).await,
         "/health" => text(StatusCode::OK, "OK\n"),
         _ => text(StatusCode::NOT_FOUND, "the metrics are at /metrics\n"),
     }
 }
 
-fn metrics(body: Body) -> Response<Full<Bytes>> {
-    let mut response = response(StatusCode::OK, EXPOSITION, body.bytes);
-    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+async fn metrics(headers: &HeaderMap, page: &MetricsPage) -> Response<Full<Bytes>> {
+    let (format, vary) = match page.has_formats {
+        true => (negotiate(headers), "Accept, Accept-Encoding"),
+        false => (Format::Text, "Accept-Encoding"),
+    };
+    let body = match page.get(format, accepts_gzip(headers)).await {
+        Ok(body) => body,
+        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    };
+    let mut response = response(StatusCode::OK, format.content_type(), body.bytes);
+    response.headers_mut().insert(VARY, HeaderValue::from_static(vary));
     if body.is_gzip {
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
@@ -280,42 +233,14 @@ fn response(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes
     response
 }
 
-/// Returns whether the client accepts gzip, by the rules of RFC 9110 that scrapers use.
-fn accepts_gzip(headers: &HeaderMap) -> bool {
-    let listed = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    listed.flat_map(|value| value.split(',')).any(|coding| {
-        let mut parts = coding.split(';').map(str::trim);
-        let is_gzip = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip"));
-        let weight = parts.find_map(|part| part.strip_prefix("q=")).and_then(|weight| weight.parse().ok());
-        is_gzip && weight.unwrap_or(1.0_f32) > 0.0
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn gzip_is_used_if_the_client_accepts_it() {
-        let accepts = |values: &[&'static str]| {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(ACCEPT_ENCODING, HeaderValue::from_static(value));
-            }
-            accepts_gzip(&headers)
-        };
-        for yes in [&["gzip"][..], &["deflate, GZIP;q=0.5"], &["br", "gzip"], &["gzip; q=1"]] {
-            assert!(accepts(yes), "{yes:?}");
-        }
-        for no in [&[][..], &["identity"], &["gzip;q=0"], &["gzip ; q=0.000"], &["x-gzip"], &["*"]] {
-            assert!(!accepts(no), "{no:?}");
-        }
-    }
-
-    #[test]
     fn port_in_use_is_a_configuration_error() {
-        let first = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let error = Listener::bind(first.address()).unwrap_err();
+        let first = Listener::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let error = Listener::bind(first.address(), false).unwrap_err();
         assert!(error.is_config());
         assert_eq!(
             error.to_string(),
@@ -328,7 +253,7 @@ mod tests {
 
     #[test]
     fn address_of_another_machine_is_a_configuration_error() {
-        let error = Listener::bind("192.0.2.1:0".parse().unwrap()).unwrap_err();
+        let error = Listener::bind("192.0.2.1:0".parse().unwrap(), false).unwrap_err();
         assert!(error.is_config());
         assert!(error.to_string().contains("192.0.2.1:0: give an address of this machine"), "{error}");
     }

@@ -58,13 +58,11 @@ pub(crate) enum Samples {
 pub(crate) struct Series<T> {
     pub(crate) labels: Labels,
     pub(crate) value: T,
-    /// In milliseconds of Unix time, where a foreign text has one.
-    pub(crate) timestamp: Option<i64>,
 }
 
 impl<T> Series<T> {
     pub(crate) fn new(labels: Labels, value: T) -> Self {
-        Self { labels, value, timestamp: None }
+        Self { labels, value }
     }
 }
 
@@ -119,6 +117,15 @@ impl Samples {
             Self::Histogram(series) => series.is_empty(),
             Self::Summary(series) => series.is_empty(),
         }
+    }
+}
+
+impl Family {
+    /// Returns the unit if this name of the family ends in it. Prometheus refuses a scrape with another unit: every version one
+    /// in OpenMetrics, versions before 3.9 one in protobuf.
+    pub(super) fn unit_in(&self, name: &str) -> Option<&'static str> {
+        let unit = self.unit?.as_str();
+        name.strip_suffix(unit)?.ends_with('_').then_some(unit)
     }
 }
 

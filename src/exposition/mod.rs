@@ -1,13 +1,18 @@
 //! Metric families in memory, and the formats they are written in and read from.
 
+#[cfg(test)]
+mod any_families;
 #[cfg(feature = "trace-id")]
 mod exemplars;
 mod families;
 mod labels;
 mod names;
+#[cfg(feature = "http")]
+mod open_metrics;
 mod parse;
 mod problem;
 pub(crate) mod protobuf;
+mod sample_lines;
 mod text;
 mod values;
 

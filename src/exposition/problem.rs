@@ -148,7 +148,7 @@ fn name_of(kind: Option<MetricKind>) -> &'static str {
 }
 
 /// The suffixes of the parts of a histogram; a summary has the last two.
-const PARTS: [&str; 3] = ["_bucket", "_sum", "_count"];
+pub(super) const PARTS: [&str; 3] = ["_bucket", "_sum", "_count"];
 
 fn parts(kind: Option<MetricKind>) -> &'static [&'static str] {
     match kind {

@@ -1,11 +1,9 @@
 //! The text format, version 0.0.4.
 
-use std::collections::HashSet;
-use std::fmt::{self, Display, Write};
-
 use super::families::{Families, Family, Samples, Series};
 use super::labels::{Labels, escape};
-use super::values::{Number, WrittenBounds};
+use super::sample_lines::{Syntax, push_all, write_samples};
+use super::values::{Exemplar, WrittenBound, WrittenBounds};
 
 /// Typical length of a float in the text.
 const FLOAT_LEN: usize = 20;
@@ -19,11 +17,16 @@ impl Families {
     /// Returns the text with further labels on every series. They take the place of labels of the same name that a series
     /// has itself, as those of a group do on a Pushgateway. Of series that become one the first stays.
     pub(crate) fn to_text_with(&self, further: &Labels) -> String {
-        let mut text = String::with_capacity(self.iter().map(|family| len(family, further)).sum());
+        let mut text = String::with_capacity(self.text_len(further));
         for family in self.iter() {
             write_family(&mut text, family, further);
         }
         text
+    }
+
+    /// Returns about how many bytes the text takes.
+    pub(super) fn text_len(&self, further: &Labels) -> usize {
+        self.iter().map(|family| len(family, further)).sum()
     }
 }
 
@@ -37,101 +40,18 @@ fn write_family(text: &mut String, family: &Family, further: &Labels) {
     if let Some(kind) = samples.kind() {
         push_all(text, &["# TYPE ", name, " ", kind.as_str(), "\n"]);
     }
-    match samples {
-        Samples::Counter(series) => write_series(series, further, |labels, series| {
-            Line { name, labels, series }.push(text, "", None, series.value.value);
-        }),
-        Samples::Gauge(series) | Samples::Unknown(series) => {
-            write_series(series, further, |labels, series| {
-                Line { name, labels, series }.push(text, "", None, series.value)
-            });
-        }
-        Samples::Histogram(series) => write_series(series, further, |labels, series| {
-            let (line, value) = (Line { name, labels, series }, &series.value);
-            for (bound, count) in value.bounds.texts().zip(&value.cumulative) {
-                line.push(text, "_bucket", Some(("le", bound)), count);
-            }
-            line.push_totals(text, value.sum, value.count);
-        }),
-        Samples::Summary(series) => write_series(series, further, |labels, series| {
-            let (line, value) = (Line { name, labels, series }, &series.value);
-            for (quantile, at) in value.quantiles.texts().zip(&value.values) {
-                line.push(text, "", Some(("quantile", quantile)), Number::Float(*at));
-            }
-            line.push_totals(text, value.sum, value.count);
-        }),
-    }
+    write_samples(text, family, further, &Plain);
 }
 
-/// Hands each series over with the labels it is written with.
-fn write_series<T>(series: &[Series<T>], further: &Labels, mut write: impl FnMut(&str, &Series<T>)) {
-    if further.is_empty() {
-        return series.iter().for_each(|series| write(series.labels.as_str(), series));
-    }
-    let replaced = |name: &str| further.iter().any(|(other, _)| other == name);
-    // Only what loses a label can become what another series is.
-    let may_collide = series.iter().any(|series| series.labels.iter().any(|(name, _)| replaced(name)));
-    let (mut labels, mut written) = (String::new(), HashSet::new());
-    for series in series {
-        labels.clear();
-        labels.push_str(further.as_str());
-        for (name, value) in series.labels.iter().filter(|(name, _)| !replaced(name)) {
-            push_all(&mut labels, &[",", name, "=\"", value, "\""]);
-        }
-        if !may_collide || written.insert(labels.clone()) {
-            write(&labels, series);
-        }
-    }
-}
+/// Samples without exemplars, which the format does not have, and bounds as they are spelled.
+struct Plain;
 
-/// The lines of one series.
-struct Line<'a, T> {
-    name: &'a str,
-    labels: &'a str,
-    series: &'a Series<T>,
-}
-
-impl<T> Line<'_, T> {
-    fn push(&self, text: &mut String, suffix: &str, bound: Option<(&str, &str)>, value: impl Display) {
-        push_all(text, &[self.name, suffix]);
-        match (self.labels, bound) {
-            ("", None) => {}
-            (labels, None) => push_all(text, &["{", labels, "}"]),
-            ("", Some((label, bound))) => push_all(text, &["{", label, "=\"", bound, "\"}"]),
-            (labels, Some((label, bound))) => push_all(text, &["{", labels, ",", label, "=\"", bound, "\"}"]),
-        }
-        // Writing into a string does not fail.
-        let _ = match self.series.timestamp {
-            None => writeln!(text, " {value}"),
-            Some(timestamp) => writeln!(text, " {value} {timestamp}"),
-        };
+impl Syntax for Plain {
+    fn push_bound(&self, text: &mut String, bound: &WrittenBound) {
+        text.push_str(&bound.text);
     }
 
-    fn push_totals(&self, text: &mut String, sum: Option<f64>, count: Option<u64>) {
-        if let Some(sum) = sum {
-            self.push(text, "_sum", None, Number::Float(sum));
-        }
-        if let Some(count) = count {
-            self.push(text, "_count", None, count);
-        }
-    }
-}
-
-impl Display for Number {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Integer(value) => Display::fmt(&value, f),
-            Self::Float(f64::INFINITY) => f.write_str("+Inf"),
-            Self::Float(f64::NEG_INFINITY) => f.write_str("-Inf"),
-            Self::Float(value) => Display::fmt(&value, f),
-        }
-    }
-}
-
-fn push_all(text: &mut String, parts: &[&str]) {
-    for part in parts {
-        text.push_str(part);
-    }
+    fn push_exemplar(&self, _text: &mut String, _exemplar: &Exemplar) {}
 }
 
 /// About how many bytes a family takes in the text: rather too many than too few, so that the text is allocated once.
@@ -174,13 +94,13 @@ mod tests {
     #[test]
     fn further_labels_stand_first_and_in_the_place_of_others() {
         let text = "# TYPE h histogram\nh_bucket{le=\"+Inf\"} 1\nh_sum{} 1\nh_count 1\n\
-            # TYPE s summary\ns{a=\"1\",quantile=\"0.5\"} 2 7\nx{a=\"1\",job=\"other\",b=\"2\"} 3\nx 4\n";
+            # TYPE s summary\ns{a=\"1\",quantile=\"0.5\"} 2\nx{a=\"1\",job=\"other\",b=\"2\"} 3\nx 4\n";
         assert_with_labels(
             text,
             &[("job", "a \"job\""), ("team", "t")],
             "# TYPE h histogram\nh_bucket{job=\"a \\\"job\\\"\",team=\"t\",le=\"+Inf\"} 1\n\
              h_sum{job=\"a \\\"job\\\"\",team=\"t\"} 1\nh_count{job=\"a \\\"job\\\"\",team=\"t\"} 1\n\
-             # TYPE s summary\ns{job=\"a \\\"job\\\"\",team=\"t\",a=\"1\",quantile=\"0.5\"} 2 7\n\
+             # TYPE s summary\ns{job=\"a \\\"job\\\"\",team=\"t\",a=\"1\",quantile=\"0.5\"} 2\n\
              x{job=\"a \\\"job\\\"\",team=\"t\"} 4\nx{job=\"a \\\"job\\\"\",team=\"t\",a=\"1\",b=\"2\"} 3\n",
         );
     }

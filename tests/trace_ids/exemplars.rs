@@ -341,13 +341,14 @@ fn exemplars_that_cannot_be_pushed_are_one_warning() {
     let text = heard(&|builder| builder.map_pushgateway(|gateway| gateway.with_format(PushFormat::Text)));
     assert_eq!(
         warning(text),
-        "WARN no metric has an exemplar: the text format does not have them; set the push format to protobuf, or leave it out"
+        "WARN exemplars are not delivered: pushes are text, which has none: set the push format to protobuf"
     );
     let foreign = heard(&|builder| builder.with_exposition(|| "a 1\n".to_owned()));
-    assert!(
-        warning(foreign)
-            .starts_with("WARN no metric has an exemplar: `with_exposition` delivers the text of a recorder")
-    );
+    assert_eq!(warning(foreign), "WARN exemplars are not delivered: `with_exposition` renders text, which has none");
+    let both = heard(&|builder| {
+        builder.with_native_histograms().map_pushgateway(|gateway| gateway.with_format(PushFormat::Text))
+    });
+    assert!(warning(both).starts_with("WARN native histograms and exemplars are not delivered: "));
     assert_eq!(heard(&|builder| builder), [""; 0]);
 }
 

@@ -76,7 +76,7 @@ impl<'a> FamilyReader<'a> {
     pub(super) fn add_number(&mut self, sample: &Sample<'a>, pairs: &mut Vec<(&'a str, &'a str)>) -> Result<()> {
         read_block(sample.block, pairs)?;
         let labels = labels(Some(sample.block), pairs);
-        self.numbers.push(Series { labels, value: number(sample.value)?, timestamp: sample.timestamp });
+        self.numbers.push(Series::new(labels, number(sample.value)?));
         Ok(())
     }
 
@@ -110,7 +110,6 @@ impl<'a> FamilyReader<'a> {
             Part::CountOfAll(count) => self.is_repeated |= is_set(&mut series.value.count, count),
         }
         self.bounds.extend(next);
-        series.timestamp = sample.timestamp.or(series.timestamp);
         Ok(())
     }
 
@@ -218,8 +217,7 @@ fn is_set<T>(to: &mut Option<T>, value: T) -> bool {
 }
 
 fn with_values<P, T>(series: Vec<Series<P>>, to: impl Fn(P) -> T) -> Vec<Series<T>> {
-    let series = series.into_iter();
-    series.map(|Series { labels, value, timestamp }| Series { labels, value: to(value), timestamp }).collect()
+    series.into_iter().map(|Series { labels, value }| Series::new(labels, to(value))).collect()
 }
 
 impl Parts {

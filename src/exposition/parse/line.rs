@@ -17,7 +17,6 @@ pub(super) struct Sample<'a> {
     /// The text between the braces.
     pub(super) block: &'a str,
     pub(super) value: &'a str,
-    pub(super) timestamp: Option<i64>,
 }
 
 impl<'a> Sample<'a> {
@@ -38,11 +37,10 @@ impl<'a> Sample<'a> {
         if !rest.is_empty() {
             return Err("has more than a value and a timestamp");
         }
-        let timestamp = match timestamp {
-            "" => None,
-            timestamp => Some(timestamp.parse().map_err(|_| "has a timestamp that is no whole number")?),
-        };
-        Ok(Self { name, block, value, timestamp })
+        if !timestamp.is_empty() && timestamp.parse::<i64>().is_err() {
+            return Err("has a timestamp that is no whole number");
+        }
+        Ok(Self { name, block, value })
     }
 }
 

@@ -12,7 +12,8 @@ use super::families::{Families, Family, MetricKind};
 use super::labels::unescape;
 use super::problem::{Owner, Problem, Problems, Unreadable, has_part, owner_of, split_part};
 
-/// Reads a text. Values, timestamps, labels and the spelling of bounds are kept; comments and spacing are not.
+/// Reads a text. Values, labels and the spelling of bounds are kept; comments, spacing and timestamps, which a Pushgateway
+/// refuses, are not.
 ///
 /// A line that is not of the format is left out, as is a metric that cannot stand beside another one: a reader would
 /// refuse the whole text for it. Either is a problem. `own` knows the metrics that keep their names whatever stands first.

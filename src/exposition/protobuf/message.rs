@@ -45,8 +45,6 @@ pub(super) struct Metric {
     pub(super) summary: Option<Summary>,
     #[prost(message, optional, tag = "5")]
     pub(super) untyped: Option<Value>,
-    #[prost(int64, optional, tag = "6")]
-    pub(super) timestamp_ms: Option<i64>,
     #[prost(message, optional, tag = "7")]
     pub(super) histogram: Option<Histogram>,
 }

@@ -52,8 +52,8 @@ fn read_family(MetricFamily { name, help, r#type, metric: metrics, unit }: Metri
 
 fn series<T>(metrics: Vec<Metric>, mut value: impl FnMut(&mut Metric) -> Option<T>) -> Vec<Series<T>> {
     let read = |mut metric: Metric| {
-        let (labels, timestamp) = (labels(&metric.label), metric.timestamp_ms);
-        value(&mut metric).map(|value| Series { labels, value, timestamp })
+        let labels = labels(&metric.label);
+        value(&mut metric).map(|value| Series::new(labels, value))
     };
     metrics.into_iter().filter_map(read).collect()
 }

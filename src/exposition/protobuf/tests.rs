@@ -4,124 +4,28 @@ use metrics::Unit;
 use proptest::prelude::*;
 
 use super::read;
-use crate::exposition::values::Exemplar;
-use crate::exposition::values::{Summary, WrittenBounds};
-use crate::exposition::{Counter, Families, Family, Histogram, Labels, Number, Problems, Samples, Series, parse};
+use crate::exposition::any_families::families;
+use crate::exposition::values::{Exemplar, WrittenBounds};
+use crate::exposition::{Counter, Families, Family, Histogram, Labels, Problems, Samples, Series, parse};
 use crate::histogram::NativeBuckets;
 
 fn of_text(text: &str) -> Families {
     parse(text, |_| None, &mut Problems::default()).unwrap()
 }
 
-/// Floats of all kinds, each the same bits after every format. Text has one NaN.
-fn float() -> impl Strategy<Value = f64> {
-    prop_oneof![
-        any::<f64>().prop_map(|value| if value.is_nan() { f64::NAN } else { value }),
-        (0..1_u64 << 60).prop_map(|value| value as f64),
-        prop::sample::select(vec![0.0, -0.0, 1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 5e-324, f64::MAX]),
-    ]
-}
-
-/// Counts that a float is exact for.
-fn number() -> impl Strategy<Value = Number> {
-    prop_oneof![float().prop_map(Number::from), (0..=1_u64 << 53).prop_map(Number::Integer)]
-}
-
-fn labels() -> impl Strategy<Value = Labels> {
-    let pairs = prop::collection::btree_map("[a-k_][a-z_]{0,3}", "[\\\\\"\n,=}ab]{0,6}|(?s).{0,6}", 0..4);
-    pairs.prop_map(|pairs| Labels::new(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()))).0)
-}
-
-fn time() -> impl Strategy<Value = Option<Duration>> {
-    let time = (0..1_u64 << 40, 0..1_000_000_000_u32).prop_map(|(seconds, nanos)| Duration::new(seconds, nanos));
-    prop::option::of(time)
-}
-
-fn exemplar() -> impl Strategy<Value = Option<Exemplar>> {
-    prop::option::of((labels(), float(), time()).prop_map(|(labels, value, time)| Exemplar { labels, value, time }))
-}
-
-fn counter() -> impl Strategy<Value = Counter> {
-    (number(), exemplar(), time()).prop_map(|(value, exemplar, created)| Counter { value, exemplar, created })
-}
-
-fn native_buckets() -> impl Strategy<Value = Vec<(i32, u64)>> {
-    let index = prop_oneof![-20..20_i32, any::<i32>()];
-    prop::collection::btree_map(index, any::<u64>(), 0..20).prop_map(Vec::from_iter)
-}
-
-fn native() -> impl Strategy<Value = Option<Box<NativeBuckets>>> {
-    let buckets = (-4..=8_i32, float(), any::<u64>(), native_buckets(), native_buckets());
-    prop::option::of(buckets.prop_map(|(schema, zero_threshold, zero_count, positive, negative)| {
-        Box::new(NativeBuckets { schema, zero_threshold, zero_count, positive, negative })
-    }))
-}
-
-fn histogram() -> impl Strategy<Value = Histogram> {
-    let buckets = prop::collection::btree_map(-1000..1000_i32, (any::<u64>(), exemplar()), 0..6);
-    let totals = (float(), prop::option::of(any::<u64>()));
-    (buckets, native(), totals, time()).prop_map(|(buckets, native, (sum, count), created)| {
-        let bounds: Vec<_> = buckets.keys().map(|bound| f64::from(*bound) / 8.0).collect();
-        let (cumulative, mut exemplars): (Vec<_>, Vec<_>) = buckets.into_values().unzip();
-        if exemplars.iter().all(Option::is_none) {
-            exemplars.clear();
-        }
-        let bounds = WrittenBounds::of_values(bounds.into_iter());
-        Histogram { bounds, cumulative, exemplars, native, sum: Some(sum), count, created }
-    })
-}
-
-fn summary() -> impl Strategy<Value = Summary> {
-    let quantiles = prop::collection::btree_map(0..=100_u32, float(), 0..4);
-    let totals = (float(), prop::option::of(any::<u64>()));
-    (quantiles, totals).prop_map(|(quantiles, (sum, count))| Summary {
-        quantiles: WrittenBounds::of_values(quantiles.keys().map(|quantile| f64::from(*quantile) / 100.0)),
-        values: quantiles.into_values().collect(),
-        sum: Some(sum),
-        count,
-    })
-}
-
-fn series<T: std::fmt::Debug>(value: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<Series<T>>> {
-    let series = prop::collection::btree_map(labels(), (value, prop::option::of(any::<i64>())), 1..5);
-    series.prop_map(|series| {
-        let series = series.into_iter();
-        series.map(|(labels, (value, timestamp))| Series { labels, value, timestamp }).collect()
-    })
-}
-
-fn family() -> impl Strategy<Value = Family> {
-    let samples = prop_oneof![
-        series(counter()).prop_map(Samples::Counter),
-        series(number()).prop_map(Samples::Gauge),
-        series(number()).prop_map(Samples::Unknown),
-        series(histogram()).prop_map(Samples::Histogram),
-        series(summary()).prop_map(Samples::Summary),
-    ];
-    let unit = prop::sample::select(vec![None, Some(Unit::Seconds), Some(Unit::Bytes), Some(Unit::GigabitsPerSecond)]);
-    // Text has no blanks at the ends.
-    let help = prop::option::of("[^ \t\r]{0,8}");
-    (help, unit, samples).prop_map(|(help, unit, samples)| Family {
-        name: "".into(),
-        help: help.map(Into::into),
-        unit,
-        samples,
-    })
-}
-
-fn families() -> impl Strategy<Value = Families> {
-    prop::collection::btree_map("[a-z_]{1,4}", family(), 0..4).prop_map(|families| {
-        let families = families.into_iter();
-        Families::new(families.map(|(name, family)| Family { name: name.into(), ..family }).collect())
-    })
-}
-
 proptest! {
     #[test]
     fn any_family_comes_back(families in families()) {
         let back = read(&families.to_protobuf(), |_| true).unwrap();
+        let with_written_unit = |family: &Family| {
+            let is_counter = matches!(family.samples, Samples::Counter(_));
+            let name = family.name.strip_suffix("_total").filter(|_| is_counter).unwrap_or(&family.name);
+            let unit = family.unit.filter(|unit| name.ends_with(&format!("_{}", unit.as_str())));
+            Family { unit, ..family.clone() }
+        };
         // NaN is not equal to itself.
-        prop_assert_eq!(format!("{back:?}"), format!("{families:?}"));
+        let expected = Families::new(families.iter().map(with_written_unit).collect());
+        prop_assert_eq!(format!("{back:?}"), format!("{expected:?}"));
     }
 
     /// What text has comes back from text, and from protobuf between two texts.
@@ -184,10 +88,9 @@ fn bytes_are_those_of_the_format() {
         count: Some(6),
         created: Some(Duration::new(7, 8)),
     };
-    let mut series = Series::new(Labels::new([("a", "1\"")].into_iter()).0, histogram);
-    series.timestamp = Some(-1);
+    let series = Series::new(Labels::new([("a", "1\"")].into_iter()).0, histogram);
     let (help, unit, samples) = (Some("H".into()), Some(Unit::Seconds), Samples::Histogram(vec![series]));
-    let families = Families::new(vec![Family { name: "n".into(), help, unit, samples }]);
+    let families = Families::new(vec![Family { name: "n_seconds".into(), help, unit, samples }]);
 
     let with_len = |part: Vec<u8>| {
         let len = part.len();
@@ -221,9 +124,9 @@ fn bytes_are_those_of_the_format() {
             &time(15, 7, 8),
         ],
     );
-    let timestamp = [&[6 << 3][..], &[0xff; 9], &[1]].concat();
-    let metric = message(4, &[&pair(1, "a", "1\""), &timestamp, &histogram]);
-    let header = [message(1, &[b"n"]), message(2, &[b"H"]), vec![3 << 3, 4], message(5, &[b"seconds"])].concat();
+    let metric = message(4, &[&pair(1, "a", "1\""), &histogram]);
+    let header =
+        [message(1, &[b"n_seconds"]), message(2, &[b"H"]), vec![3 << 3, 4], message(5, &[b"seconds"])].concat();
     let expected = with_len([header, metric].concat());
     assert_eq!(families.to_protobuf(), expected);
     assert_eq!(read(&expected, |_| true), Some(families));
@@ -240,4 +143,27 @@ fn native_histogram_without_samples_has_an_empty_span() {
     let bytes = families.to_protobuf();
     assert!(bytes.windows(6).any(|part| part == [12 << 3 | 2, 4, 1 << 3, 0, 2 << 3, 0]), "{bytes:?}");
     assert_eq!(read(&bytes, |_| true), Some(families));
+}
+
+/// Prometheus refused the whole scrape before 3.9.
+#[test]
+fn unit_is_written_only_where_the_name_ends_in_it() {
+    let written = |name: &str, samples: Samples, unit| {
+        let family = Family { name: name.into(), help: None, unit: Some(unit), samples };
+        read(&Families::new(vec![family]).to_protobuf(), |_| true).unwrap().get(name).unwrap().unit
+    };
+    let gauge = || Samples::Gauge(vec![Series::new(Labels::default(), 1.0.into())]);
+    let counter = || Samples::Counter(vec![Series::new(Labels::default(), Counter::new(1.0.into(), None))]);
+    assert_eq!(written("a_seconds", gauge(), Unit::Seconds), Some(Unit::Seconds));
+    assert_eq!(written("a_seconds_total", counter(), Unit::Seconds), Some(Unit::Seconds));
+    assert_eq!(written("a_seconds", counter(), Unit::Seconds), Some(Unit::Seconds));
+    for (name, samples, unit) in [
+        ("a", gauge(), Unit::Seconds),
+        ("aseconds", gauge(), Unit::Seconds),
+        ("seconds", gauge(), Unit::Seconds),
+        ("a_seconds_total", gauge(), Unit::Seconds),
+        ("a_total", counter(), Unit::Count),
+    ] {
+        assert_eq!(written(name, samples, unit), None, "{name}");
+    }
 }

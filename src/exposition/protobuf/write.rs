@@ -27,13 +27,18 @@ impl Families {
     }
 }
 
-fn write_family(to: &mut Vec<u8>, Family { name, help, unit, samples }: &Family) {
+fn write_family(to: &mut Vec<u8>, family: &Family) {
+    let Family { name, help, samples, .. } = family;
+    let unit = match samples {
+        Samples::Counter(_) => family.unit_in(name.strip_suffix("_total").unwrap_or(name)),
+        _ => family.unit_in(name),
+    };
     let header = MetricFamily {
         name: Some(name.to_string()),
         help: help.as_ref().map(|help| help.clone().into_owned()),
         r#type: Some(type_of(samples).into()),
         metric: Vec::new(),
-        unit: unit.map(|unit| unit.as_str().to_owned()),
+        unit: unit.map(str::to_owned),
     };
     encode(to, |to| header.encode(to));
     match samples {
@@ -54,7 +59,6 @@ fn write_series<T>(to: &mut Vec<u8>, series: &[Series<T>], set_value: impl Fn(&T
         // Its vectors and strings are used again.
         for metric in &mut part.metric {
             set_labels(&mut metric.label, &series.labels);
-            metric.timestamp_ms = series.timestamp;
             set_value(&series.value, metric);
         }
         encode(to, |to| part.encode(to));

@@ -1,0 +1,102 @@
+//! Which ways out carry what the text format does not have: native histograms and exemplars.
+
+use super::builder::MetricsLayerBuilder;
+use crate::delivery::PushFormat;
+
+/// The ways out that may carry native histograms and exemplars, where these are wanted. A text file never has them.
+#[derive(Clone, Copy)]
+pub(super) struct WaysOut {
+    /// What the settings ask for: native histograms, exemplars or both.
+    wanted: Option<&'static str>,
+    /// The format of pushes; `None` without a gateway.
+    push: Option<PushFormat>,
+    has_listener: bool,
+    /// Whether all of them deliver the text of `with_exposition`.
+    is_foreign: bool,
+}
+
+impl MetricsLayerBuilder {
+    /// Makes protobuf the format of pushes if something asks for it and no format is set. Returns what the ways out carry.
+    pub(super) fn ways_out(&mut self) -> WaysOut {
+        #[cfg(feature = "trace-id")]
+        let exemplars = self.exemplars;
+        #[cfg(not(feature = "trace-id"))]
+        let exemplars = false;
+        let wanted = match (self.native_histograms, exemplars) {
+            (true, true) => Some("native histograms and exemplars"),
+            (true, false) => Some("native histograms"),
+            (false, true) => Some("exemplars"),
+            (false, false) => None,
+        };
+        let is_foreign = self.exposition.is_some();
+        if wanted.is_some() && !is_foreign {
+            self.gateway = self.gateway.take().map(|gateway| gateway.with_default_format(PushFormat::Protobuf));
+        }
+        let push = self.gateway.as_ref().map(crate::Pushgateway::format);
+        #[cfg(feature = "http")]
+        let has_listener = self.listen.is_some();
+        #[cfg(not(feature = "http"))]
+        let has_listener = false;
+        WaysOut { wanted, push, has_listener, is_foreign }
+    }
+}
+
+impl WaysOut {
+    /// Whether any way out carries what is wanted. If none does, it is not even kept.
+    pub(super) fn carry(self) -> bool {
+        self.scrapes_carry() || (self.push == Some(PushFormat::Protobuf) && self.wanted.is_some() && !self.is_foreign)
+    }
+
+    /// Whether scrapes carry what is wanted, in the formats that have it.
+    pub(super) fn scrapes_carry(self) -> bool {
+        self.has_listener && self.wanted.is_some() && !self.is_foreign
+    }
+
+    /// Says what is wanted and missing on a way out.
+    pub(super) fn warning(self) -> Option<String> {
+        const TEXT: &str = "pushes are text, which has none: set the push format to protobuf";
+        let wanted = self.wanted?;
+        match self.push {
+            _ if self.is_foreign => (self.push.is_some() || self.has_listener)
+                .then(|| format!("{wanted} are not delivered: `with_exposition` renders text, which has none")),
+            Some(PushFormat::Text) if self.has_listener => {
+                Some(format!("{wanted} are not pushed, but scraped from `/metrics`: {TEXT}"))
+            }
+            Some(PushFormat::Text) => Some(format!("{wanted} are not delivered: {TEXT}")),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_way_out_carries_is_not_kept_and_reported() {
+        const WANTED: Option<&str> = Some("exemplars");
+        let (text, protobuf) = (Some(PushFormat::Text), Some(PushFormat::Protobuf));
+        let delivered = "exemplars are not delivered: ";
+        for (wanted, push, has_listener, is_foreign, carry, warning) in [
+            (WANTED, protobuf, false, false, true, None),
+            (WANTED, protobuf, true, false, true, None),
+            (WANTED, None, true, false, true, None),
+            (WANTED, None, false, false, false, None),
+            (WANTED, text, false, false, false, Some(delivered)),
+            (WANTED, text, true, false, true, Some("exemplars are not pushed, but scraped from `/metrics`: ")),
+            (WANTED, text, false, true, false, Some(delivered)),
+            (WANTED, None, true, true, false, Some(delivered)),
+            (WANTED, protobuf, false, true, false, Some(delivered)),
+            (WANTED, None, false, true, false, None),
+            (None, protobuf, true, false, false, None),
+            (None, text, true, false, false, None),
+        ] {
+            let ways_out = WaysOut { wanted, push, has_listener, is_foreign };
+            assert_eq!(ways_out.carry(), carry, "{push:?} {has_listener} {is_foreign}");
+            assert_eq!(ways_out.scrapes_carry(), carry && has_listener, "{push:?} {has_listener} {is_foreign}");
+            let reported = ways_out.warning();
+            assert_eq!(reported.is_some(), warning.is_some(), "{push:?} {has_listener} {is_foreign}: {reported:?}");
+            assert!(reported.unwrap_or_default().starts_with(warning.unwrap_or_default()));
+        }
+    }
+}
