@@ -4,6 +4,12 @@
 
 mod support;
 
+#[path = "http_listener/formats.rs"]
+mod formats;
+#[path = "real_gateway/protobuf.rs"]
+#[allow(dead_code)]
+mod protobuf;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -16,6 +16,9 @@ mod open_stages;
 #[path = "real_gateway/protobuf.rs"]
 #[allow(dead_code)]
 mod protobuf;
+#[cfg(feature = "http")]
+#[path = "trace_ids/scraped.rs"]
+mod scraped;
 #[path = "trace_ids/warnings.rs"]
 mod warnings;
 

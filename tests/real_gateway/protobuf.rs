@@ -94,8 +94,8 @@ impl Timestamp {
 pub(crate) fn scrape(addr: SocketAddr) -> Vec<Family> {
     let answer = http::exchange(addr, "GET", "/metrics", &[("Accept", ACCEPT)], b"").unwrap();
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
-    let head = str::from_utf8(&answer[..end]).unwrap();
-    assert!(head.contains("Content-Type: application/vnd.google.protobuf"), "{head}");
+    let head = str::from_utf8(&answer[..end]).unwrap().to_ascii_lowercase();
+    assert!(head.contains("content-type: application/vnd.google.protobuf"), "{head}");
     let (mut bytes, mut families) = (&answer[end + 4..], Vec::new());
     while !bytes.is_empty() {
         families.push(Family::decode_length_delimited(&mut bytes).unwrap());

@@ -28,8 +28,10 @@ pub mod servers;
 pub mod sockets;
 pub mod template;
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub use mock_gateway::{MockGateway, Reply};
@@ -70,6 +72,25 @@ pub fn victoria_metrics() -> Option<VictoriaMetrics> {
 #[track_caller]
 pub fn node_exporter(textfile_dir: &Path) -> Option<NodeExporter> {
     servers::installed(servers::NODE_EXPORTER).then(|| NodeExporter::start(textfile_dir))
+}
+
+/// The families of an OpenMetrics text, as the parser of Prometheus' client for Python reads them. Prints a message and returns
+/// `None` if it is not installed. Panics if the parser refuses the text.
+#[track_caller]
+pub fn open_metrics(text: &str) -> Option<serde_json::Value> {
+    if !servers::installed(servers::OPEN_METRICS_PARSER) {
+        return None;
+    }
+    let mut parser = Command::new(servers::OPEN_METRICS_PARSER)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the parser started");
+    parser.stdin.take().expect("its input").write_all(text.as_bytes()).expect("the text written");
+    let output = parser.wait_with_output().expect("the output of the parser");
+    assert!(output.status.success(), "{}\n{text}", String::from_utf8_lossy(&output.stderr));
+    Some(serde_json::from_slice(&output.stdout).expect("the families as JSON"))
 }
 
 /// Waits until the condition is true, which another thread or process brings about. Panics with the description on a

@@ -24,6 +24,8 @@ pub const PROMETHEUS: &str = "prometheus";
 pub const NODE_EXPORTER: &str = "prometheus-node-exporter";
 pub const VICTORIA_METRICS: &str = "victoria-metrics";
 pub const OTELCOL: &str = "otelcol";
+/// The parser of OpenMetrics in Prometheus' client for Python.
+pub const OPEN_METRICS_PARSER: &str = "parse-openmetrics";
 
 /// Set to 1 by `tests/run`: a missing server then fails the test instead of leaving it out. `tests/current-servers/run`
 /// sets it to `current`, which includes the servers that it builds.
@@ -39,7 +41,7 @@ pub fn installed(program: &str) -> bool {
         return true;
     }
     let test = test_name(Location::caller());
-    let is_built = [VICTORIA_METRICS, OTELCOL].contains(&program);
+    let is_built = [VICTORIA_METRICS, OTELCOL, OPEN_METRICS_PARSER].contains(&program);
     let remedy = if is_built { "tests/current-servers/run builds" } else { "tests/run installs" };
     let missing = format!("{program} is not installed; {remedy} it");
     let required = match std::env::var(REQUIRE_SERVERS).as_deref() {

@@ -19,13 +19,13 @@ use super::support::{self, MockGateway, Pipeline, Reply};
 use super::{First, ORDERS, pipeline_with_traces, tracer};
 
 /// Stages are below the first bound, slow ones below the second.
-const BUCKETS: [f64; 2] = [0.2, 60.0];
+pub(crate) const BUCKETS: [f64; 2] = [0.2, 60.0];
 const SLOW: Duration = Duration::from_millis(250);
 /// How far a duration of the traces may be from that of the metrics: the layers read their clocks one after the other.
 const TOLERANCE: f64 = 0.1;
 
-const DURATION: &str = "quant_stage_duration_seconds";
-const FAILURES: &str = "quant_stage_failures_total";
+pub(crate) const DURATION: &str = "quant_stage_duration_seconds";
+pub(crate) const FAILURES: &str = "quant_stage_failures_total";
 
 fn pushing(builder: MetricsLayerBuilder, url: &str) -> MetricsLayerBuilder {
     let gateway = Pushgateway::new(url, "j").unwrap();
@@ -65,7 +65,7 @@ fn seconds(span: &SpanData) -> f64 {
     span.end_time.duration_since(span.start_time).unwrap().as_secs_f64()
 }
 
-fn trace(span: &SpanData) -> String {
+pub(crate) fn trace(span: &SpanData) -> String {
     span.span_context.trace_id().to_string()
 }
 
@@ -75,7 +75,7 @@ fn assert_is_run(value: f64, span: &SpanData) {
 }
 
 /// Two stages, and a slow one that fails, each in a trace of its own. Returns their spans.
-fn run_stages(spans: &InMemorySpanExporter) -> [SpanData; 3] {
+pub(crate) fn run_stages(spans: &InMemorySpanExporter) -> [SpanData; 3] {
     for _ in 0..2 {
         info_span!("x", stage_id = "a").in_scope(|| thread::sleep(Duration::from_millis(5)));
     }
@@ -84,6 +84,28 @@ fn run_stages(spans: &InMemorySpanExporter) -> [SpanData; 3] {
         error!("it broke");
     });
     spans.get_finished_spans().unwrap().try_into().unwrap()
+}
+
+/// Asserts that the buckets of the stage `a` have the exemplars of these runs, a fast and a slow one, and returns the value of
+/// the second.
+#[track_caller]
+pub(crate) fn assert_buckets_have(prometheus: &Prometheus, fast: &SpanData, slow: &SpanData) -> f64 {
+    let mut found = Vec::new();
+    for series in prometheus.exemplars("quant_stage_duration_seconds_bucket") {
+        assert_eq!(series["seriesLabels"]["stage_id"], "a");
+        for exemplar in series["exemplars"].as_array().unwrap() {
+            let value: f64 = exemplar["value"].as_str().unwrap().parse().unwrap();
+            let trace = exemplar["labels"]["trace_id"].as_str().unwrap().to_owned();
+            found.push((series["seriesLabels"]["le"].as_str().unwrap().to_owned(), trace, value));
+        }
+    }
+    found.sort_by(|a, b| a.2.total_cmp(&b.2));
+    let [(first, of_fast, quick), (second, of_slow, long)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((first.as_str(), second.as_str()), ("0.2", "60.0"));
+    assert_eq!((of_fast, of_slow), (&trace(fast), &trace(slow)));
+    assert_is_run(*quick, fast);
+    assert_is_run(*long, slow);
+    *long
 }
 
 /// Debian's Prometheus 2.42 asks for protobuf only together with native histograms.
@@ -104,28 +126,14 @@ fn exemplars_in_prometheus_are_the_exported_spans() {
         pipeline.guard().flush().unwrap();
         support::await_true("Prometheus has the exemplars", || !prometheus.exemplars(FAILURES).is_empty());
 
-        let mut found = Vec::new();
-        for series in prometheus.exemplars("quant_stage_duration_seconds_bucket") {
-            assert_eq!(series["seriesLabels"]["stage_id"], "a");
-            for exemplar in series["exemplars"].as_array().unwrap() {
-                let value: f64 = exemplar["value"].as_str().unwrap().parse().unwrap();
-                let trace = exemplar["labels"]["trace_id"].as_str().unwrap().to_owned();
-                found.push((series["seriesLabels"]["le"].as_str().unwrap().to_owned(), trace, value));
-            }
-        }
-        found.sort_by(|a, b| a.2.total_cmp(&b.2));
-        let [(fast, of_second, quick), (slow, of_failed, long)] = &found[..] else { panic!("{found:?}") };
-        assert_eq!((fast.as_str(), slow.as_str()), ("0.2", "60.0"), "{first:?}");
-        assert_eq!((of_second, of_failed), (&trace(&second), &trace(&failed)), "{first:?}");
-        assert_is_run(*quick, &second);
-        assert_is_run(*long, &failed);
-        assert!(*long >= SLOW.as_secs_f64(), "{long}");
+        let long = assert_buckets_have(&prometheus, &second, &failed);
+        assert!(long >= SLOW.as_secs_f64(), "{long}");
         // The run that ended last.
         let last = pipeline
             .now()
             .exposition
             .expect("quant_stage_last_duration_seconds", &[("profile", ""), ("stage_id", "a")]);
-        assert_eq!(*long, last);
+        assert_eq!(long, last);
 
         let failures = prometheus.exemplars(FAILURES);
         let [series] = &failures[..] else { panic!("{failures:?}") };
