@@ -183,7 +183,7 @@ impl MetricsLayerBuilder {
     /// `0.0.0.0` and `[::]` listen on every network of the machine.
     ///
     /// `GET` and `HEAD` of `/metrics` return the text format 0.0.4, compressed with gzip if the text is large and the client
-    /// accepts it. `/health` returns `OK`, any other path 404. Each connection serves one request. After a rendering, the next one
+    /// accepts it. With native histograms or exemplars a client may ask for OpenMetrics 1.0 or protobuf by its `Accept` header. `/health` returns `OK`, any other path 404. Each connection serves one request. After a rendering, the next one
     /// waits ten times as long as it took, but at most four seconds. Requests that arrive meanwhile share the next text.
     ///
     /// At most [`MAX_HTTP_CONNECTIONS`](crate::MAX_HTTP_CONNECTIONS) connections are open at once; a further one closes the oldest

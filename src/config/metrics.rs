@@ -79,9 +79,10 @@ impl MetricsLayerBuilder {
     /// neighbours are merged, and a quantile is known less well. Without it, or with the variable `…_NATIVE_HISTOGRAMS`, there are no native histograms.
     ///
     /// Only the protobuf format has them, so it becomes the format of pushes unless
-    /// [`with_format`](crate::Pushgateway::with_format) or the variable `…_PUSH_FORMAT` sets another one. They have no effect where
-    /// no gateway is set. If they cannot be delivered, because pushes are text or because
-    /// [`with_exposition`](Self::with_exposition) renders text, `install()` warns.
+    /// [`with_format`](crate::Pushgateway::with_format) or the variable `…_PUSH_FORMAT` sets another one. The HTTP listener serves
+    /// it to a Prometheus that asks for it. If they cannot be delivered, because pushes are text or because
+    /// [`with_exposition`](Self::with_exposition) renders text, `install()` warns. They have no effect where there is neither a
+    /// gateway nor a listener.
     ///
     /// A Prometheus that stores native histograms stores them **in place of** the series `_bucket`, `_sum` and `_count`, so
     /// queries must ask for either; [`guide::metrics`](crate::guide::metrics) shows how. Other servers read the buckets
@@ -176,11 +177,12 @@ impl MetricsLayerBuilder {
     /// metric has an exemplar.
     ///
     /// The exemplar of a bucket has the duration of the stage as its value, that of a counter 1; both have the label `trace_id`
-    /// and the time at which the stage ended. Exemplars are in the protobuf format and in OTLP alone, so the gateway gets
-    /// [`PushFormat::Protobuf`](crate::PushFormat::Protobuf) unless a format is set. If that is the text format, and with
-    /// [`with_exposition`](Self::with_exposition), a warning says that there are none. They have no effect where neither a gateway
-    /// nor OTLP is set. [`guide::opentelemetry`] has the way from
-    /// an exemplar to its trace.
+    /// and the time at which the stage ended. The text format has no exemplars, so the gateway gets
+    /// [`PushFormat::Protobuf`](crate::PushFormat::Protobuf) unless a format is set, and the HTTP listener serves OpenMetrics and
+    /// protobuf to clients that ask for them. OTLP has them too. If pushes are text, and with
+    /// [`with_exposition`](Self::with_exposition), a warning says where there are none. They have no effect where there is neither a
+    /// gateway nor a listener nor OTLP.
+    /// [`guide::opentelemetry`] has the way from an exemplar to its trace.
     ///
     /// [exemplar]: https://prometheus.io/docs/instrumenting/exposition_formats/#protobuf-format
     /// [`guide::opentelemetry`]: crate::guide::opentelemetry

@@ -10,14 +10,15 @@ use super::support::servers::{self, Prometheus};
 use super::support::{self, http};
 use super::{SPECIAL_VALUES, builder, gateway_for, protobuf};
 
-/// What the recorder of this crate does not write: every type, values at the limits, odd bounds, escapes.
+/// What the recorder of this crate does not write: every type, values at the limits, odd bounds, escapes, and timestamps, for
+/// which a gateway would refuse the push.
 const FOREIGN: &str = "# HELP foreign_summary Help with \\\\ and\\n\"quotes\".\n# TYPE foreign_summary summary\n\
-    foreign_summary{quantile=\"0.5\"} NaN\nforeign_summary{quantile=\"0.90\"} 3\nforeign_summary_sum 3\n\
+    foreign_summary{quantile=\"0.5\"} NaN\nforeign_summary{quantile=\"0.90\"} 3\nforeign_summary_sum 3 1700000000000\n\
     foreign_summary_count 1\n\
     # TYPE foreign_histogram histogram\nforeign_histogram_bucket{a=\"\",le=\"1e-3\"} 1\n\
     foreign_histogram_bucket{a=\"\",le=\"1.0\"} 2\nforeign_histogram_bucket{a=\"\",le=\"+Inf\"} 3\n\
     foreign_histogram_sum{a=\"\"} -0.1\nforeign_histogram_count{a=\"\"} 3\n\
-    # TYPE foreign_gauge gauge\nforeign_gauge{v=\"inf\"} +Inf\nforeign_gauge{v=\"least\"} 5e-324\n\
+    # TYPE foreign_gauge gauge\nforeign_gauge{v=\"inf\"} +Inf 1700000000000\nforeign_gauge{v=\"least\"} 5e-324\n\
     foreign_gauge{v=\"minus\"} -Inf\nforeign_gauge{v=\"nan\"} NaN\nforeign_gauge{v=\"zero\"} -0\n\
     # TYPE foreign_total counter\nforeign_total 18446744073709551615\n\
     foreign_untyped{a=\"1\",empty=\"\"} 1.5\n";

@@ -195,6 +195,14 @@ fn node_exporter_reads_the_text_files() {
 }
 
 #[test]
+fn parser_of_open_metrics_refuses_what_breaks_a_rule() {
+    let Some(families) = support::open_metrics("# TYPE a counter\na_total 1\n# EOF\n") else { return };
+    assert_eq!((&families[0]["name"], &families[0]["kind"]), (&"a".into(), &"counter".into()));
+    let message = panic_of(|| support::open_metrics("# TYPE a counter\na_total 1\n"));
+    assert!(message.contains("Missing # EOF at end"), "{message}");
+}
+
+#[test]
 fn free_addr_refuses_connections() {
     let addr = support::free_addr();
     assert!(std::net::TcpStream::connect(addr).is_err());

@@ -87,3 +87,76 @@ impl Rendered {
         Ok(if gzip { compressed.get_or_insert_with(|| Body::compressed(plain)).clone() } else { Body::plain(plain) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::delivery::{BoxFuture, DeliveryEvent};
+    use crate::error::Error;
+    use crate::exposition::{Problems, parse};
+
+    /// A recorder that counts its renderings.
+    #[derive(Default)]
+    struct Source(AtomicUsize);
+
+    impl ExpositionSource for Source {
+        fn exposition(self: Arc<Self>, _: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>> {
+            let text = format!(
+                "# TYPE renderings_total counter\nrenderings_total {}\n",
+                self.0.fetch_add(1, Ordering::Relaxed)
+            );
+            let families = parse(&text, |_| None, &mut Problems::default()).unwrap();
+            Box::pin(async move { Ok(Arc::new(families)) })
+        }
+
+        #[cfg(feature = "otlp")]
+        fn publish(self: Arc<Self>) {}
+
+        fn is_own(&self, _: &str) -> bool {
+            false
+        }
+
+        fn sample(self: Arc<Self>) {}
+
+        fn pushed(self: Arc<Self>, _: bool, _: Duration) {}
+
+        fn spooled(self: Arc<Self>, _: usize, _: u64) {}
+
+        fn on_event(&self, _: DeliveryEvent) {}
+
+        fn events_taken(&self) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_of_all_formats_share_a_rendering() {
+        let source = Arc::new(Source::default());
+        let page = &MetricsPage::new(Arc::clone(&source) as _, true);
+        // All requests come before the next rendering is due.
+        page.last.lock().await.next += Duration::from_millis(50);
+        let get = async |format| String::from_utf8_lossy(&page.get(format, false).await.unwrap().bytes).into_owned();
+        let (text, open_metrics, protobuf) =
+            tokio::join!(get(Format::Text), get(Format::OpenMetrics), get(Format::Protobuf));
+        assert_eq!(text, "# TYPE renderings_total counter\nrenderings_total 0\n");
+        assert_eq!(open_metrics, "# TYPE renderings counter\nrenderings_total 0\n# EOF\n");
+        assert!(protobuf.contains("renderings_total"), "{protobuf}");
+        assert_eq!(source.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn each_format_and_encoding_is_made_once() {
+        let text: String = (0..5_000).map(|n| format!("a_metric_of_some_length{{n=\"{n}\"}} 1\n")).collect();
+        let families = parse(&text, |_| None, &mut Problems::default()).unwrap();
+        let (now, bodies) = (Instant::now(), Default::default());
+        let mut rendered = Rendered { start: Some(now), next: now, families: Ok(Arc::new(families)), bodies };
+        for format in [Format::Text, Format::OpenMetrics, Format::Protobuf] {
+            for gzip in [false, true] {
+                let [one, other] = [(); 2].map(|()| rendered.body(format, gzip).unwrap());
+                assert_eq!((one.bytes.as_ptr(), one.is_gzip), (other.bytes.as_ptr(), gzip), "{format:?}");
+            }
+        }
+    }
+}
