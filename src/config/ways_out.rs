@@ -6,7 +6,7 @@ use crate::delivery::PushFormat;
 /// The ways out that may carry native histograms and exemplars, where these are wanted. A text file never has them.
 #[derive(Clone, Copy)]
 pub(super) struct WaysOut {
-    /// What the settings ask for: native histograms, exemplars or both.
+    /// The name of the wanted features: native histograms, exemplars or both.
     wanted: Option<&'static str>,
     /// The format of pushes; `None` without a gateway.
     push: Option<PushFormat>,

@@ -117,7 +117,7 @@ fn family() -> impl Strategy<Value = Family> {
     })
 }
 
-/// Names with the suffixes that the formats give a meaning.
+/// Names, many of them with suffixes of sample names.
 fn name() -> impl Strategy<Value = String> {
     let suffix = prop::sample::select(vec!["", "_total", "_created", "_bucket", "_sum", "_count", "_seconds"]);
     prop_oneof!["[a-z_]{1,4}", ("n|n_seconds", suffix.clone(), suffix).prop_map(|(name, a, b)| format!("{name}{a}{b}")),]

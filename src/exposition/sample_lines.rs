@@ -7,7 +7,7 @@ use super::families::{Family, Samples, Series};
 use super::labels::Labels;
 use super::values::{Exemplar, Number, WrittenBound};
 
-/// What differs between the sample lines of the text formats.
+/// The differences between the sample lines of the text formats.
 pub(super) trait Syntax {
     /// Returns whether the samples with this suffix are written.
     fn has(&self, _suffix: &str) -> bool {

@@ -159,7 +159,7 @@ fn exemplar_has_at_most_128_characters() {
     assert!(written(&(longest + "x")).contains("a_total 1\n"));
 }
 
-/// What OpenMetrics has of a family: all but native histograms and created times.
+/// The family as OpenMetrics has it, without native histograms and created times.
 fn as_open_metrics(families: &Families, family: &Family) -> Vec<Family> {
     let is_kept = |exemplar: &Exemplar| {
         exemplar.labels.iter().map(|(name, value)| name.len() + unescape(value, true).chars().count()).sum::<usize>()
@@ -249,7 +249,6 @@ proptest! {
         prop_assert_eq!(format!("{:?}", reader::read(&written)), format!("{expected:?}"), "{}", written);
     }
 
-    /// What a text has comes back from OpenMetrics.
     #[test]
     fn any_family_comes_back_from_text(families in families()) {
         let families = of_text(&families.to_text());
