@@ -60,7 +60,7 @@ impl MetricsLayerBuilder {
         let of_duration =
             bounds.iter().rev().find(|(name, _)| metric_name(name) == bounds[0].0).map(|(_, of)| of.clone());
         #[cfg(feature = "trace-id")]
-        let exemplars = of_duration.clone().filter(|_| self.exemplars && ways_out.carry());
+        let exemplars = of_duration.clone().filter(|_| self.exemplars && ways_out.carry_exemplars());
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
         let native_histograms = self.native_histograms && ways_out.carry();
         let (target, exposition, recorder) = match self.exposition {

@@ -2,6 +2,8 @@
 
 use super::builder::MetricsLayerBuilder;
 use crate::delivery::PushFormat;
+#[cfg(feature = "otlp")]
+use crate::delivery::otlp::Otlp;
 
 /// The ways out that may carry native histograms and exemplars, where these are wanted. A text file never has them.
 #[derive(Clone, Copy)]
@@ -11,6 +13,8 @@ pub(super) struct WaysOut {
     /// The format of pushes; `None` without a gateway.
     push: Option<PushFormat>,
     has_listener: bool,
+    /// Whether an export over OTLP carries what is wanted: exemplars. Its histograms have settings of their own.
+    exports_exemplars: bool,
     /// Whether all of them deliver the text of `with_exposition`.
     is_foreign: bool,
 }
@@ -37,12 +41,22 @@ impl MetricsLayerBuilder {
         let has_listener = self.listen.is_some();
         #[cfg(not(feature = "http"))]
         let has_listener = false;
-        WaysOut { wanted, push, has_listener, is_foreign }
+        #[cfg(feature = "otlp")]
+        let exports_exemplars = exemplars && matches!(self.otlp, Some(Otlp::Environment));
+        #[cfg(not(feature = "otlp"))]
+        let exports_exemplars = false;
+        WaysOut { wanted, push, has_listener, exports_exemplars, is_foreign }
     }
 }
 
 impl WaysOut {
-    /// Whether any way out carries what is wanted. If none does, it is not even kept.
+    /// Whether any way out carries exemplars. If none does, they are not even kept.
+    #[cfg(feature = "trace-id")]
+    pub(super) fn carry_exemplars(self) -> bool {
+        self.carry() || self.exports_exemplars
+    }
+
+    /// Whether a push or a scrape carries what is wanted. If none does, native histograms are not even kept.
     pub(super) fn carry(self) -> bool {
         self.scrapes_carry() || (self.push == Some(PushFormat::Protobuf) && self.wanted.is_some() && !self.is_foreign)
     }
@@ -62,6 +76,7 @@ impl WaysOut {
             Some(PushFormat::Text) if self.has_listener => {
                 Some(format!("{wanted} are not pushed, but scraped from `/metrics`: {TEXT}"))
             }
+            Some(PushFormat::Text) if self.exports_exemplars => Some(format!("{wanted} are not pushed: {TEXT}")),
             Some(PushFormat::Text) => Some(format!("{wanted} are not delivered: {TEXT}")),
             _ => None,
         }
@@ -91,12 +106,27 @@ mod tests {
             (None, protobuf, true, false, false, None),
             (None, text, true, false, false, None),
         ] {
-            let ways_out = WaysOut { wanted, push, has_listener, is_foreign };
+            let ways_out = WaysOut { wanted, push, has_listener, exports_exemplars: false, is_foreign };
             assert_eq!(ways_out.carry(), carry, "{push:?} {has_listener} {is_foreign}");
             assert_eq!(ways_out.scrapes_carry(), carry && has_listener, "{push:?} {has_listener} {is_foreign}");
             let reported = ways_out.warning();
             assert_eq!(reported.is_some(), warning.is_some(), "{push:?} {has_listener} {is_foreign}: {reported:?}");
             assert!(reported.unwrap_or_default().starts_with(warning.unwrap_or_default()));
         }
+    }
+
+    #[test]
+    #[cfg(feature = "trace-id")]
+    fn exemplars_are_kept_for_an_export() {
+        let alone = WaysOut {
+            wanted: Some("exemplars"),
+            push: None,
+            has_listener: false,
+            exports_exemplars: true,
+            is_foreign: false,
+        };
+        assert!(alone.carry_exemplars() && !alone.carry() && alone.warning().is_none());
+        let text = WaysOut { push: Some(PushFormat::Text), ..alone };
+        assert!(text.carry_exemplars() && text.warning().unwrap().starts_with("exemplars are not pushed: "));
     }
 }

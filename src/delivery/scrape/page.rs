@@ -112,7 +112,9 @@ mod tests {
         }
 
         #[cfg(feature = "otlp")]
-        fn publish(self: Arc<Self>) {}
+        fn publish(self: Arc<Self>) -> Vec<crate::delivery::SeriesExemplars> {
+            Vec::new()
+        }
 
         fn is_own(&self, _: &str) -> bool {
             false
