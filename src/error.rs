@@ -61,6 +61,12 @@ impl Error {
         self
     }
 
+    /// Makes this an error of the configuration.
+    pub(crate) fn into_config(mut self) -> Self {
+        self.0.kind = Kind::Config;
+        self
+    }
+
     /// Marks the payload as lost: it is not sent again.
     #[cfg(feature = "otlp")]
     #[must_use]

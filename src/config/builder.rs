@@ -195,6 +195,8 @@ impl MetricsLayerBuilder {
             self.gateway = environment.gateway;
             self.default_job = environment.default_job;
         }
+        let variable = |name: &str| format!("{}PROMETHEUS_{name}", prefix.as_ref());
+        self = self.map_pushgateway(|gateway| gateway.with_variables(environment.gateway_files, variable));
         if let Some(format) = environment.push_format {
             self = self.map_pushgateway(|gateway| gateway.with_format(format));
         }

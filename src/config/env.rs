@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::validate::{MAX_DURATION, check_constant_label};
-use crate::delivery::{Grouping, PushFormat, Pushgateway, parse_labels};
+use crate::delivery::{GatewayVariables, Grouping, PushFormat, Pushgateway, Variable, parse_labels};
 use crate::error::Error;
 use crate::process::{executable_name, trimmed};
 
@@ -29,6 +29,8 @@ pub(crate) struct Environment {
     pub(crate) grouping: Vec<(String, String)>,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) push_format: Option<PushFormat>,
+    /// Credentials and certificates of a gateway, also of one that the code has set.
+    pub(crate) gateway_files: GatewayVariables,
     pub(crate) push_interval: Option<Duration>,
     pub(crate) flush_timeout: Option<Duration>,
     pub(crate) textfile: Option<PathBuf>,
@@ -69,6 +71,10 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
                 (None, job, grouping)
             }
         };
+        #[cfg(not(feature = "tls"))]
+        for variable in ["CA_FILE", "CERT_FILE", "KEY_FILE"] {
+            self.compiled_out(variable, "tls")?;
+        }
         #[cfg(not(feature = "http"))]
         self.compiled_out("LISTEN", "http")?;
         #[cfg(not(feature = "resource-usage"))]
@@ -79,6 +85,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         if self.asks_for_otlp()? {
             return Err(compiled_out(OTEL_EXPORTER, "otlp", "otlp"));
         }
+        let has_credentials = gateway.as_ref().is_some_and(Pushgateway::has_authorization);
         Ok(Environment {
             default_job: (is_default_job && gateway.is_some()).then(|| self.name("JOB")),
             gateway,
@@ -86,6 +93,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
             grouping,
             labels: self.parsed("LABELS", parse_constant_labels)?.unwrap_or_default(),
             push_format: self.parsed("PUSH_FORMAT", parse_push_format)?,
+            gateway_files: self.gateway_files(has_credentials)?,
             push_interval: self.parsed("PUSH_INTERVAL", parse_duration)?,
             flush_timeout: self.parsed("FLUSH_TIMEOUT", parse_duration)?,
             textfile: self.value("TEXTFILE")?.map(PathBuf::from),
@@ -140,6 +148,58 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         Ok(gateway)
     }
 
+    /// Reads the files of credentials and certificates. `has_credentials`: the URL has a user or a password.
+    fn gateway_files(&self, has_credentials: bool) -> Result<GatewayVariables, Error> {
+        let mut files = GatewayVariables::default();
+        let basic = self.pair("USERNAME", "PASSWORD_FILE")?;
+        let token = self.named_value("BEARER_TOKEN_FILE")?;
+        let first = basic.as_ref().map(|(_, password)| password).or(token.as_ref());
+        if let Some((name, _)) = first.filter(|_| has_credentials) {
+            let gateway = self.name("PUSHGATEWAY");
+            return Err(Error::config(format!(
+                "the URL in {gateway} has credentials, and {name} is set: give one of them"
+            )));
+        }
+        match (basic, token) {
+            (Some(((user, _), _)), Some((token, _))) => {
+                return Err(Error::config(format!(
+                    "{user} and {token} are set, but a request has one authorization: unset one of them"
+                )));
+            }
+            (Some(((_, user), password)), None) => {
+                files.set_basic_auth_file(user, password).map_err(|error| self.wrong("USERNAME", &error))?;
+            }
+            (None, Some(token)) => files.set_bearer_token_file(token),
+            (None, None) => {}
+        }
+        #[cfg(feature = "tls")]
+        {
+            if let Some(roots) = self.named_value("CA_FILE")? {
+                files.set_root_certificates(roots);
+            }
+            if let Some((certificate, key)) = self.pair("CERT_FILE", "KEY_FILE")? {
+                files.set_client_certificate(certificate, key);
+            }
+        }
+        Ok(files)
+    }
+
+    /// Returns the name and the value of a variable.
+    fn named_value(&self, variable: &str) -> Result<Option<Variable>, Error> {
+        Ok(self.value(variable)?.map(|value| (self.name(variable), value)))
+    }
+
+    /// Returns the names and the values of two variables that need each other.
+    fn pair(&self, a: &str, b: &str) -> Result<Option<(Variable, Variable)>, Error> {
+        let missing = |a, b| Err(Error::config(format!("{} is set without {}: set both", self.name(a), self.name(b))));
+        match (self.named_value(a)?, self.named_value(b)?) {
+            (Some(a), Some(b)) => Ok(Some((a, b))),
+            (None, None) => Ok(None),
+            (Some(_), None) => missing(a, b),
+            (None, Some(_)) => missing(b, a),
+        }
+    }
+
     fn check_group(&self, job: Option<&str>, grouping: &[(String, String)]) -> Result<(), Error> {
         let of = |variable| move |error| self.wrong(variable, &error);
         let mut group = Grouping::new(job.unwrap_or("job")).map_err(of("JOB"))?;
@@ -154,7 +214,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         Error::config(format!("{}: {error:?}", self.name(variable)))
     }
 
-    #[cfg(not(all(feature = "http", feature = "resource-usage", feature = "trace-id")))]
+    #[cfg(not(all(feature = "http", feature = "resource-usage", feature = "tls", feature = "trace-id")))]
     fn compiled_out(&self, variable: &str, feature: &str) -> Result<(), Error> {
         match self.value(variable)? {
             None => Ok(()),
@@ -163,7 +223,13 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
     }
 }
 
-#[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp", feature = "trace-id")))]
+#[cfg(not(all(
+    feature = "http",
+    feature = "resource-usage",
+    feature = "otlp",
+    feature = "tls",
+    feature = "trace-id"
+)))]
 fn compiled_out(name: &str, value: &str, feature: &str) -> Error {
     Error::config(format!(
         "{name} is {value:?}, and the program is built without the feature `{feature}` of tracing-stage-metrics: unset it, \
@@ -232,280 +298,4 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::variable_tables as tables;
-    use proptest::prelude::*;
-
-    fn read(variables: &[(&str, &str)]) -> Result<Environment, Error> {
-        let lookup = |name: &str| {
-            let variable = variables.iter().find(|(variable, _)| *variable == name);
-            variable.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
-        };
-        EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read()
-    }
-
-    fn message(variables: &[(&str, &str)]) -> String {
-        let error = read(variables).unwrap_err();
-        assert!(error.is_config());
-        error.to_string()
-    }
-
-    #[test]
-    fn the_documentation_lists_every_variable_that_is_read_and_no_other() {
-        let read = |set: &[(&str, &str)]| {
-            tables::looked_up(set, |lookup| {
-                let _ = EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read();
-            })
-        };
-        let mut listed = tables::variables("Environment variables");
-        // A test of `otlp::settings` compares the other variables of OpenTelemetry.
-        listed.insert("OTEL_SDK_DISABLED".to_owned());
-        assert_eq!(read(&[]), listed);
-        // Some variables are read only if another one is set.
-        for (name, value) in [("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"), ("OTEL_METRICS_EXPORTER", "otlp")] {
-            let names = read(&[(name, value)]);
-            assert!(names.is_subset(&listed), "{names:?}");
-        }
-    }
-
-    #[test]
-    fn unset_and_empty_variables_set_nothing() {
-        for empty in ["", " ", "\n", " \t\r\n"] {
-            let variables = [("TV_PROMETHEUS_PUSHGATEWAY", empty), ("TV_PROMETHEUS_PUSH_INTERVAL", empty)];
-            let environment = read(&variables).unwrap();
-            assert!(environment.gateway.is_none() && environment.push_interval.is_none(), "{empty:?}");
-            assert_eq!(environment.default_job, None);
-        }
-    }
-
-    /// Tests every variable, so that a new one cannot be forgotten.
-    #[test]
-    fn white_space_around_a_value_is_ignored() {
-        let values = [
-            ("TV_PROMETHEUS_PUSHGATEWAY", "http://gateway:9091/x"),
-            ("TV_PROMETHEUS_JOB", "quant"),
-            ("TV_PROMETHEUS_GROUPING", "a= b c ,d=e f"),
-            ("TV_PROMETHEUS_LABELS", "g= h i "),
-            ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
-            ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
-            ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
-            ("TV_PROMETHEUS_TEXTFILE", "/tmp/x y.prom"),
-            ("TV_PROMETHEUS_SPOOL_DIR", "/tmp/spool"),
-            ("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "true"),
-            #[cfg(feature = "http")]
-            ("TV_PROMETHEUS_LISTEN", "localhost:9464"),
-            #[cfg(feature = "resource-usage")]
-            ("TV_PROMETHEUS_NODE", "worker 7"),
-            #[cfg(feature = "otlp")]
-            ("OTEL_METRICS_EXPORTER", "otlp"),
-            #[cfg(feature = "trace-id")]
-            ("TV_PROMETHEUS_EXEMPLARS", "true"),
-        ];
-        #[cfg(all(feature = "http", feature = "resource-usage", feature = "otlp", feature = "trace-id"))]
-        for name in tables::variables("Environment variables") {
-            assert!(values.iter().any(|(known, _)| *known == name), "{name} is missing here");
-        }
-        let plain = format!("{:?}", read(&values).unwrap());
-        for (before, after) in [("", "\n"), ("", " \r\n"), (" \t", ""), ("\n\n", " \u{a0}\n")] {
-            let padded = values.map(|(name, value)| (name, format!("{before}{value}{after}")));
-            let padded: Vec<_> = padded.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            assert_eq!(format!("{:?}", read(&padded).unwrap()), plain, "{before:?} {after:?}");
-        }
-        assert!(
-            plain.contains(r#"("a", " b c "), ("d", "e f")"#),
-            "white space within the list belongs to its values: {plain}"
-        );
-    }
-
-    #[test]
-    fn every_variable_sets_its_setting() {
-        let environment = read(&[
-            ("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"),
-            ("TV_PROMETHEUS_JOB", "quant"),
-            ("TV_PROMETHEUS_GROUPING", r"profile=a\,b,team=x"),
-            ("TV_PROMETHEUS_LABELS", r"env=prod,region=a\,b"),
-            ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
-            ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
-            ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
-            ("TV_PROMETHEUS_TEXTFILE", "/tmp/x.prom"),
-            ("TV_PROMETHEUS_SPOOL_DIR", "/tmp/spool"),
-            ("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "false"),
-            #[cfg(feature = "http")]
-            ("TV_PROMETHEUS_LISTEN", "[::1]:9464"),
-            #[cfg(feature = "resource-usage")]
-            ("TV_PROMETHEUS_NODE", "worker-7"),
-            #[cfg(feature = "trace-id")]
-            ("TV_PROMETHEUS_EXEMPLARS", "true"),
-        ])
-        .unwrap();
-        let gateway = environment.gateway.unwrap();
-        assert_eq!(gateway.grouping().job(), "quant");
-        assert_eq!(gateway.grouping().get("profile"), Some("a,b"));
-        assert_eq!(gateway.grouping().get("team"), Some("x"));
-        let labels = [("env", "prod"), ("region", "a,b")];
-        assert_eq!(environment.labels, labels.map(|(name, value)| (name.to_owned(), value.to_owned())));
-        assert_eq!(environment.push_format, Some(PushFormat::Protobuf));
-        assert_eq!(environment.push_interval, Some(Duration::from_secs(60)));
-        assert_eq!(environment.flush_timeout, Some(Duration::from_millis(500)));
-        assert_eq!(environment.textfile, Some(PathBuf::from("/tmp/x.prom")));
-        assert_eq!(environment.spool_directory, Some(PathBuf::from("/tmp/spool")));
-        assert_eq!(environment.native_histograms, Some(false));
-        #[cfg(feature = "http")]
-        assert_eq!(environment.listen, Some("[::1]:9464".parse().unwrap()));
-        #[cfg(feature = "resource-usage")]
-        assert_eq!(environment.node.as_deref(), Some("worker-7"));
-        #[cfg(feature = "trace-id")]
-        assert_eq!(environment.exemplars, Some(true));
-        assert_eq!(environment.default_job, None);
-    }
-
-    #[test]
-    fn job_defaults_to_the_program_name() {
-        let environment = read(&[("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091")]).unwrap();
-        assert_eq!(environment.default_job.as_deref(), Some("TV_PROMETHEUS_JOB"));
-        assert!(environment.gateway.unwrap().grouping().job().starts_with("tracing_stage_metrics"));
-    }
-
-    #[test]
-    fn error_names_the_variable_and_quotes_the_value() {
-        for (variable, value) in [
-            ("TV_PROMETHEUS_PUSHGATEWAY", "ftp://gateway"),
-            ("TV_PROMETHEUS_PUSH_INTERVAL", "15"),
-            ("TV_PROMETHEUS_PUSH_INTERVAL", "s"),
-            ("TV_PROMETHEUS_FLUSH_TIMEOUT", "5 days"),
-            ("TV_PROMETHEUS_PUSH_FORMAT", "Protobuf"),
-            ("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "yes"),
-            ("TV_PROMETHEUS_LABELS", "env"),
-        ] {
-            let message = message(&[(variable, value)]);
-            assert!(message.starts_with(&format!("{variable}: ")) && message.contains(value), "{message}");
-        }
-        let message = message(&[("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"), ("TV_PROMETHEUS_GROUPING", "1st=x")]);
-        assert!(message.starts_with("TV_PROMETHEUS_GROUPING: ") && message.contains("1st"), "{message}");
-        let message = self::message(&[("TV_PROMETHEUS_LABELS", "stage_id=x")]);
-        assert!(message.starts_with("TV_PROMETHEUS_LABELS: constant label \"stage_id\" "), "{message}");
-    }
-
-    #[test]
-    #[cfg(feature = "http")]
-    fn port_alone_is_on_the_loopback_address() {
-        for (text, address) in [
-            ("9464", "127.0.0.1:9464"),
-            (":9464", "127.0.0.1:9464"),
-            ("localhost:9464", "127.0.0.1:9464"),
-            ("0.0.0.0:0", "0.0.0.0:0"),
-            ("[::]:9464", "[::]:9464"),
-        ] {
-            assert_eq!(parse_listen(text).unwrap(), address.parse().unwrap(), "{text}");
-        }
-        for text in
-            ["localhost", "localhost9464", "::9464", "127.0.0.1", "65536", "-1", "worker-7:9464", "http://0.0.0.0:1"]
-        {
-            let message = message(&[("TV_PROMETHEUS_LISTEN", text)]);
-            assert!(
-                message.contains(&format!("TV_PROMETHEUS_LISTEN: {text:?} is not an address to listen on")),
-                "{message}"
-            );
-        }
-    }
-
-    #[test]
-    #[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp")))]
-    fn variable_of_a_missing_feature_names_the_feature() {
-        for (name, feature) in [
-            #[cfg(not(feature = "http"))]
-            ("TV_PROMETHEUS_LISTEN", "http"),
-            #[cfg(not(feature = "resource-usage"))]
-            ("TV_PROMETHEUS_NODE", "resource-usage"),
-            #[cfg(not(feature = "otlp"))]
-            ("OTEL_METRICS_EXPORTER", "otlp"),
-        ] {
-            let message = message(&[(name, "otlp")]);
-            assert!(message.starts_with(&format!("{name} is \"otlp\"")), "{message}");
-            assert!(message.contains(&format!("the feature `{feature}`")), "{message}");
-        }
-    }
-
-    #[test]
-    fn other_exporters_are_ignored() {
-        for exporters in ["none", "prometheus", "console,prometheus", "otlp2"] {
-            let environment =
-                read(&[("OTEL_METRICS_EXPORTER", exporters), ("OTEL_EXPORTER_OTLP_ENDPOINT", "x")]).unwrap();
-            assert!(environment.gateway.is_none());
-            #[cfg(feature = "otlp")]
-            assert!(!environment.otlp, "{exporters}");
-        }
-    }
-
-    #[test]
-    fn disabled_opentelemetry_selects_no_exporter() {
-        let environment = read(&[("OTEL_METRICS_EXPORTER", "otlp"), ("OTEL_SDK_DISABLED", "TRUE")]).unwrap();
-        assert!(environment.gateway.is_none());
-        #[cfg(feature = "otlp")]
-        assert!(!environment.otlp);
-    }
-
-    #[test]
-    #[cfg(feature = "otlp")]
-    fn otlp_is_selected_among_other_exporters() {
-        for exporters in ["otlp", " otlp ", "prometheus,otlp"] {
-            assert!(read(&[("OTEL_METRICS_EXPORTER", exporters)]).unwrap().otlp, "{exporters}");
-        }
-    }
-
-    #[test]
-    fn error_hides_the_password_of_a_wrong_url() {
-        for url in ["ftp://me:secret@gateway", "http://me:secret@", "http://me:secret@gateway:99999", "me:secret@"] {
-            let message = message(&[("TV_PROMETHEUS_PUSHGATEWAY", url)]);
-            assert!(!message.contains("secret"), "{message}");
-        }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn error_hides_a_value_that_is_not_utf_8() {
-        use std::os::unix::ffi::OsStringExt;
-        let value = std::ffi::OsString::from_vec(b"http://me:secr\xe4t@gateway".to_vec());
-        let lookup = |name: &str| match name {
-            "TV_PROMETHEUS_PUSHGATEWAY" => Err(VarError::NotUnicode(value.clone())),
-            _ => Err(VarError::NotPresent),
-        };
-        let error = EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read().unwrap_err();
-        assert_eq!(error.to_string(), "TV_PROMETHEUS_PUSHGATEWAY is not UTF-8: set it to text that is");
-    }
-
-    #[test]
-    fn wrong_durations_are_explained() {
-        assert_eq!(parse_duration("1.5s").unwrap(), Duration::from_millis(1_500));
-        assert_eq!(parse_duration("2h").unwrap(), Duration::from_secs(7_200));
-        for (text, why) in [
-            ("15", "it has no unit"),
-            ("15 sec", "the unit is unknown"),
-            ("s", "it does not begin with a number"),
-            ("1.2.3s", "it does not begin with a number"),
-            ("-1s", "the unit is unknown"),
-            ("99999999999999999999h", "it is too long"),
-            ("0s", "it must be above zero and at most a year"),
-            ("9999h", "it must be above zero and at most a year"),
-        ] {
-            let expected =
-                format!("{text:?} is not a duration: {why}; give a number and ms, s, m or h, such as 500ms or 15s");
-            assert_eq!(parse_duration(text).unwrap_err().to_string(), expected);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn durations_round_trip(n in 1..500_000_u64) {
-            prop_assert_eq!(parse_duration(&format!("{n}ms")).unwrap(), Duration::from_millis(n));
-            prop_assert_eq!(parse_duration(&format!("{n}s")).unwrap(), Duration::from_secs(n));
-            prop_assert_eq!(parse_duration(&format!("{n}m")).unwrap(), Duration::from_secs(n * 60));
-        }
-
-        #[test]
-        fn no_text_panics(text in "\\PC{0,20}") {
-            let _ = parse_duration(&text);
-        }
-    }
-}
+mod tests;

@@ -25,7 +25,7 @@ mod thread;
 pub(crate) use event::DeliveryEvent;
 pub use http::body::COMPRESSION_THRESHOLD;
 pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, PushFormat, Pushgateway};
-pub(crate) use pushgateway::{Grouping, check_label_name, parse_labels};
+pub(crate) use pushgateway::{GatewayVariables, Grouping, Variable, check_label_name, parse_labels};
 #[cfg(feature = "http")]
 pub(crate) use scrape::Listener;
 #[cfg(feature = "http")]

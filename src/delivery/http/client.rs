@@ -17,7 +17,7 @@ pub(in crate::delivery) fn build(
     server: &str,
     address: &Address,
     connect_timeout: Duration,
-    configure: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    configure: impl FnOnce(ClientBuilder) -> Result<ClientBuilder, Error>,
 ) -> Result<Client, Error> {
     build_with(resolver::system(), server, address, connect_timeout, configure)
 }
@@ -28,7 +28,7 @@ pub(in crate::delivery) fn build_with(
     server: &str,
     address: &Address,
     connect_timeout: Duration,
-    configure: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    configure: impl FnOnce(ClientBuilder) -> Result<ClientBuilder, Error>,
 ) -> Result<Client, Error> {
     let proxy = Proxy::from_env(address);
     let peer = match &proxy {
@@ -48,7 +48,7 @@ pub(in crate::delivery) fn build_with(
         // A job that uses plain http does not read the system's certificates.
         builder = builder.tls_certs_only([]);
     }
-    configure(builder).build().map_err(|error| {
+    configure(builder)?.build().map_err(|error| {
         Error::config(format!(
             "cannot set up a client for {server} {address}: see the cause; for https the system's certificates have to be \
              readable, or SSL_CERT_FILE has to name some"

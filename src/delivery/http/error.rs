@@ -10,6 +10,9 @@ use reqwest::{Response, StatusCode};
 use super::client::Proxy;
 use super::resolver::LookupError;
 use super::secrets::Secrets;
+use super::tls::TlsSettings;
+#[cfg(feature = "tls")]
+use super::tls_error;
 use super::url::Address;
 use crate::error::{Error, Kind};
 
@@ -19,6 +22,10 @@ const MAX_BODY_READ: usize = 64 * 1024;
 const MAX_BODY_SHOWN: usize = 1024;
 /// How long reading a refusal's body may take. The status is known by then; the body only explains it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What servers of TLS answer to a request of plain HTTP, with 400: Go's, nginx, Apache.
+const TLS_SERVER_TEXTS: [&str; 3] =
+    ["HTTP request to an HTTPS server", "HTTP request was sent to HTTPS port", "speaking plain HTTP to an SSL-enabled"];
 
 /// The failure of a request.
 #[derive(Debug)]
@@ -50,6 +57,7 @@ impl RequestError {
         request: &str,
         timeout: Duration,
         connect_timeout: Duration,
+        tls: TlsSettings<'_>,
         error: reqwest::Error,
     ) -> Self {
         let proxy = error.url().and_then(|url| Proxy::from_env(&Address::from_url(url.clone())));
@@ -57,7 +65,9 @@ impl RequestError {
         // The host whose name is looked up and that connections go to.
         let host = proxy.map_or("its host".to_owned(), |proxy| format!("the proxy {}", proxy.url));
         let error = error.without_url();
-        let may_have_arrived = !error.is_connect() && !error.is_builder();
+        let tls_problem = tls_problem(&error, tls);
+        // A server may refuse a client certificate only after the request is sent. It has not read the request then.
+        let may_have_arrived = !error.is_connect() && !error.is_builder() && tls_problem.is_none();
         let (kind, cause) = if error.is_timeout() && error.is_connect() {
             (Kind::Timeout, format!("no connection{through} within {connect_timeout:?}"))
         } else if error.is_timeout() {
@@ -69,6 +79,8 @@ impl RequestError {
         } else if has_cause(&error, is_unreachable) {
             let there = if through.is_empty() { "there".to_owned() } else { format!("at {host}") };
             (Kind::Unreachable, format!("no server answers {there}"))
+        } else if let Some(problem) = tls_problem {
+            (Kind::Delivery, format!("could not connect{through}: {problem}"))
         } else if error.is_connect() {
             (Kind::Delivery, format!("could not connect{through}"))
         } else {
@@ -102,8 +114,14 @@ impl RequestError {
                 ", a redirect to {target}: give the address it leads to, redirects are not followed"
             ));
         }
+        let is_http = response.url().scheme() == "http";
         let body = read_beginning(response).await;
         let shown = sanitize(headers, &body);
+        if is_http && status == StatusCode::BAD_REQUEST && TLS_SERVER_TEXTS.iter().any(|text| shown.contains(text)) {
+            // No refusal: the server has seen no metric.
+            let text = format!("{request} failed: it speaks TLS{through}; is it https?");
+            return Error::new(Kind::Delivery, text).with_source(io::Error::other(shown)).into();
+        }
         if !shown.is_empty() {
             text.push_str(": ");
             text.push_str(&shown);
@@ -122,6 +140,15 @@ fn header<'a>(response: &'a Response, name: &HeaderName) -> Option<&'a str> {
 /// Returns the part of an error text that names the proxy; empty without a proxy.
 fn through(proxy: Option<&Proxy>) -> String {
     proxy.map_or_else(String::new, |proxy| format!(" through the proxy {}", proxy.url))
+}
+
+/// Returns what the user can do about an error of TLS.
+#[cfg_attr(not(feature = "tls"), allow(unused_variables))]
+fn tls_problem(error: &reqwest::Error, settings: TlsSettings<'_>) -> Option<String> {
+    #[cfg(feature = "tls")]
+    return tls_error::explain(tls_error::find(error)?, settings);
+    #[cfg(not(feature = "tls"))]
+    None
 }
 
 fn has_cause(error: &reqwest::Error, is_wanted: impl Fn(&(dyn StdError + 'static)) -> bool) -> bool {

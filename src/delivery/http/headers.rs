@@ -7,6 +7,7 @@ use reqwest::header::{
     TRANSFER_ENCODING, USER_AGENT,
 };
 
+use super::credentials::CredentialFile;
 use crate::error::Error;
 
 /// Headers that describe the body. Only the client knows their values.
@@ -15,52 +16,68 @@ const BODY_HEADERS: [HeaderName; 4] = [CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENC
 /// Headers in the order of the calls. A header that cannot be sent is kept with the reason, so that the setters do not
 /// fail.
 #[derive(Clone, Default)]
-pub(in crate::delivery) struct Headers(Vec<(String, ParsedHeader)>);
+pub(in crate::delivery) struct Headers(Vec<(String, Header)>);
 
 type ParsedHeader = Result<(HeaderName, HeaderValue), String>;
+
+#[derive(Clone)]
+enum Header {
+    Value(ParsedHeader),
+    /// An authorization, read for every request.
+    File(CredentialFile),
+}
 
 impl Headers {
     /// Sets a header. It replaces a header of the same name.
     pub(in crate::delivery) fn set(&mut self, name: &str, value: &[u8]) {
         let parsed = parse(name, value);
-        self.insert(name, parsed);
+        self.insert(name, Header::Value(parsed));
     }
 
     pub(in crate::delivery) fn set_basic_auth(&mut self, user: &[u8], password: &[u8]) {
-        let parsed = if user.contains(&b':') {
-            Err("the user name has a colon in it, which basic authentication cannot carry: \
-                 give user and password apart from each other"
-                .to_owned())
-        } else {
-            let pair = [user, b":", password].concat();
-            parse(AUTHORIZATION.as_str(), format!("Basic {}", STANDARD.encode(pair)).as_bytes())
-        };
-        self.insert(AUTHORIZATION.as_str(), parsed);
+        self.set_authorization(basic(user, password));
     }
 
     pub(in crate::delivery) fn set_bearer_token(&mut self, token: &str) {
-        let parsed = if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            Err("the bearer token is empty or has a character that a header cannot carry: \
-                 leave out the line break at the end of a file"
-                .to_owned())
-        } else {
-            parse(AUTHORIZATION.as_str(), format!("Bearer {token}").as_bytes())
-        };
-        self.insert(AUTHORIZATION.as_str(), parsed);
+        self.set_authorization(bearer(token.as_bytes()).ok_or_else(|| {
+            "the bearer token is empty or has a character that a header cannot carry: \
+             leave out the line break at the end of a file"
+                .to_owned()
+        }));
     }
 
-    fn insert(&mut self, name: &str, parsed: ParsedHeader) {
+    fn set_authorization(&mut self, value: Result<HeaderValue, String>) {
+        self.insert(AUTHORIZATION.as_str(), Header::Value(value.map(|value| (AUTHORIZATION, value))));
+    }
+
+    pub(in crate::delivery) fn set_credential_file(&mut self, file: CredentialFile) {
+        self.insert(AUTHORIZATION.as_str(), Header::File(file));
+    }
+
+    fn insert(&mut self, name: &str, header: Header) {
         self.0.retain(|(other, _)| !other.eq_ignore_ascii_case(name));
-        self.0.push((name.to_owned(), parsed));
+        self.0.push((name.to_owned(), header));
     }
 
-    /// Returns the headers as they are sent.
+    /// Returns the headers as they are sent. Reads the file of the authorization, if there is one.
     ///
     /// # Errors
     ///
     /// The first header that cannot be sent.
     pub(in crate::delivery) fn to_map(&self) -> Result<HeaderMap, Error> {
-        self.0.iter().map(|(_, parsed)| parsed.clone()).collect::<Result<HeaderMap, String>>().map_err(Error::config)
+        let headers = self.0.iter().map(|(_, header)| match header {
+            Header::Value(parsed) => parsed.clone().map_err(Error::config),
+            Header::File(file) => Ok((AUTHORIZATION, file.header()?)),
+        });
+        headers.collect()
+    }
+
+    /// Returns the file of the authorization.
+    pub(in crate::delivery) fn credential_file(&self) -> Option<&CredentialFile> {
+        self.0.iter().find_map(|(_, header)| match header {
+            Header::File(file) => Some(file),
+            Header::Value(_) => None,
+        })
     }
 
     pub(in crate::delivery) fn names(&self) -> impl Iterator<Item = &str> {
@@ -71,6 +88,23 @@ impl Headers {
 /// Returns whether the client sets this header itself: its value does not come from the caller.
 pub(super) fn is_set_by_client(name: &HeaderName) -> bool {
     BODY_HEADERS.contains(name) || name == USER_AGENT
+}
+
+/// Returns the authorization of a user.
+pub(in crate::delivery) fn basic(user: &[u8], password: &[u8]) -> Result<HeaderValue, String> {
+    if user.contains(&b':') {
+        return Err("the user name has a colon in it, which basic authentication cannot carry: \
+                    give user and password apart from each other"
+            .to_owned());
+    }
+    let pair = STANDARD.encode([user, b":", password].concat());
+    Ok(parse(AUTHORIZATION.as_str(), format!("Basic {pair}").as_bytes())?.1)
+}
+
+/// Returns the authorization of a token; `None` if a header cannot carry the token.
+pub(super) fn bearer(token: &[u8]) -> Option<HeaderValue> {
+    let is_valid = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
+    parse(AUTHORIZATION.as_str(), &[b"Bearer ", token].concat()).ok().filter(|_| is_valid).map(|(_, value)| value)
 }
 
 fn parse(name: &str, value: &[u8]) -> ParsedHeader {

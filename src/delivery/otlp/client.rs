@@ -22,6 +22,7 @@ use super::settings::{Compression, OtlpSettings, Protocol};
 use crate::delivery::http::body::gzip;
 use crate::delivery::http::client::{self, USER_AGENT};
 use crate::delivery::http::error::{RequestError, sanitize};
+use crate::delivery::http::tls::TlsSettings;
 use crate::delivery::http::url::Address;
 use crate::error::{Error, Kind};
 
@@ -30,6 +31,10 @@ const MAX_RESPONSE: usize = 64 * 1024;
 /// How long reading the body of a response may take. The export has arrived by then, and the body only counts rejected
 /// data points.
 const BODY_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The variables of the system name the authorities to trust; client certificates are not supported.
+const TLS_SETTINGS: TlsSettings<'_> =
+    TlsSettings { roots: "SSL_CERT_FILE", identity: "a proxy in front of it", has_identity: false };
 
 /// The failure of an export.
 #[derive(Debug)]
@@ -72,7 +77,7 @@ impl OtlpClient {
             (Address::from_url(settings.endpoint.clone()), settings.timeout, settings.compression);
         let transport = match settings.protocol {
             Protocol::Http => {
-                Transport::Http(client::build("collector", &address, timeout, |builder| builder.timeout(timeout))?)
+                Transport::Http(client::build("collector", &address, timeout, |builder| Ok(builder.timeout(timeout)))?)
             }
             Protocol::Grpc => {
                 let endpoint = endpoint(&address, timeout)
@@ -137,7 +142,7 @@ impl OtlpClient {
             }
             Err(error) => {
                 let is_ambiguous = !error.is_connect() && !error.is_builder();
-                let error = RequestError::unanswered(&name, self.timeout, self.timeout, error);
+                let error = RequestError::unanswered(&name, self.timeout, self.timeout, TLS_SETTINGS, error);
                 Err(ExportError { error, is_ambiguous })
             }
         }

@@ -1,12 +1,11 @@
 //! The Pushgateway client and its settings.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Client;
-
 use super::clock_offset::ClockOffset;
+use super::files::GatewayFiles;
 use super::format::PushFormat;
 use super::grouping::Grouping;
 use crate::delivery::http::headers::Headers;
@@ -53,8 +52,17 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are followed. Requests to a loopback host never use a proxy:
 /// `localhost`, names that end in `.localhost`, `127.0.0.0/8`, `::1`, `0.0.0.0` and `::`. Requests to this machine's
 /// own name or network address do, unless `NO_PROXY` lists it. An `https` gateway needs the feature `tls` and a
-/// certificate that the system trusts; on Linux, `SSL_CERT_FILE` and `SSL_CERT_DIR` name the certificates to trust
-/// instead of the system's. Redirects are not followed: a push that arrives as a GET is lost.
+/// certificate that the system trusts, or that `with_root_certificates` does; on Linux, `SSL_CERT_FILE` and
+/// `SSL_CERT_DIR` name the certificates to trust instead of the system's. Redirects are not followed: a push that
+/// arrives as a GET is lost.
+///
+/// # Files
+///
+/// The files of credentials and certificates are read again for every request, on a thread of their own, so a new
+/// version needs no restart. A relative path starts at the working directory of the call that names the file. The layer's
+/// `install()` checks the files: it returns a configuration error if one is missing or does not hold what it should.
+/// A request for which a file cannot be read within two seconds fails with its name. The layer tries again, as after any
+/// failure but a refusal, since a new version of the file may be on its way.
 ///
 /// # Secrets
 ///
@@ -70,8 +78,7 @@ pub struct Pushgateway {
     pub(super) compression: bool,
     /// `None` is the default.
     pub(super) format: Option<PushFormat>,
-    /// Built when first needed. Clones with the same connect timeout share it.
-    pub(super) client: Arc<OnceLock<Client>>,
+    pub(super) files: GatewayFiles,
     pub(super) clock: Arc<ClockOffset>,
 }
 
@@ -109,7 +116,7 @@ impl Pushgateway {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             compression: true,
             format: None,
-            client: Arc::default(),
+            files: GatewayFiles::default(),
             clock: Arc::default(),
         })
     }
@@ -206,7 +213,7 @@ impl Pushgateway {
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
-        self.client = Arc::default();
+        self.files.forget_client();
         self
     }
 
@@ -248,6 +255,10 @@ impl Pushgateway {
     /// Returns the format in which the layer pushes.
     pub(crate) fn format(&self) -> PushFormat {
         self.format.unwrap_or_default()
+    }
+
+    pub(crate) fn has_authorization(&self) -> bool {
+        self.headers.names().any(|name| name.eq_ignore_ascii_case("authorization"))
     }
 
     pub(crate) fn grouping(&self) -> &Grouping {
@@ -380,15 +391,5 @@ mod tests {
             error.to_string(),
             "cannot reach gateway http://127.0.0.1:1/prefix: there is no tokio runtime here, call it inside one"
         );
-    }
-
-    #[test]
-    fn clones_with_the_same_connect_timeout_share_a_client() {
-        let first = gateway();
-        let same = first.clone().with_timeout(Duration::from_secs(1)).with_bearer_token("x");
-        let other = first.clone().with_connect_timeout(Duration::from_secs(1));
-        first.check().unwrap();
-        assert!(same.client.get().is_some());
-        assert!(other.client.get().is_none());
     }
 }

@@ -5,6 +5,7 @@ mod client;
 mod clock_offset;
 mod conflict;
 mod conflicting_groups;
+mod files;
 mod format;
 mod group_state;
 mod grouping;
@@ -13,6 +14,7 @@ mod push;
 mod requests;
 
 pub use client::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Pushgateway};
+pub(crate) use files::{GatewayVariables, Variable};
 pub(super) use format::EncodedState;
 pub use format::PushFormat;
 pub(super) use group_state::GroupState;

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
 use super::client::Pushgateway;
 use super::conflict::SeriesConflict;
@@ -12,7 +12,6 @@ use super::format::{PushFormat, TEXT_FORMAT};
 use super::group_state::{GroupState, GroupStateReader};
 use super::lines::LineReader;
 use crate::delivery::http::body::Body;
-use crate::delivery::http::client;
 use crate::delivery::http::error::RequestError;
 use crate::error::{Error, Kind};
 use crate::exposition::Labels;
@@ -81,12 +80,17 @@ impl Pushgateway {
         Ok(self.send(Method::DELETE, Body::plain(Bytes::new())).await?)
     }
 
-    /// Checks the configuration before the first push.
+    /// Checks the configuration before the first push, files included.
     ///
     /// # Errors
     ///
-    /// A configuration error, as the first push would return it.
+    /// A configuration error, as the first push would return it; another one if no thread can be started.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        self.check_settings()?;
+        self.check_files()
+    }
+
+    fn check_settings(&self) -> Result<(), Error> {
         if self.timeout.is_zero() || self.connect_timeout.is_zero() {
             return Err(Error::config(format!(
                 "the timeouts of gateway {} are {:?} for a request and {:?} for a connection: both have to be above zero",
@@ -107,8 +111,6 @@ impl Pushgateway {
                 self.address
             )));
         }
-        self.headers.to_map()?;
-        self.client()?;
         Ok(())
     }
 
@@ -137,7 +139,7 @@ impl Pushgateway {
         if let Some(time) = time.filter(|_| self.address.stores_samples()) {
             let _ = write!(url, "?timestamp={:.0}", time * 1e3);
         }
-        let request = self.start(&method, &url)?;
+        let (request, headers) = self.start(&method, &url).await?;
         let request = match method {
             Method::DELETE => request,
             _ if body.is_gzip => {
@@ -145,7 +147,7 @@ impl Pushgateway {
             }
             _ => request.header(CONTENT_TYPE, content_type).body(body.bytes),
         };
-        self.execute(&method, &url, request).await.map(drop)
+        self.execute(&method, &url, request, headers).await.map(drop)
     }
 
     /// Reads the state of this group, whose metrics have the prefix `namespace` and these constant labels. `None` if the response does not come
@@ -164,8 +166,8 @@ impl Pushgateway {
     pub(super) async fn scrape(&self, mut each: impl FnMut(&str)) -> Result<(), RequestError> {
         // VictoriaMetrics takes this for an import of nothing, and its response has the time.
         let url = if self.address.stores_samples() { self.url() } else { format!("{}/metrics", self.address) };
-        let request = self.start(&Method::GET, &url)?;
-        let mut response = self.execute(&Method::GET, &url, request).await?;
+        let (request, headers) = self.start(&Method::GET, &url).await?;
+        let mut response = self.execute(&Method::GET, &url, request, headers).await?;
         let (mut lines, mut length) = (LineReader::default(), 0);
         loop {
             match response.chunk().await {
@@ -183,14 +185,14 @@ impl Pushgateway {
                 }
                 Err(error) => {
                     let target = format!("GET {url}");
-                    return Err(RequestError::unanswered(&target, self.timeout, self.connect_timeout, error));
+                    return Err(self.unanswered(&target, error));
                 }
             }
         }
     }
 
-    /// Checks the configuration and begins a request.
-    fn start(&self, method: &Method, url: &str) -> Result<RequestBuilder, RequestError> {
+    /// Checks the configuration and begins a request. Returns its headers beside it.
+    async fn start(&self, method: &Method, url: &str) -> Result<(RequestBuilder, HeaderMap), RequestError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::config(format!(
                 "cannot reach gateway {}: there is no tokio runtime here, call it inside one",
@@ -198,21 +200,27 @@ impl Pushgateway {
             ))
             .into());
         }
-        self.check()?;
-        Ok(self.client()?.request(method.clone(), url).timeout(self.timeout).headers(self.headers.to_map()?))
+        self.check_settings()?;
+        let (client, headers) = self.connection_of_request().await?;
+        Ok((client.request(method.clone(), url).timeout(self.timeout), headers))
     }
 
-    /// Sends a request and checks the status of the response.
-    async fn execute(&self, method: &Method, url: &str, request: RequestBuilder) -> Result<Response, RequestError> {
+    /// Sends a request with these headers, and checks the status of the response.
+    async fn execute(
+        &self,
+        method: &Method,
+        url: &str,
+        request: RequestBuilder,
+        headers: HeaderMap,
+    ) -> Result<Response, RequestError> {
         let sent = unix_time::now().as_secs_f64();
-        match request.send().await {
+        match request.headers(headers.clone()).send().await {
             Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => {
                 // A refusal, and so its date, may come from a proxy.
                 self.clock.observe(response.headers(), sent, unix_time::now().as_secs_f64());
                 Ok(response)
             }
             Ok(response) => {
-                let headers = self.headers.to_map()?;
                 let status = response.status();
                 let mut err =
                     RequestError::refused(&format!("{method} {url}"), &self.address, &headers, response).await;
@@ -221,38 +229,15 @@ impl Pushgateway {
                 }
                 Err(err)
             }
-            Err(error) => {
-                Err(RequestError::unanswered(&format!("{method} {url}"), self.timeout, self.connect_timeout, error))
-            }
+            Err(error) => Err(self.unanswered(&format!("{method} {url}"), error)),
         }
+    }
+
+    fn unanswered(&self, request: &str, error: reqwest::Error) -> RequestError {
+        RequestError::unanswered(request, self.timeout, self.connect_timeout, self.tls_settings(), error)
     }
 
     pub(super) fn url(&self) -> String {
         format!("{}{}", self.address, self.grouping.path())
     }
-
-    fn client(&self) -> Result<Client, Error> {
-        match self.client.get() {
-            Some(client) => Ok(client.clone()),
-            // Two threads may build a client at the same time; the first one is kept.
-            None => self.build_client().map(|client| self.client.get_or_init(|| client).clone()),
-        }
-    }
-
-    fn build_client(&self) -> Result<Client, Error> {
-        client::build("gateway", &self.address, self.connect_timeout, without_pool)
-    }
-
-    /// Returns this client with another name lookup.
-    #[cfg(test)]
-    pub(in crate::delivery) fn with_lookup(mut self, lookup: crate::delivery::http::resolver::LookupFn) -> Self {
-        let client = client::build_with(lookup, "gateway", &self.address, self.connect_timeout, without_pool);
-        self.client = std::sync::Arc::new(client.unwrap().into());
-        self
-    }
-}
-
-/// Disables the connection pool: a pooled connection belongs to its runtime, which the client may outlive.
-fn without_pool(builder: ClientBuilder) -> ClientBuilder {
-    builder.pool_max_idle_per_host(0)
 }
