@@ -1,4 +1,4 @@
-//! Gateways that are slow, refuse pushes, fail and recover during a run; untrusted certificates; the texts of the
+//! Gateways that are slow, refuse pushes, fail and recover during a run; credentials and certificates; the texts of the
 //! errors. `flush_timeout.rs` tests how long a flush takes at each kind of gateway.
 #![cfg(all(feature = "pushgateway", unix))]
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
@@ -12,6 +12,9 @@ mod certificates;
 mod compression;
 #[path = "gateways/conflicts.rs"]
 mod conflicts;
+#[cfg(feature = "tls")]
+#[path = "gateways/files.rs"]
+mod files;
 #[path = "gateways/formats.rs"]
 mod formats;
 #[cfg(target_os = "linux")]
@@ -19,6 +22,9 @@ mod formats;
 mod host_lookup;
 #[path = "gateways/invalid_responses.rs"]
 mod invalid_responses;
+#[cfg(feature = "tls")]
+#[path = "gateways/secured.rs"]
+mod secured;
 
 use std::error::Error as _;
 use std::io::{Read as _, Write as _};

@@ -4,7 +4,6 @@
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -14,9 +13,9 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 use tracing_stage_metrics::MetricsLayer;
 
+use super::secured::{Authority, PASSWORD, SecuredGateway, USER, USERS};
 use super::support::child::{self, Ended};
 use super::support::measured::{Measured, measured, stage};
-use super::support::process::Process;
 use super::support::{WAIT_TIMEOUT, exposition, servers};
 
 struct Gateway {
@@ -137,39 +136,16 @@ fn real_gateway_with_tls_and_basic_auth_gets_the_push() {
     if ![servers::PUSHGATEWAY, "curl"].into_iter().all(servers::installed) {
         return;
     }
-    let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let certificate = directory.path().join("certificate.pem");
-    std::fs::write(&certificate, generated.cert.pem()).unwrap();
-    std::fs::write(directory.path().join("key.pem"), generated.signing_key.serialize_pem()).unwrap();
-    let config = directory.path().join("web.yml");
-    // The hash of the password `p%/word`.
-    std::fs::write(
-        &config,
-        "tls_server_config: {cert_file: certificate.pem, key_file: key.pem}\n\
-         basic_auth_users: {pusher: $2a$04$oe99nsT3zvId84p.H6MYd.r1Qjy0XOts7C4miEzQzEqY1qBPxkfVu}\n",
-    )
-    .unwrap();
-    let gateway = Process::start_listening(servers::PUSHGATEWAY, move |addr| {
-        let mut command = Command::new(servers::PUSHGATEWAY);
-        command.arg(format!("--web.listen-address={addr}")).arg("--persistence.file=");
-        command.arg(format!("--web.config.file={}", config.display()));
-        command
-    });
-    let host = format!("localhost:{}", gateway.addr().port());
-    let ended = push_to(&format!("https://pusher:p%25%2Fword@{host}"), &certificate);
+    let authority = Authority::new();
+    authority.issue("localhost", |_| {});
+    let gateway = SecuredGateway::start(&authority, "", USERS);
+    let host = gateway.host();
+    let ended = push_to(&format!("https://pusher:p%25%2Fword@{host}"), &authority.ca());
     assert!(ended.stdout.contains("delivered, events: []"), "{ended:?}");
-    let refused = push_to(&format!("https://pusher:word@{host}"), &certificate);
+    let refused = push_to(&format!("https://pusher:word@{host}"), &authority.ca());
     assert!(refused.stdout.contains("refused true, timeout false, config false"), "{refused:?}");
 
-    let scrape = Command::new("curl")
-        .args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--user", "pusher:p%/word", "--cacert"])
-        .arg(&certificate)
-        .arg(format!("https://{host}/metrics"))
-        .output()
-        .unwrap();
-    assert!(scrape.status.success(), "{scrape:?}");
-    let metrics = exposition::parse(str::from_utf8(&scrape.stdout).unwrap());
+    let metrics = gateway.scrape(&authority, &["--user", &format!("{USER}:{PASSWORD}")]);
     let labels = [("instance", ""), ("job", "j"), ("stage_id", "a"), ("status", "success")];
     assert_eq!(metrics.expect("quant_stage_total", &labels), 1.0);
 }

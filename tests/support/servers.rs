@@ -24,6 +24,7 @@ pub const PROMETHEUS: &str = "prometheus";
 pub const NODE_EXPORTER: &str = "prometheus-node-exporter";
 pub const VICTORIA_METRICS: &str = "victoria-metrics";
 pub const OTELCOL: &str = "otelcol";
+pub const NGINX: &str = "nginx";
 /// The parser of OpenMetrics in Prometheus' client for Python.
 pub const OPEN_METRICS_PARSER: &str = "parse-openmetrics";
 

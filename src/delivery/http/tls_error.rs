@@ -26,7 +26,8 @@ pub(super) fn explain(error: &rustls::Error, settings: TlsSettings<'_>) -> Optio
     let TlsSettings { roots, identity, has_identity } = settings;
     Some(match error {
         InvalidCertificate(problem) => match problem {
-            CertificateError::UnknownIssuer => {
+            // A signature by another authority of the same name.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 format!("its certificate is not trusted; name the certificate of its authority with {roots}")
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
@@ -37,6 +38,12 @@ pub(super) fn explain(error: &rustls::Error, settings: TlsSettings<'_>) -> Optio
             }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 "its certificate is not valid yet, by the clock of this machine".to_owned()
+            }
+            // The error itself is private to the library.
+            problem if format!("{problem:?}").contains("CaUsedAsEndEntity") => {
+                "its certificate is that of an authority; give it one that is not (basicConstraints CA:FALSE), signed by an \
+                 authority or by itself"
+                    .to_owned()
             }
             _ => "its certificate was not accepted".to_owned(),
         },
