@@ -147,14 +147,16 @@ impl MetricsLayerBuilder {
         }
     }
 
-    /// Reads the environment variables `TV_PROMETHEUS_PUSHGATEWAY`, `…_JOB`, `…_GROUPING`, `…_LABELS`, `…_PUSH_FORMAT`, `…_PUSH_INTERVAL`,
-    /// `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR`, `…_NODE`, `…_NATIVE_HISTOGRAMS` and, with the feature `trace-id`,
+    /// Reads the environment variables that [`guide::configuration`](crate::guide::configuration) lists: `TV_PROMETHEUS_PUSHGATEWAY`,
+    /// `…_JOB`, `…_GROUPING`, `…_LABELS`, `…_USERNAME`, `…_PASSWORD_FILE`, `…_BEARER_TOKEN_FILE`, `…_CA_FILE`, `…_CERT_FILE`,
+    /// `…_KEY_FILE`, `…_PUSH_FORMAT`, `…_PUSH_INTERVAL`, `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR`, `…_NODE`,
+    /// `…_NATIVE_HISTOGRAMS` and, with the feature `trace-id`,
     /// `…_EXEMPLARS`. A variable that is not set, or empty, changes nothing. `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp`
     /// does.
     ///
     /// Job and grouping belong to the gateway of `…_PUSHGATEWAY`; a gateway that the code sets keeps its own. Without a gateway
-    /// they are only the labels of the text file, and the job is the service name of OTLP. The format applies to a gateway that
-    /// the code sets, too.
+    /// they are only the labels of the text file, and the job is the service name of OTLP. The format, the
+    /// credentials and the certificates apply to a gateway that the code has set, too.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
