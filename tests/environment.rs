@@ -144,6 +144,62 @@ fn variables_set_the_builder() {
 }
 
 #[test]
+fn variables_set_names_labels_and_rules() {
+    let server = MockGateway::ok();
+    let ended = run_with(
+        "the environment alone",
+        &[
+            ("TV_PROMETHEUS_PUSHGATEWAY", server.url().as_str()),
+            ("TV_PROMETHEUS_JOB", "j"),
+            ("TV_PROMETHEUS_NAMESPACE", "acme"),
+            // A stage of a plain span proves no success.
+            ("TV_PROMETHEUS_FAILURE_POLICY", "proven-success"),
+            ("TV_PROMETHEUS_RUN_ID_LABEL", "false"),
+            ("TV_PROMETHEUS_INSTANCE_GROUPING", "true"),
+        ],
+    );
+    let last = server.requests().pop().unwrap();
+    let (_, instance) = last.path.split_once("/metrics/job/j/instance/").unwrap();
+    assert!(instance.contains("%3A"), "host name and process id: {instance}");
+    let metrics = exposition::parse(last.text());
+    let labels = [("stage_id", "a"), ("profile", ""), ("reason", "cancelled")];
+    assert_eq!(metrics.expect("acme_stage_failures_total", &labels), 1.0);
+    assert!(!last.text().contains("run_id="), "{}", last.text());
+    assert_ran(&ended);
+}
+
+/// Not a test: a job that waits for a signal.
+#[test]
+fn job_that_waits() {
+    let Some(_) = child::scenario() else { return };
+    let (layer, _guard) = MetricsLayer::builder().with_env().unwrap().install().unwrap();
+    tracing_subscriber::registry().with(layer).init();
+    let _stage = tracing::info_span!("stage", stage_id = "a").entered();
+    println!("\nruns");
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn variable_makes_the_final_flush_on_signals() {
+    use std::os::unix::process::ExitStatusExt as _;
+    for (value, is_flushed) in [("true", true), ("false", false)] {
+        let server = MockGateway::ok();
+        let mut command = child::command("job_that_waits", "job");
+        command.env("TV_PROMETHEUS_PUSHGATEWAY", server.url()).env("TV_PROMETHEUS_FLUSH_ON_SIGNALS", value);
+        let mut job = child::start(command);
+        job.await_line("runs");
+        server.await_requests(1);
+        job.signal(child::Signal::TERM);
+        let ended = job.wait();
+        assert_eq!(ended.status.signal(), Some(child::Signal::TERM.as_raw()), "{ended:?}");
+        let last = server.requests().pop().unwrap();
+        assert_eq!(last.text().contains("reason=\"interrupted\"} 1\n"), is_flushed, "{}", last.text());
+    }
+}
+
+#[test]
 fn address_without_a_scheme_is_http() {
     let server = MockGateway::ok();
     let url = server.addr().to_string();

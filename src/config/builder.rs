@@ -147,16 +147,12 @@ impl MetricsLayerBuilder {
         }
     }
 
-    /// Reads the environment variables that [`guide::configuration`](crate::guide::configuration) lists: `TV_PROMETHEUS_PUSHGATEWAY`,
-    /// `…_JOB`, `…_GROUPING`, `…_LABELS`, `…_USERNAME`, `…_PASSWORD_FILE`, `…_BEARER_TOKEN_FILE`, `…_CA_FILE`, `…_CERT_FILE`,
-    /// `…_KEY_FILE`, `…_PUSH_FORMAT`, `…_PUSH_INTERVAL`, `…_FLUSH_TIMEOUT`, `…_TEXTFILE`, `…_LISTEN`, `…_SPOOL_DIR`, `…_NODE`,
-    /// `…_NATIVE_HISTOGRAMS` and, with the feature `trace-id`,
-    /// `…_EXEMPLARS`. A variable that is not set, or empty, changes nothing. `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp`
-    /// does.
+    /// Reads the environment variables `TV_PROMETHEUS_…`, which [`guide::configuration`](crate::guide::configuration) lists.
+    /// A variable that is not set, or empty, changes nothing. `OTEL_METRICS_EXPORTER=otlp` does what `with_otlp` does.
     ///
     /// Job and grouping belong to the gateway of `…_PUSHGATEWAY`; a gateway that the code sets keeps its own. Without a gateway
-    /// they are only the labels of the text file, and the job is the service name of OTLP. The format, the
-    /// credentials and the certificates apply to a gateway that the code has set, too.
+    /// they are only the labels of the text file, and the job is the service name of OTLP. The format, the credentials and the
+    /// certificates apply to a gateway that the code has set, too.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -217,6 +213,14 @@ impl MetricsLayerBuilder {
         #[cfg(feature = "otlp")]
         if environment.otlp && self.otlp.is_none() {
             self.otlp = Some(Otlp::Environment);
+        }
+        self.namespace = environment.namespace.unwrap_or(self.namespace);
+        self.policy = environment.policy.unwrap_or(self.policy);
+        self.run_id_label = environment.run_id_label.unwrap_or(self.run_id_label);
+        self.instance_grouping = environment.instance_grouping.unwrap_or(self.instance_grouping);
+        #[cfg(unix)]
+        {
+            self.flush_on_signals = environment.flush_on_signals.unwrap_or(self.flush_on_signals);
         }
         self.node = environment.node.or(self.node);
         self.native_histograms = environment.native_histograms.unwrap_or(self.native_histograms);

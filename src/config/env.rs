@@ -6,9 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::validate::{MAX_DURATION, check_constant_label};
+use super::validate::{MAX_DURATION, check_constant_label, check_namespace};
 use crate::delivery::{GatewayVariables, Grouping, PushFormat, Pushgateway, Variable, parse_labels};
 use crate::error::Error;
+use crate::layer::FailurePolicy;
 use crate::process::{executable_name, trimmed};
 
 /// Default prefix of the variables. `with_env_prefix` changes it.
@@ -28,6 +29,11 @@ pub(crate) struct Environment {
     /// The grouping if there is no gateway: labels of the text file.
     pub(crate) grouping: Vec<(String, String)>,
     pub(crate) labels: Vec<(String, String)>,
+    pub(crate) namespace: Option<String>,
+    pub(crate) policy: Option<FailurePolicy>,
+    pub(crate) run_id_label: Option<bool>,
+    pub(crate) instance_grouping: Option<bool>,
+    pub(crate) flush_on_signals: Option<bool>,
     pub(crate) push_format: Option<PushFormat>,
     /// Credentials and certificates of a gateway, also of one that the code has set.
     pub(crate) gateway_files: GatewayVariables,
@@ -92,6 +98,11 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
             job,
             grouping,
             labels: self.parsed("LABELS", parse_constant_labels)?.unwrap_or_default(),
+            namespace: self.parsed("NAMESPACE", parse_namespace)?,
+            policy: self.parsed("FAILURE_POLICY", parse_policy)?,
+            run_id_label: self.parsed("RUN_ID_LABEL", parse_bool)?,
+            instance_grouping: self.parsed("INSTANCE_GROUPING", parse_bool)?,
+            flush_on_signals: self.parsed("FLUSH_ON_SIGNALS", parse_bool)?,
             push_format: self.parsed("PUSH_FORMAT", parse_push_format)?,
             gateway_files: self.gateway_files(has_credentials)?,
             push_interval: self.parsed("PUSH_INTERVAL", parse_duration)?,
@@ -265,6 +276,23 @@ fn parse_push_format(text: &str) -> Result<PushFormat, Error> {
         "text" => Ok(PushFormat::Text),
         "protobuf" => Ok(PushFormat::Protobuf),
         _ => Err(Error::config(format!("{text:?} is not a format of a push: give text or protobuf"))),
+    }
+}
+
+fn parse_namespace(text: &str) -> Result<String, Error> {
+    check_namespace(text)?;
+    Ok(text.to_owned())
+}
+
+fn parse_policy(text: &str) -> Result<FailurePolicy, Error> {
+    match text {
+        "error-events" => Ok(FailurePolicy::ErrorEvents),
+        "returned-error" => Ok(FailurePolicy::ReturnedError),
+        "errors-within" => Ok(FailurePolicy::ErrorsWithin),
+        "proven-success" => Ok(FailurePolicy::ProvenSuccess),
+        _ => Err(Error::config(format!(
+            "{text:?} is not a failure policy: give error-events, returned-error, errors-within or proven-success"
+        ))),
     }
 }
 

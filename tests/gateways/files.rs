@@ -194,6 +194,20 @@ fn certificate_of_an_authority_is_explained() {
 }
 
 #[test]
+fn certificate_that_is_signed_by_itself_is_trusted() {
+    if !servers::installed(servers::PUSHGATEWAY) {
+        return;
+    }
+    let authority = Authority::new();
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(authority.file("localhost.pem"), own.cert.pem()).unwrap();
+    std::fs::write(authority.file("localhost.key"), own.signing_key.serialize_pem()).unwrap();
+    let server = SecuredGateway::start(&authority, "", "");
+    let gateway = gateway(format!("https://{}", server.host()));
+    push(&gateway.with_root_certificates(authority.file("localhost.pem"))).unwrap();
+}
+
+#[test]
 fn certificate_of_another_time_is_explained() {
     if !servers::installed(servers::PUSHGATEWAY) {
         return;

@@ -60,6 +60,11 @@ fn white_space_around_a_value_is_ignored() {
         ("TV_PROMETHEUS_CERT_FILE", "/tmp/a certificate"),
         #[cfg(feature = "tls")]
         ("TV_PROMETHEUS_KEY_FILE", "/tmp/a key"),
+        ("TV_PROMETHEUS_NAMESPACE", "acme"),
+        ("TV_PROMETHEUS_FAILURE_POLICY", "errors-within"),
+        ("TV_PROMETHEUS_RUN_ID_LABEL", "true"),
+        ("TV_PROMETHEUS_INSTANCE_GROUPING", "true"),
+        ("TV_PROMETHEUS_FLUSH_ON_SIGNALS", "true"),
         ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
         ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
         ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
@@ -111,6 +116,11 @@ fn every_variable_sets_its_setting() {
         ("TV_PROMETHEUS_CERT_FILE", "/tmp/certificate"),
         #[cfg(feature = "tls")]
         ("TV_PROMETHEUS_KEY_FILE", "/tmp/key"),
+        ("TV_PROMETHEUS_NAMESPACE", "acme"),
+        ("TV_PROMETHEUS_FAILURE_POLICY", "proven-success"),
+        ("TV_PROMETHEUS_RUN_ID_LABEL", "false"),
+        ("TV_PROMETHEUS_INSTANCE_GROUPING", "true"),
+        ("TV_PROMETHEUS_FLUSH_ON_SIGNALS", "false"),
         ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
         ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
         ("TV_PROMETHEUS_FLUSH_TIMEOUT", "500ms"),
@@ -141,6 +151,10 @@ fn every_variable_sets_its_setting() {
     assert_eq!(files, expected);
     let labels = [("env", "prod"), ("region", "a,b")];
     assert_eq!(environment.labels, labels.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    assert_eq!(environment.namespace.as_deref(), Some("acme"));
+    assert_eq!(environment.policy, Some(FailurePolicy::ProvenSuccess));
+    assert_eq!((environment.run_id_label, environment.instance_grouping), (Some(false), Some(true)));
+    assert_eq!(environment.flush_on_signals, Some(false));
     assert_eq!(environment.push_format, Some(PushFormat::Protobuf));
     assert_eq!(environment.push_interval, Some(Duration::from_secs(60)));
     assert_eq!(environment.flush_timeout, Some(Duration::from_millis(500)));
@@ -216,6 +230,11 @@ fn error_names_the_variable_and_quotes_the_value() {
         ("TV_PROMETHEUS_PUSH_FORMAT", "Protobuf"),
         ("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "yes"),
         ("TV_PROMETHEUS_LABELS", "env"),
+        ("TV_PROMETHEUS_NAMESPACE", "1st"),
+        ("TV_PROMETHEUS_FAILURE_POLICY", "ErrorEvents"),
+        ("TV_PROMETHEUS_RUN_ID_LABEL", "1"),
+        ("TV_PROMETHEUS_INSTANCE_GROUPING", "on"),
+        ("TV_PROMETHEUS_FLUSH_ON_SIGNALS", "TRUE"),
     ] {
         let message = message(&[(variable, value)]);
         assert!(message.starts_with(&format!("{variable}: ")) && message.contains(value), "{message}");
