@@ -141,13 +141,15 @@ fn every_variable_sets_its_setting() {
     assert_eq!(gateway.grouping().get("team"), Some("x"));
     let files = environment.gateway_files.paths();
     let files: Vec<_> = files.iter().map(|(variable, path)| (variable.as_str(), path.to_str().unwrap())).collect();
-    let mut expected = vec![("TV_PROMETHEUS_BEARER_TOKEN_FILE", "/tmp/token")];
-    #[cfg(feature = "tls")]
-    expected.extend([
+    let expected = [
+        ("TV_PROMETHEUS_BEARER_TOKEN_FILE", "/tmp/token"),
+        #[cfg(feature = "tls")]
         ("TV_PROMETHEUS_CA_FILE", "/tmp/authority"),
+        #[cfg(feature = "tls")]
         ("TV_PROMETHEUS_CERT_FILE", "/tmp/certificate"),
+        #[cfg(feature = "tls")]
         ("TV_PROMETHEUS_KEY_FILE", "/tmp/key"),
-    ]);
+    ];
     assert_eq!(files, expected);
     let labels = [("env", "prod"), ("region", "a,b")];
     assert_eq!(environment.labels, labels.map(|(name, value)| (name.to_owned(), value.to_owned())));

@@ -23,7 +23,7 @@ const MAX_BODY_SHOWN: usize = 1024;
 /// How long reading a refusal's body may take. The status is known by then; the body only explains it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What servers of TLS answer to a request of plain HTTP, with 400: Go's, nginx, Apache.
+/// Parts of the 400 that servers of TLS (Go, nginx, Apache) answer to a request of plain HTTP.
 const TLS_SERVER_TEXTS: [&str; 3] =
     ["HTTP request to an HTTPS server", "HTTP request was sent to HTTPS port", "speaking plain HTTP to an SSL-enabled"];
 

@@ -59,8 +59,7 @@ fn roots(pem: &[u8]) -> Result<Vec<Certificate>, String> {
 
 fn certificate_chain(pem: &[u8]) -> Result<Vec<Section>, String> {
     let sections = sections(pem)?;
-    let is_key = |kind: &SectionKind| is_private_key(*kind);
-    let holds_key = sections.iter().any(|(kind, _)| is_key(kind));
+    let holds_key = sections.iter().any(|(kind, _)| is_private_key(*kind));
     let certificates: Vec<_> = sections.into_iter().filter(|(kind, _)| *kind == SectionKind::Certificate).collect();
     match certificates.is_empty() {
         false => Ok(certificates),
@@ -72,7 +71,7 @@ fn certificate_chain(pem: &[u8]) -> Result<Vec<Section>, String> {
 fn private_key(pem: &[u8]) -> Result<Section, String> {
     let is_encrypted = [&b"BEGIN ENCRYPTED PRIVATE KEY"[..], b"Proc-Type: 4,ENCRYPTED"];
     if is_encrypted.iter().any(|mark| pem.windows(mark.len()).any(|window| window == *mark)) {
-        return Err("holds an encrypted key: decrypt it with `openssl pkey -in FILE -out FILE`".to_owned());
+        return Err("holds an encrypted key: decrypt it with `openssl pkey -in FILE -out FILE.pem`".to_owned());
     }
     let sections = sections(pem)?;
     let holds_certificate = sections.iter().any(|(kind, _)| *kind == SectionKind::Certificate);
@@ -225,7 +224,7 @@ mod tests {
         let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap().serialize_pem());
         let (certificate, key) = (certificate(&key), key.serialize_pem());
         let key_der = sections(key.as_bytes()).unwrap().remove(0).1;
-        let encrypted = "holds an encrypted key: decrypt it with `openssl pkey -in FILE -out FILE`";
+        let encrypted = "holds an encrypted key: decrypt it with `openssl pkey -in FILE -out FILE.pem`";
         let old_encryption = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,hush\n\nhush\n\
                               -----END RSA PRIVATE KEY-----\n";
         for (contents, expected) in [

@@ -35,8 +35,8 @@ pub(in crate::delivery) struct TlsPem {
 pub(in crate::delivery) struct TlsSettings<'a> {
     /// The setting of the authorities to trust.
     pub(in crate::delivery) roots: &'a str,
-    /// The settings of the client certificate.
-    pub(in crate::delivery) identity: &'a str,
+    /// The settings of the client certificate; `None` if there are none.
+    pub(in crate::delivery) identity: Option<&'a str>,
     /// Whether there is a client certificate.
     pub(in crate::delivery) has_identity: bool,
 }

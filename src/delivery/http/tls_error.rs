@@ -50,9 +50,10 @@ pub(super) fn explain(error: &rustls::Error, settings: TlsSettings<'_>) -> Optio
         AlertReceived(AlertDescription::ProtocolVersion) | PeerIncompatible(_) => {
             "it speaks neither TLS 1.2 nor TLS 1.3 in a way that this client does".to_owned()
         }
-        AlertReceived(alert) if is_about_the_client_certificate(*alert) => match has_identity {
-            true => format!("it did not accept the client certificate of {identity}"),
-            false => format!("it asks for a client certificate; name one with {identity}"),
+        AlertReceived(alert) if is_about_the_client_certificate(*alert) => match identity {
+            Some(setting) if has_identity => format!("it did not accept the client certificate of {setting}"),
+            Some(setting) => format!("it asks for a client certificate; name one with {setting}"),
+            None => "it asks for a client certificate, which is not supported here".to_owned(),
         },
         InvalidMessage(_) => "it speaks no TLS; is it http?".to_owned(),
         _ => return None,

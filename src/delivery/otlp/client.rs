@@ -32,9 +32,8 @@ const MAX_RESPONSE: usize = 64 * 1024;
 /// data points.
 const BODY_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The variables of the system name the authorities to trust; client certificates are not supported.
-const TLS_SETTINGS: TlsSettings<'_> =
-    TlsSettings { roots: "SSL_CERT_FILE", identity: "a proxy in front of it", has_identity: false };
+/// A variable of the system names the authorities to trust. Client certificates are not supported.
+const TLS_SETTINGS: TlsSettings<'_> = TlsSettings { roots: "SSL_CERT_FILE", identity: None, has_identity: false };
 
 /// The failure of an export.
 #[derive(Debug)]

@@ -228,7 +228,7 @@ impl Pushgateway {
     /// Returns the settings that an error of TLS names.
     pub(super) fn tls_settings(&self) -> TlsSettings<'_> {
         let SettingNames { roots, identity } = &self.files.settings;
-        TlsSettings { roots, identity, has_identity: self.files.tls.identity.is_some() }
+        TlsSettings { roots, identity: Some(identity), has_identity: self.files.tls.identity.is_some() }
     }
 }
 

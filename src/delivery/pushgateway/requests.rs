@@ -40,7 +40,8 @@ impl Pushgateway {
     ///
     /// [Refused](Error::is_refused) if the status is neither 200 nor 202, with the [status](Error::status) and the
     /// beginning of the body; a [timeout](Error::is_timeout); a [configuration error](Error::is_config) if a header
-    /// cannot be sent or TLS cannot be set up; another error if the gateway cannot be reached or the connection breaks.
+    /// cannot be sent or TLS cannot be set up; another error if the gateway cannot be reached, the connection breaks, or a
+    /// [file](Self#files) is missing or wrong.
     pub async fn push_add(&self, exposition: &str) -> Result<(), Error> {
         Ok(self.send(Method::POST, self.body(Bytes::copy_from_slice(exposition.as_bytes()))).await?)
     }
