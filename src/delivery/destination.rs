@@ -16,6 +16,7 @@ use super::otlp::Exporter;
 use super::pushgateway::DEFAULT_REQUEST_TIMEOUT;
 use super::pushgateway::{EncodedState, OutcomeGuard, Pushed, Pushgateway, push_state};
 use super::replayer::{Replayer, SpoolThread};
+use super::request::Trigger;
 use super::source::ExpositionSource;
 use super::spool::{CarriedOver, WriteState, Written};
 use super::textfile::Textfile;
@@ -118,22 +119,23 @@ impl Destination {
         }
     }
 
-    /// Delivers a state within the budget. `is_requested`: a request waits for the delivery, rather than the interval.
-    #[cfg_attr(not(feature = "otlp"), allow(unused_variables))]
+    /// Delivers a state within the budget, unless the final flush comes before anything is sent.
     pub(super) async fn deliver(
         self,
         source: Arc<dyn ExpositionSource>,
         state: SharedState,
         budget: RetryBudget,
-        is_requested: bool,
+        trigger: Trigger,
     ) -> Result<(), Error> {
         match self {
-            Self::Gateway(gateway) => gateway.deliver(&source, &state, &budget).await,
-            Self::Textfile(textfile) => textfile.deliver(&source, &state, budget.deadline).await,
+            Self::Gateway(gateway) => gateway.deliver(&source, &state, &budget, &trigger).await,
+            Self::Textfile(textfile) => textfile.deliver(&source, &state, budget.deadline, &trigger).await,
+            #[cfg(feature = "otlp")]
+            Self::Collector(_) if trigger.is_replaced().await => Ok(()),
             #[cfg(feature = "otlp")]
             Self::Collector(exporter) => {
                 let publish = || Arc::clone(&source).publish();
-                exporter.lock().await.export(&budget, is_requested, publish).await
+                exporter.lock().await.export(&budget, trigger.is_request(), publish).await
             }
         }
     }
@@ -151,7 +153,7 @@ impl Destination {
             Self::Gateway(gateway) => gateway.deliver_finally(&source, &state, &budget, previous).await,
             other => {
                 previous.await;
-                other.deliver(source, state, budget, true).await
+                other.deliver(source, state, budget, Trigger::Request).await
             }
         }
     }
@@ -181,8 +183,13 @@ impl TextfileDestination {
         source: &Arc<dyn ExpositionSource>,
         state: &SharedState,
         deadline: Instant,
+        trigger: &Trigger,
     ) -> Result<(), Error> {
-        let text = state.families(source, deadline).await?.to_text_with(&self.labels);
+        let families = state.families(source, deadline).await?;
+        if trigger.is_replaced().await {
+            return Ok(());
+        }
+        let text = families.to_text_with(&self.labels);
         let textfile = Arc::clone(&self.textfile);
         let write = self.files.run(move || textfile.write(&text));
         timeout_at(deadline, write).await.unwrap_or_else(|_| {
@@ -217,12 +224,17 @@ impl GatewayDestination {
         source: &Arc<dyn ExpositionSource>,
         state: &SharedState,
         budget: &RetryBudget,
+        trigger: &Trigger,
     ) -> Result<(), Error> {
         if !self.has_pushed.load(Ordering::Acquire) {
             self.deliver_earlier_runs(source, budget.deadline).await;
         }
         let state = state.encoded(source, budget.deadline, &self.gateway).await?;
         let state = self.carried_over().complete(state, self.gateway.format());
+        // After the rendering, which may be the last one that a recorder of the application makes.
+        if trigger.is_replaced().await {
+            return Ok(());
+        }
         self.push(source, &state, budget).await?.into_result()
     }
 

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::destination::{Destination, SharedState, half_time};
 use super::event::DeliveryEvent;
 use super::http::retry::RetryBudget;
-use super::request::{Waiter, notify_all};
+use super::request::{Trigger, Waiter, notify_all};
 use super::source::ExpositionSource;
 use crate::error::{Error, Kind};
 
@@ -36,6 +37,8 @@ struct InFlight {
     waiters: Vec<Waiter>,
     /// Notified when a newer state waits: there is no further request then.
     superseded: Arc<Notify>,
+    /// Set by the final flush: a delivery on the interval that has sent nothing yet sends nothing then.
+    is_replaced: Arc<AtomicBool>,
 }
 
 impl DestinationQueue {
@@ -78,8 +81,10 @@ impl DestinationQueue {
         let deadline = deadline.unwrap_or_else(|| Instant::now() + self.destination.interval_time(interval));
         let superseded = Arc::new(Notify::new());
         let budget = RetryBudget { deadline, is_final: false, superseded: Arc::clone(&superseded) };
-        let delivery = self.destination.clone().deliver(Arc::clone(source), state.clone(), budget, !waiters.is_empty());
-        self.in_flight = Some(InFlight { task: tokio::spawn(delivery), waiters, superseded });
+        let is_replaced = Arc::new(AtomicBool::new(false));
+        let trigger = if waiters.is_empty() { Trigger::Interval(Arc::clone(&is_replaced)) } else { Trigger::Request };
+        let delivery = self.destination.clone().deliver(Arc::clone(source), state.clone(), budget, trigger);
+        self.in_flight = Some(InFlight { task: tokio::spawn(delivery), waiters, superseded, is_replaced });
     }
 
     /// Takes the waiters whose deadline is not over, and notifies the others.
@@ -119,26 +124,29 @@ impl DestinationQueue {
         source.on_event(event);
     }
 
-    /// Makes the final delivery.
-    pub(super) async fn finish(
+    /// Makes the final delivery. The call itself replaces a delivery on the interval that has sent nothing yet.
+    pub(super) fn finish(
         mut self,
         source: Arc<dyn ExpositionSource>,
         state: SharedState,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> impl Future<Output = Result<(), Error>> {
         for waiter in self.waiting.drain(..) {
             waiter.notify(Err(Error::new(Kind::Delivery, "the final flush replaced this one")));
+        }
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.is_replaced.store(true, Ordering::Relaxed);
         }
         let destination = self.destination.clone();
         let previous = end_in_flight(self.destination, self.in_flight, deadline);
         let delivery = tokio::spawn(destination.clone().deliver_finally(source, state, deadline, previous));
-        flatten(&destination, delivery.await)
+        async move { flatten(&destination, delivery.await) }
     }
 }
 
 /// Waits for the delivery in flight, so that the destination gets the two in order, and aborts it after half of the time.
 async fn end_in_flight(destination: Destination, in_flight: Option<InFlight>, deadline: Instant) {
-    let Some(InFlight { mut task, waiters, superseded }) = in_flight else { return };
+    let Some(InFlight { mut task, waiters, superseded, .. }) = in_flight else { return };
     superseded.notify_one();
     let result = match timeout_at(half_time(deadline), &mut task).await {
         Ok(ended) => flatten(&destination, ended),

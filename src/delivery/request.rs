@@ -1,6 +1,10 @@
 //! Requests to deliver the current state, and their results.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use crate::error::{Error, Kind};
@@ -11,6 +15,29 @@ pub(super) struct FlushRequest {
     /// Whether the delivery thread ends after the request.
     pub(super) is_final: bool,
     pub(super) reply: oneshot::Sender<Result<(), Error>>,
+}
+
+/// What a delivery is made for.
+pub(super) enum Trigger {
+    /// The interval, or the start of the process. The flag is set when the final flush replaces the delivery.
+    Interval(Arc<AtomicBool>),
+    /// A request that waits for the result.
+    Request,
+}
+
+impl Trigger {
+    #[cfg(feature = "otlp")]
+    pub(super) fn is_request(&self) -> bool {
+        matches!(self, Self::Request)
+    }
+
+    /// Returns whether the final flush replaces the delivery, which has sent nothing yet. Yields first, so that the
+    /// scheduler takes a request that is already there.
+    pub(super) async fn is_replaced(&self) -> bool {
+        let Self::Interval(is_replaced) = self else { return false };
+        yield_now().await;
+        is_replaced.load(Ordering::Relaxed)
+    }
 }
 
 /// A request that waits for the next delivery to one destination.

@@ -128,6 +128,7 @@ mod tests {
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
     use super::*;
+    use crate::Pushgateway;
     use crate::delivery::event::DeliveryEvent;
     use crate::delivery::source::BoxFuture;
     use crate::delivery::textfile::Textfile;
@@ -142,6 +143,7 @@ mod tests {
         panics: AtomicBool,
         value: Mutex<u32>,
         samples: AtomicUsize,
+        pushes: AtomicUsize,
         events: Mutex<Vec<String>>,
         /// How long the subscriber takes to receive the events.
         events_delay: Mutex<Duration>,
@@ -169,7 +171,10 @@ mod tests {
             self.samples.fetch_add(1, Ordering::SeqCst);
         }
 
-        fn pushed(self: Arc<Self>, _: bool, _: Duration) {}
+        fn pushed(self: Arc<Self>, is_success: bool, _: Duration) {
+            assert!(is_success);
+            self.pushes.fetch_add(1, Ordering::SeqCst);
+        }
 
         fn spooled(self: Arc<Self>, _: usize, _: u64) {}
 
@@ -199,6 +204,64 @@ mod tests {
         (source, requests)
     }
 
+    /// Returns a gateway that answers every request with 200 and closes the connection.
+    async fn accepting_gateway() -> Pushgateway {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = Pushgateway::new(listener.local_addr().unwrap().to_string(), "j").unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                assert_ne!(connection.read(&mut [0; 4096]).await.unwrap(), 0);
+                connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            }
+        });
+        gateway
+    }
+
+    /// Returns a scheduler that pushes to such a gateway.
+    async fn pushing() -> (Arc<PanickingSource>, UnboundedSender<FlushRequest>, Scheduler) {
+        let source = Arc::new(PanickingSource::default());
+        let destinations = vec![Destination::gateway(accepting_gateway().await, None, None)];
+        let (requests, received) = unbounded_channel();
+        let scheduler = Scheduler::new(destinations, Arc::clone(&source) as _, received, LONG, None, None);
+        (source, requests, scheduler)
+    }
+
+    /// Sends a request to flush and returns the receiver of its result.
+    fn request(
+        time: Duration,
+        requests: &UnboundedSender<FlushRequest>,
+        is_final: bool,
+    ) -> oneshot::Receiver<Result<(), Error>> {
+        let (reply, result) = oneshot::channel();
+        assert!(requests.send(FlushRequest { deadline: Instant::now() + time, is_final, reply }).is_ok());
+        result
+    }
+
+    #[tokio::test]
+    async fn final_flush_replaces_a_push_on_the_interval_that_is_not_sent() {
+        let (source, requests, scheduler) = pushing().await;
+        // There before the first push begins.
+        let last = request(LONG, &requests, true);
+        assert!(scheduler.run().await.is_some());
+        last.await.unwrap().unwrap();
+        assert_eq!(source.pushes.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn final_flush_follows_a_push_that_a_request_waits_for() {
+        let (source, requests, scheduler) = pushing().await;
+        tokio::spawn(scheduler.run());
+        flush(&requests, false).await.unwrap();
+        let earlier = source.pushes.load(Ordering::SeqCst);
+        let (requested, last) = (request(LONG, &requests, false), request(LONG, &requests, true));
+        requested.await.unwrap().unwrap();
+        last.await.unwrap().unwrap();
+        assert_eq!(source.pushes.load(Ordering::SeqCst), earlier + 2);
+    }
+
     /// The push interval is long, and the sample interval is short.
     #[tokio::test]
     async fn resources_are_sampled_on_their_own_interval() {
@@ -225,9 +288,7 @@ mod tests {
         requests: &UnboundedSender<FlushRequest>,
         is_final: bool,
     ) -> Result<(), Error> {
-        let (reply, result) = oneshot::channel();
-        assert!(requests.send(FlushRequest { deadline: Instant::now() + time, is_final, reply }).is_ok());
-        result.await.unwrap()
+        request(time, requests, is_final).await.unwrap()
     }
 
     /// A subscriber that blocks delays the result by a tenth of the time.

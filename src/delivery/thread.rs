@@ -48,7 +48,7 @@ pub(crate) struct DeliveryThread {
     requests: UnboundedSender<FlushRequest>,
     start: SyncSender<()>,
     id: ThreadId,
-    /// Closed when the thread ends.
+    /// Closed when the thread has nothing left to deliver.
     end: Mutex<Receiver<()>>,
     /// The address at which metrics are served.
     #[cfg(feature = "http")]
@@ -105,7 +105,6 @@ impl DeliveryThread {
         let (start, is_started) = sync_channel(1);
         let (alive, end) = sync_channel(1);
         let run = move || {
-            let _alive: SyncSender<()> = alive;
             // The events of the HTTP client and its connections stay out of the application's log.
             subscriber::begin();
             if let (Ok(()), Some(runtime)) = (is_started.recv(), &runtime.0) {
@@ -117,6 +116,8 @@ impl DeliveryThread {
                     runtime.block_on(server.stop(deadline));
                 }
             }
+            // The end of the process need not wait for the runtime.
+            drop::<SyncSender<()>>(alive);
             drop(runtime);
             subscriber::end();
         };
@@ -137,7 +138,7 @@ impl DeliveryThread {
         let _ = self.start.try_send(());
     }
 
-    /// Waits until the thread has ended: after the final flush it delivers the payloads of earlier runs.
+    /// Waits until the thread has delivered everything: after the final flush, the payloads of earlier runs.
     pub(crate) fn wait_end(&self, deadline: std::time::Instant) {
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         // The thread sends nothing: the wait ends when the thread drops its side, or at the deadline.
