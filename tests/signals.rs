@@ -221,8 +221,9 @@ fn start_ignoring(signal: &str, scenario: &str, server: &MockGateway, gate: &Moc
 #[test]
 fn signal_after_the_guard_takes_its_default_action() {
     for signal in [Signal::TERM, Signal::INT] {
-        let server = MockGateway::ok();
-        let mut running = child::start(command("guard gone", &server.url()));
+        let (server, gate) = (MockGateway::ok(), held_gate());
+        let mut running = start_at_gate("guard gone", &server, &gate);
+        gate.release();
         running.await_line("the guard is gone");
         running.signal(signal);
         let ended = running.wait();
@@ -237,8 +238,9 @@ fn signal_after_the_guard_takes_its_default_action() {
 /// signal.
 #[test]
 fn signal_during_shutdown_keeps_one_final_flush() {
-    let (server, gate) = (MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]), MockGateway::ok());
+    let (server, gate) = (MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]), held_gate());
     let running = start_at_gate("shutdown through the gate", &server, &gate);
+    gate.release();
     server.await_requests(2);
     running.signal(Signal::TERM);
     server.release();
@@ -256,8 +258,9 @@ fn signal_during_shutdown_keeps_one_final_flush() {
 fn signal_at_the_end_of_the_final_flush_is_not_lost() {
     for round in 0..30 {
         let server = MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]);
-        let gate = MockGateway::ok();
+        let gate = held_gate();
         let running = start_at_gate("shutdown through the gate", &server, &gate);
+        gate.release();
         server.await_requests(2);
         if round % 2 == 0 {
             server.release();
@@ -277,8 +280,9 @@ fn signal_at_the_end_of_the_final_flush_is_not_lost() {
 /// `exit` has begun: the process ends with its code, and the flush is complete.
 #[test]
 fn signal_during_exit_keeps_the_exit_code() {
-    let (server, gate) = (MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]), MockGateway::ok());
+    let (server, gate) = (MockGateway::start([Reply::ok(), Reply::Held(Answer::new(200))]), held_gate());
     let running = start_at_gate("exit through the gate", &server, &gate);
+    gate.release();
     server.await_requests(2);
     running.signal(Signal::TERM);
     server.release();

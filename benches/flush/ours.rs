@@ -26,7 +26,7 @@ pub(crate) fn large(url: &str, sets: usize) -> Result<Flushed> {
     const LONG: Duration = Duration::from_secs(3_600);
     let (layer, guard) = MetricsLayer::builder()
         .with_max_series(sets)
-        .with_pushgateway(Pushgateway::new(url, "ours")?)
+        .with_pushgateway(Pushgateway::new(url, "ours")?.with_timeout(LONG))
         // Pushes on demand only, and never times out.
         .with_push_interval(LONG)
         .with_flush_timeout(LONG)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing_stage_metrics::{FlushGuard, MetricsLayer};
 use tracing_subscriber::prelude::*;
 
-use super::support::measured::{failing_stage, stage};
+use super::support::measured::{await_first_push, failing_stage, stage};
 use super::support::{child, http};
 
 /// Sets up the globals as an application does. The report goes to the gateway as a request, so that its position among
@@ -25,6 +25,7 @@ fn set_up() -> FlushGuard {
         .unwrap();
     let log = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
     tracing_subscriber::registry().with(layer).with(log).init();
+    await_first_push(&guard);
     guard
 }
 

@@ -47,7 +47,9 @@ fn lines(text: &str) -> Vec<&str> {
 fn large_push_is_compressed_and_small_one_is_not() {
     for (series, is_compressed) in [(LARGE, true), (10, false)] {
         let server = MockGateway::ok();
-        guard(Pushgateway::new(server.url(), "j").unwrap(), series).shutdown().unwrap();
+        let guard = guard(Pushgateway::new(server.url(), "j").unwrap(), series);
+        server.await_requests(1);
+        guard.shutdown().unwrap();
         let pushes = pushes(&server);
         assert_eq!(pushes.len(), 2, "one push at install, one at the final flush");
         for (text, compressed) in pushes {

@@ -24,6 +24,7 @@ fn push_has_the_content_type_of_its_format() {
             });
         let Measured { guard, log: _, default: _default } = measured(builder);
         stage("a");
+        server.await_requests(1);
         guard.shutdown().unwrap();
         let requests = server.requests();
         assert_eq!(requests.len(), 2, "one push at install, one at the final flush");

@@ -110,6 +110,7 @@ fn run_scenario() {
             await_gate();
         }
         "guard gone" => {
+            await_gate();
             guard.shutdown().unwrap();
             await_threads_gone();
             print_and_park("the guard is gone")

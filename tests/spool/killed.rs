@@ -50,7 +50,7 @@ fn kill_during_the_final_push_leaves_the_payload() {
     let directory = tempfile::tempdir().unwrap();
     let spool = directory.path();
     let server = MockGateway::start([Reply::ok(), held()]);
-    let running = child::start(scenarios::command("end", &server.url(), "killed", spool));
+    let running = child::start(scenarios::command("end after a push", &server.url(), "killed", spool));
     let pushed = server.await_requests(2).pop().unwrap();
     directory::await_true("the payload", || directory::payloads(spool).len() == 1);
     let (group, text) = directory::content(&directory::only_payload(spool));

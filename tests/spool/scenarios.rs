@@ -9,7 +9,7 @@ use tracing_subscriber::prelude::*;
 
 use super::directory::await_no_payload;
 use super::support::child;
-use super::support::measured::stage;
+use super::support::measured::{await_first_push, stage};
 
 /// A child with a job of its own and this spool.
 #[track_caller]
@@ -37,6 +37,10 @@ fn run_scenario() {
     println!("go");
     match scenario.as_str() {
         "end" => guard.shutdown().unwrap(),
+        "end after a push" => {
+            await_first_push(&guard);
+            guard.shutdown().unwrap();
+        }
         "time the end" => {
             let start = Instant::now();
             guard.shutdown().unwrap();

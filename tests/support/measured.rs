@@ -22,6 +22,13 @@ pub fn measured(builder: MetricsLayerBuilder) -> Measured {
     Measured { guard, log, default }
 }
 
+/// Waits for the first push to succeed: a final flush that comes before it is sent takes its place.
+#[track_caller]
+pub fn await_first_push(guard: &FlushGuard) {
+    const PUSHED: &str = "quant_telemetry_push_total{result=\"success\"} 1\n";
+    super::await_true("the first push", || guard.render().contains(PUSHED));
+}
+
 /// Runs one successful stage.
 pub fn stage(id: &str) {
     tracing::info_span!("stage", stage_id = id).in_scope(|| {});
