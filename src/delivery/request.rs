@@ -17,7 +17,7 @@ pub(super) struct FlushRequest {
     pub(super) reply: oneshot::Sender<Result<(), Error>>,
 }
 
-/// What a delivery is made for.
+/// The cause of a delivery.
 pub(super) enum Trigger {
     /// The interval, or the start of the process. The flag is set when the final flush replaces the delivery.
     Interval(Arc<AtomicBool>),
