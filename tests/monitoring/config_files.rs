@@ -16,7 +16,7 @@ fn services() -> Value {
 fn images_have_pinned_versions() {
     let services = services();
     let images: Vec<_> = services.as_object().unwrap().values().map(|service| text(service, "image")).collect();
-    assert_eq!(images.len(), 3);
+    assert_eq!(images.len(), 4);
     for image in images {
         let version = image.split_once(':').map(|(_, tag)| tag.trim_start_matches('v'));
         let numbers: Vec<_> = version.unwrap_or_default().split('.').map(str::parse::<u32>).collect();
@@ -85,13 +85,34 @@ fn grafana_provisioning_names_dashboard_and_prometheus() {
 }
 
 #[test]
+fn prometheus_stores_exemplars_that_link_to_jaeger() {
+    let services = services();
+    assert!(list(&services["prometheus"]["command"]).contains(&"--enable-feature=exemplar-storage".into()));
+    let gateway = scraped("pushgateway");
+    assert_eq!(gateway["scrape_protocols"][0], "PrometheusProto", "the text formats of a gateway have no exemplars");
+    let sources = files::yaml("grafana/provisioning/datasources/prometheus.yml");
+    let links = list(&sources["datasources"][0]["jsonData"]["exemplarTraceIdDestinations"]);
+    assert_eq!(links.len(), 1, "{links:?}");
+    // `tests/trace_ids` asserts that this is the label of exemplars. Grafana reads `$$` in a provisioned file as `$`.
+    assert_eq!(text(&links[0], "name"), "trace_id");
+    assert_eq!(text(&links[0], "url"), "http://localhost:16686/trace/$${__value.raw}");
+    assert_eq!(services["jaeger"]["environment"]["JAEGER_LISTEN_HOST"], "127.0.0.1");
+}
+
+#[test]
 fn prometheus_scrapes_the_gateway_with_honor_labels() {
-    let config = files::yaml("prometheus.yml");
-    let job = list(&config["scrape_configs"]).iter().find(|job| text(job, "job_name") == "pushgateway").unwrap();
+    let job = scraped("pushgateway");
     assert_eq!(job["honor_labels"], true);
     assert_eq!(job["static_configs"][0]["targets"][0], "localhost:9091");
     assert_eq!(listen_address("pushgateway"), "127.0.0.1:9091");
     assert!(files::text("quant.rules.yml").contains("up{job=\"pushgateway\"}"), "the alert's job name");
+}
+
+/// Returns the configuration of a scrape job.
+#[track_caller]
+fn scraped(name: &str) -> Value {
+    let config = files::yaml("prometheus.yml");
+    list(&config["scrape_configs"]).iter().find(|job| text(job, "job_name") == name).unwrap().clone()
 }
 
 /// Returns the address in the service's `--web.listen-address`.

@@ -77,7 +77,7 @@ fn each_query_of_a_histogram_asks_for_native_ones_too() {
             asking += usize::from(is_classic);
         }
     }
-    assert_eq!(asking, 2);
+    assert_eq!(asking, 3);
 }
 
 /// A misspelt name would make a panel that stays empty or an alert that never fires.

@@ -10,6 +10,10 @@ use super::promql::{self, Selector};
 /// PromQL functions without meaning here: pushed counters restart at zero with every run.
 pub(crate) const MEANINGLESS: [&str; 6] = ["rate", "irate", "increase", "delta", "idelta", "resets"];
 
+/// The series that have exemplars.
+const WITH_EXEMPLARS: [&str; 3] =
+    ["quant_stage_duration_seconds", "quant_stage_duration_seconds_bucket", "quant_stage_failures_total"];
+
 const VARIABLES: [&str; 5] = ["datasource", "job", "profile", "stage", "run_id"];
 /// Regular expressions, because a variable may hold several values. Metrics without a profile belong to every
 /// profile.
@@ -134,6 +138,12 @@ fn target(panel: &Value, target: &Value) -> Vec<String> {
     complaints.extend(
         query.functions.iter().filter(|name| MEANINGLESS.contains(name)).map(|name| format!("{name}(): {expression}")),
     );
+    let has_exemplars = query.selectors.iter().any(|selector| WITH_EXEMPLARS.contains(&selector.metric.as_str()));
+    // Grafana asks for exemplars beside a range alone.
+    let wants_exemplars = has_exemplars && target["range"] == true;
+    if wants_exemplars != (target["exemplar"] == true) {
+        complaints.push(format!("`exemplar` is {}, not {wants_exemplars}: {expression}", target["exemplar"]));
+    }
     complaints.extend(query.selectors.iter().flat_map(selector).map(|complaint| format!("{complaint}: {expression}")));
     complaints
 }
@@ -171,7 +181,7 @@ mod tests {
     }
 
     /// JSON pointer, broken value, and part of the expected complaint.
-    const BROKEN: [(&str, &str, &str); 29] = [
+    const BROKEN: [(&str, &str, &str); 31] = [
         ("/id", "7", "the id is valid in one Grafana only"),
         ("/uid", r#""""#, "no uid"),
         ("/title", r#""""#, "no title"),
@@ -204,6 +214,8 @@ mod tests {
         ("/panels/2/targets/0/legendFormat", r#""all""#, "names no label"),
         ("/panels/2/targets/0/legendFormat", r#""{{run_id}}""#, "the legend lists all runs"),
         ("/panels/2/targets/0/expr", r#""sum(""#, "panel \"Outcomes over time\": "),
+        ("/panels/2/targets/0/exemplar", "true", "`exemplar` is true"),
+        ("/panels/8/targets/1/exemplar", "false", "`exemplar` is false"),
         ("/panels/4/targets/0/expr", r#""ALERTS{job=\"a\"}""#, "ALERTS does not select the chosen job"),
     ];
 

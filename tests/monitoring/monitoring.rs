@@ -9,6 +9,7 @@ mod config_files;
 mod coverage;
 mod dashboard;
 mod files;
+mod grafana_schema;
 mod lint;
 mod panel_values;
 mod promql;

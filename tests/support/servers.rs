@@ -27,6 +27,7 @@ pub const OTELCOL: &str = "otelcol";
 pub const NGINX: &str = "nginx";
 /// The parser of OpenMetrics in Prometheus' client for Python.
 pub const OPEN_METRICS_PARSER: &str = "parse-openmetrics";
+pub const GRAFANA_SCHEMA: &str = "grafana-schema";
 
 /// Set to 1 by `tests/run`: a missing server then fails the test instead of leaving it out. `tests/current-servers/run`
 /// sets it to `current`, which includes the servers that it builds.
@@ -42,7 +43,7 @@ pub fn installed(program: &str) -> bool {
         return true;
     }
     let test = test_name(Location::caller());
-    let is_built = [VICTORIA_METRICS, OTELCOL, OPEN_METRICS_PARSER].contains(&program);
+    let is_built = [VICTORIA_METRICS, OTELCOL, OPEN_METRICS_PARSER, GRAFANA_SCHEMA].contains(&program);
     let remedy = if is_built { "tests/current-servers/run builds" } else { "tests/run installs" };
     let missing = format!("{program} is not installed; {remedy} it");
     let required = match std::env::var(REQUIRE_SERVERS).as_deref() {
@@ -200,13 +201,14 @@ impl Prometheus {
         query(&self.process, promql, "")
     }
 
-    /// The exemplars of a metric in the last hour: the series and exemplars of `/api/v1/query_exemplars`.
+    /// The exemplars of a query's series in the last hour, from `/api/v1/query_exemplars`.
     #[track_caller]
-    pub fn exemplars(&self, metric: &str) -> Vec<Value> {
+    pub fn exemplars(&self, promql: &str) -> Vec<Value> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs();
-        let path = format!("/api/v1/query_exemplars?query={metric}&start={}&end={}", now - 3_600, now + 60);
+        let path =
+            format!("/api/v1/query_exemplars?query={}&start={}&end={}", percent_encode(promql), now - 3_600, now + 60);
         let (status, body) = self.process.get(&path);
-        assert_eq!(status, 200, "the exemplars of {metric}: {body}");
+        assert_eq!(status, 200, "the exemplars of {promql}: {body}");
         json(&body)["data"].as_array().expect("exemplars are an array").clone()
     }
 

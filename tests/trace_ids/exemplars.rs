@@ -1,11 +1,13 @@
 //! Exemplars of stage durations and of failures, at a real gateway and in a real Prometheus.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId};
 use opentelemetry_sdk::trace::{InMemorySpanExporter, Sampler, SpanData};
+use serde_json::Value;
 use tracing::{Instrument, error, info_span};
 use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt};
 use tracing_stage_metrics::{MetricsLayer, MetricsLayerBuilder, PushFormat, Pushgateway};
@@ -145,6 +147,59 @@ fn exemplars_in_prometheus_are_the_exported_spans() {
         let [exemplar] = &exemplars[..] else { panic!("{exemplars:?}") };
         assert_eq!((&exemplar["labels"]["trace_id"], &exemplar["value"]), (&trace(&failed).into(), &"1".into()));
         drop(pipeline);
+    }
+}
+
+/// The queries of `examples/monitoring` that Grafana also sends to `/api/v1/query_exemplars`, by panel, for all jobs.
+fn exemplar_queries_of_the_dashboard() -> Vec<(String, String)> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/monitoring/grafana/dashboards/quant.json");
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let of_panel = |panel: &Value| {
+        let title = panel["title"].as_str().unwrap().to_owned();
+        let targets = panel["targets"].as_array().cloned().unwrap_or_default();
+        let queries = targets.into_iter().filter(|target| target["exemplar"] == true);
+        let all = |query: &str| query.replace("$job", ".*").replace("$profile", ".*").replace("$stage", ".*");
+        queries.map(|target| (title.clone(), all(target["expr"].as_str().unwrap()))).collect::<Vec<_>>()
+    };
+    dashboard["panels"].as_array().unwrap().iter().flat_map(of_panel).collect()
+}
+
+/// Prometheus has native histograms in place of buckets, or buckets alone.
+#[test]
+fn panels_of_the_dashboard_show_the_exported_spans() {
+    for has_native in [true, false] {
+        let Some(server) = support::pushgateway() else { return };
+        let Some(prometheus) = prometheus(&server) else { return };
+        let (tracer, spans) = tracer(Sampler::AlwaysOn);
+        let pipeline = pipeline_with_traces(tracer, First::Traces, |builder| {
+            let builder = pushing(builder, &server.url()).with_exemplars();
+            if has_native { builder.with_native_histograms() } else { builder }
+        });
+        let [_, second, failed] = run_stages(&spans);
+        pipeline.guard().flush().unwrap();
+        let traces_of = |query: &str| {
+            let series = prometheus.exemplars(query);
+            let exemplars = series.iter().flat_map(|series| series["exemplars"].as_array().unwrap());
+            exemplars
+                .map(|exemplar| exemplar["labels"]["trace_id"].as_str().unwrap().to_owned())
+                .collect::<BTreeSet<_>>()
+        };
+        let queries = exemplar_queries_of_the_dashboard();
+        assert_eq!(queries.len(), 2, "{queries:?}");
+        for (title, query) in queries {
+            let expected = match title.as_str() {
+                // Prometheus 2.42 takes one exemplar of a native histogram, that of its first bucket.
+                "Duration of each stage" if has_native && !servers::is_prometheus_3() => {
+                    BTreeSet::from([trace(&second)])
+                }
+                "Duration of each stage" => BTreeSet::from([trace(&second), trace(&failed)]),
+                "Failures by reason" => BTreeSet::from([trace(&failed)]),
+                other => panic!("an unknown panel: {other}"),
+            };
+            support::await_true(&format!("{title} has the traces, {has_native}"), || traces_of(&query) == expected);
+        }
+        let is_stored = || prometheus.query(&format!("count({DURATION})")).len() == usize::from(has_native);
+        support::await_true(&format!("Prometheus has native histograms: {has_native}"), is_stored);
     }
 }
 
