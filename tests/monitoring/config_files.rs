@@ -97,6 +97,8 @@ fn prometheus_stores_exemplars_that_link_to_jaeger() {
     assert_eq!(text(&links[0], "name"), "trace_id");
     assert_eq!(text(&links[0], "url"), "http://localhost:16686/trace/$${__value.raw}");
     assert_eq!(services["jaeger"]["environment"]["JAEGER_LISTEN_HOST"], "127.0.0.1");
+    let page = "--set=extensions.jaeger_query.http.endpoint=127.0.0.1:16686";
+    assert_eq!(services["jaeger"]["command"][0], page, "the page has a setting of its own");
 }
 
 #[test]
