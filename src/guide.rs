@@ -7,8 +7,10 @@
 //!   own.
 //! - [`delivery`]: what arrives, by process end and by gateway state; threads, forks, signals, the spool, services.
 //! - [`fleets`]: many processes of one job, and how to delete their groups.
+//! - [`deploying`]: Kubernetes, systemd, Airflow, Prefect and Ray; secrets, certificates, the end of the process.
 //! - [`scaling`]: what each way carries; components and settings for a thousand to ten million runs a day.
 //! - [`opentelemetry`]: metrics over OTLP, the layer beside `tracing-opentelemetry`, the trace of a failure.
+//! - [`testing`]: assertions on stages in unit tests, threads and tasks.
 //! - [`cost`]: the cost of a span, a push and the start, compared with other libraries.
 //! - [`migration`]: from handwritten metrics, and from the push gateway of `metrics-exporter-prometheus`.
 //!
@@ -69,6 +71,17 @@ pub mod delivery {}
 /// [`Pushgateway::delete`](crate::Pushgateway::delete), [`with_otlp`](crate::MetricsLayerBuilder::with_otlp).
 pub mod fleets {}
 
+/// Kubernetes, systemd and schedulers: the end of the process, secrets and certificates.
+///
+#[doc = include_str!("../docs/deploying.md")]
+///
+/// ## See also
+///
+/// [`with_flush_timeout`](crate::MetricsLayerBuilder::with_flush_timeout),
+/// [`with_spool_dir`](crate::MetricsLayerBuilder::with_spool_dir),
+/// [`with_instance_grouping`](crate::MetricsLayerBuilder::with_instance_grouping).
+pub mod deploying {}
+
 /// What each way carries, and the components and settings for a thousand to ten million runs a day.
 ///
 #[doc = include_str!("../docs/scaling.md")]
@@ -93,6 +106,16 @@ pub mod scaling {}
 // Its code examples need two features.
 #[cfg(any(not(doctest), all(feature = "otlp", feature = "trace-id")))]
 pub mod opentelemetry {}
+
+/// Assertions on stages in unit tests.
+///
+#[doc = include_str!("../docs/testing.md")]
+///
+/// ## See also
+///
+/// [`build`](crate::MetricsLayerBuilder::build), [`FlushGuard::report`](crate::FlushGuard::report),
+/// [`FlushGuard::render`](crate::FlushGuard::render), [`StageReport`](crate::StageReport).
+pub mod testing {}
 
 /// The cost of a span, a push and the start, compared with other libraries.
 ///

@@ -5,7 +5,7 @@ use metrics::Unit;
 /// Target of the crate's own events, which the layer ignores.
 pub(crate) const OWN_TARGET: &str = "tracing_stage_metrics";
 
-/// Default prefix of the metric names. `MetricsLayerBuilder::with_namespace` changes it.
+/// Default prefix of the metric names: `quant`. `MetricsLayerBuilder::with_namespace` changes it.
 pub const DEFAULT_NAMESPACE: &str = "quant";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

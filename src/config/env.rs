@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::layer::FailurePolicy;
 use crate::process::{executable_name, trimmed};
 
-/// Default prefix of the variables. `with_env_prefix` changes it.
+/// Default prefix of the variables: `TV_`. `with_env_prefix` changes it.
 pub const DEFAULT_ENV_PREFIX: &str = "TV_";
 
 /// The variable of OpenTelemetry that selects exporters. `otlp` selects the one of this crate, whatever the prefix.

@@ -14,12 +14,14 @@ use crate::error::Error;
 use crate::exposition::{self, Families, Labels, MetricKind, Problem, Samples, Series, metric_name};
 use crate::histogram::BucketHistogram;
 
-/// Default upper bounds of the buckets of the stage duration, in seconds, from a millisecond to four hours.
+/// Default upper bounds of the buckets of the stage duration, in seconds, from a millisecond to four hours: 0.001, 0.005, 0.025,
+/// 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3 600, 7 200, 14 400. `MetricsLayerBuilder::with_buckets` changes them.
 pub const DEFAULT_BUCKETS: [f64; 14] =
     [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 7_200.0, 14_400.0];
 
-/// Default upper bounds of the buckets of the application's own histograms. `with_histogram_buckets` changes them. They are
-/// broad, since the unit is unknown.
+/// Default upper bounds of the buckets of the application's own histograms: 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 50, 100,
+/// 500, 1 000, 10 000, 100 000, 1 000 000. They are broad, since the unit is unknown. `MetricsLayerBuilder::with_histogram_buckets`
+/// changes them.
 pub const DEFAULT_HISTOGRAM_BUCKETS: [f64; 16] =
     [1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1e3, 1e4, 1e5, 1e6];
 

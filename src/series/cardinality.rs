@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::interner::{Interner, LabelId};
 use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 
-/// Default limit on the label sets of a stage metric. `MetricsLayerBuilder::with_max_series` changes it.
+/// Default limit on the label sets of a stage metric: 2 000. `MetricsLayerBuilder::with_max_series` changes it.
 pub const DEFAULT_MAX_SERIES: usize = 2_000;
 
 /// The highest limit. Each set may have a label value of its own, and the interner has room for [`MAX_LABELS`](crate::series::interner::MAX_LABELS).
