@@ -167,6 +167,11 @@ impl Prometheus {
         if features.contains("native-histograms") && is_prometheus_3() {
             configuration = configuration.replacen("global:\n", "global:\n  scrape_native_histograms: true\n", 1);
         }
+        // Only protobuf has the exemplars of a Pushgateway.
+        if features == "exemplar-storage" && is_prometheus_3() {
+            let protocols = "scrape_protocols: [PrometheusProto, OpenMetricsText1.0.0, PrometheusText0.0.4]";
+            configuration = configuration.replacen("global:\n", &format!("global:\n  {protocols}\n"), 1);
+        }
         Self::start_with(&configuration, &[&format!("--enable-feature={features}")])
     }
 

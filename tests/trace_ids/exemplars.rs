@@ -110,9 +110,12 @@ pub(crate) fn assert_buckets_have(prometheus: &Prometheus, fast: &SpanData, slow
     *long
 }
 
-/// Debian's Prometheus 2.42 asks for protobuf only together with native histograms.
+/// A Prometheus that stores exemplars. Debian's 2.42 asks for protobuf only together with native histograms.
 fn prometheus(server: &support::Pushgateway) -> Option<Prometheus> {
-    let features = "exemplar-storage,native-histograms";
+    prometheus_with(server, "exemplar-storage,native-histograms")
+}
+
+fn prometheus_with(server: &support::Pushgateway, features: &str) -> Option<Prometheus> {
     let scrape = [("pushgateway", server.addr(), true)];
     servers::installed(servers::PROMETHEUS).then(|| Prometheus::start_with_features(&scrape, &[], features))
 }
@@ -169,7 +172,16 @@ fn exemplar_queries_of_the_dashboard() -> Vec<(String, String)> {
 fn panels_of_the_dashboard_show_the_exported_spans() {
     for has_native in [true, false] {
         let Some(server) = support::pushgateway() else { return };
-        let Some(prometheus) = prometheus(&server) else { return };
+        if !servers::installed(servers::PROMETHEUS) {
+            return;
+        }
+        // Prometheus 2.42 asks for protobuf only together with native histograms.
+        let features = if has_native || !servers::is_prometheus_3() {
+            "exemplar-storage,native-histograms"
+        } else {
+            "exemplar-storage"
+        };
+        let Some(prometheus) = prometheus_with(&server, features) else { return };
         let (tracer, spans) = tracer(Sampler::AlwaysOn);
         let pipeline = pipeline_with_traces(tracer, First::Traces, |builder| {
             let builder = pushing(builder, &server.url()).with_exemplars();
