@@ -137,6 +137,7 @@
 //! | `http` | yes | an HTTP listener for a Prometheus that scrapes |
 //! | `otlp` | no | metrics over OTLP; adds types of `opentelemetry` to the public API |
 //! | `trace-id` | no | the trace of a failed stage, and exemplars, where `tracing-opentelemetry` 0.34 is in the registry |
+//! | `cli` | no | the program `stage-metrics`, for people who look after jobs |
 //!
 //! The README lists the crates and the build time that each feature adds, and what a minor release may change.
 
@@ -156,6 +157,9 @@ mod schema;
 mod series;
 mod unix_time;
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 #[cfg(feature = "pushgateway")]
 mod config;
 #[cfg(feature = "pushgateway")]

@@ -356,7 +356,7 @@ fn exemplars_are_pushed_in_protobuf_unless_a_format_is_set() {
 #[test]
 fn wrong_value_is_quoted_with_its_variable() {
     let gateway = ("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091");
-    let duration = "give a number and ms, s, m or h, such as 500ms or 15s";
+    let duration = "give a number and ms, s, m, h or d, such as 500ms or 15s";
     for (name, value, wrong) in [
         (
             "TV_PROMETHEUS_PUSHGATEWAY",

@@ -300,11 +300,17 @@ fn parse_bool(text: &str) -> Result<bool, Error> {
     text.parse().map_err(|_| Error::config(format!("{text:?} is neither true nor false")))
 }
 
-/// Parses a number and a unit: `ms`, `s`, `m` or `h`.
+/// Returns the value of a variable as the settings are read from it.
+#[cfg(feature = "cli")]
+pub(crate) fn value(name: &str) -> Result<Option<String>, Error> {
+    trimmed(name, env::var(name))
+}
+
+/// Parses a number and a unit: `ms`, `s`, `m`, `h` or `d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
     let wrong = |why: &str| {
         Error::config(format!(
-            "{text:?} is not a duration: {why}; give a number and ms, s, m or h, such as 500ms or 15s"
+            "{text:?} is not a duration: {why}; give a number and ms, s, m, h or d, such as 500ms or 15s"
         ))
     };
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -314,6 +320,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
         "s" => 1.0,
         "m" => 60.0,
         "h" => 3_600.0,
+        "d" => 86_400.0,
         "" => return Err(wrong("it has no unit")),
         _ => return Err(wrong("the unit is unknown")),
     };

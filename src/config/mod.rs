@@ -3,12 +3,22 @@
 mod builder;
 mod delivery;
 mod env;
+#[cfg(feature = "cli")]
+mod inspect;
 mod install;
 mod metrics;
 mod validate;
-#[cfg(test)]
+#[cfg(any(test, feature = "cli"))]
 pub(crate) mod variable_tables;
 mod ways_out;
 
 pub use builder::{DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};
 pub use env::DEFAULT_ENV_PREFIX;
+#[cfg(feature = "cli")]
+pub(crate) use env::{parse_duration, value};
+#[cfg(feature = "cli")]
+pub(crate) use inspect::{Destinations, variables};
+#[cfg(feature = "cli")]
+pub(crate) use validate::check_namespace;
+#[cfg(feature = "cli")]
+pub(crate) use variable_tables::{Variable, documented_variables};

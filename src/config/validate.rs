@@ -78,7 +78,7 @@ pub(super) fn check_constant_label(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn check_namespace(namespace: &str) -> Result<(), Error> {
+pub(crate) fn check_namespace(namespace: &str) -> Result<(), Error> {
     let mut characters = namespace.chars();
     let begins = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
     if begins && characters.all(|c| c.is_ascii_alphanumeric() || c == '_') {

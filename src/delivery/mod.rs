@@ -24,6 +24,10 @@ mod thread;
 
 pub(crate) use event::DeliveryEvent;
 pub use http::body::COMPRESSION_THRESHOLD;
+#[cfg(feature = "cli")]
+pub(crate) use http::url::without_credentials;
+#[cfg(feature = "cli")]
+pub(crate) use pushgateway::Group;
 pub use pushgateway::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, PushFormat, Pushgateway};
 pub(crate) use pushgateway::{GatewayVariables, Grouping, Variable, check_label_name, parse_labels};
 #[cfg(feature = "http")]
@@ -34,6 +38,8 @@ pub use scrape::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
 pub(crate) use source::SeriesExemplars;
 pub(crate) use source::{BoxFuture, ExpositionSource};
 pub(crate) use spool::Spool;
+#[cfg(feature = "cli")]
+pub(crate) use spool::{FileState, PayloadOutcome, SpoolFile};
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
 pub(crate) use textfile::Textfile;
 pub(crate) use thread::{DeliveryConfig, DeliveryThread};

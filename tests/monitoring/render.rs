@@ -1,46 +1,67 @@
-//! The committed rules equal the output of `render-rules`, for any namespace, and promtool accepts them and their
-//! cases.
+//! The committed rules and dashboard equal the output of `stage-metrics`, for any namespace, and promtool accepts the rules
+//! and their cases.
 
-use std::process::{Command, Output};
+use std::process::Command;
 
 use super::files;
 use super::support::servers::{installed, is_prometheus_3};
 
-#[track_caller]
-fn render(arguments: &[&str]) -> Output {
-    Command::new(files::path("render-rules")).args(arguments).output().unwrap()
+/// Runs the program. Returns its exit code, its output and its errors.
+fn render(arguments: &[&str]) -> (u8, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let arguments = ["stage-metrics"].iter().chain(arguments).map(Into::into);
+    let code = tracing_stage_metrics::cli::run(arguments, &mut out, &mut err, None);
+    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
 #[track_caller]
 fn rendered(arguments: &[&str]) -> String {
-    let output = render(arguments);
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    let (code, out, err) = render(arguments);
+    assert_eq!((code, &*err), (0, ""), "{arguments:?}");
+    out
 }
 
 #[test]
-fn committed_rules_equal_the_scripts_output() {
-    let committed = files::text("quant.rules.yml");
-    assert!(rendered(&[]) == committed, "examples/monitoring/render-rules > examples/monitoring/quant.rules.yml");
-    assert!(rendered(&["quant", "15d"]) == committed, "the defaults");
+fn committed_files_equal_the_programs_output() {
+    for (command, file, defaults) in [
+        ("rules", "quant.rules.yml", &["--namespace", "quant", "--history", "15d"][..]),
+        ("dashboard", "grafana/dashboards/quant.json", &["--namespace", "quant"]),
+    ] {
+        let committed = files::text(file);
+        assert!(rendered(&[command]) == committed, "stage-metrics {command} > examples/monitoring/{file}");
+        assert!(rendered(&[&[command], defaults].concat()) == committed, "the defaults of {command}");
+    }
 }
 
 #[test]
 fn namespace_and_history_replace_the_defaults() {
     let committed = files::text("quant.rules.yml");
-    let other = rendered(&["acme_jobs", "30d"]);
-    let expected = in_namespace(&committed, "acme_jobs").replace("15d", "30d");
+    let other = rendered(&["rules", "--namespace", "acme_jobs", "--history", "30d"]);
+    let expected = in_namespace(&committed, "acme_jobs").replace("15d", "30d").replace("quant ", "acme_jobs ");
     assert_eq!(other, expected);
     assert!(!other.contains("quant_") && !other.contains("quant:") && other.contains("acme_jobs_stage_total"));
+    assert!(other.contains("quantile_over_time("), "the name of a function stays");
+    let dashboard = rendered(&["dashboard", "--namespace", "acme_jobs"]);
+    assert_eq!(dashboard, in_namespace(&files::text("grafana/dashboards/quant.json"), "acme_jobs"));
+    assert!(!dashboard.contains("quant_") && dashboard.contains("acme_jobs_stage_total"));
 }
 
 #[test]
-fn invalid_arguments_are_refused_with_usage() {
-    for arguments in [&["a-b"][..], &["a b"], &["1a"], &["a/"], &["quant", "15"], &["quant", "0d"], &["a", "1d", "b"]] {
-        let output = render(arguments);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(output.stdout.is_empty() && String::from_utf8_lossy(&output.stderr).starts_with("usage: render-rules"));
+fn invalid_arguments_are_refused() {
+    for (argument, reason) in [
+        (["--namespace", "a-b"], "the namespace \"a-b\" cannot begin a metric name"),
+        (["--namespace", "1a"], "the namespace \"1a\" cannot begin a metric name"),
+        (["--namespace", "a/"], "the namespace \"a/\" cannot begin a metric name"),
+        (["--namespace", ""], "the namespace \"\" cannot begin a metric name"),
+        (["--history", "15"], "the history \"15\" is no duration"),
+        (["--history", "0d"], "the history \"0d\" is no duration"),
+    ] {
+        let (code, out, err) = render(&[&["rules"], &argument[..]].concat());
+        assert_eq!((code, &*out), (2, ""), "{argument:?}");
+        assert!(err.starts_with(&format!("stage-metrics: {reason}")), "{err}");
     }
+    assert_eq!(render(&["dashboard", "--namespace", "a-b"]).0, 2);
+    assert_eq!(render(&["rules", "acme"]).0, 2);
 }
 
 /// Renames metrics, recorded rules and groups; `quantile_over_time` keeps its name.
@@ -100,7 +121,7 @@ fn rule_cases_pass_in_another_namespace() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("quant.rules.yml"), rendered(&["acme"])).unwrap();
+    std::fs::write(directory.path().join("quant.rules.yml"), rendered(&["rules", "--namespace", "acme"])).unwrap();
     // The history cases are slow and add nothing about names.
     let cases = files::with_suffix(".test.yml").into_iter().filter(|name| name != "history.test.yml").map(|name| {
         let to = directory.path().join(&name);

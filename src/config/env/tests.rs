@@ -355,7 +355,7 @@ fn wrong_durations_are_explained() {
         ("9999h", "it must be above zero and at most a year"),
     ] {
         let expected =
-            format!("{text:?} is not a duration: {why}; give a number and ms, s, m or h, such as 500ms or 15s");
+            format!("{text:?} is not a duration: {why}; give a number and ms, s, m, h or d, such as 500ms or 15s");
         assert_eq!(parse_duration(text).unwrap_err().to_string(), expected);
     }
 }

@@ -151,6 +151,12 @@ impl fmt::Display for Address {
     }
 }
 
+/// Returns the base URL of a server without user and password, and as little of an invalid one as an error shows.
+#[cfg(feature = "cli")]
+pub(crate) fn without_credentials(text: &str) -> String {
+    Address::parse(text).map_or_else(|_| redact(text), |(address, _)| address.to_string())
+}
+
 /// Removes everything that may be a credential from a URL, whether it can be parsed or not.
 ///
 /// The end of the password is unknown in a URL that cannot be parsed: the password may contain a `/`, `?` or `#`, or it

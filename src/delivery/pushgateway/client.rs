@@ -271,7 +271,7 @@ impl Pushgateway {
     }
 
     /// Returns the gateway's base URL for messages, without user and password.
-    pub(in crate::delivery) fn endpoint(&self) -> &str {
+    pub(crate) fn endpoint(&self) -> &str {
         self.address.as_str()
     }
 
@@ -281,7 +281,7 @@ impl Pushgateway {
     }
 
     /// Returns this client with another group.
-    pub(in crate::delivery) fn for_group(&self, grouping: Grouping) -> Self {
+    pub(crate) fn for_group(&self, grouping: Grouping) -> Self {
         Self { grouping, ..self.clone() }
     }
 }

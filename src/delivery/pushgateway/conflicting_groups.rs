@@ -32,7 +32,7 @@ pub(super) async fn explain(gateway: &Pushgateway, refusal: Error, deadline: Ins
     let mut search = GroupSearch { own, conflict, groups: BTreeSet::new() };
     // The groups of an incomplete response are of use, too.
     let _ = timeout_at(now + time, gateway.scrape(|line| search.read(line))).await;
-    let groups: Vec<_> = search.groups.iter().filter_map(grouping).collect();
+    let groups: Vec<_> = search.groups.into_iter().filter_map(Grouping::from_labels).collect();
     let mut text = format!(
         "gateway {} refused the push, since another group holds the same series. Either go back to the grouping of that \
          group, or delete it",
@@ -78,14 +78,6 @@ fn pushed_group(line: &str) -> Option<LabelMap> {
     let (name, mut labels, time) = samples::parse(line)?;
     labels.retain(|_, value| !value.is_empty());
     (name == PUSH_TIME && time > 0.0).then_some(labels)
-}
-
-fn grouping(labels: &LabelMap) -> Option<Grouping> {
-    let mut grouping = Grouping::new(labels.get("job")?.as_str()).ok()?;
-    for (name, value) in labels.iter().filter(|(name, _)| *name != "job") {
-        grouping.add(name.as_str(), value.as_str()).ok()?;
-    }
-    Some(grouping)
 }
 
 #[cfg(test)]

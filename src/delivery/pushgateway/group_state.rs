@@ -10,7 +10,7 @@ use crate::schema::{RUN_LAST_SUCCESS, RUN_START};
 /// The metric with the time of a group's last successful push.
 pub(super) const PUSH_TIME: &str = "push_time_seconds";
 /// Every Pushgateway has this metric: a response without it comes from another server.
-const BUILD_INFO: &str = "pushgateway_build_info";
+pub(super) const BUILD_INFO: &str = "pushgateway_build_info";
 
 /// The state of a group on a gateway. A value that the gateway does not have is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -31,6 +31,13 @@ impl Grouping {
         Ok(Self { job, labels: Vec::new() })
     }
 
+    /// Creates a group that a gateway has, whatever its labels are called. `None` if no URL can name it.
+    pub(crate) fn from_labels(mut labels: BTreeMap<String, String>) -> Option<Self> {
+        let job = labels.remove("job").filter(|job| !job.is_empty())?;
+        let labels: Vec<_> = labels.into_iter().collect();
+        labels.iter().all(|(name, _)| is_label_name(name)).then_some(Self { job, labels })
+    }
+
     /// Adds a label.
     ///
     /// # Errors
@@ -68,13 +75,13 @@ impl Grouping {
     }
 
     /// Returns all labels by name, which identify the group. A label with an empty value is part of the identity.
-    pub(in crate::delivery) fn identity(&self) -> BTreeMap<&str, &str> {
+    pub(crate) fn identity(&self) -> BTreeMap<&str, &str> {
         let labels = self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         labels.chain([("job", self.job.as_str())]).collect()
     }
 
     /// Returns `/metrics/job/<job>/<name>/<value>...`, the path after the gateway's base URL.
-    pub(in crate::delivery) fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         let mut path = String::from("/metrics");
         append(&mut path, "job", &self.job);
         for (name, value) in &self.labels {

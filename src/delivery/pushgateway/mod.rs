@@ -9,6 +9,8 @@ mod files;
 mod format;
 mod group_state;
 mod grouping;
+#[cfg(feature = "cli")]
+mod groups;
 mod lines;
 mod push;
 mod requests;
@@ -19,4 +21,6 @@ pub(super) use format::EncodedState;
 pub use format::PushFormat;
 pub(super) use group_state::GroupState;
 pub(crate) use grouping::{Grouping, check_label_name, parse_labels};
+#[cfg(feature = "cli")]
+pub(crate) use groups::Group;
 pub(super) use push::{OutcomeGuard, Pushed, STAGES_PUSHED, application_refused, push_state};

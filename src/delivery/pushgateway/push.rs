@@ -11,6 +11,8 @@ use super::client::Pushgateway;
 use super::conflict::contains_conflict;
 use super::conflicting_groups::explain;
 use super::format::EncodedState;
+#[cfg(feature = "cli")]
+use super::format::PushFormat;
 use crate::delivery::http::retry::{self, RetryBudget};
 use crate::delivery::source::ExpositionSource;
 use crate::error::{Error, Kind};
@@ -60,6 +62,22 @@ pub(in crate::delivery) async fn push_state(
             let outcome = format!("pushing the stages without them failed too: {error}");
             Err(application_refused(gateway, &outcome, refusal))
         }
+    }
+}
+
+#[cfg(feature = "cli")]
+impl Pushgateway {
+    /// Pushes a text in the format of the layer's pushes, once.
+    pub(crate) async fn push_in_format(&self, text: &str) -> Result<(), Error> {
+        let format = self.format();
+        let families = PushFormat::Text.decode(text.as_bytes()).unwrap_or_default();
+        let body = self.body(format.encode(&families));
+        Ok(self.send_as(Method::POST, body, format.content_type(), None).await?)
+    }
+
+    /// Returns whether the gateway stores samples, as VictoriaMetrics does, and has no groups.
+    pub(crate) fn stores_samples(&self) -> bool {
+        self.address.stores_samples()
     }
 }
 

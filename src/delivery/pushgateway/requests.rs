@@ -1,6 +1,7 @@
 //! The requests of the client: pushes, deletion, and reading the gateway's own metrics.
 
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
@@ -165,6 +166,15 @@ impl Pushgateway {
 
     /// Calls `each` with every line that the gateway serves at `/metrics`.
     pub(super) async fn scrape(&self, mut each: impl FnMut(&str)) -> Result<(), RequestError> {
+        let each = |line: &str| {
+            each(line);
+            ControlFlow::Continue(())
+        };
+        self.scrape_until(each).await
+    }
+
+    /// Calls `each` with the lines that the gateway serves at `/metrics`, until it breaks.
+    pub(super) async fn scrape_until(&self, mut each: impl FnMut(&str) -> ControlFlow<()>) -> Result<(), RequestError> {
         // VictoriaMetrics takes this for an import of nothing, and its response has the time.
         let url = if self.address.stores_samples() { self.url() } else { format!("{}/metrics", self.address) };
         let (request, headers) = self.start(&Method::GET, &url).await?;
@@ -178,10 +188,12 @@ impl Pushgateway {
                         let text = format!("the response to GET {url} is longer than {MAX_SCRAPE} bytes");
                         return Err(Error::new(Kind::Delivery, text).into());
                     }
-                    lines.read(&chunk, &mut each);
+                    if lines.read(&chunk, &mut each).is_break() {
+                        return Ok(());
+                    }
                 }
                 Ok(None) => {
-                    lines.finish(&mut each);
+                    let _ = lines.finish(each);
                     return Ok(());
                 }
                 Err(error) => {

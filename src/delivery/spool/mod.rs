@@ -18,12 +18,18 @@
 mod format;
 mod last_success;
 mod lock;
+#[cfg(feature = "cli")]
+mod manual;
 mod names;
 mod replay;
 mod select;
 mod store;
 
 pub(super) use format::Payload;
+#[cfg(feature = "cli")]
+pub(crate) use manual::{FileState, SpoolFile};
+#[cfg(feature = "cli")]
+pub(crate) use replay::PayloadOutcome;
 pub(super) use replay::{Replayed, replay};
 pub(super) use select::{CarriedOver, Scope};
 pub(crate) use store::Spool;

@@ -37,6 +37,21 @@ pub(in crate::delivery) enum Replayed {
     Unanswered,
 }
 
+/// The fate of a payload that was tried.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum PayloadOutcome {
+    Delivered,
+    /// The gateway has a newer state of the group. The payload is removed.
+    Outdated,
+    /// The gateway refused the payload, or the application's part of it, and it is quarantined.
+    Refused(String),
+    /// The payload waits on, for this reason.
+    Kept(String),
+}
+
+/// Takes the name and the outcome of each payload.
+pub(super) type Observer<'a> = &'a (dyn Fn(&str, PayloadOutcome) + Sync);
+
 /// Delivers the payloads of the oldest group in this scope, in their order. If the future is dropped, they stay in the
 /// spool.
 pub(in crate::delivery) async fn replay(
@@ -46,8 +61,20 @@ pub(in crate::delivery) async fn replay(
     scope: Scope,
     deadline: Instant,
 ) -> Replayed {
+    replay_observed(gateway, spool, files, scope, deadline, &|_, _| {}).await
+}
+
+/// Does what [`replay`] does, and calls `observe` with the outcome of each payload that it tried.
+pub(super) async fn replay_observed(
+    gateway: &Pushgateway,
+    spool: &Arc<Spool>,
+    files: &JobThread,
+    scope: Scope,
+    deadline: Instant,
+    observe: Observer<'_>,
+) -> Replayed {
     let query = Query::new(gateway, scope);
-    let replay = Replay { gateway, spool, files, query, is_sending: AtomicBool::new(false) };
+    let replay = Replay { gateway, spool, files, query, observe, is_sending: AtomicBool::new(false) };
     let result = timeout_at(deadline, replay.oldest_group()).await;
     match result {
         Ok(Ok(replayed)) => replayed,
@@ -62,6 +89,7 @@ struct Replay<'a> {
     spool: &'a Arc<Spool>,
     files: &'a JobThread,
     query: Query,
+    observe: Observer<'a>,
     is_sending: AtomicBool,
 }
 
@@ -73,7 +101,7 @@ enum Outcome {
     /// Another process ends a run of the group, and pushes a newer state.
     Superseded,
     /// The state of the group on the gateway is unknown.
-    Unknown,
+    Unknown(Error),
     Failed(RequestError),
 }
 
@@ -104,6 +132,7 @@ impl Replay<'_> {
                 Outcome::Delivered => {
                     outdated.shown_last_success = entry.payload.last_success().or(outdated.shown_last_success);
                     self.spool.set_delivered(&entry);
+                    (self.observe)(&name, PayloadOutcome::Delivered);
                     if !self.on_disk(move |spool| spool.remove_or_skip(&entry)).await? {
                         return Ok(Replayed::Skipped);
                     }
@@ -119,8 +148,14 @@ impl Replay<'_> {
                     entry.payload.body = Bytes::new();
                     outdated.entries.push(entry);
                 }
-                Outcome::Superseded => return Ok(self.skip_group(&name)),
-                Outcome::Unknown => return Ok(Replayed::Failed),
+                Outcome::Superseded => {
+                    (self.observe)(&name, PayloadOutcome::Kept("a job of this group ends its run".to_owned()));
+                    return Ok(self.skip_group(&name));
+                }
+                Outcome::Unknown(error) => {
+                    (self.observe)(&name, PayloadOutcome::Kept(format!("{error:?}")));
+                    return Ok(Replayed::Failed);
+                }
                 Outcome::Failed(err) => return self.failed(vec![entry], err).await,
             }
             let query = self.query.clone();
@@ -145,7 +180,7 @@ impl Replay<'_> {
             // A proxy may let only pushes through. Then the payloads in this directory alone show whether a later run
             // exists.
             Err(err) if err.error.is_refused() && !retry::is_retryable(&err.error) => {}
-            Err(_) => return Ok(Outcome::Unknown),
+            Err(err) => return Ok(Outcome::Unknown(err.error)),
         }
         let name = entry.name.clone();
         if self.on_disk(move |spool| spool.is_run_ending(&name)).await? {
@@ -179,6 +214,7 @@ impl Replay<'_> {
                 return self.failed(entries, err).await;
             }
         }
+        entries.iter().for_each(|entry| (self.observe)(&entry.name, PayloadOutcome::Outdated));
         let is_removed = self.on_disk(move |spool| entries.iter().all(|entry| spool.remove_or_skip(entry))).await?;
         Ok(if is_removed { Replayed::Done } else { Replayed::Skipped })
     }
@@ -207,10 +243,16 @@ impl Replay<'_> {
     async fn failed(&self, entries: Vec<Entry>, err: RequestError) -> Result<Replayed, Error> {
         let Some(name) = entries.last().map(|entry| entry.name.clone()) else { return Ok(Replayed::Failed) };
         let RequestError { error, retry_after, .. } = err;
-        let kind = error.kind();
+        let (kind, text) = (error.kind(), format!("{error:?}"));
+        let names: Vec<_> = entries.iter().map(|entry| entry.name.clone()).collect();
+        let observe = |outcome: fn(String) -> PayloadOutcome| {
+            names.iter().for_each(|name| (self.observe)(name, outcome(text.clone())));
+        };
         if retry::is_payload_rejected(&error) && self.on_disk(move |spool| spool.refuse(&entries, &error)).await? {
+            observe(PayloadOutcome::Refused);
             return Ok(Replayed::Refused);
         }
+        observe(PayloadOutcome::Kept);
         Ok(match kind {
             Kind::Unreachable | Kind::Refused(429) => Replayed::Failed,
             _ if retry_after.is_some() => Replayed::Failed,

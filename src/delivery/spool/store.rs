@@ -123,8 +123,19 @@ impl Spool {
         };
         // A later change of the working directory does not move the spool.
         let absolute = std::path::absolute(&directory).map_err(|error| failed("find", error))?;
-        let spool = Self {
-            directory: absolute,
+        let spool = Self::at(absolute, namespace);
+        let probe = format!(".{}.{TEMPORARY}", names::next_stem([], "probe"));
+        lock::create_directory(&spool.directory)
+            .and_then(|()| spool.probe(&spool.path(&probe)))
+            .map_err(|error| failed("write to", error))?;
+        fs::read_dir(&spool.directory).map_err(|error| failed("read", error))?;
+        Ok(spool)
+    }
+
+    /// Creates the spool of an absolute path, without access to the disk.
+    pub(super) fn at(directory: PathBuf, namespace: &str) -> Self {
+        Self {
+            directory,
             namespace: namespace.to_owned(),
             max_files: MAX_SPOOL_FILES,
             max_bytes: MAX_SPOOL_BYTES,
@@ -132,13 +143,7 @@ impl Spool {
             turn: Mutex::default(),
             state: Mutex::default(),
             in_use: Arc::default(),
-        };
-        let probe = format!(".{}.{TEMPORARY}", names::next_stem([], "probe"));
-        lock::create_directory(&spool.directory)
-            .and_then(|()| spool.probe(&spool.path(&probe)))
-            .map_err(|error| failed("write to", error))?;
-        fs::read_dir(&spool.directory).map_err(|error| failed("read", error))?;
-        Ok(spool)
+        }
     }
 
     /// Creates and removes a file.
@@ -255,7 +260,7 @@ impl Spool {
 
     /// Returns the notices since the last call: each lack of the file system once, and each refused payload. They are
     /// kept here, since the result of a function is lost when its caller stops waiting.
-    pub(in crate::delivery) fn take_notices(&self) -> Vec<DeliveryEvent> {
+    pub(crate) fn take_notices(&self) -> Vec<DeliveryEvent> {
         std::mem::take(&mut self.state().notices)
     }
 
@@ -374,7 +379,7 @@ impl Spool {
         }
     }
 
-    fn failed(&self, action: &str, error: io::Error) -> Error {
+    pub(super) fn failed(&self, action: &str, error: io::Error) -> Error {
         let text = format!("cannot {action} spool directory {:?}", self.directory);
         Error::new(Kind::Delivery, text).with_source(error)
     }
