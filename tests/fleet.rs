@@ -7,7 +7,7 @@ mod support;
 #[path = "fleet/victoria_metrics.rs"]
 mod victoria_metrics;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use support::child::{self, Running};
@@ -109,76 +109,4 @@ async fn stale_group_is_deleted_by_its_grouping() {
         tokio::task::yield_now().await;
     }
     assert!(gateway.metrics().contains("worker-8:1"));
-}
-
-/// Runs the shell commands of the page with the address replaced and, if given, the age.
-#[track_caller]
-fn clean_up(url: &str, age: Option<&str>) {
-    let page = include_str!("../docs/fleets.md");
-    let (_, script) = page.split_once("```sh\n").unwrap();
-    let (script, _) = script.split_once("```").unwrap();
-    assert_eq!(script.matches("http://pushgateway:9091").count(), 2);
-    let mut script = script.replace("http://pushgateway:9091", url);
-    if let Some(age) = age {
-        assert_eq!(script.matches("now - 86400").count(), 1);
-        script = script.replace("now - 86400", age);
-    }
-    let output = std::process::Command::new("sh").args(["-euc", &script]).output().unwrap();
-    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-}
-
-fn labels(gateway: &support::Pushgateway) -> BTreeSet<BTreeMap<String, String>> {
-    let groups = gateway.api_metrics();
-    let groups = groups.as_array().into_iter().flatten();
-    groups.map(|group| serde_json::from_value(group["labels"].clone()).unwrap()).collect()
-}
-
-/// The label values have the special characters of URLs, shells, jq and base64.
-#[tokio::test]
-async fn script_of_the_page_deletes_stale_instance_groups_alone() {
-    let Some(gateway) = support::pushgateway() else { return };
-    if !["curl", "jq"].into_iter().all(support::servers::installed) {
-        return;
-    }
-    let push = async |job: &str, grouping: &[(&str, &str)]| {
-        let mut group = Pushgateway::new(gateway.url(), job).unwrap();
-        for (name, value) in grouping {
-            group = group.with_grouping_label(*name, *value).unwrap();
-        }
-        group.push_add("rows_total 1\n").await.unwrap();
-        let labels = grouping.iter().copied().chain([("job", job)]);
-        labels.map(|(name, value)| (name.to_owned(), value.to_owned())).collect::<BTreeMap<_, _>>()
-    };
-    let unusual =
-        ["a/b", "/", "..", "ü ?#%+&=", "\"'\\ $(false) `false`", "line\nfeed", "\u{3fb}\u{ff}>>>???", "{a,b}[1-2]"];
-    let mut kept = BTreeSet::new();
-    for value in unusual {
-        push(value, &[("instance", value)]).await;
-        push("fleet", &[("instance", value), ("_x9", value), ("team", "")]).await;
-        // A group without an instance is not stale: every run of the job overwrites it.
-        kept.insert(push(value, &[("team", value)]).await);
-    }
-    kept.insert(push("fleet", &[("instance", "")]).await);
-    push("fleet", &[("instance", "worker-7:4711")]).await;
-    let groups = gateway.api_metrics();
-    let push_times = groups.as_array().unwrap().iter().map(|group| {
-        let time = &group["push_time_seconds"]["metrics"][0]["value"];
-        time.as_str().unwrap().parse::<f64>().unwrap()
-    });
-    let (count, cutoff) = (push_times.len(), push_times.fold(0.0, f64::max));
-    assert_eq!(count, 3 * unusual.len() + 2);
-    for value in unusual {
-        kept.insert(push("recent", &[("instance", value)]).await);
-    }
-    let before = labels(&gateway);
-    assert_eq!(before.len(), count + unusual.len());
-
-    // Deletes nothing: every group is less than a day old.
-    clean_up(&gateway.url(), None);
-    clean_up(&gateway.url(), Some(&format!("{:?}", cutoff + 1e-6)));
-    let deadline = std::time::Instant::now() + support::WAIT_TIMEOUT;
-    while labels(&gateway) != kept {
-        assert!(std::time::Instant::now() < deadline, "the groups are {:?}, not {kept:?}", labels(&gateway));
-        tokio::task::yield_now().await;
-    }
 }

@@ -98,6 +98,29 @@ fn prune_deletes_the_selected_groups_alone() {
     assert_eq!(groups(&url), [""; 0]);
 }
 
+/// The values have the special characters of URLs, shells and base64. A group without an instance is not stale: every run of the
+/// job overwrites it.
+#[test]
+fn prune_deletes_groups_with_any_label_value_alone() {
+    let Some(gateway) = support::pushgateway() else { return };
+    let url = gateway.url();
+    let values =
+        ["a/b", "/", "..", "ü ?#%+&=", "\"'\\ $(false) `false`", "line\nfeed", "\u{3fb}\u{ff}>>>???", "{a,b}[1-2]"];
+    for value in values {
+        push(&url, value, &[("team", value)]);
+    }
+    let kept = groups(&url);
+    assert_eq!(kept.len(), values.len());
+    for value in values {
+        push(&url, value, &[("instance", value)]);
+        push(&url, "fleet", &[("instance", value), ("_x9", value), ("team", "")]);
+    }
+    let prune = ["groups", "prune", "--older-than", "1ms", "--label", "instance", "--all"];
+    let text = output(0, &prune, &[("PUSHGATEWAY", &url)]);
+    assert!(text.ends_with("\n16 groups deleted\n"), "{text}");
+    assert_eq!(groups(&url), kept);
+}
+
 #[test]
 fn gateway_below_a_path_with_a_password() {
     if !servers::installed(servers::PUSHGATEWAY) {
