@@ -77,9 +77,9 @@ fn code_blocks_are_compiled() {
 #[test]
 fn migration_page_shows_the_example_exporter() {
     let page = fs::read_to_string(root().join("docs/migration.md")).unwrap();
-    let example = fs::read_to_string(root().join("examples/exporter.rs")).unwrap();
+    let example = fs::read_to_string(root().join("examples/exporter/src/main.rs")).unwrap();
     let code = example.split_once("\n\n#![allow(clippy::print_stdout)]\n\n").unwrap().1;
-    assert!(page.contains(&format!("```rust,no_run\n{code}```\n")));
+    assert!(page.contains(&format!("```text\n{code}```\n")));
 }
 
 /// The targets of the links in a text, without web addresses.

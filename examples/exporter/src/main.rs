@@ -1,6 +1,6 @@
 //! An application that has an exporter with an HTTP listener of its own, and this layer beside it.
 //!
-//! `cargo run --example exporter`, and then `curl http://127.0.0.1:9000/metrics`; another address is the first argument. With
+//! `cargo run -p exporter`, and then `curl http://127.0.0.1:9000/metrics`; another address is the first argument. With
 //! `TV_PROMETHEUS_PUSHGATEWAY` the same metrics are pushed as well.
 
 #![allow(clippy::print_stdout)]
@@ -31,8 +31,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     metrics::counter!("rows_total").increment(100);
     ingest().await;
-    println!("metrics are at http://{address}/metrics");
-    tokio::signal::ctrl_c().await?;
+    // Ctrl-C is handled before anybody knows the address.
+    let (stopped, ()) = tokio::join!(tokio::signal::ctrl_c(), async {
+        println!("metrics are at http://{address}/metrics");
+    });
+    stopped?;
     guard.shutdown_async().await?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The example `exporter` as a program: the exporter of the application and this crate deliver the same metrics.
-#![cfg(feature = "pushgateway")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../tests/support/mod.rs"]
 mod support;
 
 use support::child::{Signal, start};
@@ -21,7 +21,7 @@ fn assert_complete(metrics: &Exposition, labels: &[(&str, &str)]) {
 fn exporter_and_gateway_have_the_metrics_of_both() {
     let Some(gateway) = support::pushgateway() else { return };
     let address = free_addr();
-    let mut command = support::example::command("exporter");
+    let mut command = support::example::isolated(env!("CARGO_BIN_EXE_exporter"));
     command.arg(address.to_string()).env("TV_PROMETHEUS_PUSHGATEWAY", gateway.url());
     let mut child = start(command);
     child.await_line("metrics are at ");
