@@ -184,7 +184,8 @@ fn refusal_gives_the_reason_and_no_credentials() {
     let body = "the token has expired";
     let server = MockGateway::start([Reply::Answer(Answer::new(401).with_body(body))]);
     let ended = flushes(&server.url(), &[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hush")]);
-    let why = format!("Err(POST {}/v1/metrics was refused with 401 Unauthorized: {body})", server.url());
+    let why =
+        format!("Err(POST {}/v1/metrics was refused with 401 Unauthorized: check the token: {body})", server.url());
     assert_eq!([output(&ended, "flush 1: "), output(&ended, "last: ")], [why.as_str(), why.as_str()]);
     assert!(!format!("{ended:?}").contains("hush"));
 

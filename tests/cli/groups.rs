@@ -138,8 +138,8 @@ fn gateway_below_a_path_with_a_password() {
     let text = error(1, &["groups", "list", "--all"], &[("PUSHGATEWAY", &wrong)]);
     let base = format!("http://{}/push/gw", gateway.addr());
     let expected = format!(
-        "stage-metrics: {base} does not show the metrics of a Pushgateway: check the credentials: \
-        GET {base}/metrics was refused with 401 Unauthorized: Unauthorized\n"
+        "stage-metrics: GET {base}/metrics was refused with 401 Unauthorized: check the user and the password: \
+        Unauthorized\n"
     );
     assert_eq!(text, expected);
     assert!(!text.contains("hush"));

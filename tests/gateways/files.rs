@@ -283,7 +283,7 @@ fn proxy_with_tls_a_path_and_a_token_passes_the_push_on() {
     let Some(server) = pushgateway() else { return };
     let authority = Authority::new();
     authority.issue("localhost", |_| {});
-    let proxy = nginx(&authority, &server, "Bearer tok.en");
+    let proxy = nginx(&authority, &server, "Bearer tok.en", "");
     let token = authority.file("token");
     let gateway = |scheme: &str| {
         gateway(format!("{scheme}://localhost:{}/gateway", proxy.addr().port()))
@@ -296,7 +296,27 @@ fn proxy_with_tls_a_path_and_a_token_passes_the_push_on() {
     assert_eq!(problem(&gateway("http")), "it speaks TLS; is it https?");
     std::fs::write(&token, "earlier").unwrap();
     let error = push(&gateway("https")).unwrap_err();
-    assert_eq!(error.status(), Some(401), "{error:?}");
+    assert!(error.to_string().contains(" was refused with 401 Unauthorized: check the token: <html>"), "{error:?}");
+}
+
+/// nginx ends the handshake, and answers 400: it has seen no metric, so that is no refusal.
+#[test]
+fn proxy_that_asks_for_a_client_certificate_is_explained() {
+    if !servers::installed(servers::NGINX) {
+        return;
+    }
+    let Some(server) = pushgateway() else { return };
+    let (authority, other) = (Authority::new(), Authority::new());
+    ["localhost", "pusher"].iter().for_each(|name| authority.issue(name, |_| {}));
+    other.issue("pusher", |_| {});
+    let verify = format!("ssl_client_certificate {}; ssl_verify_client on;", authority.ca().display());
+    let proxy = nginx(&authority, &server, "", &verify);
+    let gateway =
+        || gateway(format!("https://localhost:{}/gateway", proxy.addr().port())).with_root_certificates(authority.ca());
+    let with = |of: &Authority| gateway().with_client_certificate(of.file("pusher.pem"), of.file("pusher.key"));
+    push(&with(&authority)).unwrap();
+    assert_eq!(problem(&gateway()), "it asks for a client certificate; name one with `with_client_certificate`");
+    assert_eq!(problem(&with(&other)), "it did not accept the client certificate of `with_client_certificate`");
 }
 
 /// Replaces a file at once, as Kubernetes does.
@@ -340,7 +360,7 @@ fn every_push_reads_the_token_again() {
     server.set_replies([Reply::Answer(answer)]);
     replace(&token, "rotated");
     let error = guard.flush().unwrap_err();
-    assert!(error.to_string().ends_with("refused with 401 Unauthorized: no: ***"), "{error:?}");
+    assert!(error.to_string().ends_with("refused with 401 Unauthorized: check the token: no: ***"), "{error:?}");
     drop(guard);
     assert!(!format!("{:?}", log.own()).contains("rotated"), "{:?}", log.own());
 }

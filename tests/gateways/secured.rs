@@ -101,10 +101,15 @@ fn curl(url: &str, ca: &Path, arguments: &[&str]) -> exposition::Exposition {
 }
 
 /// Starts an nginx with the certificate of `localhost`, in front of a gateway. It passes on `/gateway/…`, for requests with
-/// this authorization.
-pub(crate) fn nginx(authority: &Authority, gateway: &servers::Pushgateway, authorization: &str) -> Process {
+/// this authorization. `settings` are further ones of the server.
+pub(crate) fn nginx(
+    authority: &Authority,
+    gateway: &servers::Pushgateway,
+    authorization: &str,
+    settings: &str,
+) -> Process {
     let directory = authority.directory.path().display().to_string();
-    let (gateway, authorization) = (gateway.addr(), authorization.to_owned());
+    let (gateway, authorization, settings) = (gateway.addr(), authorization.to_owned(), settings.to_owned());
     Process::start_listening(servers::NGINX, move |addr| {
         let config = format!(
             "daemon off; pid {directory}/nginx.pid; error_log stderr;\n\
@@ -115,6 +120,7 @@ pub(crate) fn nginx(authority: &Authority, gateway: &servers::Pushgateway, autho
              server {{\n\
              listen {addr} ssl; server_name localhost;\n\
              ssl_certificate {directory}/localhost.pem; ssl_certificate_key {directory}/localhost.key;\n\
+             {settings}\n\
              location /gateway/ {{\n\
              if ($http_authorization != \"{authorization}\") {{ return 401; }}\n\
              proxy_pass http://{gateway}/;\n\

@@ -36,8 +36,9 @@ impl CredentialFile {
             return Err(file.error(&format!("is empty: write the {what} into it")));
         }
         match self {
-            Self::BearerToken(_) => headers::bearer(secret)
-                .ok_or_else(|| file.error("is no token: it has a character that a header cannot carry")),
+            Self::BearerToken(_) => headers::bearer(secret).ok_or_else(|| {
+                file.error("is no token: it has a blank or a character outside ASCII; write the token alone")
+            }),
             // A file of several lines is not the file of a password.
             Self::Basic { .. } if secret.iter().any(u8::is_ascii_control) => {
                 Err(file.error("is no password: it has a control character, or more than one line"))
@@ -103,7 +104,7 @@ mod tests {
         assert_eq!(bearer(b"\n").unwrap_err(), "is empty: write the token into it");
         assert_eq!(basic(b"").unwrap_err(), "is empty: write the password into it");
         for token in [&b"hu sh hush"[..], b"hush\nhush", b"hush\xff", "hüsh hush".as_bytes()] {
-            let problem = "is no token: it has a character that a header cannot carry";
+            let problem = "is no token: it has a blank or a character outside ASCII; write the token alone";
             assert_eq!(bearer(token).unwrap_err(), problem);
         }
         let problem = "is no password: it has a control character, or more than one line";

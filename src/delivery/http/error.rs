@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
 use super::client::Proxy;
@@ -26,6 +26,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Parts of the 400 that servers of TLS (Go, nginx, Apache) answer to a request of plain HTTP.
 const TLS_SERVER_TEXTS: [&str; 3] =
     ["HTTP request to an HTTPS server", "HTTP request was sent to HTTPS port", "speaking plain HTTP to an SSL-enabled"];
+
+/// Parts of the 400 that nginx answers, over TLS, to a request without a client certificate or with one that it does not accept.
+const CLIENT_CERTIFICATE_TEXTS: [&str; 2] =
+    ["400 No required SSL certificate was sent", "400 The SSL certificate error"];
 
 /// The failure of a request.
 #[derive(Debug)]
@@ -96,6 +100,7 @@ impl RequestError {
         request: &str,
         address: &Address,
         headers: &HeaderMap,
+        tls: TlsSettings<'_>,
         response: Response,
     ) -> Self {
         let status = response.status();
@@ -114,13 +119,21 @@ impl RequestError {
                 ", a redirect to {target}: give the address it leads to, redirects are not followed"
             ));
         }
+        if status == StatusCode::UNAUTHORIZED {
+            text.push_str(&format!(": {}", what_to_check(headers)));
+        }
         let is_http = response.url().scheme() == "http";
         let body = read_beginning(response).await;
         let shown = sanitize(headers, &body);
-        if is_http && status == StatusCode::BAD_REQUEST && TLS_SERVER_TEXTS.iter().any(|text| shown.contains(text)) {
+        let says = |texts: &[&str]| status == StatusCode::BAD_REQUEST && texts.iter().any(|text| shown.contains(text));
+        let problem = match is_http {
+            true => says(&TLS_SERVER_TEXTS).then(|| format!("it speaks TLS{through}; is it https?")),
+            false => says(&CLIENT_CERTIFICATE_TEXTS).then(|| tls.about_the_client_certificate()),
+        };
+        if let Some(problem) = problem {
             // No refusal: the server has seen no metric.
-            let text = format!("{request} failed: it speaks TLS{through}; is it https?");
-            return Error::new(Kind::Delivery, text).with_source(io::Error::other(shown)).into();
+            let error = Error::new(Kind::Delivery, format!("{request} failed: {problem}"));
+            return error.with_source(io::Error::other(shown)).into();
         }
         if !shown.is_empty() {
             text.push_str(": ");
@@ -130,6 +143,16 @@ impl RequestError {
         // A proxy that stopped waiting for the server.
         let may_have_arrived = matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT);
         Self { error, retry_after, may_have_arrived, body }
+    }
+}
+
+/// Returns what the user can do about a 401 to a request with these headers.
+fn what_to_check(headers: &HeaderMap) -> &'static str {
+    match headers.get(AUTHORIZATION).map(|value| value.as_bytes()) {
+        Some([b'B', b'a', ..]) => "check the user and the password",
+        Some(_) => "check the token",
+        // A header of another name may have them.
+        None => "it asks for credentials",
     }
 }
 
@@ -251,6 +274,12 @@ mod tests {
         assert_eq!(refusal("400 Bad Request\r\nRetry-After: 7").await.retry_after, None);
         let err = refusal("503 Service Unavailable").await;
         assert_eq!(err.error.kind(), Kind::Refused(503));
+    }
+
+    #[tokio::test]
+    async fn request_without_an_authorization_is_asked_for_one() {
+        let error = refusal("401 Unauthorized").await.error.to_string();
+        assert!(error.ends_with(" was refused with 401 Unauthorized: it asks for credentials"), "{error}");
     }
 
     #[tokio::test]

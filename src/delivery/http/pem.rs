@@ -39,7 +39,10 @@ impl TlsFiles {
                 Some(key.error(&format!("is not the key of the certificate in {:?}", certificate.path())))
             }
             rustls::Error::General(_) => Some(key.error("is a key that cannot be used: RSA, ECDSA and Ed25519 can")),
-            rustls::Error::InvalidCertificate(_) => Some(certificate.error("has a certificate that cannot be used")),
+            rustls::Error::InvalidCertificate(problem) => Some(certificate.error(match tls_error::is_of_version_1(problem) {
+                true => "has a certificate of X.509 version 1: issue one of version 3, with `openssl x509 -req -extfile FILE`",
+                false => "has a certificate that cannot be used",
+            })),
             _ => None,
         }
     }
@@ -241,8 +244,19 @@ mod tests {
         }
         let swapped = problem(None, Some((key.as_bytes(), certificate.as_bytes()))).unwrap_err();
         assert_eq!(swapped, "CERT: file \"CERT\" holds a private key and no certificate");
-        let unusable = pem("CERTIFICATE", b"hush");
-        let unusable = problem(None, Some((unusable.as_bytes(), key.as_bytes()))).unwrap_err();
-        assert_eq!(unusable, "CERT: file \"CERT\" has a certificate that cannot be used");
+        // `openssl x509 -req` makes such certificates by default.
+        let mut der = sections(certificate.as_bytes()).unwrap().remove(0).1;
+        let version = der.windows(5).position(|window| window == [0xa0, 3, 2, 1, 2]).unwrap();
+        der[version + 4] = 0;
+        for (unusable, expected) in [
+            (&b"hush"[..], "has a certificate that cannot be used"),
+            (
+                &der,
+                "has a certificate of X.509 version 1: issue one of version 3, with `openssl x509 -req -extfile FILE`",
+            ),
+        ] {
+            let unusable = problem(None, Some((pem("CERTIFICATE", unusable).as_bytes(), key.as_bytes()))).unwrap_err();
+            assert_eq!(unusable, format!("CERT: file \"CERT\" {expected}"));
+        }
     }
 }

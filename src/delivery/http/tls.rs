@@ -41,6 +41,17 @@ pub(in crate::delivery) struct TlsSettings<'a> {
     pub(in crate::delivery) has_identity: bool,
 }
 
+impl TlsSettings<'_> {
+    /// Returns what the user can do about a server that asks for a client certificate, or refuses the one it gets.
+    pub(super) fn about_the_client_certificate(self) -> String {
+        match self.identity {
+            Some(setting) if self.has_identity => format!("it did not accept the client certificate of {setting}"),
+            Some(setting) => format!("it asks for a client certificate; name one with {setting}"),
+            None => "it asks for a client certificate, which is not supported here".to_owned(),
+        }
+    }
+}
+
 impl TlsFiles {
     pub(in crate::delivery) fn iter(&self) -> impl Iterator<Item = &NamedFile> {
         let identity = self.identity.iter().flat_map(|identity| [&identity.certificate, &identity.key]);

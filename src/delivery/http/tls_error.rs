@@ -23,7 +23,7 @@ fn within<'a>(mut cause: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Err
 /// Returns what the user can do about an error of TLS; `None` if there is nothing but the cause itself.
 pub(super) fn explain(error: &rustls::Error, settings: TlsSettings<'_>) -> Option<String> {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, PeerIncompatible};
-    let TlsSettings { roots, identity, has_identity } = settings;
+    let roots = settings.roots;
     Some(match error {
         InvalidCertificate(problem) => match problem {
             // A signature by another authority of the same name.
@@ -45,19 +45,24 @@ pub(super) fn explain(error: &rustls::Error, settings: TlsSettings<'_>) -> Optio
                  authority or by itself"
                     .to_owned()
             }
+            problem if is_of_version_1(problem) => {
+                "its certificate is of X.509 version 1; give it one of version 3, with `openssl x509 -req -extfile FILE`"
+                    .to_owned()
+            }
             _ => "its certificate was not accepted".to_owned(),
         },
         AlertReceived(AlertDescription::ProtocolVersion) | PeerIncompatible(_) => {
             "it speaks neither TLS 1.2 nor TLS 1.3 in a way that this client does".to_owned()
         }
-        AlertReceived(alert) if is_about_the_client_certificate(*alert) => match identity {
-            Some(setting) if has_identity => format!("it did not accept the client certificate of {setting}"),
-            Some(setting) => format!("it asks for a client certificate; name one with {setting}"),
-            None => "it asks for a client certificate, which is not supported here".to_owned(),
-        },
+        AlertReceived(alert) if is_about_the_client_certificate(*alert) => settings.about_the_client_certificate(),
         InvalidMessage(_) => "it speaks no TLS; is it http?".to_owned(),
         _ => return None,
     })
+}
+
+/// Returns whether a certificate is of X.509 version 1, which has no extensions. The error itself is private to the library.
+pub(super) fn is_of_version_1(problem: &CertificateError) -> bool {
+    format!("{problem:?}").contains("UnsupportedCertVersion")
 }
 
 fn is_about_the_client_certificate(alert: AlertDescription) -> bool {

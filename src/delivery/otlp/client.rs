@@ -136,7 +136,7 @@ impl OtlpClient {
         match request.send().await {
             Ok(response) if response.status().is_success() => Ok(ExportResponse::Http(response)),
             Ok(response) => {
-                let error = RequestError::refused(&name, &self.address, &self.headers, response).await;
+                let error = RequestError::refused(&name, &self.address, &self.headers, TLS_SETTINGS, response).await;
                 Err(ExportError { error, is_ambiguous: false })
             }
             Err(error) => {

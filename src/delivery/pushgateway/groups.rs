@@ -61,7 +61,7 @@ impl Pushgateway {
     /// Adds what to check to the error of a gateway that does not show its metrics.
     fn unreadable(&self, error: Error) -> Error {
         let remedy = match error.status() {
-            Some(401 | 403) => "check the credentials",
+            Some(403) => "check the credentials",
             Some(404 | 405) => "check the address and its path prefix",
             _ => return error,
         };

@@ -235,8 +235,14 @@ impl Pushgateway {
             }
             Ok(response) => {
                 let status = response.status();
-                let mut err =
-                    RequestError::refused(&format!("{method} {url}"), &self.address, &headers, response).await;
+                let mut err = RequestError::refused(
+                    &format!("{method} {url}"),
+                    &self.address,
+                    &headers,
+                    self.tls_settings(),
+                    response,
+                )
+                .await;
                 if let Some(conflict) = SeriesConflict::find(status, &err.body) {
                     err.error = err.error.with_source(conflict);
                 }
