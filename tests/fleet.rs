@@ -88,6 +88,8 @@ fn instance_grouping_with_an_instance_label_is_an_error() {
     let error = MetricsLayer::builder().with_pushgateway(gateway).with_instance_grouping().build().unwrap_err();
     assert!(error.is_config());
     assert!(error.to_string().starts_with("grouping label \"instance\" is given twice, as \"7\" and as "), "{error}");
+    let remedy = ": give it once; the second is of `with_instance_grouping` or …_INSTANCE_GROUPING";
+    assert!(error.to_string().ends_with(remedy), "{error}");
 }
 
 /// Another process deletes a stale group with the grouping of the worker.

@@ -67,9 +67,10 @@ EXAMPLES
 pub(super) enum Command {
     /// Checks the settings in the environment, and tries the gateway, the text file and the spool.
     ///
-    /// It prints each variable with its value or, where it is not set, with what holds then. Credentials are not
-    /// printed. It finds every error that `install()` finds in the job, and prints the warnings that the job would log
-    /// at its start. A port to listen on must be free, so it fails while the job serves there.
+    /// It prints each variable with its value or, where it is not set, with its default. Credentials are not printed. It
+    /// finds the error that `with_env()` or `install()` would return in the job, and prints the warnings that the job
+    /// would log at its start. It warns of a variable that is misspelt, and of a text file that node_exporter does not
+    /// read. A port to listen on must be free, so it fails while the job serves there.
     ///
     /// To try the gateway it pushes one gauge to a group of its own, `job=stage_metrics_check` with the label
     /// `instance`, as the job would push: with the same credentials, certificates and format. It reads that the group
@@ -208,7 +209,7 @@ pub(super) enum SpoolCommand {
     /// `waiting` is delivered by the next run or by `replay`, also while a job works with it. `refused` was refused by
     /// the gateway, and `damaged` is incomplete: nobody delivers them, and they are dropped when the spool is full.
     /// `being written` belongs to a job that ends right now, or to one that was killed then.
-    #[command(after_long_help = exit_codes("the directory cannot be read"))]
+    #[command(after_long_help = exit_codes("the files cannot be read") + "; also if there is no such directory")]
     List {
         #[command(flatten)]
         common: Common,
@@ -271,7 +272,8 @@ fn variables() -> String {
         let default = if variable.default.is_empty() { String::new() } else { format!(" [{}]", variable.default) };
         format!("  {}\n      {}{default}\n", variable.name, variable.description)
     };
-    documented_variables().into_iter().map(variable).collect()
+    let variables: String = documented_variables().into_iter().map(variable).collect();
+    variables + "\nThe pages `guide::…` are at https://docs.rs/tracing-stage-metrics.\n"
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::arguments::Common;
 use super::groups::{Outcome, delete};
 use super::report::{Report, count};
 use super::runtime;
-use crate::config::{Destinations, Variable, variables};
+use crate::config::{Destinations, Variable, unknown_variables, variables};
 use crate::delivery::{DeliveryEvent, Grouping, Pushgateway, Spool, Textfile};
 use crate::error::{Error, Kind};
 use crate::schema::OWN_TARGET;
@@ -29,7 +29,9 @@ const WARNING_TIME: Duration = Duration::from_secs(5);
 
 pub(super) fn run(common: &Common) -> Result<Report, Error> {
     let prefix = &common.env_prefix;
-    let mut checks = Vec::new();
+    let unknown =
+        |name| Check::warning("settings", format!("{name} is not a variable of this library: check its name"));
+    let mut checks: Vec<_> = unknown_variables(prefix).into_iter().map(unknown).collect();
     match MetricsLayer::builder().with_env_prefix(prefix) {
         Ok(mut builder) => {
             let destinations = builder.destinations();
@@ -37,7 +39,8 @@ pub(super) fn run(common: &Common) -> Result<Report, Error> {
             let tried = try_destinations(&destinations, prefix)?;
             let installed = install(builder);
             let is_told = |check: &Check| tried.iter().any(|other| other.text == check.text);
-            checks.extend(installed.into_iter().filter(|check| !is_told(check)));
+            let is_kept = |check: &Check| !is_told(check) && (destinations.has_any || check.severity != Severity::Ok);
+            checks.extend(installed.into_iter().filter(is_kept));
             checks.extend(tried);
         }
         Err(error) => checks.push(Check::error("settings", &error)),
@@ -135,6 +138,10 @@ fn try_destinations(destinations: &Destinations, prefix: &str) -> Result<Vec<Che
     }
     if let Some(path) = &destinations.textfile {
         checks.push(match Textfile::open(path) {
+            Ok(_) if path.extension().is_none_or(|extension| extension != "prom") => Check::warning(
+                "text file",
+                format!("{path:?} can be written, but node_exporter reads only files whose names end in .prom"),
+            ),
             Ok(_) => Check::ok("text file", format!("{path:?} can be written")),
             Err(error) => Check::error("text file", &error),
         });

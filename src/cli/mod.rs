@@ -49,6 +49,9 @@ pub fn run(
         Err(help) if matches!(help.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return exit_code(0, write!(out, "{help}"));
         }
+        Err(help) if help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !is_json => {
+            return exit_code(USAGE, write!(err, "{help}"));
+        }
         Err(error) => Err((USAGE, error.to_string().trim_start_matches("error: ").trim_end().to_owned())),
     };
     let (code, written) = match result {

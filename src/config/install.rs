@@ -38,7 +38,10 @@ impl MetricsLayerBuilder {
         if self.instance_grouping
             && let Some(gateway) = self.gateway.take()
         {
-            self.gateway = Some(gateway.with_grouping_label("instance", process::instance())?);
+            let grouped = gateway.with_grouping_label("instance", process::instance());
+            self.gateway = Some(grouped.map_err(|error| {
+                Error::config(format!("{error}; the second is of `with_instance_grouping` or …_INSTANCE_GROUPING"))
+            })?);
             self.default_job = None;
         }
         let duration = (schema::STAGE_DURATION.name(&self.namespace), std::mem::take(&mut self.buckets));

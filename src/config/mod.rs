@@ -17,7 +17,7 @@ pub use env::DEFAULT_ENV_PREFIX;
 #[cfg(feature = "cli")]
 pub(crate) use env::{parse_duration, value};
 #[cfg(feature = "cli")]
-pub(crate) use inspect::{Destinations, variables};
+pub(crate) use inspect::{Destinations, unknown_variables, variables};
 #[cfg(feature = "cli")]
 pub(crate) use validate::check_namespace;
 #[cfg(feature = "cli")]

@@ -1,6 +1,6 @@
 //! The run report: the totals of the stages of this run, as a table for a terminal.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use crate::layer::StageState;
@@ -145,15 +145,16 @@ const TIME: usize = 9;
 
 impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:STAGE$} {:>NUMBER$} {:>NUMBER$}", "stage", "runs", "failed")?;
-        write!(f, " {:>TIME$} {:>TIME$} {:>TIME$}", "total", "mean", "slowest")?;
+        let mut text = format!("{:STAGE$} {:>NUMBER$} {:>NUMBER$}", "stage", "runs", "failed");
+        write!(text, " {:>TIME$} {:>TIME$} {:>TIME$}", "total", "mean", "slowest")?;
         if self.stages.is_empty() {
-            write!(f, "\nno stage was measured: add the layer to the subscriber, and check its filter")?;
+            text.push_str("\nno stage was measured: add the layer to the subscriber, and check its filter");
         }
         for stage in &self.stages {
-            write!(f, "\n{stage}")?;
+            write!(text, "\n{stage}")?;
         }
-        Ok(())
+        // At once: standard error has no buffer, and the log may be written to the same terminal or pipe meanwhile.
+        f.write_str(&text)
     }
 }
 
@@ -277,6 +278,21 @@ risk.optimize                          1       1   1.00 µs   1.00 µs   1.00 µ
 risk.report                            1       1   1.00 µs   1.00 µs   1.00 µs"
         );
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn the_report_is_written_at_once() {
+        struct Writes(Vec<String>);
+        impl fmt::Write for Writes {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0.push(text.to_owned());
+                Ok(())
+            }
+        }
+        let report = RunReport { stages: vec![stage("a", 1, 0, 1_000, 1_000, 0), stage("b", 0, 0, 0, 0, 0)] };
+        let mut writes = Writes(Vec::new());
+        write!(writes, "{report}").unwrap();
+        assert_eq!(writes.0, [report.to_string()]);
     }
 
     #[test]

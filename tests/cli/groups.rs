@@ -313,9 +313,7 @@ fn missing_and_wrong_settings_are_usage_errors() {
         &["groups", "delete", "a=b", "a=c"],
         &["groups", "delete", "job="],
         &["groups", "delete", "a-b=c"],
-        &["groups"],
         &["nothing"],
-        &[],
     ] {
         let text = error(2, arguments, &[("PUSHGATEWAY", "gw:9091"), ("JOB", "j")]);
         assert!(text.starts_with("stage-metrics: "), "{arguments:?}: {text}");

@@ -59,6 +59,15 @@ fn help_describes_every_variable() {
 }
 
 #[test]
+fn program_without_a_command_shows_its_help() {
+    for command in [&[][..], &["groups"], &["spool"]] {
+        let text = error(2, command, &[]);
+        let help = output(0, &[command, &["-h"]].concat(), &[]);
+        assert_eq!(text, help);
+    }
+}
+
+#[test]
 fn unknown_command_suggests_a_known_one() {
     let text = error(2, &["chekc"], &[]);
     assert!(text.starts_with("stage-metrics: unrecognized subcommand 'chekc'") && text.contains("'check'"), "{text}");

@@ -244,7 +244,7 @@ mod tests {
         }
         let swapped = problem(None, Some((key.as_bytes(), certificate.as_bytes()))).unwrap_err();
         assert_eq!(swapped, "CERT: file \"CERT\" holds a private key and no certificate");
-        // `openssl x509 -req` makes such certificates by default.
+        // An older `openssl x509 -req` makes such certificates by default.
         let mut der = sections(certificate.as_bytes()).unwrap().remove(0).1;
         let version = der.windows(5).position(|window| window == [0xa0, 3, 2, 1, 2]).unwrap();
         der[version + 4] = 0;
