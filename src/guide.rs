@@ -1,6 +1,6 @@
 //! The manual, with a page for each subject. These modules contain only text.
 //!
-//! - [`stages`]: stages, their failures, the success of a run.
+//! - [`stages`]: stages, their failures, retries, the success of a run.
 //! - [`metrics`]: the table of all metrics, the metrics of your application, native histograms, cardinality, queries and
 //!   alerts.
 //! - [`configuration`]: all environment variables, all settings in one piece of code, the text file, a recorder of your
@@ -16,7 +16,7 @@
 //!
 //! The pages are the files in `docs/` of the repository. The front page is that of the [crate].
 
-/// Stages, their failures, and the success of a run.
+/// Stages, their failures, retries, and the success of a run.
 ///
 #[doc = include_str!("../docs/stages.md")]
 ///

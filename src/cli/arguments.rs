@@ -218,9 +218,10 @@ pub(super) enum SpoolCommand {
     ///
     /// It does what a run of a job does with the payloads of earlier runs: each goes to its own group, unless the
     /// gateway has a newer state of it; payloads for other gateways stay, and so do those that a running job works
-    /// with. A payload that the gateway refuses is renamed to *.refused.
+    /// with. A payload that the gateway refuses is renamed to *.refused. For payloads that wait for another gateway, set the
+    /// variable of the gateway to its address.
     #[command(after_long_help = exit_codes(
-        "a payload was refused or could not be delivered; that one waits for another gateway, or a job works with it, is no failure"
+        "a payload was refused or could not be delivered; one that waits for another gateway, or that a job works with, is no failure"
     ))]
     Replay {
         #[command(flatten)]

@@ -34,9 +34,10 @@ impl MetricsLayerBuilder {
         self
     }
 
-    /// Sets the job where there is no gateway, whose job is part of its group: the label `job` of the text file, and the service
-    /// name of OTLP unless the environment has one. Without it, the variable `…_JOB`. Without that, the text file has no such
-    /// label, and the service has the file name of the program.
+    /// Sets the job where there is no gateway: the label `job` of the text file, and the service name of OTLP unless the
+    /// environment has one. A gateway has a job of its own, which is part of its group; that of the environment takes it from
+    /// `…_JOB`. Without a gateway and without this, the job is that of `…_JOB` too. Without that, the service has the file name of
+    /// the program, and the text file has no such label unless it has a grouping.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -128,8 +129,8 @@ impl MetricsLayerBuilder {
     }
 
     /// Writes the metrics to this file at `install()`, on the push interval and at the end, for node_exporter's textfile
-    /// collector or for people. The file is replaced as a whole, so a reader never sees half of it. Without it, no file is
-    /// written.
+    /// collector, which reads only names that end in `.prom`, or for people. The file is replaced as a whole, so a reader never
+    /// sees half of it. Without it, no file is written.
     ///
     /// Each series has the job and the grouping labels of the gateway. Without a gateway they come from [`with_job`](Self::with_job) and the
     /// variables `…_JOB` and `…_GROUPING` (see [`with_env`](Self::with_env)). Without these the series have no such labels, and the run
