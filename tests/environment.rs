@@ -4,6 +4,9 @@
 
 mod support;
 
+#[path = "environment/install_events.rs"]
+mod install_events;
+
 use std::time::Duration;
 
 use support::child::{self, Ended};
@@ -21,6 +24,7 @@ fn scenarios() {
         "the environment alone" => builder.with_env(),
         "a prefix" => builder.with_env_prefix("ACME_"),
         "no prefix" => builder.with_env_prefix(""),
+        "no environment" => Ok(builder),
         "the code after" => builder.with_env().map(|builder| {
             builder
                 .with_pushgateway(gateway_of_code())
@@ -51,10 +55,15 @@ fn run(builder: MetricsLayerBuilder) -> Result<(), Error> {
     let log = support::log::Log::default();
     let _default = tracing_subscriber::registry().with(layer).with(log.clone()).set_default();
     support::measured::stage("a");
+    let listening = guard.listen_addr();
     let ended = guard.shutdown();
     for text in log.own() {
         println!("event: {text}");
     }
+    for entry in log.starts() {
+        println!("start: {} {}", entry.level, entry.text);
+    }
+    println!("listening: {listening:?}");
     ended
 }
 

@@ -1,5 +1,6 @@
 //! The settings and their defaults. [`install`](super::install) checks them and makes the layer and the guard.
 
+use std::collections::BTreeMap;
 use std::fmt;
 #[cfg(feature = "http")]
 use std::net::SocketAddr;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::env::{DEFAULT_ENV_PREFIX, EnvReader};
+use super::unknown_variables::unknown_variables;
 use crate::delivery::Pushgateway;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp::Otlp;
@@ -90,6 +92,10 @@ pub struct MetricsLayerBuilder {
     #[cfg(unix)]
     pub(super) flush_on_signals: bool,
     pub(super) flush_on_panic_abort: bool,
+    /// The prefix of the variables, if they were read.
+    pub(super) env_prefix: Option<String>,
+    /// The variables with this prefix that are not read, each with the nearest one that is.
+    pub(super) unknown_variables: BTreeMap<String, String>,
 }
 
 impl MetricsLayer {
@@ -144,6 +150,8 @@ impl MetricsLayerBuilder {
             #[cfg(unix)]
             flush_on_signals: false,
             flush_on_panic_abort: false,
+            env_prefix: None,
+            unknown_variables: BTreeMap::new(),
         }
     }
 
@@ -184,6 +192,8 @@ impl MetricsLayerBuilder {
     /// As [`with_env`](Self::with_env).
     pub fn with_env_prefix(mut self, prefix: impl AsRef<str>) -> Result<Self, Error> {
         let environment = EnvReader::process(prefix.as_ref()).read()?;
+        self.unknown_variables.extend(unknown_variables(prefix.as_ref(), std::env::vars_os()));
+        self.env_prefix = Some(prefix.as_ref().to_owned());
         self.job = environment.job.or(self.job);
         self.grouping = environment.grouping;
         for (name, value) in environment.labels {

@@ -1,5 +1,7 @@
 //! The environment variables of this crate and the syntax of their values.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::env::{self, VarError};
 #[cfg(feature = "http")]
 use std::net::{Ipv4Addr, SocketAddr};
@@ -62,6 +64,18 @@ impl EnvReader<fn(&str) -> Result<String, VarError>> {
     pub(crate) fn process(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), lookup: |name| env::var(name) }
     }
+}
+
+/// Returns the names of all variables that are read, those of features that are not compiled in included.
+pub(super) fn known_variables(prefix: &str) -> BTreeSet<String> {
+    let names = RefCell::default();
+    let lookup = |name: &str| {
+        BTreeSet::insert(&mut names.borrow_mut(), name.to_owned());
+        Err(VarError::NotPresent)
+    };
+    // An empty environment is valid.
+    let _ = EnvReader { prefix: prefix.to_owned(), lookup }.read();
+    names.into_inner()
 }
 
 impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 
 use metrics::Recorder;
-use tracing::warn;
 
 use super::builder::MetricsLayerBuilder;
 #[cfg(feature = "http")]
@@ -25,7 +24,7 @@ use crate::run::panic_hook;
 use crate::run::shutdown::Flusher;
 #[cfg(unix)]
 use crate::run::signals::SignalHandler;
-use crate::schema::{self, OWN_TARGET};
+use crate::schema;
 
 impl MetricsLayerBuilder {
     /// Builds and starts all parts. `install` makes the recorder the global one.
@@ -44,11 +43,14 @@ impl MetricsLayerBuilder {
             })?);
             self.default_job = None;
         }
+        let mut events = self.install_events(ways_out);
         let duration = (schema::STAGE_DURATION.name(&self.namespace), std::mem::take(&mut self.buckets));
         let bounds: Vec<_> = std::iter::once(duration).chain(std::mem::take(&mut self.histogram_buckets)).collect();
         let constant = Labels::new(self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()))).0;
         #[cfg(feature = "otlp")]
         let otlp = self.otlp(&bounds, constant.clone())?;
+        #[cfg(feature = "otlp")]
+        events.set_otlp(&otlp);
         let textfile = self.textfile.map(|path| Textfile::open(&path)).transpose()?;
         let open_spool = |directory| Spool::open(directory, &self.namespace);
         let spool = self.spool_directory.map(open_spool).transpose()?;
@@ -109,20 +111,7 @@ impl MetricsLayerBuilder {
             clock: quanta::Clock::new(),
             diagnostics: Arc::clone(&diagnostics),
         }));
-        if let (Some(gateway), Some(variable)) = (&self.gateway, self.default_job) {
-            let job = gateway.grouping().job().to_owned();
-            diagnostics.emit(move || {
-                warn!(
-                    target: OWN_TARGET,
-                    job,
-                    "neither a job nor a grouping is set, so the metrics go to the group of the program's name, {job:?}: \
-                     set {variable}, since jobs that share a group overwrite each other"
-                );
-            });
-        }
-        if let Some(warning) = ways_out.warning() {
-            diagnostics.emit(move || warn!(target: OWN_TARGET, "{warning}"));
-        }
+        events.warn(&diagnostics);
         #[cfg(feature = "resource-usage")]
         let resources = {
             let node = self.node.unwrap_or_else(process::hostname);
@@ -167,6 +156,7 @@ impl MetricsLayerBuilder {
             // The last step that can fail, since it cannot be undone.
             install(recorder)?;
         }
+        events.started(flusher.delivery.listen_addr, &diagnostics);
         flusher.delivery.start();
         #[cfg(unix)]
         if let Some(signals) = signals {

@@ -6,7 +6,9 @@ mod env;
 #[cfg(feature = "cli")]
 mod inspect;
 mod install;
+mod install_events;
 mod metrics;
+mod unknown_variables;
 mod validate;
 #[cfg(any(test, feature = "cli"))]
 pub(crate) mod variable_tables;

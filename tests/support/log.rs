@@ -19,6 +19,12 @@ pub struct Entry {
     pub text: String,
 }
 
+impl Entry {
+    fn is_start(&self) -> bool {
+        self.target == OWN_TARGET && self.text.starts_with("metrics go ")
+    }
+}
+
 /// A layer that records every event. Clones share the records.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<Entry>>>);
@@ -28,10 +34,15 @@ impl Log {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The texts of the crate's own events.
+    /// The texts of the crate's own events, without those of [`starts`](Self::starts).
     pub fn own(&self) -> Vec<String> {
-        let own = self.entries().into_iter().filter(|entry| entry.target == OWN_TARGET);
+        let own = self.entries().into_iter().filter(|entry| entry.target == OWN_TARGET && !entry.is_start());
         own.map(|entry| entry.text).collect()
+    }
+
+    /// The events that say where the metrics go, one for each `install()` or `build()`.
+    pub fn starts(&self) -> Vec<Entry> {
+        self.entries().into_iter().filter(Entry::is_start).collect()
     }
 
     /// All events as text, one per line, for messages and for searches.
