@@ -32,6 +32,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use support::log::{Entry, OWN_TARGET};
 use support::measured::{Measured, measured, stage};
 use support::mock_gateway::Answer;
 use support::{MockGateway, Reply, WAIT_TIMEOUT, await_true, exposition, free_addr};
@@ -126,7 +127,8 @@ fn failure_and_recovery_are_reported_once_each() {
     const INTERVALS: usize = 4;
     let server = MockGateway::ok();
     let Measured { guard, log, default: _default } = measured(builder(&server.url()).with_push_interval(INTERVAL));
-    let own = || log.entries().into_iter().filter(|entry| entry.target == support::log::OWN_TARGET);
+    let is_own = |entry: &Entry| entry.target == OWN_TARGET && !entry.is_start();
+    let own = || log.entries().into_iter().filter(is_own);
     let events = || own().map(|entry| (entry.level, entry.text)).collect::<Vec<_>>();
     for round in 1..=2 {
         let before = server.requests().len();

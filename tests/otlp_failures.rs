@@ -88,7 +88,7 @@ fn scenarios() {
     let result = guard.shutdown();
     println!("last: {result:?}");
     println!("elapsed last: {}", start.elapsed().as_millis());
-    for entry in log.entries() {
+    for entry in log.entries().into_iter().filter(|entry| !entry.is_start()) {
         println!("log: {}: {}", entry.target, entry.text);
     }
 }

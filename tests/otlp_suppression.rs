@@ -33,7 +33,7 @@ fn scenarios() {
     }
     drop(guard.shutdown());
     println!();
-    for entry in log.entries() {
+    for entry in log.entries().into_iter().filter(|entry| !entry.is_start()) {
         println!("log: {}: {} {}", entry.target, entry.level, entry.text);
     }
 }

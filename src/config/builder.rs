@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::env::{DEFAULT_ENV_PREFIX, EnvReader};
+use super::env::{DEFAULT_ENV_PREFIX, EnvReader, process_variables};
 use super::unknown_variables::unknown_variables;
 use crate::delivery::Pushgateway;
 #[cfg(feature = "otlp")]
@@ -192,7 +192,7 @@ impl MetricsLayerBuilder {
     /// As [`with_env`](Self::with_env).
     pub fn with_env_prefix(mut self, prefix: impl AsRef<str>) -> Result<Self, Error> {
         let environment = EnvReader::process(prefix.as_ref()).read()?;
-        self.unknown_variables.extend(unknown_variables(prefix.as_ref(), std::env::vars_os()));
+        self.unknown_variables.extend(unknown_variables(prefix.as_ref(), process_variables()));
         self.env_prefix = Some(prefix.as_ref().to_owned());
         self.job = environment.job.or(self.job);
         self.grouping = environment.grouping;

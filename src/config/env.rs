@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::env::{self, VarError};
+use std::ffi::OsString;
 #[cfg(feature = "http")]
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -64,6 +65,11 @@ impl EnvReader<fn(&str) -> Result<String, VarError>> {
     pub(crate) fn process(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), lookup: |name| env::var(name) }
     }
+}
+
+/// Returns the environment of the process.
+pub(super) fn process_variables() -> impl Iterator<Item = (OsString, OsString)> {
+    env::vars_os()
 }
 
 /// Returns the names of all variables that are read, those of features that are not compiled in included.

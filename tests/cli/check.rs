@@ -188,3 +188,30 @@ fn probe_is_pushed_as_the_job_pushes() {
     assert_eq!(push.header("Authorization"), Some("Basic bWU6c2VjcmV0"));
     assert!(push.header("Content-Type").unwrap().starts_with("application/vnd.google.protobuf"));
 }
+
+/// A program without a start of its own must not say that metrics go somewhere.
+#[test]
+fn settings_that_are_hardly_intended_are_warnings() {
+    let Some(gateway) = support::pushgateway() else { return };
+    let (url, directory) = (gateway.url(), tempfile::tempdir().unwrap());
+    let textfile = directory.path().join("quant.txt");
+    let environment =
+        [("PUSHGATEWAY", &*url), ("JOBS", "hush"), ("GROUPING", "run_id=7"), ("TEXTFILE", textfile.to_str().unwrap())];
+    let (code, checks) = check(&environment);
+    let starts = [
+        "settings: warning: the variable \"TV_PROMETHEUS_JOBS\" is unknown and has no effect: the nearest known one is \
+         TV_PROMETHEUS_JOB",
+        "settings: warning: the grouping has the label `run_id`",
+        &format!("settings: warning: the name of the text file {textfile:?} does not end in .prom"),
+        "settings: ok: valid",
+        "text file: ok: ",
+        "gateway: ok: ",
+    ];
+    assert_eq!((code, checks.len()), (0, starts.len()), "{checks:?}");
+    for (check, start) in checks.iter().zip(starts) {
+        assert!(check.starts_with(start), "{checks:?}");
+    }
+    let text = output(0, &["check"], &environment);
+    assert!(text.ends_with("\nall is well, with 3 warnings\n"), "{text}");
+    assert!(!text.contains("hush") && !text.contains("metrics go "), "{text}");
+}

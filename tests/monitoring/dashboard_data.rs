@@ -10,6 +10,7 @@ mod support;
 mod dashboard;
 #[allow(dead_code)]
 mod files;
+mod text_files;
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;

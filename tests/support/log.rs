@@ -20,7 +20,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn is_start(&self) -> bool {
+    /// Whether this is the event that says where the metrics go, one for each `install()` or `build()`.
+    pub fn is_start(&self) -> bool {
         self.target == OWN_TARGET && self.text.starts_with("metrics go ")
     }
 }
@@ -34,13 +35,13 @@ impl Log {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The texts of the crate's own events, without those of [`starts`](Self::starts).
+    /// The texts of the crate's own events after the start.
     pub fn own(&self) -> Vec<String> {
         let own = self.entries().into_iter().filter(|entry| entry.target == OWN_TARGET && !entry.is_start());
         own.map(|entry| entry.text).collect()
     }
 
-    /// The events that say where the metrics go, one for each `install()` or `build()`.
+    /// The events that say where the metrics go.
     pub fn starts(&self) -> Vec<Entry> {
         self.entries().into_iter().filter(Entry::is_start).collect()
     }

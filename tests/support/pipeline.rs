@@ -47,8 +47,11 @@ impl<S: Subscriber> Layer<S> for Heard {
         if event.metadata().target() == "tracing_stage_metrics" {
             let mut text = Text { message: String::new(), fields: String::new() };
             event.record(&mut text);
-            let line = format!("{} {}{}", event.metadata().level(), text.message, text.fields);
-            self.0.lock().unwrap().push(line);
+            // The event that says where the metrics go is not one of the run.
+            if !text.message.starts_with("metrics go ") {
+                let line = format!("{} {}{}", event.metadata().level(), text.message, text.fields);
+                self.0.lock().unwrap().push(line);
+            }
         }
     }
 }

@@ -175,6 +175,20 @@ impl Prometheus {
         Self::start_with(&configuration, &[&format!("--enable-feature={features}")])
     }
 
+    /// Starts a Prometheus with rules and with further lines for the last scrape job.
+    #[track_caller]
+    pub fn start_with_scrape_settings(
+        scrape: &[(&str, SocketAddr, bool)],
+        rules: &[&Path],
+        settings: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Self {
+        let mut configuration = configuration(scrape, rules);
+        for line in settings {
+            let _ = writeln!(configuration, "    {}", line.as_ref());
+        }
+        Self::start_with(&configuration, &[])
+    }
+
     /// Starts a Prometheus with a receiver of OTLP (3.0 or later), further configuration and further arguments.
     #[track_caller]
     pub fn start_receiver(configuration: &str, args: &[&str]) -> Self {
