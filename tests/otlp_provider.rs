@@ -83,6 +83,8 @@ fn provider_gets_all_metrics_and_is_flushed() {
     assert_eq!(last["quant_stage_active{profile=,stage_id=c}"], 0.0);
     assert!(last.contains_key("quant_run_last_completion_timestamp_seconds{}"));
     assert_eq!(log.own(), [""; 0]);
+    let starts: Vec<_> = log.starts().into_iter().map(|entry| entry.text).collect();
+    assert_eq!(starts, ["metrics go to the meter of the application"]);
     drop(default);
     // The provider belongs to the application and keeps working.
     provider.meter("application").u64_counter("application").build().add(1, &[]);

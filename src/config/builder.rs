@@ -162,6 +162,8 @@ impl MetricsLayerBuilder {
     /// they are only the labels of the text file, and the job is the service name of OTLP. The format, the credentials and the
     /// certificates apply to a gateway that the code has set, too.
     ///
+    /// [`install`](Self::install) warns of variables with the prefix that do not exist.
+    ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
     /// // With TV_PROMETHEUS_PUSHGATEWAY=http://pushgateway:9091 and TV_PROMETHEUS_JOB=quant_pipeline
@@ -241,6 +243,9 @@ impl MetricsLayerBuilder {
     /// `counter!` records into the same recorder.
     ///
     /// It starts threads, which a fork does not have: call `install()` after the fork.
+    ///
+    /// One `info!` event says where the metrics go. It reaches the subscriber that has the layer with the first stage, or at the
+    /// final flush if there is none.
     ///
     /// ```
     /// # use tracing_stage_metrics::MetricsLayer;

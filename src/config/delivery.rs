@@ -129,8 +129,8 @@ impl MetricsLayerBuilder {
     }
 
     /// Writes the metrics to this file at `install()`, on the push interval and at the end, for node_exporter's textfile
-    /// collector, which reads only names that end in `.prom`, or for people. The file is replaced as a whole, so a reader never
-    /// sees half of it. Without it, no file is written.
+    /// collector or for people. The file is replaced as a whole, so a reader never sees half of it. node_exporter reads no
+    /// file whose name does not end in `.prom`: one warning says so. Without this setting, no file is written.
     ///
     /// Each series has the job and the grouping labels of the gateway. Without a gateway they come from [`with_job`](Self::with_job) and the
     /// variables `…_JOB` and `…_GROUPING` (see [`with_env`](Self::with_env)). Without these the series have no such labels, and the run

@@ -156,7 +156,11 @@ impl MetricsLayerBuilder {
             // The last step that can fail, since it cannot be undone.
             install(recorder)?;
         }
-        events.started(flusher.delivery.listen_addr, &diagnostics);
+        #[cfg(feature = "http")]
+        let listening = flusher.delivery.listen_addr;
+        #[cfg(not(feature = "http"))]
+        let listening = None;
+        events.started(listening, &diagnostics);
         flusher.delivery.start();
         #[cfg(unix)]
         if let Some(signals) = signals {

@@ -275,6 +275,11 @@ impl Pushgateway {
         self.address.as_str()
     }
 
+    /// Returns whether the gateway stores samples, as VictoriaMetrics does, and has no groups.
+    pub(crate) fn stores_samples(&self) -> bool {
+        self.address.stores_samples()
+    }
+
     /// Returns the gateway's clock minus this node's, in seconds; `None` before the gateway's first response.
     pub(in crate::delivery) fn clock_offset(&self) -> Option<f64> {
         self.clock.get()

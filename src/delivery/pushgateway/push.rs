@@ -74,11 +74,6 @@ impl Pushgateway {
         let body = self.body(format.encode(&families));
         Ok(self.send_as(Method::POST, body, format.content_type(), None).await?)
     }
-
-    /// Returns whether the gateway stores samples, as VictoriaMetrics does, and has no groups.
-    pub(crate) fn stores_samples(&self) -> bool {
-        self.address.stores_samples()
-    }
 }
 
 /// Outcome of [`application_refused`] if the stages were pushed alone.
