@@ -162,7 +162,7 @@ impl MetricsLayerBuilder {
     /// they are only the labels of the text file, and the job is the service name of OTLP. The format, the credentials and the
     /// certificates apply to a gateway that the code has set, too.
     ///
-    /// [`install`](Self::install) warns of variables with the prefix that do not exist.
+    /// A variable `TV_PROMETHEUS_…` that is not in the list is one warning at [`install`](Self::install), with the nearest name that is.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
