@@ -15,7 +15,7 @@ use super::arguments::Common;
 use super::groups::{Outcome, delete};
 use super::report::{Report, count};
 use super::runtime;
-use crate::config::{Destinations, Variable, unknown_variables, variables};
+use crate::config::{Destinations, Variable, variables};
 use crate::delivery::{DeliveryEvent, Grouping, Pushgateway, Spool, Textfile};
 use crate::error::{Error, Kind};
 use crate::schema::OWN_TARGET;
@@ -29,9 +29,7 @@ const WARNING_TIME: Duration = Duration::from_secs(5);
 
 pub(super) fn run(common: &Common) -> Result<Report, Error> {
     let prefix = &common.env_prefix;
-    let unknown =
-        |name| Check::warning("settings", format!("{name} is not a variable of this library: check its name"));
-    let mut checks: Vec<_> = unknown_variables(prefix).into_iter().map(unknown).collect();
+    let mut checks = Vec::new();
     match MetricsLayer::builder().with_env_prefix(prefix) {
         Ok(mut builder) => {
             let destinations = builder.destinations();
@@ -138,10 +136,6 @@ fn try_destinations(destinations: &Destinations, prefix: &str) -> Result<Vec<Che
     }
     if let Some(path) = &destinations.textfile {
         checks.push(match Textfile::open(path) {
-            Ok(_) if path.extension().is_none_or(|extension| extension != "prom") => Check::warning(
-                "text file",
-                format!("{path:?} can be written, but node_exporter reads only files whose names end in .prom"),
-            ),
             Ok(_) => Check::ok("text file", format!("{path:?} can be written")),
             Err(error) => Check::error("text file", &error),
         });

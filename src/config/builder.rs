@@ -193,8 +193,16 @@ impl MetricsLayerBuilder {
     ///
     /// As [`with_env`](Self::with_env).
     pub fn with_env_prefix(mut self, prefix: impl AsRef<str>) -> Result<Self, Error> {
-        let environment = EnvReader::process(prefix.as_ref()).read()?;
-        self.unknown_variables.extend(unknown_variables(prefix.as_ref(), process_variables()));
+        let unknown = unknown_variables(prefix.as_ref(), process_variables());
+        // A misspelt variable may be the reason why another one is wrong.
+        let environment =
+            EnvReader::process(prefix.as_ref()).read().map_err(|error| match unknown.first_key_value() {
+                Some((variable, nearest)) => {
+                    Error::config(format!("{error:?}; {variable:?} is unknown: the nearest known one is {nearest}"))
+                }
+                None => error,
+            })?;
+        self.unknown_variables.extend(unknown);
         self.env_prefix = Some(prefix.as_ref().to_owned());
         self.job = environment.job.or(self.job);
         self.grouping = environment.grouping;

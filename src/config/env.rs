@@ -326,13 +326,6 @@ pub(crate) fn value(name: &str) -> Result<Option<String>, Error> {
     trimmed(name, env::var(name))
 }
 
-/// Returns the names of the variables with this prefix.
-#[cfg(feature = "cli")]
-pub(crate) fn names(prefix: &str) -> impl Iterator<Item = String> {
-    let begins = format!("{prefix}PROMETHEUS_");
-    env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(move |name| name.starts_with(&begins))
-}
-
 /// Parses a number and a unit: `ms`, `s`, `m`, `h` or `d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, Error> {
     let wrong = |why: &str| {

@@ -1,10 +1,9 @@
 //! The settings as the program `stage-metrics` shows and checks them.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::builder::MetricsLayerBuilder;
-use super::env::{DEFAULT_ENV_PREFIX, names, value};
+use super::env::{DEFAULT_ENV_PREFIX, value};
 #[cfg(feature = "otlp")]
 use super::variable_tables::documented_otlp_variables;
 use super::variable_tables::{Variable, documented_variables};
@@ -29,14 +28,6 @@ pub(crate) fn variables(prefix: &str) -> Vec<(Variable, Option<String>)> {
         variables.extend(documented_otlp_variables().into_iter().map(shown).filter(|(_, value)| value.is_some()));
     }
     variables
-}
-
-/// Returns the variables with this prefix in the environment that nothing reads.
-pub(crate) fn unknown_variables(prefix: &str) -> Vec<String> {
-    let known: BTreeSet<_> = variables(prefix).into_iter().map(|(variable, _)| variable.name).collect();
-    let mut unknown: Vec<_> = names(prefix).filter(|name| !known.contains(name)).collect();
-    unknown.sort_unstable();
-    unknown
 }
 
 /// Returns a value without credentials: a user, those of a URL, and those in headers.

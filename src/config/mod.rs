@@ -19,7 +19,7 @@ pub use env::DEFAULT_ENV_PREFIX;
 #[cfg(feature = "cli")]
 pub(crate) use env::{parse_duration, value};
 #[cfg(feature = "cli")]
-pub(crate) use inspect::{Destinations, unknown_variables, variables};
+pub(crate) use inspect::{Destinations, variables};
 #[cfg(feature = "cli")]
 pub(crate) use validate::check_namespace;
 #[cfg(feature = "cli")]

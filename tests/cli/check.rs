@@ -137,20 +137,12 @@ fn every_error_of_an_installation_is_found() {
     assert_eq!((code, checks), (1, vec![nowhere.to_owned()]));
 }
 
-/// Nothing fails where these are wrong, so nobody would notice.
 #[test]
-fn misspelt_variable_and_text_file_that_nobody_reads_are_warnings() {
-    let directory = tempfile::tempdir().unwrap();
-    let textfile = directory.path().join("quant.txt");
-    let (code, checks) = check(&[("TEXTFILE", textfile.to_str().unwrap()), ("FLUSH_ON_SIGNAL", "true")]);
-    let expected = [
-        "settings: warning: TV_PROMETHEUS_FLUSH_ON_SIGNAL is not a variable of this library: check its name".to_owned(),
-        "settings: ok: valid".to_owned(),
-        format!(
-            "text file: warning: {textfile:?} can be written, but node_exporter reads only files whose names end in .prom"
-        ),
-    ];
-    assert_eq!((code, checks), (0, expected.to_vec()));
+fn misspelt_variable_is_in_the_error_of_another() {
+    let (code, checks) = check(&[("USERNAME", "me"), ("PASSWORD_FLIE", "/hush")]);
+    let expected = "settings: error: TV_PROMETHEUS_USERNAME is set without TV_PROMETHEUS_PASSWORD_FILE: set both; \
+        \"TV_PROMETHEUS_PASSWORD_FLIE\" is unknown: the nearest known one is TV_PROMETHEUS_PASSWORD_FILE";
+    assert_eq!((code, checks), (1, vec![expected.to_owned()]));
 }
 
 #[test]
