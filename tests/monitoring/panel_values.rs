@@ -73,6 +73,11 @@ fn outcomes_panel_tells_success_running_failed_and_killed_apart() {
             ("quant_run_last_completion_timestamp_seconds{job='killed'}", "180x20"),
             ("quant_run_last_success_timestamp_seconds{job='killed'}", "180x20"),
             ("push_time_seconds{job='killed'}", "600x20"),
+            // The same with a label of `with_label`, which the gateway's own metrics do not have, and another at work.
+            ("quant_run_start_timestamp_seconds{job='killed_labelled',team='x'}", "240x20"),
+            ("push_time_seconds{job='killed_labelled'}", "600x20"),
+            ("quant_run_start_timestamp_seconds{job='labelled',team='x'}", "240x20"),
+            ("push_time_seconds{job='labelled'}", "1140x20"),
         ],
         &[
             ("{job='good'}", 0.0),
@@ -82,6 +87,8 @@ fn outcomes_panel_tells_success_running_failed_and_killed_apart() {
             ("{job='failed'}", 2.0),
             ("{job='never', profile='p'}", 2.0),
             ("{job='killed'}", 3.0),
+            ("{job='killed_labelled'}", 3.0),
+            ("{job='labelled'}", 1.0),
         ],
     );
 }
@@ -107,6 +114,29 @@ fn active_panel_leaves_out_stages_of_killed_processes() {
             ("{job='grouped', stage_id='a'}", 4.0),
             ("{job='service', stage_id='a'}", 1.0),
         ],
+    );
+}
+
+#[test]
+fn usage_panel_leaves_out_killed_processes() {
+    let series = |labels: &str| format!("quant_engine_resource_usage{{resource_type='cpu',node='n',{labels}}}");
+    let [killed, at_work, killed_labelled, labelled, service] =
+        ["job='killed'", "job='at_work'", "job='killed_labelled',team='x'", "job='labelled',team='x'", "job='service'"]
+            .map(series);
+    assert_shows(
+        "CPU in use",
+        &[
+            (&killed, "1x20"),
+            ("push_time_seconds{job='killed'}", "600x20"),
+            (&at_work, "2x20"),
+            ("push_time_seconds{job='at_work'}", "1140x20"),
+            (&killed_labelled, "4x20"),
+            ("push_time_seconds{job='killed_labelled'}", "600x20"),
+            (&labelled, "8x20"),
+            ("push_time_seconds{job='labelled'}", "1140x20"),
+            (&service, "16x20"),
+        ],
+        &[(&at_work, 2.0), (&labelled, 8.0), (&service, 16.0)],
     );
 }
 
