@@ -104,6 +104,12 @@ fn invalid_grouping_label_is_an_error() {
         gateway_error(gateway().with_grouping_label("team", "a").unwrap().with_grouping_label("team", "b")),
         "grouping label \"team\" is given twice, as \"a\" and as \"b\": give it once"
     );
+    // Beside the group without the label, it would break the whole gateway.
+    assert_eq!(
+        gateway_error(gateway().with_grouping_label("instance", "")),
+        "grouping label \"instance\" is empty: beside a group of the job without it, the gateway could not be scraped any \
+         more; give it a value or leave it out"
+    );
     for allowed in ["profile", "run_id", "instance", "_x", "LE", "job2"] {
         assert!(gateway().with_grouping_label(allowed, "x").is_ok(), "{allowed}");
     }

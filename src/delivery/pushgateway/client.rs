@@ -123,7 +123,7 @@ impl Pushgateway {
 
     /// Adds a label to the grouping key. Without grouping labels, the job alone names the group.
     ///
-    /// Any text is a valid value, also an empty one or one with a `/`. The gateway sets the label on every metric of the
+    /// Any text is a valid value, also one with a `/` or, but for `instance`, an empty one. The gateway sets the label on every metric of the
     /// group, and replaces a label of the same name that the metric has.
     ///
     /// ```
@@ -140,7 +140,8 @@ impl Pushgateway {
     /// A [configuration error](Error::is_config) if the name is not a label name (`[a-zA-Z_][a-zA-Z0-9_]*`), is set
     /// already, is reserved (`job`, `le`, `quantile`, anything that starts with `__`), or is a label of this crate's
     /// own metrics (`stage_id`, `status`, `reason`, `resource_type`, `node`, `result`). `profile` and `run_id` are
-    /// allowed: they set that label for the whole process.
+    /// allowed: they set that label for the whole process. An empty `instance` is an error too: a gateway that has the group
+    /// without the label and the one with an empty one cannot be scraped.
     pub fn with_grouping_label(mut self, name: impl Into<String>, value: impl Into<String>) -> Result<Self, Error> {
         self.grouping.add(name, value)?;
         Ok(self)

@@ -42,9 +42,20 @@ impl Grouping {
     ///
     /// # Errors
     ///
-    /// A configuration error if the name is not valid, reserved, or set already.
+    /// A configuration error if the name is not valid, reserved, or set already, or if the instance is empty.
     pub(crate) fn add(&mut self, name: impl Into<String>, value: impl Into<String>) -> Result<(), Error> {
         let (name, value) = (name.into(), value.into());
+        if name == "instance" && value.is_empty() {
+            // A variable that is not set, as in `instance=$POD_NAME`. The group and the one without the label have the same series.
+            return Err(Error::config(
+                "grouping label \"instance\" is empty: beside a group of the job without it, the gateway could not be \
+                 scraped any more; give it a value or leave it out",
+            ));
+        }
+        self.insert(name, value)
+    }
+
+    fn insert(&mut self, name: String, value: String) -> Result<(), Error> {
         check_label_name("grouping label", &name)?;
         if let Some(first) = self.get(&name) {
             return Err(Error::config(format!(
@@ -110,7 +121,7 @@ impl Grouping {
         let mut grouping = Self::new(job).ok()?;
         while let Some(label) = pair() {
             let (name, value) = label?;
-            grouping.add(name, value).ok()?;
+            grouping.insert(name.to_owned(), value).ok()?;
         }
         Some(grouping)
     }
