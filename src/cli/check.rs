@@ -198,8 +198,18 @@ async fn try_probe(gateway: &Pushgateway) -> Result<Check, Error> {
     let labels = [("job", PROBE_JOB.to_owned()), ("instance", process::instance())];
     let labels = labels.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
     let grouping = Grouping::from_labels(labels).ok_or_else(|| Error::config("the probe has no group"))?;
-    let path = grouping.path();
     let probe = gateway.for_group(grouping);
+    let tried = push_probe(gateway, &probe, refused).await;
+    if tried.is_err() {
+        // A gateway keeps the group of a push that it refused. The first error says why.
+        let _ = probe.delete().await;
+    }
+    tried
+}
+
+/// Pushes the probe and deletes it. `refused` is the error of a gateway that does not show its metrics.
+async fn push_probe(gateway: &Pushgateway, probe: &Pushgateway, refused: Option<Error>) -> Result<Check, Error> {
+    let (endpoint, path) = (gateway.endpoint(), probe.grouping().path());
     if let Err(error) = probe.push_in_format(PROBE).await {
         // The first refusal says more of a server that is no gateway.
         return Err(refused.unwrap_or(error));

@@ -4,9 +4,9 @@ use std::net::TcpListener;
 
 use serde_json::{Value, json};
 
-use super::support::mock_gateway::Request;
-use super::support::{self, MockGateway, servers};
-use super::{gateway_with_password, groups, output, run_json};
+use super::support::mock_gateway::{Answer, Request};
+use super::support::{self, MockGateway, Reply, servers};
+use super::{block_on, gateway_with_password, groups, output, run_json};
 
 /// Runs the check. Returns the exit code, and the checks as `subject: result: text`.
 #[track_caller]
@@ -167,10 +167,8 @@ fn probe_is_pushed_as_the_job_pushes() {
     check(&[("PUSHGATEWAY", &url), ("JOB", "j"), ("NATIVE_HISTOGRAMS", "true")]);
     assert!(gateway.requests().iter().all(|request| request.method == "GET"), "a page without metrics is no gateway");
     let gateway = MockGateway::start_with(|request: &Request| match &*request.method {
-        "GET" => {
-            support::Reply::Answer(support::mock_gateway::Answer::new(200).with_body("pushgateway_build_info 1\n"))
-        }
-        _ => support::Reply::ok(),
+        "GET" => Reply::Answer(Answer::new(200).with_body("pushgateway_build_info 1\n")),
+        _ => Reply::ok(),
     });
     let url = gateway.url().replace("http://", "http://me:secret@");
     let (code, checks) = check(&[("PUSHGATEWAY", &url), ("JOB", "j"), ("NATIVE_HISTOGRAMS", "true")]);
@@ -179,6 +177,28 @@ fn probe_is_pushed_as_the_job_pushes() {
     assert!(push.path.starts_with("/metrics/job/stage_metrics_check/instance/"), "{}", push.path);
     assert_eq!(push.header("Authorization"), Some("Basic bWU6c2VjcmV0"));
     assert!(push.header("Content-Type").unwrap().starts_with("application/vnd.google.protobuf"));
+    gateway.await_request(|request| request.method == "DELETE" && request.path == push.path);
+}
+
+/// A gateway keeps the group of a push that it refused.
+#[test]
+fn probe_that_fails_is_deleted() {
+    let Some(gateway) = support::pushgateway() else { return };
+    let url = gateway.url();
+    let other = tracing_stage_metrics::Pushgateway::new(&url, "other").unwrap();
+    block_on(other.push_add("# TYPE stage_metrics_check counter\nstage_metrics_check 1\n")).unwrap();
+    let (code, checks) = check(&[("PUSHGATEWAY", &url), ("JOB", "j")]);
+    assert!(code == 1 && checks[1].contains("was refused with 400 Bad Request"), "{checks:?}");
+    support::await_true("the probe is gone", || groups(&url) == ["job=other"]);
+
+    let listing = |status| Reply::Answer(Answer::new(status).with_body("pushgateway_build_info 1\n"));
+    let gateway = MockGateway::ok();
+    // The first listing, the push, and the listing that should show it.
+    gateway.set_replies([listing(200), Reply::ok(), listing(500)]);
+    let (code, checks) = check(&[("PUSHGATEWAY", &gateway.url()), ("JOB", "j")]);
+    assert!(code == 1 && checks[1].contains("was refused with 500"), "{checks:?}");
+    let methods: Vec<_> = gateway.requests().into_iter().map(|request| request.method).collect();
+    assert_eq!(methods, ["GET", "POST", "GET", "DELETE"]);
 }
 
 /// A program without a start of its own must not say that metrics go somewhere.
