@@ -98,26 +98,41 @@ fn prune_deletes_the_selected_groups_alone() {
     assert_eq!(groups(&url), [""; 0]);
 }
 
-/// The values have the special characters of URLs, shells and base64. A group without an instance is not stale: every run of the
-/// job overwrites it.
+/// Runs the shell commands of the page for the job `fleet`, with another age.
+#[track_caller]
+fn clean_up(url: &str, age: &str) {
+    let page = include_str!("../../docs/fleets.md");
+    let (_, script) = page.split_once("```sh\n").unwrap();
+    let (script, _) = script.split_once("```").unwrap();
+    assert_eq!(script.matches("stage-metrics groups prune --older-than 1d").count(), 2);
+    let script = script.replace("stage-metrics", "\"$0\"").replace(" 1d", &format!(" {age}"));
+    let mut command = support::example::isolated("sh");
+    command.args(["-euc", &script, env!("CARGO_BIN_EXE_stage-metrics")]);
+    command.env("TV_PROMETHEUS_PUSHGATEWAY", url).env("TV_PROMETHEUS_JOB", "fleet");
+    let ended = support::child::start(command).wait();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+}
+
+/// The label values have the special characters of URLs, shells and base64.
 #[test]
-fn prune_deletes_groups_with_any_label_value_alone() {
+fn commands_of_the_page_delete_stale_instance_groups_alone() {
     let Some(gateway) = support::pushgateway() else { return };
     let url = gateway.url();
-    let values =
+    let unusual =
         ["a/b", "/", "..", "ü ?#%+&=", "\"'\\ $(false) `false`", "line\nfeed", "\u{3fb}\u{ff}>>>???", "{a,b}[1-2]"];
-    for value in values {
-        push(&url, value, &[("team", value)]);
+    for value in unusual {
+        push(&url, "fleet", &[("team", value)]);
+        push(&url, value, &[("instance", value)]);
     }
     let kept = groups(&url);
-    assert_eq!(kept.len(), values.len());
-    for value in values {
-        push(&url, value, &[("instance", value)]);
+    for value in unusual {
         push(&url, "fleet", &[("instance", value), ("_x9", value), ("team", "")]);
     }
-    let prune = ["groups", "prune", "--older-than", "1ms", "--label", "instance", "--all"];
-    let text = output(0, &prune, &[("PUSHGATEWAY", &url)]);
-    assert!(text.ends_with("\n16 groups deleted\n"), "{text}");
+    let all = groups(&url);
+    assert_eq!((kept.len(), all.len()), (2 * unusual.len(), 3 * unusual.len()));
+    clean_up(&url, "1d");
+    assert_eq!(groups(&url), all);
+    clean_up(&url, "1ms");
     assert_eq!(groups(&url), kept);
 }
 
