@@ -208,8 +208,9 @@ pub(super) enum SpoolCommand {
     ///
     /// `waiting` is delivered by the next run or by `replay`, also while a job works with it. `refused` was refused by
     /// the gateway, and `damaged` is incomplete: nobody delivers them, and they are dropped when the spool is full.
-    /// `being written` belongs to a job that ends right now, or to one that was killed then.
-    #[command(after_long_help = exit_codes("the files cannot be read") + "; also if there is no such directory")]
+    /// `being written` belongs to a job that ends right now, or to one that was killed then. A directory that is not there
+    /// or cannot be read is a wrong variable.
+    #[command(after_long_help = exit_codes("the files cannot be listed"))]
     List {
         #[command(flatten)]
         common: Common,

@@ -136,6 +136,15 @@ fn payload_that_a_job_works_with_is_left_to_it() {
     assert!(text.ends_with(": a job works with it\n"), "{text}");
     assert_eq!(groups(&url), [""; 0]);
     drop(file);
+    // A job of the group ends its run: it writes a payload of its own.
+    let (_, rest) = name.split_once('-').unwrap();
+    let newer = spool.join(format!(".99999999999999999999-{}.tmp", rest.strip_suffix(".spool").unwrap()));
+    let file = File::create(&newer).unwrap();
+    file.lock().unwrap();
+    let kept = vec![(name.clone(), "kept: not tried".to_owned())];
+    assert_eq!(results(&["spool", "replay"], &environment), (0, kept));
+    fs::remove_file(newer).unwrap();
+    drop(file);
     assert_eq!(results(&["spool", "replay"], &environment), (0, vec![(name, "delivered".to_owned())]));
 }
 

@@ -148,10 +148,8 @@ impl Replay<'_> {
                     entry.payload.body = Bytes::new();
                     outdated.entries.push(entry);
                 }
-                Outcome::Superseded => {
-                    (self.observe)(&name, PayloadOutcome::Kept("a job of this group ends its run".to_owned()));
-                    return Ok(self.skip_group(&name));
-                }
+                // Not tried, as a payload that another process has locked.
+                Outcome::Superseded => return Ok(self.skip_group(&name)),
                 Outcome::Unknown(error) => {
                     (self.observe)(&name, PayloadOutcome::Kept(format!("{error:?}")));
                     return Ok(Replayed::Failed);
