@@ -70,14 +70,21 @@ pub(super) fn labels(group: &Grouping) -> Value {
     )
 }
 
-/// Quotes a value for a shell where it has to be. Control characters, which a terminal would obey, are escaped.
+/// Whether a terminal obeys the character, or shows the text around it as another one: control characters, and those that
+/// set the direction of writing or have no width.
+fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Quotes a value for a shell where it has to be. Characters that deceive whoever reads them in a terminal are escaped.
 pub(super) fn shell_quoted(value: &str) -> String {
-    if value.chars().any(char::is_control) {
+    if value.chars().any(is_deceptive) {
         let escaped: String = value
             .chars()
             .map(|c| match c {
                 '\\' | '\'' => format!("\\{c}"),
-                c if c.is_control() => c.to_string().bytes().map(|byte| format!("\\x{byte:02x}")).collect(),
+                c if is_deceptive(c) => c.to_string().bytes().map(|byte| format!("\\x{byte:02x}")).collect(),
                 c => c.to_string(),
             })
             .collect();
@@ -116,6 +123,7 @@ mod tests {
             ("a b", "'a b'"),
             ("it's $HOME", r"'it'\''s $HOME'"),
             ("a\n\x1b[31m'\\", r"$'a\x0a\x1b[31m\'\\'"),
+            ("a\u{202e}b", r"$'a\xe2\x80\xaeb'"),
         ] {
             assert_eq!(shell_quoted(value), quoted, "{value:?}");
         }

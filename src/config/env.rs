@@ -287,7 +287,13 @@ fn parse_listen(text: &str) -> Result<SocketAddr, Error> {
 
 fn parse_constant_labels(text: &str) -> Result<Vec<(String, String)>, Error> {
     let labels = parse_labels(text)?;
-    labels.iter().try_for_each(|(name, _)| check_constant_label(name))?;
+    let mut names = BTreeSet::new();
+    for (name, _) in &labels {
+        check_constant_label(name)?;
+        if !names.insert(name) {
+            return Err(Error::config(format!("constant label {name:?} is given twice: give it once")));
+        }
+    }
     Ok(labels)
 }
 

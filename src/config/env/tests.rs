@@ -243,6 +243,8 @@ fn error_names_the_variable_and_quotes_the_value() {
     }
     let message = message(&[("TV_PROMETHEUS_PUSHGATEWAY", "gateway:9091"), ("TV_PROMETHEUS_GROUPING", "1st=x")]);
     assert!(message.starts_with("TV_PROMETHEUS_GROUPING: ") && message.contains("1st"), "{message}");
+    let message = self::message(&[("TV_PROMETHEUS_LABELS", "a=1,b=2,a=3")]);
+    assert_eq!(message, "TV_PROMETHEUS_LABELS: constant label \"a\" is given twice: give it once");
     let message = self::message(&[("TV_PROMETHEUS_LABELS", "stage_id=x")]);
     assert!(message.starts_with("TV_PROMETHEUS_LABELS: constant label \"stage_id\" "), "{message}");
 }
