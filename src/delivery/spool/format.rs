@@ -99,22 +99,21 @@ impl Payload {
             && state.push_time.is_some_and(|pushed| pushed > self.gateway_time(offset))
     }
 
-    /// Returns the time of the last successful run of the group, if the body has it.
+    /// Returns the time of the last successful run of the group, if the body has it. A run with other constant labels, which
+    /// the body carries over, does not count.
     pub(in crate::delivery) fn last_success(&self) -> Option<f64> {
         let name = RUN_LAST_SUCCESS.name(self.namespace.as_deref()?);
-        self.plain_gauge(name).map(|(_, value)| value)
+        let constant = self.constant_labels().identity();
+        let series = self.gauges(&[name]).into_iter().find(|(_, labels, _)| labels.identity() == constant);
+        series.map(|(.., value)| value)
     }
 
     /// Returns the constant labels of the run, which all its series have.
     pub(super) fn constant_labels(&self) -> Labels {
-        let name = self.namespace.as_deref().map(|namespace| RUN_START.name(namespace));
-        name.and_then(|name| self.plain_gauge(name)).map(|(labels, _)| labels).unwrap_or_default()
-    }
-
-    /// Returns the series of a gauge that has no labels but the constant ones.
-    fn plain_gauge(&self, name: String) -> Option<(Labels, f64)> {
-        let series = self.gauges(&[name]).into_iter().map(|(_, labels, value)| (labels, value));
-        series.min_by_key(|(labels, _)| labels.iter().count())
+        let Some(namespace) = self.namespace.as_deref() else { return Labels::default() };
+        let series = self.gauges(&[RUN_START.name(namespace)]).into_iter().map(|(_, labels, _)| labels);
+        // The series that has no labels but the constant ones.
+        series.min_by_key(|labels| labels.iter().count()).unwrap_or_default()
     }
 
     /// Returns the series of gauges: name, labels and value. Nothing else of the body is read.
@@ -347,6 +346,19 @@ mod tests {
         };
         assert_eq!(run_start("x", &text), Some(1.5));
         assert_eq!(run_start("warehouse", TEXT), None);
+    }
+
+    #[test]
+    fn last_success_is_that_of_the_own_labels() {
+        let gateway = Pushgateway::new("gw", "a").unwrap();
+        let last_success = |text: &str| {
+            let text = format!("x_run_start_timestamp_seconds{{v=\"2\"}} 5\n{text}");
+            Payload::new(&gateway, "x", EncodedState::of_text(&text, PushFormat::Text)).last_success()
+        };
+        let carried_over = "x_run_last_success_timestamp_seconds{v=\"1\"} 3\n";
+        assert_eq!(last_success(carried_over), None);
+        let both = format!("{carried_over}x_run_last_success_timestamp_seconds{{v=\"2\"}} 7\n");
+        assert_eq!(last_success(&both), Some(7.0));
     }
 
     #[test]
