@@ -2,7 +2,7 @@
 //! pushes.
 
 use std::io::Write as _;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -18,6 +18,8 @@ use super::support::child::{self, Ended};
 use super::support::measured::{Measured, measured, stage};
 use super::support::{WAIT_TIMEOUT, exposition, servers};
 
+type Stream = StreamOwned<ServerConnection, TcpStream>;
+
 struct Gateway {
     /// With the host name of the certificate.
     url: String,
@@ -29,6 +31,11 @@ struct Gateway {
 
 /// A gateway that answers 200 to every client that trusts its certificate. Ends with the process.
 fn start() -> Gateway {
+    start_with(|stream| stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"))
+}
+
+/// A gateway that answers so.
+fn start_with(answer: impl Fn(&mut Stream) -> std::io::Result<()> + Send + 'static) -> Gateway {
     let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let certificate = directory.path().join("certificate.pem");
@@ -46,7 +53,7 @@ fn start() -> Gateway {
             let session = ServerConnection::new(Arc::clone(&config)).unwrap();
             let mut stream = StreamOwned::new(session, connection);
             if let Some(body) = read_body(&mut stream) {
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                let _ = answer(&mut stream);
                 let _ = sender.send(body);
             }
         }
@@ -128,6 +135,15 @@ fn untrusted_certificate_is_an_error() {
         gateway.bodies.recv_timeout(WAIT_TIMEOUT.min(Duration::from_millis(50))).is_err(),
         "the client sends no request"
     );
+}
+
+/// As a proxy does whose server is gone: the gateway may have the metrics.
+#[test]
+fn broken_tls_after_the_request_is_no_failed_connection() {
+    let gateway = start_with(|stream| stream.sock.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n"));
+    let ended = push(&gateway, &gateway);
+    assert!(ended.stdout.contains("failed: the connection broke, or carried no HTTP"), "{ended:?}");
+    assert!(gateway.bodies.try_recv().unwrap().contains("quant_run_start_timestamp_seconds"));
 }
 
 /// The gateway's `web.config.file`, with HTTP/2 as by default.

@@ -275,6 +275,17 @@ fn payload_for_a_port_of_tls_stays_in_the_spool() {
     }
 }
 
+/// The metrics of an application may quote such an answer.
+#[test]
+fn refusal_with_the_text_of_a_port_of_tls_is_a_refusal() {
+    let text = "pushed metrics are invalid or inconsistent with existing metrics: collected metric \"errors_total\" { \
+        label:{name:\"message\" value:\"Client sent an HTTP request to an HTTPS server.\"} counter:{value:1}} was collected \
+        before with the same name and label values";
+    let server = MockGateway::start([Reply::Answer(super::Answer::new(400).with_body(text))]);
+    let error = push(&gateway(server.url())).unwrap_err();
+    assert_eq!(error.status(), Some(400), "{error:?}");
+}
+
 #[test]
 fn proxy_with_tls_a_path_and_a_token_passes_the_push_on() {
     if !servers::installed(servers::NGINX) {

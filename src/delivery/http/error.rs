@@ -23,11 +23,12 @@ const MAX_BODY_SHOWN: usize = 1024;
 /// How long reading a refusal's body may take. The status is known by then; the body only explains it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Parts of the 400 that servers of TLS (Go, nginx, Apache) answer to a request of plain HTTP.
-const TLS_SERVER_TEXTS: [&str; 3] =
-    ["HTTP request to an HTTPS server", "HTTP request was sent to HTTPS port", "speaking plain HTTP to an SSL-enabled"];
+/// The 400 that servers of TLS in Go answer to a request of plain HTTP.
+const TLS_SERVER_TEXT: &str = "Client sent an HTTP request to an HTTPS server";
+/// Parts of the pages that nginx and Apache answer.
+const TLS_SERVER_PAGES: [&str; 2] = ["HTTP request was sent to HTTPS port", "speaking plain HTTP to an SSL-enabled"];
 
-/// Parts of the 400 that nginx answers, over TLS, to a request without a client certificate or with one that it does not accept.
+/// Parts of the page with 400 that nginx answers, over TLS, to a request without a client certificate or with one that it does not accept.
 const CLIENT_CERTIFICATE_TEXTS: [&str; 2] =
     ["400 No required SSL certificate was sent", "400 The SSL certificate error"];
 
@@ -125,10 +126,10 @@ impl RequestError {
         let is_http = response.url().scheme() == "http";
         let body = read_beginning(response).await;
         let shown = sanitize(headers, &body);
-        let says = |texts: &[&str]| status == StatusCode::BAD_REQUEST && texts.iter().any(|text| shown.contains(text));
         let problem = match is_http {
-            true => says(&TLS_SERVER_TEXTS).then(|| format!("it speaks TLS{through}; is it https?")),
-            false => says(&CLIENT_CERTIFICATE_TEXTS).then(|| tls.about_the_client_certificate()),
+            _ if status != StatusCode::BAD_REQUEST => None,
+            true => is_of_tls_server(&shown).then(|| format!("it speaks TLS{through}; is it https?")),
+            false => is_page_with(&shown, &CLIENT_CERTIFICATE_TEXTS).then(|| tls.about_the_client_certificate()),
         };
         if let Some(problem) = problem {
             // No refusal: the server has seen no metric.
@@ -165,11 +166,24 @@ fn through(proxy: Option<&Proxy>) -> String {
     proxy.map_or_else(String::new, |proxy| format!(" through the proxy {}", proxy.url))
 }
 
-/// Returns what the user can do about an error of TLS.
+/// Returns whether a 400 is that of a server of TLS. A gateway may quote the same words from a refused metric.
+fn is_of_tls_server(body: &str) -> bool {
+    body.starts_with(TLS_SERVER_TEXT) || is_page_with(body, &TLS_SERVER_PAGES)
+}
+
+/// Returns whether a body is a page, of a server in front of the gateway, that has one of these parts.
+fn is_page_with(body: &str, parts: &[&str]) -> bool {
+    body.starts_with('<') && parts.iter().any(|part| body.contains(part))
+}
+
+/// Returns what the user can do about a connection that TLS did not establish.
 #[cfg_attr(not(feature = "tls"), allow(unused_variables))]
 fn tls_problem(error: &reqwest::Error, settings: TlsSettings<'_>) -> Option<String> {
     #[cfg(feature = "tls")]
-    return tls_error::explain(tls_error::find(error)?, settings);
+    return tls_error::find(error)
+        // After the handshake, a server may still refuse the client certificate. Anything else broke the connection.
+        .filter(|cause| error.is_connect() || matches!(cause, rustls::Error::AlertReceived(_)))
+        .and_then(|cause| tls_error::explain(cause, settings));
     #[cfg(not(feature = "tls"))]
     None
 }
