@@ -275,6 +275,26 @@ fn payload_for_a_port_of_tls_stays_in_the_spool() {
     }
 }
 
+#[test]
+fn requests_at_once_read_their_files_one_after_the_other() {
+    let server = MockGateway::ok();
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "tok.en").unwrap();
+    let gateway = gateway(server.url()).with_bearer_token_file(token.path());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut pushes = tokio::task::JoinSet::new();
+        for _ in 0..40 {
+            let gateway = gateway.clone();
+            pushes.spawn(async move { gateway.push_add("rows 1\n").await });
+        }
+        while let Some(pushed) = pushes.join_next().await {
+            pushed.unwrap().unwrap();
+        }
+    });
+    assert!(server.await_requests(40).iter().all(|request| request.header("Authorization") == Some("Bearer tok.en")));
+}
+
 /// The metrics of an application may quote such an answer.
 #[test]
 fn refusal_with_the_text_of_a_port_of_tls_is_a_refusal() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use reqwest::{Client, ClientBuilder};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::client::Pushgateway;
@@ -22,7 +23,7 @@ use crate::job_thread::JobThread;
 /// How long a request waits for its files, unless its own timeout is shorter.
 const FILE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Limit of the requests that wait for their files.
+/// Limit of the requests whose files are read or wait for the thread. Further ones wait for a permit.
 const MAX_WAITING_READS: usize = 4;
 
 /// The certificate files, and what is made from them. Clones share it.
@@ -34,6 +35,17 @@ pub(super) struct GatewayFiles {
     client: Arc<Mutex<Option<(TlsPem, Client)>>>,
     /// Reads the files. Started when first needed.
     thread: Arc<OnceLock<JobThread>>,
+    reads: Permits,
+}
+
+/// Keeps the requests that are made at once from filling the queue of the thread.
+#[derive(Clone)]
+struct Permits(Arc<Semaphore>);
+
+impl Default for Permits {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_WAITING_READS)))
+    }
 }
 
 /// The settings that errors name.
@@ -166,7 +178,18 @@ impl Pushgateway {
         }
         let gateway = self.clone();
         let limit = FILE_TIMEOUT.min(self.timeout);
-        let read = timeout(limit, self.files.thread()?.run(move || gateway.connection())).await;
+        let (thread, permits) = (self.files.thread()?, Arc::clone(&self.files.reads.0));
+        let read = timeout(limit, async {
+            // Held until the thread is done, also where the request no longer waits.
+            let permit = permits.acquire_owned().await;
+            thread
+                .run(move || {
+                    let _permit = permit;
+                    gateway.connection()
+                })
+                .await
+        });
+        let read = read.await;
         // The file system hangs, or holds up the reads of earlier requests.
         let late = || {
             let files: Vec<_> = self.named_files().map(NamedFile::path).collect();
@@ -337,7 +360,7 @@ mod tests {
         let (release, is_released) = channel::<()>();
         assert!(gateway.files.thread().unwrap().post(move || is_released.recv().unwrap()));
         let expected = format!("gateway http://127.0.0.1:1: [{:?}] could not be read within 50ms", file.path());
-        // The last of them finds the queue full.
+        // The last of them gets no permit.
         for _ in 0..=MAX_WAITING_READS {
             let error = gateway.push_add("x 1\n").await.unwrap_err();
             assert_eq!((error.to_string(), error.is_timeout()), (expected.clone(), true));
