@@ -39,7 +39,8 @@ pub(super) fn run(command: GroupsCommand, progress: ProgressDrawTarget) -> Resul
             let prune = async {
                 let groups = gateway.groups().await?;
                 let mut groups: Vec<_> = groups.into_iter().filter(|group| selector.selects(group)).collect();
-                groups.retain(|group| gateway.now() - group.last_try() > older_than.as_secs_f64());
+                let is_old = |time: f64| gateway.now() - time > older_than.as_secs_f64();
+                groups.retain(|group| group.last_try().is_some_and(is_old));
                 let results = if dry_run {
                     groups.into_iter().map(|group| (group, Outcome::WouldBeDeleted)).collect()
                 } else {
@@ -138,7 +139,7 @@ fn members(group: &Group, now: f64) -> serde_json::Map<String, Value> {
         ("labels", labels(&group.grouping)),
         ("last_push", json!(group.last_push)),
         ("last_refused_push", json!(group.last_failure)),
-        ("age_seconds", json!(now - group.last_try())),
+        ("age_seconds", json!(group.last_try().map(|time| now - time))),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into_iter()
@@ -255,7 +256,7 @@ async fn await_deletion(gateway: &Pushgateway, results: &mut [(Group, Option<Out
 struct Listing {
     read: Instant,
     /// Time of the last push by path.
-    groups: BTreeMap<String, f64>,
+    groups: BTreeMap<String, Option<f64>>,
 }
 
 impl Listing {

@@ -243,6 +243,7 @@ fn age_is_on_the_gateways_clock_and_a_refused_push_counts() {
             ("young", Some(160_000.0), None),
             ("refused", Some(900_000.0), Some(93_700.0)),
             ("empty", None, Some(200_000.0)),
+            ("unknown", None, None),
         ],
         Reply::ok,
     );
@@ -252,11 +253,15 @@ fn age_is_on_the_gateways_clock_and_a_refused_push_counts() {
         never, refused 2d 7h ago    job=j instance=empty\n\
         2d 2h                       job=j instance=old\n\
         10d 10h, refused 1d 2h ago  job=j instance=refused\n\
+        never                       job=j instance=unknown\n\
         1d 20h                      job=j instance=young\n";
     assert_eq!(text, expected);
     let text = output(0, &["groups", "prune", "--older-than", "2d", "--dry-run"], &environment);
     let pruned: Vec<_> = text.lines().filter_map(|line| line.split("instance=").nth(1)).collect();
     assert_eq!(pruned, ["empty  would be deleted", "old    would be deleted"], "{text}");
+    let (_, listed) = run_json(&["groups", "list"], &environment);
+    let ages = listed["groups"].as_array().unwrap().iter().map(|group| &group["age_seconds"]);
+    assert_eq!(ages.filter(|age| age.is_null()).count(), 1, "{listed}");
 }
 
 #[test]

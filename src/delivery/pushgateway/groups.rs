@@ -29,9 +29,9 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Returns the time of the last push, refused or not.
-    pub(crate) fn last_try(&self) -> f64 {
-        self.last_push.into_iter().chain(self.last_failure).fold(0.0, f64::max)
+    /// Returns the time of the last push, refused or not. `None` if the gateway does not show one.
+    pub(crate) fn last_try(&self) -> Option<f64> {
+        self.last_push.into_iter().chain(self.last_failure).reduce(f64::max)
     }
 }
 
@@ -156,8 +156,11 @@ mod tests {
         let groups = groups.unwrap();
         let paths: Vec<_> = groups.iter().map(|group| group.grouping.path()).collect();
         assert_eq!(paths, ["/metrics/job/a", "/metrics/job/a/instance/i/status/x%5Cy%22%0A"]);
-        assert_eq!((groups[0].last_push, groups[0].last_failure, groups[0].last_try()), (None, Some(9.5), 9.5));
-        assert_eq!((groups[1].last_push, groups[1].last_failure, groups[1].last_try()), (Some(1.7e9), None, 1.7e9));
+        assert_eq!((groups[0].last_push, groups[0].last_failure, groups[0].last_try()), (None, Some(9.5), Some(9.5)));
+        assert_eq!(
+            (groups[1].last_push, groups[1].last_failure, groups[1].last_try()),
+            (Some(1.7e9), None, Some(1.7e9))
+        );
         assert_eq!(lines, TEXT.lines().count() - 2, "the rest is not read");
     }
 
