@@ -134,12 +134,17 @@ fn slow_disk_does_not_hide_that_another_process_delivers_an_earlier_payload() {
     lock.lock().unwrap();
     let is_writing = || directory::names(spool).iter().any(|name| name.ends_with(".tmp"));
     let is_final = |request: &Request| request.text().contains("quant_run_duration_seconds ");
-    shutdown_time(&server, spool, "20s", ("fsync", Duration::from_secs(2)), || {
-        directory::await_true("the write has begun", is_writing);
-        server.await_request(is_final);
-        fs::remove_file(&payload).unwrap();
-        drop(lock);
-    });
+    // After a push: one at the end could have the end of the run and come before the check for the lock.
+    let mut inner = scenarios::command("end after a push", &server.url(), "j", spool);
+    inner.env("TV_PROMETHEUS_FLUSH_TIMEOUT", "20s");
+    let slow = ["-e", "trace=fsync", "-e", "inject=fsync:delay_enter=2000000"];
+    let running = child::start(under_strace(&inner, Path::new("/dev/null"), &slow));
+    directory::await_true("the write has begun", is_writing);
+    server.await_request(is_final);
+    fs::remove_file(&payload).unwrap();
+    drop(lock);
+    let ended = running.wait();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     let sent: Vec<_> = server.requests().into_iter().filter(is_final).map(|request| request.body).collect();
     assert_eq!(sent.len(), 2);
     assert_eq!(sent[0], sent[1]);
