@@ -4,7 +4,7 @@
 //! of metrics-util 0.20 loses samples that a thread writes during a read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use metrics::HistogramFn;
 
@@ -39,12 +39,21 @@ impl BucketHistogram {
         // Upper bounds are inclusive. NaN is below no bound.
         let bucket =
             if value.is_nan() { self.bounds.len() } else { self.bounds.partition_point(|bound| *bound < value) };
-        let counted = self.counts.add(bucket, || value, count);
-        if counted == 0 {
-            // The product of zero and infinity would be NaN.
+        if count == 1 {
+            // A reading that has the count has the sum too.
+            self.add_to_sum(value);
+            fence(Ordering::Release);
+            self.counts.add(bucket, || value, 1);
             return;
         }
-        let added = value * counted as f64;
+        let counted = self.counts.add(bucket, || value, count);
+        // The product of zero and infinity would be NaN.
+        if counted > 0 {
+            self.add_to_sum(value * counted as f64);
+        }
+    }
+
+    fn add_to_sum(&self, added: f64) {
         let mut sum = self.sum.load(Ordering::Relaxed);
         while let Err(other) = self.sum.compare_exchange_weak(
             sum,
@@ -58,8 +67,9 @@ impl BucketHistogram {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::empty(self.bounds.len() + 1);
-        snapshot.sum = f64::from_bits(self.sum.load(Ordering::Relaxed));
         snapshot.add_counts(&self.counts);
+        fence(Ordering::Acquire);
+        snapshot.sum = f64::from_bits(self.sum.load(Ordering::Relaxed));
         snapshot
     }
 }

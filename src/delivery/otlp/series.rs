@@ -1,7 +1,6 @@
 //! One metric: its description, and its series by attributes.
 
 use std::collections::HashMap;
-use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -91,11 +90,15 @@ impl HistogramSeries {
         Self { histogram: Arc::new(histogram), exported: Snapshot::default() }
     }
 
-    /// Returns the samples since the last call.
+    /// Returns the samples since the last call that had some.
     pub(super) fn take_increments(&mut self) -> Snapshot {
-        let mut increments = self.histogram.snapshot();
-        let exported = mem::replace(&mut self.exported, increments.clone());
-        increments -= &exported;
+        let snapshot = self.histogram.snapshot();
+        let mut increments = snapshot.clone();
+        increments -= &self.exported;
+        // Without a count there is no export. A sum without its count is that of a sample that is just recorded.
+        if increments.counts.iter().any(|count| *count > 0) {
+            self.exported = snapshot;
+        }
         increments
     }
 }

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicU64;
 
-use metrics::{Key, Recorder};
+use metrics::{HistogramFn as _, Key, Recorder};
 use opentelemetry_proto::tonic::metrics::v1::exemplar;
 use proptest::prelude::*;
 
@@ -8,6 +9,7 @@ use super::super::families::{Limits, OtlpBounds};
 use super::super::recorder::OtelRecorder;
 use super::*;
 use crate::exposition::Labels;
+use crate::histogram::BucketHistogram;
 
 const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
 
@@ -250,4 +252,35 @@ fn increment_of_a_counter_that_wrapped_does_not_overflow() {
         let Some(Data::Sum(sum)) = reader.collect(Vec::new()).pop().unwrap().data else { panic!("no sum") };
         assert_eq!(sum.data_points[0].value, Some(Value::AsInt(expected)));
     }
+}
+
+/// A reading between the count and the sum of the last sample must not lose the sum: an export without a count is left out.
+#[test]
+fn increments_read_while_samples_are_recorded_add_up() {
+    const SAMPLES: u64 = 50_000;
+    let mut series = HistogramSeries::new(BucketHistogram::new(Arc::from([1.0])));
+    let histogram = Arc::clone(&series.histogram);
+    let recorded = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for sample in 0..SAMPLES {
+                // The reader has all samples before this one.
+                while recorded.load(Ordering::Acquire) < sample {
+                    std::hint::spin_loop();
+                }
+                histogram.record(2.0);
+            }
+        });
+        let (mut count, mut sum) = (0, 0.0);
+        while count < SAMPLES {
+            let increments = series.take_increments();
+            let more: u64 = increments.counts.iter().sum();
+            if more > 0 {
+                count += more;
+                sum += increments.sum;
+                assert_eq!(sum, 2.0 * count as f64);
+                recorded.store(count, Ordering::Release);
+            }
+        }
+    });
 }
