@@ -156,6 +156,32 @@ fn last_success_is_not_pushed_over_one_with_other_constant_labels() {
     assert_eq!(metrics.expect(LAST_SUCCESS, &[("env", "prod"), ("instance", ""), ("job", "j")]), 1.7e9);
 }
 
+/// Of two payloads with other labels, the later run of the gateway hides only the second.
+#[test]
+fn last_success_of_an_outdated_payload_keeps_its_labels() {
+    let Some(server) = support::pushgateway() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path();
+    let gauge = |name, env: &str, value: f64| format!("# TYPE {name} gauge\n{name}{{env=\"{env}\"}} {value}\n");
+    push(&server, "j", &gauge(RUN_START, "a", now()));
+    let start = now() - 50.0;
+    for (env, success) in [("a", start + 1.0), ("b", start + 2.0)] {
+        let head = [("run-start", start), ("written", start + 5.0), ("gateway-written", start + 5.0)];
+        directory::write_payload(
+            spool,
+            &server.url(),
+            "j",
+            &head,
+            &(gauge(LAST_SUCCESS, env, success) + &gauge(RUN_START, env, start)),
+        );
+    }
+    deliver(builder(&server.url(), "unrelated", spool), spool);
+    let labels = |env| [("env", env), ("instance", ""), ("job", "j")];
+    let metrics = exposition::parse(&server.metrics());
+    assert_eq!(metrics.expect(LAST_SUCCESS, &labels("a")), start + 1.0);
+    assert_eq!(metrics.value(LAST_SUCCESS, &labels("b")), None);
+}
+
 /// A label with an empty value makes another group, which has no later state.
 #[test]
 fn empty_grouping_label_makes_a_separate_group() {

@@ -140,9 +140,8 @@ impl OtlpClient {
                 Err(ExportError { error, is_ambiguous: false })
             }
             Err(error) => {
-                let is_ambiguous = !error.is_connect() && !error.is_builder();
                 let error = RequestError::unanswered(&name, self.timeout, self.timeout, TLS_SETTINGS, error);
-                Err(ExportError { error, is_ambiguous })
+                Err(ExportError { is_ambiguous: error.may_have_arrived, error })
             }
         }
     }

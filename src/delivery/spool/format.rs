@@ -99,11 +99,11 @@ impl Payload {
             && state.push_time.is_some_and(|pushed| pushed > self.gateway_time(offset))
     }
 
-    /// Returns the time of the last successful run of the group, if the body has it. A run with other constant labels, which
-    /// the body carries over, does not count.
-    pub(in crate::delivery) fn last_success(&self) -> Option<f64> {
+    /// Returns the time of the last successful run of the group with these constant labels, if the body has it. That of a run
+    /// with others, which the body carries over, does not count.
+    pub(super) fn last_success(&self, constant: &Labels) -> Option<f64> {
         let name = RUN_LAST_SUCCESS.name(self.namespace.as_deref()?);
-        let constant = self.constant_labels().identity();
+        let constant = constant.identity();
         let series = self.gauges(&[name]).into_iter().find(|(_, labels, _)| labels.identity() == constant);
         series.map(|(.., value)| value)
     }
@@ -353,7 +353,8 @@ mod tests {
         let gateway = Pushgateway::new("gw", "a").unwrap();
         let last_success = |text: &str| {
             let text = format!("x_run_start_timestamp_seconds{{v=\"2\"}} 5\n{text}");
-            Payload::new(&gateway, "x", EncodedState::of_text(&text, PushFormat::Text)).last_success()
+            let payload = Payload::new(&gateway, "x", EncodedState::of_text(&text, PushFormat::Text));
+            payload.last_success(&payload.constant_labels())
         };
         let carried_over = "x_run_last_success_timestamp_seconds{v=\"1\"} 3\n";
         assert_eq!(last_success(carried_over), None);

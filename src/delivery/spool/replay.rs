@@ -113,7 +113,7 @@ struct Outdated {
     last_success: Option<f64>,
     /// The last success that the gateway shows.
     shown_last_success: Option<f64>,
-    /// The constant labels of the payloads.
+    /// The constant labels of the payloads with that last success.
     constant: Labels,
 }
 
@@ -128,9 +128,10 @@ impl Replay<'_> {
         let mut next = Some(first);
         while let Some(mut entry) = next {
             let name = entry.name.clone();
-            match self.deliver(&gateway, &entry).await? {
+            let constant = entry.payload.constant_labels();
+            match self.deliver(&gateway, &entry, &constant).await? {
                 Outcome::Delivered => {
-                    outdated.shown_last_success = entry.payload.last_success().or(outdated.shown_last_success);
+                    outdated.shown_last_success = entry.payload.last_success(&constant).or(outdated.shown_last_success);
                     self.spool.set_delivered(&entry);
                     (self.observe)(&name, PayloadOutcome::Delivered);
                     if !self.on_disk(move |spool| spool.remove_or_skip(&entry)).await? {
@@ -140,9 +141,9 @@ impl Replay<'_> {
                 Outcome::Outdated(state) => {
                     // A run with other constant labels has a last success of its own, which the push would replace.
                     if !state.hides_run {
-                        outdated.last_success = latest(outdated.last_success, entry.payload.last_success());
+                        outdated.last_success = latest(outdated.last_success, entry.payload.last_success(&constant));
+                        outdated.constant = constant;
                     }
-                    outdated.constant = entry.payload.constant_labels();
                     outdated.shown_last_success = latest(outdated.shown_last_success, state.last_success);
                     // The lock is kept, and the body is not needed any more.
                     entry.payload.body = Bytes::new();
@@ -164,9 +165,9 @@ impl Replay<'_> {
 
     /// Delivers one payload, unless the gateway shows a later run of its group. The payload is locked before this reads
     /// the state of the group: a run that ends later sees that an earlier payload may be in flight.
-    async fn deliver(&self, gateway: &Pushgateway, entry: &Entry) -> Result<Outcome, Error> {
+    async fn deliver(&self, gateway: &Pushgateway, entry: &Entry, constant: &Labels) -> Result<Outcome, Error> {
         let payload = &entry.payload;
-        match gateway.group_state(payload.namespace.as_deref(), &payload.constant_labels()).await {
+        match gateway.group_state(payload.namespace.as_deref(), constant).await {
             Ok(state) => {
                 let state = state.unwrap_or_default();
                 let is_earlier =
