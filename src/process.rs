@@ -1,5 +1,7 @@
 //! Facts of the operating system about this process: host, program and environment variables.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::env::{self, VarError};
 use std::path::PathBuf;
 
@@ -19,6 +21,27 @@ pub(crate) fn executable_name() -> String {
     let path = env::current_exe().ok().or_else(|| env::args_os().next().map(PathBuf::from));
     let name = path.and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
     name.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Returns a lookup in these variables.
+pub(crate) fn lookup_in(variables: &[(&str, &str)]) -> impl Fn(&str) -> Result<String, VarError> {
+    |name| {
+        let variable = variables.iter().find(|(variable, _)| *variable == name);
+        variable.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
+    }
+}
+
+/// Returns the names that `read` looks up in an environment with these variables.
+pub(crate) fn looked_up(
+    variables: &[(&str, &str)],
+    read: impl FnOnce(&dyn Fn(&str) -> Result<String, VarError>),
+) -> BTreeSet<String> {
+    let (names, lookup) = (RefCell::new(BTreeSet::new()), lookup_in(variables));
+    read(&|name| {
+        names.borrow_mut().insert(name.to_owned());
+        lookup(name)
+    });
+    names.into_inner()
 }
 
 /// Returns the value of a variable without surrounding white space, since secret files and here-documents end in a line feed.

@@ -6,6 +6,9 @@ mod support;
 
 #[path = "cli/check.rs"]
 mod check;
+#[path = "spool/directory.rs"]
+#[allow(dead_code)] // for `tests/spool.rs`
+mod directory;
 #[path = "cli/groups.rs"]
 mod groups;
 #[path = "cli/help.rs"]

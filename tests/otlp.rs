@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 use support::child::{self, Ended};
-use support::collector::{Export, GrpcCollector, Labels, Point, Rotel, Value, assert_same, totals};
+use support::collector::{DELTA, EXPONENTIAL, Export, GrpcCollector, Labels, Point, Rotel, Value, assert_same, totals};
 use support::exposition::{self, Exposition};
 use support::measured::{failing_stage, stage};
 use support::{MockGateway, log::Log};
@@ -128,8 +128,6 @@ fn exports(server: &MockGateway) -> Vec<Export> {
     server.requests().iter().map(Export::from_http).collect()
 }
 
-const DELTA: (&str, &str) = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
-
 #[test]
 fn http_export_equals_the_text_file() {
     for variables in [&[][..], &[DELTA]] {
@@ -157,9 +155,6 @@ fn grpc_export_equals_the_text_file() {
         assert_same(&totals(&server.exports()), &text);
     }
 }
-
-const EXPONENTIAL: (&str, &str) =
-    ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram");
 
 #[test]
 fn export_of_exponential_histograms_equals_the_text_file() {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
 use support::child::{self, Ended, Signal};
-use support::collector::{Export, GrpcCollector, Value, totals};
+use support::collector::{DELTA, Export, GrpcCollector, Value, totals};
 use support::log::Log;
 use support::measured::stage;
 use support::mock_gateway::{self, Answer, MockGateway, Reply};
@@ -93,7 +93,6 @@ fn scenarios() {
     }
 }
 
-const DELTA: (&str, &str) = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
 const GRPC: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
 
 const LONG_TIMEOUT: (&str, &str) = ("TV_PROMETHEUS_FLUSH_TIMEOUT", "30s");

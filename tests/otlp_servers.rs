@@ -14,12 +14,6 @@ mod fleet;
 #[path = "otlp_servers/receivers.rs"]
 mod receivers;
 
-/// Makes the histograms of a job exponential.
-const EXPONENTIAL: (&str, &str) =
-    ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram");
-
-const DELTA: (&str, &str) = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
-
 fn now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
 }

@@ -232,7 +232,8 @@ fn scenarios() {
     drop(guard);
 }
 
-/// Runs the job once with this grouping and stages of profile `a/b`. Returns its warnings, without that of `run_id` in the grouping.
+/// Runs the job once with this grouping and stages of profile `a/b`. Returns its warnings, without that of `run_id` in the
+/// grouping.
 #[track_caller]
 fn run(server: &support::Pushgateway, grouping: &str) -> String {
     let mut command = child::command("scenarios", "a/b");

@@ -170,7 +170,7 @@ pub(super) enum GroupsCommand {
     #[command(after_long_help = group_help("a group could not be deleted"))]
     Prune {
         /// Time since the last push: a number and s, m, h or d.
-        #[arg(long, value_name = "DURATION", value_parser = age)]
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         older_than: Duration,
         /// Prints what would be deleted, and deletes nothing.
         #[arg(long)]
@@ -249,10 +249,6 @@ impl SpoolCommand {
     }
 }
 
-fn age(text: &str) -> Result<Duration, String> {
-    parse_duration(text).map_err(|error| error.to_string())
-}
-
 fn label(text: &str) -> Result<(String, String), String> {
     let label = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
     label.ok_or_else(|| "it has no `=`: write it as NAME=VALUE".to_owned())
@@ -270,10 +266,8 @@ impl Arguments {
 
 /// Describes the variables as the documentation does.
 fn variables() -> String {
-    let variable = |variable: Variable| {
-        let default = if variable.default.is_empty() { String::new() } else { format!(" [{}]", variable.default) };
-        format!("  {}\n      {}{default}\n", variable.name, variable.description)
-    };
+    let variable =
+        |variable: Variable| format!("  {}\n      {} [{}]\n", variable.name, variable.description, variable.default);
     let variables: String = documented_variables().into_iter().map(variable).collect();
     variables + "\nThe pages `guide::…` are at https://docs.rs/tracing-stage-metrics.\n"
 }

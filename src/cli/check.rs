@@ -15,7 +15,7 @@ use super::arguments::Common;
 use super::groups::{Outcome, delete};
 use super::report::{Report, count};
 use super::runtime;
-use crate::config::{Destinations, Variable, variables};
+use crate::config::{Destinations, Variable, variable_name, variables};
 use crate::delivery::{DeliveryEvent, Grouping, Pushgateway, Spool, Textfile};
 use crate::error::{Error, Kind};
 use crate::schema::OWN_TARGET;
@@ -130,8 +130,10 @@ impl Visit for Message {
 fn try_destinations(destinations: &Destinations, prefix: &str) -> Result<Vec<Check>, Error> {
     let mut checks = Vec::new();
     if !destinations.has_any {
-        let text =
-            format!("the variables name no destination, so metrics go nowhere: set {prefix}PROMETHEUS_PUSHGATEWAY");
+        let text = format!(
+            "the variables name no destination, so metrics go nowhere: set {}",
+            variable_name(prefix, "PUSHGATEWAY")
+        );
         checks.push(Check::error("settings", &Error::config(text)));
     }
     if let Some(path) = &destinations.textfile {
@@ -189,15 +191,14 @@ async fn try_probe(gateway: &Pushgateway) -> Result<Check, Error> {
             format!("{endpoint} accepts pushes; it is VictoriaMetrics, which has no groups"),
         ));
     }
-    let shown = gateway.groups().await;
-    // A proxy may let only pushes through.
-    let refused = match shown {
+    let refused = match gateway.groups().await {
+        Ok(_) => None,
+        // A proxy may let only pushes through.
         Err(error) if error.is_refused() => Some(error),
-        other => other.map(|_| None)?,
+        Err(error) => return Err(error),
     };
-    let labels = [("job", PROBE_JOB.to_owned()), ("instance", process::instance())];
-    let labels = labels.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
-    let grouping = Grouping::from_labels(labels).ok_or_else(|| Error::config("the probe has no group"))?;
+    let mut grouping = Grouping::new(PROBE_JOB)?;
+    grouping.add("instance", process::instance())?;
     let probe = gateway.for_group(grouping);
     let tried = push_probe(gateway, &probe, refused).await;
     if tried.is_err() {

@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::arguments::{Common, GroupsCommand, Selection};
-use super::report::{Report, arguments, count, duration, labels, table};
+use super::report::{Report, arguments, count, duration, table};
 use super::{destinations, required, runtime};
-use crate::config::value;
+use crate::config::{value, variable_name};
 use crate::delivery::{Group, Grouping, Pushgateway};
 use crate::error::{Error, Kind};
 
@@ -36,35 +36,11 @@ pub(super) fn run(command: GroupsCommand, progress: ProgressDrawTarget) -> Resul
         }
         GroupsCommand::Prune { older_than, selection, dry_run, common } => {
             let selector = Selector::new(selection, &common)?;
-            let prune = async {
-                let groups = gateway.groups().await?;
-                let mut groups: Vec<_> = groups.into_iter().filter(|group| selector.selects(group)).collect();
-                let is_old = |time: f64| gateway.now() - time > older_than.as_secs_f64();
-                groups.retain(|group| group.last_try().is_some_and(is_old));
-                let results = if dry_run {
-                    groups.into_iter().map(|group| (group, Outcome::WouldBeDeleted)).collect()
-                } else {
-                    delete(&gateway, groups, progress).await
-                };
-                Ok(report(&gateway, results))
-            };
-            runtime()?.block_on(prune)
+            runtime()?.block_on(prune(&gateway, &selector, older_than, dry_run, progress))
         }
         GroupsCommand::Delete { labels, common } => {
             let group = named_group(labels, &common)?;
-            runtime()?.block_on(async {
-                let groups = gateway.groups().await?;
-                let Some(group) = groups.into_iter().find(|other| other.grouping.identity() == group.identity()) else {
-                    return Err(Error::new(
-                        Kind::Delivery,
-                        format!(
-                            "there is no group {} on the gateway: `groups list` shows what is there",
-                            arguments(&group)
-                        ),
-                    ));
-                };
-                Ok(report(&gateway, delete(&gateway, vec![group], progress).await))
-            })
+            runtime()?.block_on(delete_named(&gateway, &group, progress))
         }
     }
 }
@@ -89,7 +65,7 @@ impl Selector {
 }
 
 fn required_job(common: &Common, alternative: &str) -> Result<String, Error> {
-    let name = format!("{}PROMETHEUS_JOB", common.env_prefix);
+    let name = variable_name(&common.env_prefix, "JOB");
     value(&name)?.ok_or_else(|| Error::config(format!("{name} is not set: set it, or {alternative}")))
 }
 
@@ -118,8 +94,37 @@ async fn list(gateway: &Pushgateway, selector: &Selector) -> Result<Report, Erro
     let mut rows = vec![vec!["LAST PUSH".to_owned(), "GROUP".to_owned()]];
     rows.extend(groups.iter().map(|group| vec![age(group, now), arguments(&group.grouping)]));
     let text = if groups.is_empty() { "no groups\n".to_owned() } else { table(&rows) };
-    let json = json!({ "groups": groups.iter().map(|group| Value::Object(members(group, now))).collect::<Vec<_>>() });
+    let json = json!({ "groups": groups.iter().map(|group| members(group, now)).collect::<Vec<_>>() });
     Ok(Report { text, json, is_ok: true })
+}
+
+async fn prune(
+    gateway: &Pushgateway,
+    selector: &Selector,
+    older_than: Duration,
+    dry_run: bool,
+    progress: ProgressDrawTarget,
+) -> Result<Report, Error> {
+    let mut groups = gateway.groups().await?;
+    let is_old = |time: f64| gateway.now() - time > older_than.as_secs_f64();
+    groups.retain(|group| selector.selects(group) && group.last_try().is_some_and(is_old));
+    let results = if dry_run {
+        groups.into_iter().map(|group| (group, Outcome::WouldBeDeleted)).collect()
+    } else {
+        delete(gateway, groups, progress).await
+    };
+    Ok(report(gateway, results))
+}
+
+async fn delete_named(gateway: &Pushgateway, group: &Grouping, progress: ProgressDrawTarget) -> Result<Report, Error> {
+    let groups = gateway.groups().await?;
+    let Some(group) = groups.into_iter().find(|other| other.grouping.identity() == group.identity()) else {
+        return Err(Error::new(
+            Kind::Delivery,
+            format!("there is no group {} on the gateway: `groups list` shows what is there", arguments(group)),
+        ));
+    };
+    Ok(report(gateway, delete(gateway, vec![group], progress).await))
 }
 
 /// Returns the time since the last push.
@@ -134,16 +139,13 @@ fn age(group: &Group, now: f64) -> String {
     }
 }
 
-fn members(group: &Group, now: f64) -> serde_json::Map<String, Value> {
-    [
-        ("labels", labels(&group.grouping)),
-        ("last_push", json!(group.last_push)),
-        ("last_refused_push", json!(group.last_failure)),
-        ("age_seconds", json!(group.last_try().map(|time| now - time))),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into_iter()
-    .collect()
+fn members(group: &Group, now: f64) -> Value {
+    json!({
+        "labels": group.grouping.identity(),
+        "last_push": group.last_push,
+        "last_refused_push": group.last_failure,
+        "age_seconds": group.last_try().map(|time| now - time),
+    })
 }
 
 /// The fate of a group that was to be deleted.
@@ -299,11 +301,11 @@ fn report(gateway: &Pushgateway, results: Vec<(Group, Outcome)>) -> Report {
     text.push('\n');
     let objects = results.iter().map(|(group, outcome)| {
         let mut members = members(group, now);
-        members.insert("result".to_owned(), outcome.name().into());
+        members["result"] = outcome.name().into();
         if let Some(error) = outcome.error() {
-            members.insert("error".to_owned(), error.into());
+            members["error"] = error.into();
         }
-        Value::Object(members)
+        members
     });
     Report { text, json: json!({ "groups": objects.collect::<Vec<_>>() }), is_ok: failed == 0 }
 }

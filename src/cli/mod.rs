@@ -21,7 +21,7 @@ use tokio::runtime::Runtime;
 use self::arguments::{Arguments, Command, Common};
 use self::report::Report;
 use crate::MetricsLayer;
-use crate::config::Destinations;
+use crate::config::{Destinations, variable_name};
 use crate::error::{Error, Kind};
 
 /// Exit code if something is wrong, or could not be done.
@@ -83,7 +83,8 @@ fn destinations(common: &Common) -> Result<Destinations, Error> {
 /// Returns a setting that a command cannot do without.
 fn required<T>(setting: Option<T>, common: &Common, variable: &str) -> Result<T, Error> {
     let prefix = &common.env_prefix;
-    setting.ok_or_else(|| Error::config(format!("{prefix}PROMETHEUS_{variable} is not set: set it as for the job")))
+    setting
+        .ok_or_else(|| Error::config(format!("{} is not set: set it as for the job", variable_name(prefix, variable))))
 }
 
 /// Returns the exit code of a command whose output was written. A reader that has seen enough is no failure.

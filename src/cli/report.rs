@@ -1,6 +1,6 @@
 //! The result of a command, for people and for scripts.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::delivery::Grouping;
 
@@ -61,13 +61,6 @@ pub(super) fn arguments(group: &Grouping) -> String {
     let arguments: Vec<_> =
         group.all_labels().iter().map(|(name, value)| format!("{name}={}", shell_quoted(value))).collect();
     arguments.join(" ")
-}
-
-/// Returns the labels of a group as an object.
-pub(super) fn labels(group: &Grouping) -> Value {
-    Value::Object(
-        group.identity().into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect::<Map<_, _>>(),
-    )
 }
 
 /// Whether a terminal obeys the character, or shows the text around it as another one: control characters, and those that

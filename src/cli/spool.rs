@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::arguments::SpoolCommand;
-use super::report::{Report, arguments, duration, labels, shell_quoted, size, table};
+use super::report::{Report, arguments, duration, shell_quoted, size, table};
 use super::{destinations, required, runtime};
 use crate::delivery::{FileState, PayloadOutcome, Pushgateway, Spool, SpoolFile};
 use crate::error::Error;
@@ -47,7 +47,12 @@ fn list(spool: &Spool) -> Result<Report, Error> {
     };
     let rows: Vec<_> = std::iter::once(header).chain(files.iter().map(row)).collect();
     let text = if files.is_empty() { "the spool is empty\n".to_owned() } else { table(&rows) };
-    let json = json!({ "files": files.iter().map(|file| Value::Object(members(file))).collect::<Vec<_>>() });
+    let object = |file: &SpoolFile| {
+        let mut members = members(file);
+        members["state"] = state(file.state).into();
+        members
+    };
+    let json = json!({ "files": files.iter().map(object).collect::<Vec<_>>() });
     Ok(Report { text, json, is_ok: true })
 }
 
@@ -60,19 +65,15 @@ fn state(state: FileState) -> &'static str {
     }
 }
 
-fn members(file: &SpoolFile) -> Map<String, Value> {
+fn members(file: &SpoolFile) -> Value {
     let head = file.head.as_ref();
-    [
-        ("file", json!(file.name)),
-        ("bytes", json!(file.size)),
-        ("state", json!(state(file.state))),
-        ("gateway", json!(head.map(|head| &head.gateway))),
-        ("labels", json!(head.map(|head| labels(&head.group)))),
-        ("written", json!(head.map(|head| head.written))),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into_iter()
-    .collect()
+    json!({
+        "file": file.name,
+        "bytes": file.size,
+        "gateway": head.map(|head| &head.gateway),
+        "labels": head.map(|head| head.group.identity()),
+        "written": head.map(|head| head.written),
+    })
 }
 
 fn replay(spool: Spool, gateway: &Pushgateway, progress: ProgressDrawTarget) -> Result<Report, Error> {
@@ -100,8 +101,7 @@ fn replay(spool: Spool, gateway: &Pushgateway, progress: ProgressDrawTarget) -> 
         };
         results.push((file, result));
     }
-    let is_ok = results.iter().all(|(_, outcome)| outcome.error().is_none());
-    Ok(report(results, "there is nothing to deliver\n", is_ok))
+    Ok(report(results))
 }
 
 /// The fate of a file.
@@ -151,7 +151,7 @@ impl Outcome {
     }
 }
 
-fn report(results: Vec<(SpoolFile, Outcome)>, nothing: &str, is_ok: bool) -> Report {
+fn report(results: Vec<(SpoolFile, Outcome)>) -> Report {
     let rows: Vec<_> = results
         .iter()
         .map(|(file, outcome)| {
@@ -161,20 +161,20 @@ fn report(results: Vec<(SpoolFile, Outcome)>, nothing: &str, is_ok: bool) -> Rep
             vec![shell_quoted(&file.name), group, result]
         })
         .collect();
-    let text = if rows.is_empty() { nothing.to_owned() } else { table(&rows) };
+    let text = if rows.is_empty() { "there is nothing to deliver\n".to_owned() } else { table(&rows) };
     let objects = results.iter().map(|(file, outcome)| {
         let mut members = members(file);
-        members.remove("state");
-        members.insert("result".to_owned(), outcome.name().into());
+        members["result"] = outcome.name().into();
         if let Some(error) = outcome.error() {
-            members.insert("error".to_owned(), error.into());
+            members["error"] = error.into();
         }
-        Value::Object(members)
+        members
     });
+    let is_ok = results.iter().all(|(_, outcome)| outcome.error().is_none());
     Report { text, json: json!({ "files": objects.collect::<Vec<_>>() }), is_ok }
 }
 
-/// Drops files, if all of them are in the spool.
+/// Drops files; none if a path leads elsewhere, or its name is not one of this crate.
 fn drop_files(spool: &Spool, files: &[PathBuf]) -> Result<Report, Error> {
     let names = files.iter().map(|file| spool.name_of(file)).collect::<Result<Vec<_>, _>>()?;
     let mut there: BTreeMap<_, _> = spool.files()?.into_iter().map(|file| (file.name.clone(), file)).collect();
@@ -185,6 +185,5 @@ fn drop_files(spool: &Spool, files: &[PathBuf]) -> Result<Report, Error> {
         let file = there.remove(&name).unwrap_or_else(missing);
         results.push((file, dropped.map_or_else(|error| Outcome::Failed(format!("{error:?}")), |()| Outcome::Dropped)));
     }
-    let is_ok = results.iter().all(|(_, outcome)| outcome.error().is_none());
-    Ok(report(results, "", is_ok))
+    Ok(report(results))
 }

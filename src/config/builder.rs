@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::env::{DEFAULT_ENV_PREFIX, EnvReader, process_variables};
+use super::env::{DEFAULT_ENV_PREFIX, EnvReader, process_variables, variable_name};
 use super::unknown_variables::unknown_variables;
 use crate::delivery::Pushgateway;
 #[cfg(feature = "otlp")]
@@ -162,7 +162,8 @@ impl MetricsLayerBuilder {
     /// they are only the labels of the text file, and the job is the service name of OTLP. The format, the credentials and the
     /// certificates apply to a gateway that the code has set, too.
     ///
-    /// A variable `TV_PROMETHEUS_…` that is not in the list is one warning at [`install`](Self::install), with the nearest name that is.
+    /// A variable `TV_PROMETHEUS_…` that is not in the list is one warning at [`install`](Self::install), with the nearest name
+    /// that is.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
@@ -213,7 +214,7 @@ impl MetricsLayerBuilder {
             self.gateway = environment.gateway;
             self.default_job = environment.default_job;
         }
-        let variable = |name: &str| format!("{}PROMETHEUS_{name}", prefix.as_ref());
+        let variable = |name: &str| variable_name(prefix.as_ref(), name);
         self = self.map_pushgateway(|gateway| gateway.with_variables(environment.gateway_files, variable));
         if let Some(format) = environment.push_format {
             self = self.map_pushgateway(|gateway| gateway.with_format(format));

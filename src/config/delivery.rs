@@ -132,9 +132,9 @@ impl MetricsLayerBuilder {
     /// collector or for people. The file is replaced as a whole, so a reader never sees half of it. node_exporter reads no
     /// file whose name does not end in `.prom`: one warning says so. Without this setting, no file is written.
     ///
-    /// Each series has the job and the grouping labels of the gateway. Without a gateway they come from [`with_job`](Self::with_job) and the
-    /// variables `…_JOB` and `…_GROUPING` (see [`with_env`](Self::with_env)). Without these the series have no such labels, and the run
-    /// metrics of two jobs on one node collide.
+    /// Each series has the job and the grouping labels of the gateway. Without a gateway they come from
+    /// [`with_job`](Self::with_job) and the variables `…_JOB` and `…_GROUPING` (see [`with_env`](Self::with_env)). Without these
+    /// the series have no such labels, and the run metrics of two jobs on one node collide.
     ///
     /// An existing file keeps its mode; a new one has mode 0644 whatever the umask. `install()` resolves a relative path and
     /// symbolic links, once. It returns a [configuration error](crate::Error::is_config) if the path is a directory, a device, a
@@ -184,8 +184,9 @@ impl MetricsLayerBuilder {
     /// `0.0.0.0` and `[::]` listen on every network of the machine.
     ///
     /// `GET` and `HEAD` of `/metrics` return the text format 0.0.4, compressed with gzip if the text is large and the client
-    /// accepts it. With native histograms or exemplars a client may ask for OpenMetrics 1.0 or protobuf by its `Accept` header. `/health` returns `OK`, any other path 404. Each connection serves one request. After a rendering, the next one
-    /// waits ten times as long as it took, but at most four seconds. Requests that arrive meanwhile share the next text.
+    /// accepts it. With native histograms or exemplars a client may ask for OpenMetrics 1.0 or protobuf by its `Accept` header.
+    /// `/health` returns `OK`, any other path 404. Each connection serves one request. After a rendering, the next one waits ten
+    /// times as long as it took, but at most four seconds. Requests that arrive meanwhile share the next text.
     ///
     /// At most [`MAX_HTTP_CONNECTIONS`](crate::MAX_HTTP_CONNECTIONS) connections are open at once; a further one closes the oldest
     /// that has sent no request. A client has [`HTTP_REQUEST_TIMEOUT`](crate::HTTP_REQUEST_TIMEOUT) to send its request, and the

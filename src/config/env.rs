@@ -1,6 +1,5 @@
 //! The environment variables of this crate and the syntax of their values.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::env::{self, VarError};
 use std::ffi::OsString;
@@ -13,7 +12,7 @@ use super::validate::{MAX_DURATION, check_constant_label, check_namespace};
 use crate::delivery::{GatewayVariables, Grouping, PushFormat, Pushgateway, Variable, parse_labels};
 use crate::error::Error;
 use crate::layer::FailurePolicy;
-use crate::process::{executable_name, trimmed};
+use crate::process::{executable_name, looked_up, trimmed};
 
 /// Default prefix of the variables: `TV_`. `with_env_prefix` changes it.
 pub const DEFAULT_ENV_PREFIX: &str = "TV_";
@@ -67,6 +66,11 @@ impl EnvReader<fn(&str) -> Result<String, VarError>> {
     }
 }
 
+/// Returns the name of a variable with this prefix.
+pub(crate) fn variable_name(prefix: &str, variable: &str) -> String {
+    format!("{prefix}PROMETHEUS_{variable}")
+}
+
 /// Returns the environment of the process.
 pub(super) fn process_variables() -> impl Iterator<Item = (OsString, OsString)> {
     env::vars_os()
@@ -74,14 +78,10 @@ pub(super) fn process_variables() -> impl Iterator<Item = (OsString, OsString)> 
 
 /// Returns the names of all variables that are read, those of features that are not compiled in included.
 pub(super) fn known_variables(prefix: &str) -> BTreeSet<String> {
-    let names = RefCell::default();
-    let lookup = |name: &str| {
-        BTreeSet::insert(&mut names.borrow_mut(), name.to_owned());
-        Err(VarError::NotPresent)
-    };
-    // An empty environment is valid.
-    let _ = EnvReader { prefix: prefix.to_owned(), lookup }.read();
-    names.into_inner()
+    looked_up(&[], |lookup| {
+        // An empty environment is valid.
+        let _ = EnvReader { prefix: prefix.to_owned(), lookup }.read();
+    })
 }
 
 impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
@@ -90,10 +90,14 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         let grouping = self.parsed("GROUPING", parse_labels)?;
         let is_default_job = job.is_none() && grouping.is_none();
         let grouping = grouping.unwrap_or_default();
-        let (gateway, job, grouping) = match self.value("PUSHGATEWAY")? {
-            Some(url) => (Some(self.gateway(&url, job, grouping)?), None, Vec::new()),
+        // The URL is checked with a job that is valid, so that an error names the right variable.
+        let (gateway, job, grouping) = match self.parsed("PUSHGATEWAY", |url| Pushgateway::new(url, "job"))? {
+            Some(gateway) => {
+                let group = self.group(&job.unwrap_or_else(executable_name), &grouping)?;
+                (Some(gateway.for_group(group)), None, Vec::new())
+            }
             None => {
-                self.check_group(job.as_deref(), &grouping)?;
+                self.group(job.as_deref().unwrap_or("job"), &grouping)?;
                 (None, job, grouping)
             }
         };
@@ -141,7 +145,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
     }
 
     fn name(&self, variable: &str) -> String {
-        format!("{}PROMETHEUS_{variable}", self.prefix)
+        variable_name(&self.prefix, variable)
     }
 
     /// Returns whether metrics are exported to a collector. Other exporters belong to other libraries.
@@ -164,19 +168,6 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
     fn parsed<T>(&self, variable: &str, parse: impl Fn(&str) -> Result<T, Error>) -> Result<Option<T>, Error> {
         let Some(text) = self.value(variable)? else { return Ok(None) };
         parse(&text).map(Some).map_err(|error| self.wrong(variable, &error))
-    }
-
-    fn gateway(&self, url: &str, job: Option<String>, grouping: Vec<(String, String)>) -> Result<Pushgateway, Error> {
-        let has_job = job.is_some();
-        let job = job.unwrap_or_else(executable_name);
-        let of = |variable| move |error| self.wrong(variable, &error);
-        // The URL is checked first, with a job that is always valid, so that an error names the right variable.
-        Pushgateway::new(url, "job").map_err(of("PUSHGATEWAY"))?;
-        let mut gateway = Pushgateway::new(url, job).map_err(of(if has_job { "JOB" } else { "PUSHGATEWAY" }))?;
-        for (name, value) in grouping {
-            gateway = gateway.with_grouping_label(name, value).map_err(of("GROUPING"))?;
-        }
-        Ok(gateway)
     }
 
     /// Reads the files of credentials and certificates. `has_credentials`: the URL has a user or a password.
@@ -231,13 +222,13 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
         }
     }
 
-    fn check_group(&self, job: Option<&str>, grouping: &[(String, String)]) -> Result<(), Error> {
+    fn group(&self, job: &str, grouping: &[(String, String)]) -> Result<Grouping, Error> {
         let of = |variable| move |error| self.wrong(variable, &error);
-        let mut group = Grouping::new(job.unwrap_or("job")).map_err(of("JOB"))?;
+        let mut group = Grouping::new(job).map_err(of("JOB"))?;
         for (name, value) in grouping {
             group.add(name, value).map_err(of("GROUPING"))?;
         }
-        Ok(())
+        Ok(group)
     }
 
     /// Adds the name of the variable to an error of a parser, which quotes the value.

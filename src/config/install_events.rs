@@ -9,6 +9,7 @@ use tracing::field::debug;
 use tracing::{info, warn};
 
 use super::builder::MetricsLayerBuilder;
+use super::env::variable_name;
 use super::ways_out::WaysOut;
 use crate::delivery::Pushgateway;
 #[cfg(feature = "otlp")]
@@ -46,7 +47,7 @@ impl MetricsLayerBuilder {
             has_meter: false,
             push_interval: self.push_interval,
             remedy: match &self.env_prefix {
-                Some(prefix) => format!("set {prefix}PROMETHEUS_PUSHGATEWAY"),
+                Some(prefix) => format!("set {}", variable_name(prefix, "PUSHGATEWAY")),
                 None => "call `with_pushgateway`, or `with_env` to read the settings from the environment".to_owned(),
             },
             warnings: self.warnings(ways_out),
@@ -76,9 +77,9 @@ impl MetricsLayerBuilder {
                 );
             }));
         }
-        let is_in_group = |gateway: &&Pushgateway| gateway.grouping().get(RUN_ID).is_some();
         // VictoriaMetrics has no groups.
-        if self.gateway.as_ref().filter(is_in_group).is_some_and(|gateway| !gateway.stores_samples()) {
+        let makes_group = |gateway: &Pushgateway| gateway.grouping().get(RUN_ID).is_some() && !gateway.stores_samples();
+        if self.gateway.as_ref().is_some_and(makes_group) {
             warnings.push(Box::new(|| {
                 warn!(
                     target: OWN_TARGET,
@@ -123,7 +124,7 @@ impl InstallEvents {
     /// Sets where the OpenTelemetry metrics go.
     #[cfg(feature = "otlp")]
     pub(super) fn set_otlp(&mut self, otlp: &OtlpPipeline) {
-        self.collector.clone_from(&otlp.endpoint);
+        self.collector = otlp.exporter.as_ref().and_then(|exporter| exporter.endpoint());
         self.has_meter = otlp.updates_eagerly;
     }
 

@@ -76,7 +76,7 @@ impl MetricsLayerBuilder {
 
     /// Adds native histograms to the stage duration and to the application's own histograms, beside their buckets: exponential
     /// buckets with eight bounds for each power of two, so that a quantile is known within 9 %. Above 160 buckets, pairs of
-    /// neighbours are merged, and a quantile is known less well. Without it, or with the variable `…_NATIVE_HISTOGRAMS`, there are no native histograms.
+    /// neighbours are merged, and a quantile is known less well. Without it and the variable `…_NATIVE_HISTOGRAMS` there are none.
     ///
     /// Only the protobuf format has them, so it becomes the format of pushes unless
     /// [`with_format`](crate::Pushgateway::with_format) or the variable `…_PUSH_FORMAT` sets another one. The HTTP listener serves
@@ -180,9 +180,8 @@ impl MetricsLayerBuilder {
     /// and the time at which the stage ended. The text format has no exemplars, so the gateway gets
     /// [`PushFormat::Protobuf`](crate::PushFormat::Protobuf) unless a format is set, and the HTTP listener serves OpenMetrics and
     /// protobuf to clients that ask for them. OTLP has them too. If pushes are text, and with
-    /// [`with_exposition`](Self::with_exposition), a warning says where there are none. They have no effect where there is neither a
-    /// gateway nor a listener nor OTLP.
-    /// [`guide::opentelemetry`] has the way from an exemplar to its trace.
+    /// [`with_exposition`](Self::with_exposition), a warning says where there are none. They have no effect where there is
+    /// neither a gateway nor a listener nor OTLP. [`guide::opentelemetry`] has the way from an exemplar to its trace.
     ///
     /// [exemplar]: https://prometheus.io/docs/instrumenting/exposition_formats/#protobuf-format
     /// [`guide::opentelemetry`]: crate::guide::opentelemetry

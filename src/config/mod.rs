@@ -17,7 +17,7 @@ mod ways_out;
 pub use builder::{DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};
 pub use env::DEFAULT_ENV_PREFIX;
 #[cfg(feature = "cli")]
-pub(crate) use env::{parse_duration, value};
+pub(crate) use env::{parse_duration, value, variable_name};
 #[cfg(feature = "cli")]
 pub(crate) use inspect::{Destinations, variables};
 #[cfg(feature = "cli")]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
-use super::env::known_variables;
+use super::env::{known_variables, variable_name};
 
 /// Without a prefix of its own, `PROMETHEUS_…` are variables of other programs too, such as `PROMETHEUS_MULTIPROC_DIR`. A name
 /// that differs from a known one in at most so many characters is taken for a misspelling.
@@ -14,7 +14,7 @@ pub(super) fn unknown_variables(
     prefix: &str,
     environment: impl Iterator<Item = (OsString, OsString)>,
 ) -> BTreeMap<String, String> {
-    let prefix_of_all = format!("{prefix}PROMETHEUS_");
+    let prefix_of_all = variable_name(prefix, "");
     let known = known_variables(prefix);
     let set = environment.filter(|(_, value)| !value.to_string_lossy().trim().is_empty());
     let set: BTreeSet<_> = set.map(|(name, _)| name.to_string_lossy().into_owned()).collect();

@@ -2,7 +2,7 @@
 //! the page does, and for the tests that compare the page with the code.
 
 #[cfg(test)]
-use std::{cell::RefCell, collections::BTreeSet, env::VarError};
+use std::collections::BTreeSet;
 
 /// The heading of the table of this crate's variables.
 const OWN: &str = "Environment variables";
@@ -50,21 +50,6 @@ fn table(heading: &str) -> Vec<Variable> {
 #[cfg(test)]
 pub(crate) fn variables(heading: &str) -> BTreeSet<String> {
     table(heading).into_iter().map(|variable| variable.name).collect()
-}
-
-/// Returns the names that `read` looks up in an environment with these variables.
-#[cfg(test)]
-pub(crate) fn looked_up(
-    set: &[(&str, &str)],
-    read: impl FnOnce(&dyn Fn(&str) -> Result<String, VarError>),
-) -> BTreeSet<String> {
-    let names = RefCell::new(BTreeSet::new());
-    read(&|name| {
-        names.borrow_mut().insert(name.to_owned());
-        let variable = set.iter().find(|(variable, _)| *variable == name);
-        variable.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
-    });
-    names.into_inner()
 }
 
 #[test]

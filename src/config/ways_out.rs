@@ -58,12 +58,17 @@ impl WaysOut {
 
     /// Whether a push or a scrape carries what is wanted. If none does, native histograms are not even kept.
     pub(super) fn carry(self) -> bool {
-        self.scrapes_carry() || (self.push == Some(PushFormat::Protobuf) && self.wanted.is_some() && !self.is_foreign)
+        self.scrapes_carry() || (self.push == Some(PushFormat::Protobuf) && self.renders())
     }
 
     /// Whether scrapes carry what is wanted, in the formats that have it.
     pub(super) fn scrapes_carry(self) -> bool {
-        self.has_listener && self.wanted.is_some() && !self.is_foreign
+        self.has_listener && self.renders()
+    }
+
+    /// Whether something is wanted and the recorder of this crate has it.
+    fn renders(self) -> bool {
+        self.wanted.is_some() && !self.is_foreign
     }
 
     /// Says what is wanted and missing on a way out.

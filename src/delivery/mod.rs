@@ -34,8 +34,6 @@ pub(crate) use pushgateway::{GatewayVariables, Grouping, Variable, check_label_n
 pub(crate) use scrape::Listener;
 #[cfg(feature = "http")]
 pub use scrape::{HTTP_REQUEST_TIMEOUT, MAX_HTTP_CONNECTIONS};
-#[cfg(feature = "otlp")]
-pub(crate) use source::SeriesExemplars;
 pub(crate) use source::{BoxFuture, ExpositionSource};
 pub(crate) use spool::Spool;
 #[cfg(feature = "cli")]

@@ -251,7 +251,7 @@ mod tests {
         }
 
         #[cfg(feature = "otlp")]
-        fn publish(self: Arc<Self>) -> Vec<crate::delivery::SeriesExemplars> {
+        fn publish(self: Arc<Self>) -> Vec<crate::exposition::SeriesExemplars> {
             Vec::new()
         }
 

@@ -10,10 +10,8 @@ use tokio::time::Instant;
 use super::event::DeliveryEvent;
 use crate::error::Error;
 use crate::exposition::Families;
-
-/// A series, and an exemplar for each of its buckets, or for its counter.
 #[cfg(feature = "otlp")]
-pub(crate) type SeriesExemplars = (metrics::Key, Vec<Option<crate::exposition::Exemplar>>);
+use crate::exposition::SeriesExemplars;
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

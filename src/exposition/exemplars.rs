@@ -2,17 +2,15 @@
 
 use std::collections::HashMap;
 
-use metrics::Key;
-
 use super::families::{Families, Samples};
 use super::labels::Labels;
 use super::names::metric_name;
-use super::values::Exemplar;
+use super::values::{Exemplar, SeriesExemplars};
 
 impl Families {
     /// Sets the exemplars of histograms, one for each bucket, and of counters, one for each. Series that are not there have
     /// none. If keys are of one series, the exemplar with the latest time counts. The series have the constant labels as well.
-    pub(crate) fn set_exemplars(&mut self, exemplars: Vec<(Key, Vec<Option<Exemplar>>)>, constant: &Labels) {
+    pub(crate) fn set_exemplars(&mut self, exemplars: Vec<SeriesExemplars>, constant: &Labels) {
         let mut by_name = HashMap::<_, HashMap<Labels, Vec<Option<Exemplar>>>>::new();
         for (key, more) in exemplars {
             let pairs = key.labels().map(|label| (label.key(), label.value()));
@@ -42,7 +40,7 @@ impl Families {
 mod tests {
     use std::time::Duration;
 
-    use metrics::Label;
+    use metrics::{Key, Label};
 
     use super::*;
     use crate::exposition::{Counter, Family, Histogram, Number, Series, WrittenBounds};

@@ -23,6 +23,7 @@ pub(crate) use names::labels_of;
 pub(crate) use names::metric_name;
 pub(crate) use parse::{parse, samples};
 pub(crate) use problem::{Owner, Problem, Problems, owner_of};
-#[cfg(any(feature = "otlp", feature = "trace-id"))]
-pub(crate) use values::Exemplar;
+pub(crate) use text::TEXT_CONTENT_TYPE;
 pub(crate) use values::{Counter, Histogram, Number, WrittenBounds};
+#[cfg(any(feature = "otlp", feature = "trace-id"))]
+pub(crate) use values::{Exemplar, SeriesExemplars};

@@ -7,7 +7,7 @@
 //! series, unless it ingests created timestamps, and then it asks for protobuf, which has them.
 
 use super::families::{Families, Family, MetricKind, Samples};
-use super::labels::{Labels, escape, unescape};
+use super::labels::{Labels, escape};
 use super::problem::{PARTS, has_part, split_part};
 use super::sample_lines::{Syntax, push, push_all, write_samples};
 use super::values::{Exemplar, Histogram, Number, Summary, WrittenBound};
@@ -135,8 +135,8 @@ impl Syntax for OpenMetrics {
     }
 
     fn push_exemplar(&self, text: &mut String, Exemplar { labels, value, time }: &Exemplar) {
-        let len = |(name, value): (&str, &str)| name.len() + unescape(value, true).chars().count();
-        if self.only.is_some() || labels.iter().map(len).sum::<usize>() > MAX_EXEMPLAR_LEN {
+        let len = labels.values().map(|(name, value)| name.len() + value.chars().count()).sum::<usize>();
+        if self.only.is_some() || len > MAX_EXEMPLAR_LEN {
             return;
         }
         push(text, format_args!(" # {{{}}} {}", labels.as_str(), Number::Float(*value)));

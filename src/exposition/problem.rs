@@ -21,7 +21,7 @@ pub(crate) enum Problem {
     SharedGauge { metric: String },
     /// Several labels of one series have one name.
     JoinedLabels { metric: String, label: String },
-    /// A foreign text has a series twice. The first is written.
+    /// A foreign text has a series twice, with the constant labels. The first is written.
     Repeated { metric: String },
     /// A foreign text has lines that are not in the format. They are left out.
     Unreadable(Unreadable),
@@ -100,8 +100,8 @@ impl fmt::Display for Problem {
             ),
             Self::Repeated { metric } => write!(
                 f,
-                "the text of `with_exposition` has a series of `{metric}` more than once; only the first is delivered: \
-                 record it once"
+                "the text of `with_exposition` has a series of `{metric}` more than once, with the constant labels if there \
+                 are some; only the first is delivered: record it once"
             ),
             Self::Unreadable(lines) => write!(
                 f,

@@ -57,15 +57,11 @@ fn for_each_series<T>(series: &[Series<T>], further: &Labels, mut write: impl Fn
     let replaced = |name: &str| further.iter().any(|(other, _)| other == name);
     // Only what loses a label can become what another series is.
     let may_collide = series.iter().any(|series| series.labels.iter().any(|(name, _)| replaced(name)));
-    let (mut labels, mut written) = (String::new(), HashSet::new());
+    let mut written = HashSet::new();
     for series in series {
-        labels.clear();
-        labels.push_str(further.as_str());
-        for (name, value) in series.labels.iter().filter(|(name, _)| !replaced(name)) {
-            push_all(&mut labels, &[",", name, "=\"", value, "\""]);
-        }
+        let labels = further.and(&series.labels);
         if !may_collide || written.insert(labels.clone()) {
-            write(&labels, &series.value);
+            write(labels.as_str(), &series.value);
         }
     }
 }

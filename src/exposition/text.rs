@@ -5,6 +5,8 @@ use super::labels::{Labels, escape};
 use super::sample_lines::{Syntax, push_all, write_samples};
 use super::values::{Exemplar, WrittenBound, WrittenBounds};
 
+pub(crate) const TEXT_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 /// Typical length of a float in the text.
 const FLOAT_LEN: usize = 20;
 

@@ -48,6 +48,10 @@ pub(crate) struct Exemplar {
     pub(crate) time: Option<Duration>,
 }
 
+/// A series, and an exemplar for each of its buckets, or for its counter.
+#[cfg(any(feature = "otlp", feature = "trace-id"))]
+pub(crate) type SeriesExemplars = (metrics::Key, Vec<Option<Exemplar>>);
+
 #[cfg(any(feature = "otlp", feature = "trace-id"))]
 impl Exemplar {
     /// Replaces the exemplars that are earlier than those of the same buckets in `more`.

@@ -23,12 +23,14 @@ use super::summary::{self, StageState};
 use super::trace_context;
 use super::{end, warnings};
 use crate::diagnostics::Diagnostics;
+#[cfg(feature = "trace-id")]
+use crate::exposition::SeriesExemplars;
 use crate::recorder::{KeptHistogram, RecorderHandle, is_suppressed, suppress_instrumentation};
 use crate::schema::Metric;
 use crate::series::append_only_map::EntryId;
 use crate::series::outcome::{Outcome, Reason};
 #[cfg(feature = "trace-id")]
-use crate::series::{SeriesExemplars, trace_id::TraceId};
+use crate::series::trace_id::TraceId;
 
 /// The stages of this process, shared by the layer and the guard.
 pub(crate) struct StageTracker {

@@ -130,7 +130,7 @@ impl MetricsByName {
     pub(super) fn counter(&mut self, key: &Key) -> Arc<AtomicU64> {
         match self.table(key, MetricKind::Counter) {
             Some((Table::Counters(series), constant, problems)) => {
-                let labels = checked(key, Labels::new(pairs(key)), problems).and(constant);
+                let labels = checked(key, Labels::new(pairs(key)), constant, problems);
                 let new = || RegisteredSeries::new(labels.clone(), Arc::default());
                 Arc::clone(&series.entry(labels.identity()).or_insert_with(new).value)
             }
@@ -141,7 +141,7 @@ impl MetricsByName {
     pub(super) fn gauge(&mut self, key: &Key) -> Arc<AtomicU64> {
         match self.table(key, MetricKind::Gauge) {
             Some((Table::Gauges(series), constant, problems)) => {
-                let labels = checked(key, Labels::new(pairs(key)), problems).and(constant);
+                let labels = checked(key, Labels::new(pairs(key)), constant, problems);
                 let identity = labels.identity();
                 if series.contains_key(&identity) {
                     problems.add(Problem::SharedGauge { metric: key.name().to_owned() });
@@ -156,7 +156,7 @@ impl MetricsByName {
     pub(super) fn histogram(&mut self, key: &Key) -> Arc<BucketHistogram> {
         match self.table(key, MetricKind::Histogram) {
             Some((Table::Histograms(bounds, series), constant, problems)) => {
-                let labels = checked(key, Labels::of_histogram(pairs(key)), problems).and(constant);
+                let labels = checked(key, Labels::of_histogram(pairs(key)), constant, problems);
                 let new = || RegisteredSeries::new(labels.clone(), Arc::new(bounds.histogram()));
                 Arc::clone(&series.entry(labels.identity()).or_insert_with(new).value)
             }
@@ -245,9 +245,14 @@ pub(super) fn pairs(key: &Key) -> impl Iterator<Item = (&str, &str)> + Clone {
 }
 
 /// Returns the final labels of a key and reports labels that were joined.
-fn checked(key: &Key, (labels, collision): (Labels, Option<String>), problems: &mut Problems) -> Labels {
+fn checked(
+    key: &Key,
+    (labels, collision): (Labels, Option<String>),
+    constant: &Labels,
+    problems: &mut Problems,
+) -> Labels {
     if let Some(label) = collision {
         problems.add(Problem::JoinedLabels { metric: key.name().to_owned(), label });
     }
-    labels
+    labels.and(constant)
 }

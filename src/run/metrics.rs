@@ -12,10 +12,10 @@ use tracing::{info, warn};
 
 use super::exit_reason::{ExitReason, Run};
 use super::report::RunReport;
-#[cfg(feature = "otlp")]
-use crate::delivery::SeriesExemplars;
 use crate::delivery::{BoxFuture, DeliveryEvent, ExpositionSource};
 use crate::error::{Error, Kind};
+#[cfg(feature = "otlp")]
+use crate::exposition::SeriesExemplars;
 use crate::exposition::{Families, Labels, MetricKind, Problems, parse};
 use crate::layer::StageTracker;
 use crate::recorder::ForeignRecorder;

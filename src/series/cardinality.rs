@@ -10,7 +10,8 @@ use crate::schema::{PROFILE, RUN_ID, STAGE_ID};
 /// Default limit on the label sets of a stage metric: 2 000. `MetricsLayerBuilder::with_max_series` changes it.
 pub const DEFAULT_MAX_SERIES: usize = 2_000;
 
-/// The highest limit. Each set may have a label value of its own, and the interner has room for [`MAX_LABELS`](crate::series::interner::MAX_LABELS).
+/// The highest limit. Each set may have a label value of its own, and the interner has room for
+/// [`MAX_LABELS`](crate::series::interner::MAX_LABELS).
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
 pub(crate) const MAX_MAX_SERIES: usize = 100_000;
 

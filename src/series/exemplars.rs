@@ -13,7 +13,7 @@ use super::outcome::{Outcome, Reason};
 use super::seqlock::Seqlock;
 use super::table::FinishedStage;
 use super::trace_id::TraceId;
-use crate::exposition::{Exemplar, Labels};
+use crate::exposition::{Exemplar, Labels, SeriesExemplars};
 use crate::unix_time;
 
 /// The label of an exemplar.
@@ -21,9 +21,6 @@ const TRACE_ID: &str = "trace_id";
 
 /// How often a reader tries to read a run while stages end.
 const MAX_READS: usize = 100;
-
-/// A series, and an exemplar for each of its buckets, or for its counter.
-pub(crate) type SeriesExemplars = (Key, Vec<Option<Exemplar>>);
 
 /// The buckets of the stage duration, each with its exemplar.
 pub(super) struct ExemplarBuckets(DurationBounds);

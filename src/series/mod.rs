@@ -23,7 +23,5 @@ pub use cardinality::DEFAULT_MAX_SERIES;
 #[cfg(feature = "pushgateway")]
 pub(crate) use cardinality::MAX_MAX_SERIES;
 pub(crate) use durations::DurationBounds;
-#[cfg(feature = "trace-id")]
-pub(crate) use exemplars::SeriesExemplars;
 pub(crate) use stage_series::StageTotals;
 pub(crate) use table::{CachedSeries, DurationSeries, FinishedStage, SeriesTable};

@@ -6,9 +6,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use metrics::{Counter, Gauge};
 
 #[cfg(feature = "trace-id")]
-use super::exemplars::{LastRuns, SeriesExemplars};
+use super::exemplars::LastRuns;
 use super::interner::{Interner, LabelId};
 use super::outcome::{Outcome, Reason};
+#[cfg(feature = "trace-id")]
+use crate::exposition::SeriesExemplars;
 use crate::recorder::{RecorderHandle, suppress_instrumentation};
 use crate::{schema, unix_time};
 

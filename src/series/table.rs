@@ -15,13 +15,15 @@ use super::append_only_map::{AppendOnlyMap, EntryId, splitmix64};
 use super::cardinality::{CardinalityLimit, Overflow};
 use super::durations::{DurationBounds, Durations, HistogramTotals};
 #[cfg(feature = "trace-id")]
-use super::exemplars::{ExemplarBuckets, LastRuns, SeriesExemplars};
+use super::exemplars::{ExemplarBuckets, LastRuns};
 use super::interner::{Interner, LabelId};
 use super::outcome::{Outcome, Reason};
 use super::stage_profile_series::{Publisher, StageProfileSeries};
 use super::stage_series::{StageSeries, StageTotals};
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
+#[cfg(feature = "trace-id")]
+use crate::exposition::SeriesExemplars;
 use crate::histogram::Snapshot;
 use crate::recorder::{RecorderHandle, suppress_instrumentation};
 use crate::schema;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{error, output};
 
-const COMMANDS: [&[&str]; 11] = [
+const COMMANDS: [&[&str]; 12] = [
     &[],
     &["check"],
     &["groups"],
@@ -16,6 +16,7 @@ const COMMANDS: [&[&str]; 11] = [
     &["spool", "replay"],
     &["spool", "drop"],
     &["rules"],
+    &["dashboard"],
 ];
 
 /// The variables in the first column of the table on the page of the configuration, which a test of the library compares

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
+use super::directory::names;
 use super::support::measured::{Measured, measured, stage};
 use super::support::mock_gateway::Answer;
 use super::support::{self, MockGateway, Reply};
@@ -24,13 +25,6 @@ fn leave_payload(url: &str, job: &str, spool: &Path) -> String {
     names.retain(|name| !before.contains(name));
     assert_eq!(names.len(), 1, "the run leaves its payload: {names:?}");
     names.remove(0)
-}
-
-fn names(spool: &Path) -> Vec<String> {
-    let entries = fs::read_dir(spool).into_iter().flatten();
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 /// The result for each file, after the exit code.

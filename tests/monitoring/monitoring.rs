@@ -1,5 +1,6 @@
-//! `examples/monitoring`: dashboard and rules keep their conventions and cover every metric, and the configuration
-//! files refer to each other correctly. `examples/deploy`: manifests and units are valid. `dashboard_data.rs` tests the query results on real servers.
+//! `examples/monitoring`: dashboard and rules keep their conventions and cover every metric, and the configuration files refer to
+//! each other correctly. `examples/deploy`: manifests and units are valid. `dashboard_data.rs` tests the query results on real
+//! servers.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]

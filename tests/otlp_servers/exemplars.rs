@@ -8,8 +8,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
 
+use super::receivers;
 use super::support::child;
-use super::{EXPONENTIAL, receivers};
+use super::support::collector::EXPONENTIAL;
 
 /// Not a test: a job with a stage that fails in a trace, which it prints.
 #[test]

@@ -5,9 +5,10 @@ use std::time::Duration;
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
 
+use super::receivers;
+use super::support::collector::{DELTA, EXPONENTIAL};
 use super::support::measured::{failing_stage, stage};
 use super::support::{self, Prometheus, child};
-use super::{DELTA, EXPONENTIAL, receivers};
 
 /// The samples of a job by histogram, before and after its flush.
 fn samples(histogram: &str) -> [Vec<f64>; 2] {

@@ -6,12 +6,13 @@ use std::time::Duration;
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
 
+use super::exponential;
 use super::support::child::{self, Running};
 use super::support::collector::Otelcol;
+use super::support::collector::{DELTA, EXPONENTIAL};
 use super::support::measured::stage;
 use super::support::servers::{self, installed};
 use super::support::{self, Prometheus};
-use super::{DELTA, EXPONENTIAL, exponential};
 
 const WORKERS: u32 = 50;
 /// The variable with the directory in which files let the workers go on.

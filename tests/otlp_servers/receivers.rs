@@ -7,11 +7,12 @@ use metrics::{Unit, counter, describe_histogram, gauge, histogram};
 use tracing_stage_metrics::MetricsLayer;
 use tracing_subscriber::prelude::*;
 
+use super::now;
 use super::support::child::{self, Ended};
+use super::support::collector::DELTA;
 use super::support::measured::{failing_stage, stage};
 use super::support::servers::{self, PROMETHEUS, Series, installed};
 use super::support::{self, Prometheus, exposition};
-use super::{DELTA, now};
 
 /// Not a test: a job with metrics of all kinds.
 #[test]

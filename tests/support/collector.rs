@@ -28,6 +28,12 @@ use super::exposition::Exposition;
 use super::process::Process;
 use super::{WAIT_TIMEOUT, child, free_addr, mock_gateway, servers, workspace};
 
+/// Exports are increments.
+pub const DELTA: (&str, &str) = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
+/// Histograms are exponential.
+pub const EXPONENTIAL: (&str, &str) =
+    ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram");
+
 /// The real receiver, a program from the Python registry.
 pub const ROTEL: &str = "rotel-agent";
 
@@ -70,7 +76,7 @@ pub struct Bucket {
     pub count: u64,
 }
 
-const DELTA: i32 = 1;
+const DELTA_TEMPORALITY: i32 = 1;
 
 impl Export {
     /// Decodes the body of an HTTP request. Panics if the body is not an export.
@@ -120,7 +126,7 @@ fn points(name: &str, unit: &str, help: &str, data: Data) -> Vec<Point> {
     match data {
         Data::Sum(sum) => {
             assert!(sum.is_monotonic, "{name}");
-            let delta = sum.aggregation_temporality == DELTA;
+            let delta = sum.aggregation_temporality == DELTA_TEMPORALITY;
             let value = |number: &NumberDataPoint| Value::Sum { value: value_of(number), delta };
             let to_point =
                 |n: &NumberDataPoint| point(&n.attributes, n.start_time_unix_nano, n.time_unix_nano, value(n));
@@ -131,7 +137,7 @@ fn points(name: &str, unit: &str, help: &str, data: Data) -> Vec<Point> {
             gauge.data_points.iter().map(to_point).collect()
         }
         Data::Histogram(histogram) => {
-            let delta = histogram.aggregation_temporality == DELTA;
+            let delta = histogram.aggregation_temporality == DELTA_TEMPORALITY;
             let points = histogram.data_points.into_iter().map(|data| {
                 let value = Value::Histogram {
                     bounds: data.explicit_bounds,
@@ -145,7 +151,7 @@ fn points(name: &str, unit: &str, help: &str, data: Data) -> Vec<Point> {
             points.collect()
         }
         Data::ExponentialHistogram(histogram) => {
-            let delta = histogram.aggregation_temporality == DELTA;
+            let delta = histogram.aggregation_temporality == DELTA_TEMPORALITY;
             let points = histogram.data_points.into_iter().map(|data| {
                 let (buckets, sum, count) = (buckets(&data), data.sum.expect("a sum"), data.count);
                 let value = Value::Exponential { buckets, sum, count, delta };

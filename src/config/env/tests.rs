@@ -1,13 +1,10 @@
 use super::*;
 use crate::config::variable_tables as tables;
+use crate::process::lookup_in;
 use proptest::prelude::*;
 
 fn read(variables: &[(&str, &str)]) -> Result<Environment, Error> {
-    let lookup = |name: &str| {
-        let variable = variables.iter().find(|(variable, _)| *variable == name);
-        variable.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
-    };
-    EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read()
+    EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup: lookup_in(variables) }.read()
 }
 
 fn message(variables: &[(&str, &str)]) -> String {
@@ -19,7 +16,7 @@ fn message(variables: &[(&str, &str)]) -> String {
 #[test]
 fn the_documentation_lists_every_variable_that_is_read_and_no_other() {
     let read = |set: &[(&str, &str)]| {
-        tables::looked_up(set, |lookup| {
+        looked_up(set, |lookup| {
             let _ = EnvReader { prefix: DEFAULT_ENV_PREFIX.to_owned(), lookup }.read();
         })
     };
@@ -273,7 +270,13 @@ fn port_alone_is_on_the_loopback_address() {
 }
 
 #[test]
-#[cfg(not(all(feature = "http", feature = "resource-usage", feature = "otlp", feature = "tls")))]
+#[cfg(not(all(
+    feature = "http",
+    feature = "resource-usage",
+    feature = "otlp",
+    feature = "tls",
+    feature = "trace-id"
+)))]
 fn variable_of_a_missing_feature_names_the_feature() {
     for (name, feature) in [
         #[cfg(not(feature = "http"))]
@@ -288,6 +291,8 @@ fn variable_of_a_missing_feature_names_the_feature() {
         ("TV_PROMETHEUS_CERT_FILE", "tls"),
         #[cfg(not(feature = "tls"))]
         ("TV_PROMETHEUS_KEY_FILE", "tls"),
+        #[cfg(not(feature = "trace-id"))]
+        ("TV_PROMETHEUS_EXEMPLARS", "trace-id"),
     ] {
         let message = message(&[(name, "otlp")]);
         assert!(message.starts_with(&format!("{name} is \"otlp\"")), "{message}");

@@ -28,7 +28,8 @@ const TLS_SERVER_TEXT: &str = "Client sent an HTTP request to an HTTPS server";
 /// Parts of the pages that nginx and Apache answer.
 const TLS_SERVER_PAGES: [&str; 2] = ["HTTP request was sent to HTTPS port", "speaking plain HTTP to an SSL-enabled"];
 
-/// Parts of the page with 400 that nginx answers, over TLS, to a request without a client certificate or with one that it does not accept.
+/// Parts of the page with 400 that nginx answers, over TLS, to a request without a client certificate or with one that it does
+/// not accept.
 const CLIENT_CERTIFICATE_TEXTS: [&str; 2] =
     ["400 No required SSL certificate was sent", "400 The SSL certificate error"];
 
@@ -126,12 +127,9 @@ impl RequestError {
         let is_http = response.url().scheme() == "http";
         let body = read_beginning(response).await;
         let shown = sanitize(headers, &body);
-        let problem = match is_http {
-            _ if status != StatusCode::BAD_REQUEST => None,
-            true => is_of_tls_server(&shown).then(|| format!("it speaks TLS{through}; is it https?")),
-            false => is_page_with(&shown, &CLIENT_CERTIFICATE_TEXTS).then(|| tls.about_the_client_certificate()),
-        };
-        if let Some(problem) = problem {
+        if status == StatusCode::BAD_REQUEST
+            && let Some(problem) = connection_problem(is_http, &shown, &through, tls)
+        {
             // No refusal: the server has seen no metric.
             let error = Error::new(Kind::Delivery, format!("{request} failed: {problem}"));
             return error.with_source(io::Error::other(shown)).into();
@@ -150,7 +148,7 @@ impl RequestError {
 /// Returns what the user can do about a 401 to a request with these headers.
 fn what_to_check(headers: &HeaderMap) -> &'static str {
     match headers.get(AUTHORIZATION).map(|value| value.as_bytes()) {
-        Some([b'B', b'a', ..]) => "check the user and the password",
+        Some(value) if value.starts_with(b"Basic ") => "check the user and the password",
         Some(_) => "check the token",
         // A header of another name may have them.
         None => "it asks for credentials",
@@ -166,9 +164,16 @@ fn through(proxy: Option<&Proxy>) -> String {
     proxy.map_or_else(String::new, |proxy| format!(" through the proxy {}", proxy.url))
 }
 
-/// Returns whether a 400 is that of a server of TLS. A gateway may quote the same words from a refused metric.
-fn is_of_tls_server(body: &str) -> bool {
-    body.starts_with(TLS_SERVER_TEXT) || is_page_with(body, &TLS_SERVER_PAGES)
+/// Returns what a 400 says of the connection: that of a server of TLS at an `http` address, or of nginx that asks for a client
+/// certificate. A gateway may quote the same words from a refused metric.
+#[cfg_attr(not(feature = "tls"), allow(unused_variables))]
+fn connection_problem(is_http: bool, body: &str, through: &str, tls: TlsSettings<'_>) -> Option<String> {
+    if is_http {
+        let is_of_tls_server = body.starts_with(TLS_SERVER_TEXT) || is_page_with(body, &TLS_SERVER_PAGES);
+        is_of_tls_server.then(|| format!("it speaks TLS{through}; is it https?"))
+    } else {
+        is_page_with(body, &CLIENT_CERTIFICATE_TEXTS).then(|| tls.about_the_client_certificate())
+    }
 }
 
 /// Returns whether a body is a page, of a server in front of the gateway, that has one of these parts.

@@ -7,7 +7,7 @@ use opentelemetry_proto::tonic::metrics::v1::{self, exemplar::Value};
 
 use super::families::OtlpFamilies;
 use super::reader::nanos;
-use crate::delivery::SeriesExemplars;
+use crate::exposition::SeriesExemplars;
 use crate::exposition::{Exemplar, metric_name};
 
 /// The exemplars of a metric by the attributes of their series, the latest of each bucket.

@@ -17,9 +17,9 @@ use super::families::OtlpFamilies;
 use super::reader::MetricReader;
 use super::request::{Origin, Part, split};
 use super::settings::OtlpSettings;
-use crate::delivery::SeriesExemplars;
 use crate::delivery::http::retry::{RetryBudget, is_payload_rejected, retry};
 use crate::error::{Error, Kind};
+use crate::exposition::SeriesExemplars;
 use crate::process;
 
 /// Bytes of metrics in one request. Half of the default limit of collectors over gRPC.
@@ -71,6 +71,14 @@ impl ExporterConfig {
         default("telemetry.sdk.name", env!("CARGO_PKG_NAME").to_owned());
         default("telemetry.sdk.version", env!("CARGO_PKG_VERSION").to_owned());
         Self::Owned(Box::new(OwnedConfig { settings, families, origin: Origin::new(attributes) }))
+    }
+
+    /// Returns the URL of the collector, if this crate exports the metrics.
+    pub(crate) fn endpoint(&self) -> Option<String> {
+        match self {
+            Self::Owned(config) => Some(config.settings.endpoint.to_string()),
+            Self::External(_) => None,
+        }
     }
 
     /// Starts the exporter. The caller must be within the runtime that sends the requests.

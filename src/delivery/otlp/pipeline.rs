@@ -58,8 +58,6 @@ pub(crate) struct PipelineConfig<'a> {
 pub(crate) struct OtlpPipeline {
     pub(crate) recorder: Option<OtelRecorder>,
     pub(crate) exporter: Option<ExporterConfig>,
-    /// The URL of the collector, if this crate exports the metrics.
-    pub(crate) endpoint: Option<String>,
     /// Whether the recorder must be current at any time, since the application decides when to collect.
     pub(crate) updates_eagerly: bool,
 }
@@ -92,14 +90,8 @@ fn to_collector(settings: OtlpSettings, config: PipelineConfig<'_>) -> OtlpPipel
     let families = OtlpFamilies::new(config.bounds, limits, config.constant, None);
     let families =
         Arc::new(if settings.exponential_histograms { families.with_exponential_histograms() } else { families });
-    let endpoint = Some(settings.endpoint.to_string());
     let exporter = ExporterConfig::new(settings, config.service, Arc::clone(&families));
-    OtlpPipeline {
-        recorder: Some(OtelRecorder::new(families)),
-        exporter: Some(exporter),
-        endpoint,
-        updates_eagerly: false,
-    }
+    OtlpPipeline { recorder: Some(OtelRecorder::new(families)), exporter: Some(exporter), updates_eagerly: false }
 }
 
 fn to_meter(meter: Meter, config: PipelineConfig<'_>) -> OtlpPipeline {

@@ -19,7 +19,7 @@ use super::exemplars::FamilyExemplars;
 use super::families::OtlpFamilies;
 use super::request::point_count;
 use super::series::{CounterSeries, HistogramSeries, OtlpFamily, Series, lock, ucum_code};
-use crate::delivery::SeriesExemplars;
+use crate::exposition::SeriesExemplars;
 use crate::histogram::Snapshot;
 use crate::unix_time;
 
@@ -213,9 +213,8 @@ impl PointTemplate {
 
     /// Returns a histogram and its count; `None` without samples since the last export of increments.
     fn read(self, series: &mut HistogramSeries) -> Option<(u64, Snapshot)> {
-        let snapshot = if self.is_delta { series.take_increments() } else { series.histogram.snapshot() };
-        let count = snapshot.counts.iter().sum();
-        (count > 0 || !self.is_delta).then_some((count, snapshot))
+        let snapshot = if self.is_delta { series.take_increments()? } else { series.histogram.snapshot() };
+        Some((snapshot.counts.iter().sum(), snapshot))
     }
 }
 

@@ -1,6 +1,7 @@
 //! One metric: its description, and its series by attributes.
 
 use std::collections::HashMap;
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -90,16 +91,17 @@ impl HistogramSeries {
         Self { histogram: Arc::new(histogram), exported: Snapshot::default() }
     }
 
-    /// Returns the samples since the last call that had some.
-    pub(super) fn take_increments(&mut self) -> Snapshot {
+    /// Returns the samples since the last call that returned some. `None` without a count: a sum without its count is that of
+    /// a sample that is just recorded.
+    pub(super) fn take_increments(&mut self) -> Option<Snapshot> {
+        let count = |snapshot: &Snapshot| snapshot.counts.iter().sum::<u64>();
         let snapshot = self.histogram.snapshot();
-        let mut increments = snapshot.clone();
-        increments -= &self.exported;
-        // Without a count there is no export. A sum without its count is that of a sample that is just recorded.
-        if increments.counts.iter().any(|count| *count > 0) {
-            self.exported = snapshot;
+        if count(&snapshot) == count(&self.exported) {
+            return None;
         }
-        increments
+        let mut increments = snapshot.clone();
+        increments -= &mem::replace(&mut self.exported, snapshot);
+        Some(increments)
     }
 }
 

@@ -63,11 +63,7 @@ impl OtlpSettings {
     /// Reads these variables instead of the environment.
     #[cfg(test)]
     pub(super) fn from_variables(variables: &[(&str, &str)]) -> Self {
-        let lookup = |name: &str| {
-            let variable = variables.iter().find(|(variable, _)| *variable == name);
-            variable.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
-        };
-        Self::read(lookup).expect("valid variables").expect("OpenTelemetry is enabled")
+        Self::read(crate::process::lookup_in(variables)).expect("valid variables").expect("OpenTelemetry is enabled")
     }
 
     fn read(lookup: impl Fn(&str) -> Result<String, VarError>) -> Result<Option<Self>, Error> {
@@ -251,12 +247,10 @@ fn attributes(text: &str) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
     use crate::config::variable_tables as tables;
+    use crate::process::{looked_up, lookup_in};
 
     fn read(variables: &[(&str, &str)]) -> Result<Option<OtlpSettings>, Error> {
-        OtlpSettings::read(|name| {
-            let variable = variables.iter().find(|(variable, _)| *variable == name);
-            variable.map(|(_, value)| (*value).to_owned()).ok_or(VarError::NotPresent)
-        })
+        OtlpSettings::read(lookup_in(variables))
     }
 
     fn settings(variables: &[(&str, &str)]) -> OtlpSettings {
@@ -278,7 +272,7 @@ mod tests {
     #[test]
     fn documentation_lists_exactly_the_variables_that_are_read() {
         let read = |set: &[(&str, &str)]| {
-            tables::looked_up(set, |lookup| {
+            looked_up(set, |lookup| {
                 let _ = OtlpSettings::read(lookup);
             })
         };

@@ -123,8 +123,8 @@ impl Pushgateway {
 
     /// Adds a label to the grouping key. Without grouping labels, the job alone names the group.
     ///
-    /// Any text is a valid value, also one with a `/` or, but for `instance`, an empty one. The gateway sets the label on every metric of the
-    /// group, and replaces a label of the same name that the metric has.
+    /// Any text is a valid value, also one with a `/` or, but for `instance`, an empty one. The gateway sets the label on every
+    /// metric of the group, and replaces a label of the same name that the metric has.
     ///
     /// ```
     /// # use tracing_stage_metrics::Pushgateway;

@@ -4,22 +4,20 @@
 //! grouping, or the other way round, pushes series that its former group still holds. The gateway refuses every push
 //! until that group is deleted.
 
-use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
 
 use reqwest::StatusCode;
 
+use super::group_state::has_all;
 use crate::error::Error;
 use crate::exposition::Families;
+use crate::exposition::samples::LabelSet;
 
 /// The reason in the refusals of all versions of the gateway.
 const REASON: &str = "collected before with the same name and label values";
 /// Limit of the series that are parsed in a refusal.
 const MAX_SERIES: usize = 64;
-
-/// Labels by name. A label without a value is left out.
-pub(super) type LabelMap = BTreeMap<String, String>;
 
 /// The series that two groups would hold: the source of the error of a refusal.
 #[derive(Debug)]
@@ -31,7 +29,8 @@ pub(super) struct SeriesConflict {
 #[derive(Debug, PartialEq)]
 struct NamedSeries {
     metric: String,
-    labels: LabelMap,
+    /// A label without a value is left out.
+    labels: LabelSet,
 }
 
 impl fmt::Display for SeriesConflict {
@@ -59,8 +58,8 @@ impl SeriesConflict {
     }
 
     /// Returns whether a group may hold one of the series: the series has all labels of the group.
-    pub(super) fn may_be_in(&self, group: &LabelMap) -> bool {
-        self.series.iter().any(|series| group.iter().all(|(name, value)| series.labels.get(name) == Some(value)))
+    pub(super) fn may_be_in(&self, group: &LabelSet) -> bool {
+        self.series.iter().any(|series| has_all(&series.labels, group))
     }
 }
 
@@ -70,7 +69,7 @@ impl NamedSeries {
     fn parse(text: &str) -> Option<Self> {
         const BETWEEN: [char; 5] = [' ', '<', '>', '{', '}'];
         let (metric, mut rest) = quoted(text)?;
-        let mut labels = LabelMap::new();
+        let mut labels = LabelSet::new();
         while let Some(label) = rest.trim_start_matches(BETWEEN).strip_prefix("label:") {
             let (name, after) = quoted(label.trim_start_matches(BETWEEN).strip_prefix("name:")?)?;
             let (value, after) = quoted(after.trim_start().strip_prefix("value:")?)?;
@@ -132,7 +131,7 @@ mod tests {
         * collected metric \"b\" { label:{name:\"job\"  value:\"label:\"}  untyped:{value:1}} was collected before with the \
         same name and label values";
 
-    fn labels(labels: &[(&str, &str)]) -> LabelMap {
+    fn labels(labels: &[(&str, &str)]) -> LabelSet {
         labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::client::Pushgateway;
-use super::conflict::{LabelMap, SeriesConflict};
+use super::conflict::SeriesConflict;
 use super::group_state::PUSH_TIME;
 use super::grouping::Grouping;
 use crate::error::{Error, Kind};
-use crate::exposition::samples;
+use crate::exposition::samples::{self, LabelSet};
 
 /// Limit of the groups that an error names.
 const MAX_GROUPS: usize = 4;
@@ -55,9 +55,9 @@ pub(super) async fn explain(gateway: &Pushgateway, refusal: Error, deadline: Ins
 
 /// Finds the groups that may hold the series of a conflict in the lines of a gateway's own metrics.
 struct GroupSearch<'a> {
-    own: LabelMap,
+    own: LabelSet,
     conflict: &'a SeriesConflict,
-    groups: BTreeSet<LabelMap>,
+    groups: BTreeSet<LabelSet>,
 }
 
 impl GroupSearch<'_> {
@@ -72,7 +72,7 @@ impl GroupSearch<'_> {
 
 /// Parses the group of a line `push_time_seconds{instance="",job="j"} 1.7e+09`. `None` for other lines, and for a group
 /// without a successful push, which holds no series.
-fn pushed_group(line: &str) -> Option<LabelMap> {
+fn pushed_group(line: &str) -> Option<LabelSet> {
     // Cheaper than to parse every line.
     line.strip_prefix(PUSH_TIME)?;
     let (name, mut labels, time) = samples::parse(line)?;
@@ -92,7 +92,7 @@ mod tests {
         value:\"x\\\"\\\\\\303\\251\\n\" > histogram:<sample_count:1 > } was collected before with the same name and label \
         values\n";
 
-    fn labels(labels: &[(&str, &str)]) -> LabelMap {
+    fn labels(labels: &[(&str, &str)]) -> LabelSet {
         labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(search(&profile, text), [labels(&plain)]);
         assert_eq!(search(&plain, text), [labels(&profile)]);
         let refused = text.replace("1.7e+09", "0");
-        assert_eq!(search(&profile, &refused), Vec::<LabelMap>::new(), "a group without a push holds nothing");
+        assert_eq!(search(&profile, &refused), Vec::<LabelSet>::new(), "a group without a push holds nothing");
     }
 
     /// Returns the remedy in the explanation of a refusal. The gateway holds groups with these labels, and the group of

@@ -4,11 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::exposition::{Families, Problems, parse, protobuf};
-
-pub(super) const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-const PROTOBUF_FORMAT: &str =
-    "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
+use crate::exposition::{Families, Problems, TEXT_CONTENT_TYPE, parse, protobuf};
 
 /// The format in which the state of the metrics is pushed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,8 +24,8 @@ pub enum PushFormat {
 impl PushFormat {
     pub(in crate::delivery) fn content_type(self) -> &'static str {
         match self {
-            Self::Text => TEXT_FORMAT,
-            Self::Protobuf => PROTOBUF_FORMAT,
+            Self::Text => TEXT_CONTENT_TYPE,
+            Self::Protobuf => protobuf::CONTENT_TYPE,
         }
     }
 

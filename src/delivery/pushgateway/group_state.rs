@@ -61,7 +61,7 @@ impl GroupStateReader {
     }
 
     pub(super) fn read(&mut self, line: &str) {
-        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        let name = samples::name(line);
         let is_group = name == PUSH_TIME;
         let is_run = self.run_start.as_deref() == Some(name);
         let (field, expected) = if is_group {
@@ -109,7 +109,8 @@ impl FurtherGroups {
     }
 }
 
-fn has_all(labels: &LabelSet, others: &LabelSet) -> bool {
+/// Returns whether a series with these labels has all those others.
+pub(super) fn has_all(labels: &LabelSet, others: &LabelSet) -> bool {
     others.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 

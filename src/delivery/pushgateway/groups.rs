@@ -83,7 +83,7 @@ struct GroupReader {
 
 impl GroupReader {
     fn read(&mut self, line: &str) -> ControlFlow<()> {
-        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        let name = samples::name(line);
         match name {
             BUILD_INFO => self.is_gateway = true,
             PUSH_TIME | FAILURE_TIME => {

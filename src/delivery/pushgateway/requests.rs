@@ -4,18 +4,18 @@ use std::fmt::Write as _;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
 use super::client::Pushgateway;
 use super::conflict::SeriesConflict;
-use super::format::{PushFormat, TEXT_FORMAT};
+use super::format::PushFormat;
 use super::group_state::{GroupState, GroupStateReader};
 use super::lines::LineReader;
 use crate::delivery::http::body::Body;
 use crate::delivery::http::error::RequestError;
 use crate::error::{Error, Kind};
-use crate::exposition::Labels;
+use crate::exposition::{Labels, TEXT_CONTENT_TYPE};
 use crate::unix_time;
 
 /// Bytes of the gateway's own metrics that are read at most.
@@ -25,8 +25,9 @@ const MAX_SCRAPE: usize = 256 << 20;
 const MAX_URL: usize = u16::MAX as usize - 1;
 
 impl Pushgateway {
-    /// Pushes metrics in the [text format](https://prometheus.io/docs/instrumenting/exposition_formats/) with POST,
-    /// whatever [`with_format`](Self::with_format) says. The push replaces metrics of the group that have the same names, with all their label sets; other metrics stay.
+    /// Pushes metrics in the [text format](https://prometheus.io/docs/instrumenting/exposition_formats/) with POST, whatever
+    /// [`with_format`](Self::with_format) says. The push replaces metrics of the group that have the same names, with all their
+    /// label sets; other metrics stay.
     ///
     /// The text must end with a line break.
     ///
@@ -124,7 +125,7 @@ impl Pushgateway {
     /// Sends one request with a body in the text format. The bytes are not copied, so that a caller can keep them for
     /// another try.
     pub(in crate::delivery) async fn send(&self, method: Method, body: Body) -> Result<(), RequestError> {
-        self.send_as(method, body, TEXT_FORMAT, None).await
+        self.send_as(method, body, TEXT_CONTENT_TYPE, None).await
     }
 
     /// Sends one request with a body of this content type. `time` is that of the body's state on the gateway's clock;
@@ -141,19 +142,19 @@ impl Pushgateway {
         if let Some(time) = time.filter(|_| self.address.stores_samples()) {
             let _ = write!(url, "?timestamp={:.0}", time * 1e3);
         }
-        let (request, headers) = self.start(&method, &url).await?;
-        let request = match method {
+        let complete = |request: RequestBuilder| match method {
             Method::DELETE => request,
             _ if body.is_gzip => {
                 request.header(CONTENT_TYPE, content_type).header(CONTENT_ENCODING, "gzip").body(body.bytes)
             }
             _ => request.header(CONTENT_TYPE, content_type).body(body.bytes),
         };
-        self.execute(&method, &url, request, headers).await.map(drop)
+        self.request(&method, &url, complete).await.map(drop)
     }
 
-    /// Reads the state of this group, whose metrics have the prefix `namespace` and these constant labels. `None` if the response does not come
-    /// from a Pushgateway: the page of a proxy says nothing about the group, and VictoriaMetrics has none.
+    /// Reads the state of this group, whose metrics have the prefix `namespace` and these constant labels. `None` if the
+    /// response does not come from a Pushgateway: the page of a proxy says nothing about the group, and VictoriaMetrics has
+    /// none.
     pub(in crate::delivery) async fn group_state(
         &self,
         namespace: Option<&str>,
@@ -177,8 +178,7 @@ impl Pushgateway {
     pub(super) async fn scrape_until(&self, mut each: impl FnMut(&str) -> ControlFlow<()>) -> Result<(), RequestError> {
         // VictoriaMetrics takes this for an import of nothing, and its response has the time.
         let url = if self.address.stores_samples() { self.url() } else { format!("{}/metrics", self.address) };
-        let (request, headers) = self.start(&Method::GET, &url).await?;
-        let mut response = self.execute(&Method::GET, &url, request, headers).await?;
+        let mut response = self.request(&Method::GET, &url, |request| request).await?;
         let (mut lines, mut length) = (LineReader::default(), 0);
         loop {
             match response.chunk().await {
@@ -196,16 +196,18 @@ impl Pushgateway {
                     let _ = lines.finish(each);
                     return Ok(());
                 }
-                Err(error) => {
-                    let target = format!("GET {url}");
-                    return Err(self.unanswered(&target, error));
-                }
+                Err(error) => return Err(self.unanswered(&format!("GET {url}"), error)),
             }
         }
     }
 
-    /// Checks the configuration and begins a request. Returns its headers beside it.
-    async fn start(&self, method: &Method, url: &str) -> Result<(RequestBuilder, HeaderMap), RequestError> {
+    /// Checks the configuration, sends a request, and checks the status of the response. `complete` adds the body.
+    async fn request(
+        &self,
+        method: &Method,
+        url: &str,
+        complete: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, RequestError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(Error::config(format!(
                 "cannot reach gateway {}: there is no tokio runtime here, call it inside one",
@@ -215,17 +217,7 @@ impl Pushgateway {
         }
         self.check_settings()?;
         let (client, headers) = self.connection_of_request().await?;
-        Ok((client.request(method.clone(), url).timeout(self.timeout), headers))
-    }
-
-    /// Sends a request with these headers, and checks the status of the response.
-    async fn execute(
-        &self,
-        method: &Method,
-        url: &str,
-        request: RequestBuilder,
-        headers: HeaderMap,
-    ) -> Result<Response, RequestError> {
+        let request = complete(client.request(method.clone(), url).timeout(self.timeout));
         let sent = unix_time::now().as_secs_f64();
         match request.headers(headers.clone()).send().await {
             Ok(response) if matches!(response.status(), StatusCode::OK | StatusCode::ACCEPTED) => {

@@ -3,6 +3,8 @@
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use mediatype::{MediaType, MediaTypeList, ReadParams};
 
+use crate::exposition::{TEXT_CONTENT_TYPE, protobuf};
+
 /// A format of `/metrics`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Format {
@@ -16,12 +18,10 @@ impl Format {
 
     pub(super) fn content_type(self) -> HeaderValue {
         HeaderValue::from_static(match self {
-            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::Text => TEXT_CONTENT_TYPE,
             // Prometheus 3 expects the scheme. This crate escapes names in the same way in every format.
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores",
-            Self::Protobuf => {
-                "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
-            }
+            Self::Protobuf => protobuf::CONTENT_TYPE,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metrics::Unit;
 
-use crate::exposition::labels::{Labels, closing_quote, unescape};
+use crate::exposition::labels::{Labels, closing_quote};
 use crate::exposition::values::Exemplar;
 use crate::exposition::{Families, Family, Problems, Samples, parse};
 
@@ -123,7 +123,7 @@ fn read_exemplar(text: &str) -> Exemplar {
     let text = text.strip_prefix('{').expect(text);
     let (labels, rest) = text.split_at(end_of_labels(text));
     let labels = Labels::from_canonical(&labels[..labels.len() - 1]);
-    let len: usize = labels.iter().map(|(name, value)| name.len() + unescape(value, true).chars().count()).sum();
+    let len: usize = labels.values().map(|(name, value)| name.len() + value.chars().count()).sum();
     assert!(len <= 128, "{text}");
     let mut numbers = rest.strip_prefix(' ').expect(text).split(' ');
     let value = numbers.next().unwrap().parse().expect(text);

@@ -8,14 +8,16 @@ use super::line::{Sample, labels, read_block};
 /// Labels by name.
 pub(crate) type LabelSet = BTreeMap<String, String>;
 
+/// Returns the name of the metric of a sample line.
+pub(crate) fn name(line: &str) -> &str {
+    line.split(['{', ' ']).next().unwrap_or_default()
+}
+
 /// Returns the samples with one of these names, with their labels and values.
 pub(crate) fn find<'a>(text: &'a str, names: &'a [String]) -> impl Iterator<Item = (&'a str, Labels, f64)> {
-    let has_name = |line: &&str| {
-        let name = line.split(['{', ' ']).next().unwrap_or_default();
-        names.iter().any(|other| other == name)
-    };
+    let has_name = |line: &&str| names.iter().any(|other| other == name(line));
     let parse = |line: &'a str| {
-        let (Sample { name, block, value, .. }, pairs) = split(line)?;
+        let (Sample { name, block, value }, pairs) = split(line)?;
         Some((name, labels(Some(block), &pairs), value.parse().ok()?))
     };
     text.lines().filter(has_name).filter_map(parse)

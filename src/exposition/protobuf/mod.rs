@@ -7,3 +7,6 @@ mod tests;
 mod write;
 
 pub(crate) use read::read;
+
+pub(crate) const CONTENT_TYPE: &str =
+    "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";

@@ -9,7 +9,7 @@ use super::message::{
     Timestamp, Value,
 };
 use crate::exposition::families::{Families, Family, Samples, Series};
-use crate::exposition::labels::{Labels, unescape};
+use crate::exposition::labels::Labels;
 use crate::exposition::values::{self, Number};
 use crate::histogram::NativeBuckets;
 
@@ -83,12 +83,12 @@ fn type_of(samples: &Samples) -> MetricType {
 
 fn set_labels(pairs: &mut Vec<LabelPair>, labels: &Labels) {
     let mut count = 0;
-    for (name, value) in labels.iter() {
+    for (name, value) in labels.values() {
         if count == pairs.len() {
             pairs.push(LabelPair::default());
         }
         set(&mut pairs[count].name, name);
-        set(&mut pairs[count].value, &unescape(value, true));
+        set(&mut pairs[count].value, &value);
         count += 1;
     }
     pairs.truncate(count);

@@ -273,14 +273,11 @@ fn increments_read_while_samples_are_recorded_add_up() {
         });
         let (mut count, mut sum, mut agree) = (0, 0.0, true);
         while count < SAMPLES {
-            let increments = series.take_increments();
-            let more: u64 = increments.counts.iter().sum();
-            if more > 0 {
-                count += more;
-                sum += increments.sum;
-                agree &= sum == 2.0 * count as f64;
-                recorded.store(count, Ordering::Release);
-            }
+            let Some(increments) = series.take_increments() else { continue };
+            count += increments.counts.iter().sum::<u64>();
+            sum += increments.sum;
+            agree &= sum == 2.0 * count as f64;
+            recorded.store(count, Ordering::Release);
         }
         assert!(agree, "each increment has the sum of its samples");
     });
