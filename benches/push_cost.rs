@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use server::Server;
 use tracing::info_span;
-use tracing_stage_metrics::{FlushGuard, MetricsLayer, PushFormat, Pushgateway};
+use tracing_stage_metrics::{FlushGuard, MetricsLayer, MetricsLayerBuilder, PushFormat, Pushgateway};
 use tracing_subscriber::prelude::*;
 
 const LABEL_SETS: [usize; 3] = [1_000, 10_000, 100_000];
@@ -63,7 +63,7 @@ fn main() {
     by_groups();
 }
 
-/// Duration of one push and of a scrape, for a gateway that holds this many groups.
+/// Duration of one push, of a scrape, and of reading the totals of a group, for a gateway that holds this many groups.
 fn by_groups() {
     let Some(gateway) = Server::gateway(&[]).unwrap() else {
         println!("LEFT OUT: the groups, there is no prometheus-pushgateway here");
@@ -71,7 +71,7 @@ fn by_groups() {
     };
     let url = gateway.url();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    println!("{:>10} {:>12} {:>12} {:>14}", "groups", "push", "scrape", "scraped bytes");
+    println!("{:>10} {:>12} {:>12} {:>14} {:>12}", "groups", "push", "scrape", "scraped bytes", "base");
     let mut known = 0;
     for groups in GROUPS {
         for group in known..groups {
@@ -81,7 +81,13 @@ fn by_groups() {
         let push = median(5, || runtime.block_on(worker(&url, groups / 2).push_add(&series())).unwrap());
         let mut bytes = 0;
         let scrape = median(5, || bytes = gateway.get("/metrics").unwrap().len());
-        println!("{groups:>10} {:>12} {:>12} {bytes:>14}", format!("{push:.1?}"), format!("{scrape:.1?}"));
+        let run = |builder: fn() -> MetricsLayerBuilder| {
+            let builder = || builder().with_push_interval(LONG).with_pushgateway(worker(&url, groups / 2));
+            median(9, || builder().build().unwrap().1.shutdown().unwrap())
+        };
+        let base = run(|| MetricsLayer::builder().with_cumulative_totals()).saturating_sub(run(MetricsLayer::builder));
+        let [push, scrape, base] = [push, scrape, base].map(|time| format!("{time:.1?}"));
+        println!("{groups:>10} {push:>12} {scrape:>12} {bytes:>14} {base:>12}");
     }
 }
 

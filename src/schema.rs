@@ -37,6 +37,9 @@ pub(crate) const RUN_ID: &str = "run_id";
 pub(crate) const STATUS: &str = "status";
 pub(crate) const REASON: &str = "reason";
 
+/// The label value that stands for values beyond a limit.
+pub(crate) const OVERFLOW: &str = "_overflow";
+
 /// Names that a grouping label must not have, since the metrics have them as labels. `profile` and `run_id` are allowed: a
 /// grouping label of that name fixes the value for the whole process.
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
@@ -133,6 +136,27 @@ pub(crate) const RUN_LAST_SUCCESS: Metric = Metric {
     labels: &[],
     help: "Unix time at which the last successful run ended.",
 };
+pub(crate) const RUNS_TOTAL: Metric = Metric {
+    suffix: "runs_total",
+    kind: InstrumentKind::Counter,
+    unit: Unit::Count,
+    labels: &[STATUS],
+    help: "Ended runs of this group over all runs, by status: success or failure.",
+};
+pub(crate) const STAGE_RUNS_TOTAL: Metric = Metric {
+    suffix: "stage_runs_total",
+    kind: InstrumentKind::Counter,
+    unit: Unit::Count,
+    labels: &[STAGE_ID, PROFILE, STATUS],
+    help: "Finished stages of this group over all runs, by status: success or failure.",
+};
+pub(crate) const STAGE_RUN_SECONDS_TOTAL: Metric = Metric {
+    suffix: "stage_run_seconds_total",
+    kind: InstrumentKind::Counter,
+    unit: Unit::Seconds,
+    labels: &[STAGE_ID, PROFILE],
+    help: "Duration of the finished stages of this group over all runs.",
+};
 pub(crate) const PUSH_TOTAL: Metric = Metric {
     suffix: "telemetry_push_total",
     kind: InstrumentKind::Counter,
@@ -184,6 +208,9 @@ pub(crate) const METRICS: &[&Metric] = &[
     &RUN_CPU,
     &RUN_PEAK_MEMORY,
     &RUN_LAST_SUCCESS,
+    &RUNS_TOTAL,
+    &STAGE_RUNS_TOTAL,
+    &STAGE_RUN_SECONDS_TOTAL,
     &PUSH_TOTAL,
     &OVERFLOW_TOTAL,
     &LAST_PUSH_DURATION,
@@ -202,7 +229,8 @@ mod tests {
             assert!(metric.help.ends_with('.') && metric.help.len() > 10, "{name}: {}", metric.help);
             assert!(metric.help.starts_with(char::is_uppercase), "{name}: {}", metric.help);
             assert_eq!(name.ends_with("_total"), metric.kind == InstrumentKind::Counter, "{name}");
-            assert_eq!(metric.unit == Unit::Seconds, name.ends_with("_seconds"), "{name}");
+            let base = name.strip_suffix("_total").unwrap_or(&name);
+            assert_eq!(metric.unit == Unit::Seconds, base.ends_with("_seconds"), "{name}");
             assert_eq!(metric.unit == Unit::Bytes, name.ends_with("_bytes"), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
         }

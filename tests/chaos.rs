@@ -1,5 +1,5 @@
 //! Runs finish, fail and are killed at random while the gateway is frozen, stopped and restarted at random. In the end
-//! the gateway shows the final state of the last run and the last success.
+//! the gateway shows the final state of the last run and the last success, and the totals count every run once.
 //!
 //! The test makes 48 runs; `TSM_CHAOS_RUNS=200` makes more. It prints its seed to stderr; `TSM_CHAOS_SEED` sets it. The
 //! seed determines the runs and the faults of the gateway; their timing depends on the machine.
@@ -23,6 +23,8 @@ mod last_success;
 mod late_push;
 #[path = "chaos/plan.rs"]
 mod plan;
+#[path = "chaos/totals.rs"]
+mod totals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -132,6 +134,8 @@ fn gateway_shows_the_latest_state_and_the_last_success() {
             results.into_iter().for_each(Result::unwrap);
         });
         harness.await_idle_gateway();
+        let is_last = first + ROUND >= per_slot;
+        harness.end_groups(is_last);
         for spool in harness.spools() {
             let violations = drain_spool(harness.url(), spool);
             violations.into_iter().for_each(|violation| harness.record("sweeper", violation));

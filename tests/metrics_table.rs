@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use support::exposition::{self, Exposition};
 use support::measured::{Measured, failing_stage, measured, stage};
+use support::mock_gateway::Answer;
 use support::{MockGateway, Reply};
 use tracing::info_span;
 use tracing_stage_metrics::{
@@ -72,11 +73,11 @@ fn documented_rows() -> BTreeSet<Row> {
 #[test]
 #[cfg(feature = "resource-usage")]
 fn run_delivers_exactly_the_documented_metrics() {
-    let server = MockGateway::ok();
+    let server = MockGateway::start([Reply::Answer(Answer::new(200).with_body("pushgateway_build_info 1\n"))]);
     let spool = tempfile::tempdir().unwrap();
     let gateway = Pushgateway::new(server.url(), "j").unwrap();
     let builder = MetricsLayer::builder().with_pushgateway(gateway).with_spool_dir(spool.path());
-    let exposition = final_state(builder, |guard| {
+    let exposition = final_state(builder.with_cumulative_totals(), |guard| {
         info_span!("s", stage_id = "a", profile = "p", run_id = "r").in_scope(|| ());
         guard.flush().unwrap();
     });
@@ -112,6 +113,26 @@ fn stage_duration_measures_every_finished_stage() {
     assert_eq!((bucket("0.025"), bucket("14400"), bucket("+Inf")), (0.0, 2.0, 2.0));
     let failed = [("stage_id", "a"), ("profile", ""), ("run_id", "")];
     assert_eq!(exposition.expect("quant_stage_duration_seconds_count", &failed), 1.0, "failed stages are measured too");
+}
+
+#[test]
+fn cumulative_totals_count_runs_and_stages_with_both_statuses() {
+    let exposition = final_state(MetricsLayer::builder().with_cumulative_totals(), |_| {
+        info_span!("s", stage_id = "a", profile = "p", run_id = "r").in_scope(|| ());
+        info_span!("s", stage_id = "a", profile = "p", run_id = "q").in_scope(|| tracing::error!("it failed"));
+    });
+    assert_family(&exposition, "quant_runs_total", "counter", &["status"]);
+    assert_family(&exposition, "quant_stage_runs_total", "counter", &["stage_id", "profile", "status"]);
+    assert_family(&exposition, "quant_stage_run_seconds_total", "counter", &["stage_id", "profile"]);
+    let stage = [("stage_id", "a"), ("profile", "p")];
+    for (status, runs) in [("success", 0.0), ("failure", 1.0)] {
+        assert_eq!(exposition.expect("quant_runs_total", &[("status", status)]), runs);
+        let labels = [&stage[..], &[("status", status)]].concat();
+        assert_eq!(exposition.expect("quant_stage_runs_total", &labels), 1.0, "{status}");
+    }
+    let sums = exposition.matching("quant_stage_duration_seconds_sum", &stage).into_iter().map(|sample| sample.value);
+    let seconds = exposition.expect("quant_stage_run_seconds_total", &stage);
+    assert!((seconds - sums.sum::<f64>()).abs() < 1e-9, "{seconds}");
 }
 
 #[test]

@@ -133,6 +133,7 @@ fn counts_stay_exact_and_resources_bounded_under_gateway_outages() {
         .with_push_interval(Duration::from_millis(100))
         .with_flush_timeout(Duration::from_secs(20))
         .with_spool_dir(spool.path())
+        .with_cumulative_totals()
         .with_flush_on_signals()
         .install()
         .unwrap();
@@ -196,6 +197,12 @@ fn counts_stay_exact_and_resources_bounded_under_gateway_outages() {
             let labels = [("stage_id", stage.as_str()), ("profile", "soak"), ("run_id", "1")];
             assert_eq!(job_value("quant_stage_duration_seconds_count", &labels), runs as f64, "{stage}");
             assert_eq!(job_value("quant_stage_active", &labels[..2]), 0.0, "{stage}");
+            let total = |status| {
+                let labels = [&labels[..2], &[("status", status)]].concat();
+                job_value("quant_stage_runs_total", &labels)
+            };
+            assert_eq!((total("success") + total("failure")) as u64, runs, "{stage}");
+            assert!(job_value("quant_stage_run_seconds_total", &labels[..2]) > 0.0, "{stage}");
         }
         assert!(counts.outer >= 50, "thread {thread} did too little work");
     }

@@ -41,6 +41,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | [`map_pushgateway`](Self::map_pushgateway) | the gateway as it is |
 /// | [`with_job`](Self::with_job) | no label `job` in the text file |
 /// | [`with_instance_grouping`](Self::with_instance_grouping) | no such label |
+/// | [`with_cumulative_totals`](Self::with_cumulative_totals) | the counters begin at zero with every run |
 /// | [`with_push_interval`](Self::with_push_interval) | [`DEFAULT_PUSH_INTERVAL`] |
 /// | [`with_flush_timeout`](Self::with_flush_timeout) | [`DEFAULT_FLUSH_TIMEOUT`](crate::DEFAULT_FLUSH_TIMEOUT) |
 /// | [`with_textfile`](Self::with_textfile) | no file |
@@ -76,6 +77,7 @@ pub struct MetricsLayerBuilder {
     pub(super) grouping: Vec<(String, String)>,
     pub(super) labels: Vec<(String, String)>,
     pub(super) instance_grouping: bool,
+    pub(super) cumulative_totals: bool,
     pub(super) push_interval: Duration,
     pub(super) flush_timeout: Duration,
     pub(super) textfile: Option<PathBuf>,
@@ -134,6 +136,7 @@ impl MetricsLayerBuilder {
             grouping: Vec::new(),
             labels: Vec::new(),
             instance_grouping: false,
+            cumulative_totals: false,
             push_interval: DEFAULT_PUSH_INTERVAL,
             flush_timeout: DEFAULT_FLUSH_TIMEOUT,
             textfile: None,
@@ -238,6 +241,7 @@ impl MetricsLayerBuilder {
         self.namespace = environment.namespace.unwrap_or(self.namespace);
         self.policy = environment.policy.unwrap_or(self.policy);
         self.run_id_label = environment.run_id_label.unwrap_or(self.run_id_label);
+        self.cumulative_totals = environment.cumulative_totals.unwrap_or(self.cumulative_totals);
         self.instance_grouping = environment.instance_grouping.unwrap_or(self.instance_grouping);
         #[cfg(unix)]
         {

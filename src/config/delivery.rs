@@ -94,6 +94,36 @@ impl MetricsLayerBuilder {
         self
     }
 
+    /// Continues three counters over all runs of the group: `quant_runs_total`, `quant_stage_runs_total` and
+    /// `quant_stage_run_seconds_total`. `increase()` over a month then counts the runs of a month. Without it, every counter
+    /// begins at zero with every run.
+    ///
+    /// The run reads the totals of its group from the gateway before its first push; without a gateway, from the
+    /// [text file](Self::with_textfile). A run that was killed is counted as failed by the next one. The totals are exact while
+    /// one run of a group is at work at a time, and with a [spool](Self::with_spool_dir) also if the gateway is away.
+    /// [`guide::metrics`](crate::guide::metrics) has the details.
+    ///
+    /// OTLP, a listener without a gateway or a text file, and [`with_instance_grouping`](Self::with_instance_grouping) have no
+    /// such totals, and one warning says so.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let path = directory.path().join("quant.prom");
+    /// for _ in 0..2 {
+    ///     let (_layer, guard) = MetricsLayer::builder().with_textfile(&path).with_cumulative_totals().build()?;
+    ///     guard.fail();
+    ///     guard.shutdown()?;
+    /// }
+    /// assert!(std::fs::read_to_string(&path)?.contains("quant_runs_total{status=\"failure\"} 2\n"));
+    /// # Ok(()) }
+    /// ```
+    pub fn with_cumulative_totals(mut self) -> Self {
+        self.cumulative_totals = true;
+        self
+    }
+
     /// Sets the time from one push to the next. Without it, [`DEFAULT_PUSH_INTERVAL`]. The first push goes out at `install()`.
     ///
     /// A push on the interval may take as long as the interval, and at least two seconds, so a short interval does not cut off a

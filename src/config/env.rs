@@ -35,6 +35,7 @@ pub(crate) struct Environment {
     pub(crate) policy: Option<FailurePolicy>,
     pub(crate) run_id_label: Option<bool>,
     pub(crate) instance_grouping: Option<bool>,
+    pub(crate) cumulative_totals: Option<bool>,
     pub(crate) flush_on_signals: Option<bool>,
     pub(crate) push_format: Option<PushFormat>,
     /// Credentials and certificates of a gateway, also of one that the code has set.
@@ -126,6 +127,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
             policy: self.parsed("FAILURE_POLICY", parse_policy)?,
             run_id_label: self.parsed("RUN_ID_LABEL", parse_bool)?,
             instance_grouping: self.parsed("INSTANCE_GROUPING", parse_bool)?,
+            cumulative_totals: self.parsed("CUMULATIVE_TOTALS", parse_bool)?,
             flush_on_signals: self.parsed("FLUSH_ON_SIGNALS", parse_bool)?,
             push_format: self.parsed("PUSH_FORMAT", parse_push_format)?,
             gateway_files: self.gateway_files(has_credentials)?,

@@ -9,7 +9,7 @@ use super::builder::MetricsLayerBuilder;
 use crate::delivery::Listener;
 #[cfg(feature = "otlp")]
 use crate::delivery::otlp;
-use crate::delivery::{DeliveryConfig, DeliveryThread, Spool, Textfile};
+use crate::delivery::{CumulativeTotals, DeliveryConfig, DeliveryThread, Spool, Textfile};
 use crate::diagnostics::Diagnostics;
 use crate::error::Error;
 use crate::exposition::{Labels, metric_name};
@@ -117,14 +117,6 @@ impl MetricsLayerBuilder {
             let node = self.node.unwrap_or_else(process::hostname);
             Some(crate::run::metrics::Resources::new(node))
         };
-        let metrics = Arc::new(RunMetrics::new(
-            Arc::clone(&stages),
-            exposition,
-            &self.namespace,
-            constant,
-            #[cfg(feature = "resource-usage")]
-            resources,
-        ));
         let textfile_labels = match &self.gateway {
             Some(gateway) => gateway.grouping().all_labels(),
             None if self.job.is_none() && self.grouping.is_empty() => Vec::new(),
@@ -133,12 +125,31 @@ impl MetricsLayerBuilder {
                 std::iter::once(job).chain(self.grouping).collect()
             }
         };
+        let totals = self.cumulative_totals.then(|| {
+            let profile = match &self.gateway {
+                Some(gateway) => gateway.grouping().get(schema::PROFILE),
+                None => {
+                    textfile_labels.iter().find(|(name, _)| name == schema::PROFILE).map(|(_, value)| value.as_str())
+                }
+            };
+            Arc::new(CumulativeTotals::new(&self.namespace, constant.clone(), profile.map(str::to_owned)))
+        });
+        let metrics = Arc::new(RunMetrics::new(
+            Arc::clone(&stages),
+            exposition,
+            &self.namespace,
+            constant,
+            totals.clone(),
+            #[cfg(feature = "resource-usage")]
+            resources,
+        ));
         let config = DeliveryConfig {
             gateway: self.gateway,
             textfile,
             textfile_labels,
             #[cfg(feature = "otlp")]
             exporter: otlp.exporter,
+            totals,
             spool,
             push_interval: self.push_interval,
             #[cfg(feature = "resource-usage")]

@@ -96,7 +96,7 @@ impl MetricsLayerBuilder {
                 );
             }));
         }
-        if let Some(warning) = ways_out.warning() {
+        for warning in ways_out.warning().into_iter().chain(self.totals_warning()) {
             warnings.push(Box::new(move || warn!(target: OWN_TARGET, "{warning}")));
         }
         warnings

@@ -49,6 +49,28 @@ impl MetricsLayerBuilder {
     }
 }
 
+impl MetricsLayerBuilder {
+    /// Switches cumulative totals off where no way out has them. Returns a warning that names the ways out without them.
+    pub(super) fn totals_warning(&mut self) -> Option<String> {
+        if !self.cumulative_totals {
+            return None;
+        }
+        #[cfg(feature = "otlp")]
+        let has_otlp = self.otlp.is_some();
+        #[cfg(not(feature = "otlp"))]
+        let has_otlp = false;
+        let is_of_process = self.gateway.is_some() && self.instance_grouping;
+        self.cumulative_totals = (self.gateway.is_some() || self.textfile.is_some()) && !is_of_process;
+        let reason = match self.cumulative_totals {
+            true if has_otlp => return Some("cumulative totals are not exported over OTLP".to_owned()),
+            true => return None,
+            false if is_of_process => "with the instance in the grouping, no later run continues a group",
+            false => "only a gateway or a text file keeps those of earlier runs: set one of them",
+        };
+        Some(format!("cumulative totals are left out: {reason}"))
+    }
+}
+
 impl WaysOut {
     /// Whether any way out carries exemplars. If none does, they are not even kept.
     #[cfg(feature = "trace-id")]

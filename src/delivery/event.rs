@@ -20,6 +20,10 @@ pub(crate) enum DeliveryEvent {
     RecorderFailing(Error),
     /// The spool works with limitations: its file system lacks a feature, or a payload cannot be opened.
     SpoolDegraded(Error),
+    /// The cumulative totals are left out, since their base cannot be read.
+    TotalsUnknown(Error),
+    /// The increments of an earlier run do not reach the cumulative totals.
+    TotalsIncomplete(Error),
     /// A metric is not written as it was recorded.
     MetricProblem(Problem),
 }

@@ -2,11 +2,13 @@
 //! `recorder` and `diagnostics`.
 //!
 //! `thread` starts everything and uses the other files. `scheduler` decides when to deliver, `queue` what one destination
-//! delivers next, and `destination` how. `source` and `event` are the interface to the run. Of the folders, `spool` uses
-//! `pushgateway` and `http`; `pushgateway` and `otlp` use `http`.
+//! delivers next, and `destination` and `gateway` how. `source` and `event` are the interface to the run. Of the folders,
+//! `spool` uses `pushgateway`, `totals` and `http`; `pushgateway` uses `totals` and `http`; `otlp` uses `http`.
 
 mod destination;
 mod event;
+mod gateway;
+mod gateway_totals;
 mod http;
 #[cfg(feature = "otlp")]
 pub(crate) mod otlp;
@@ -21,6 +23,7 @@ mod source;
 mod spool;
 mod textfile;
 mod thread;
+mod totals;
 
 pub(crate) use event::DeliveryEvent;
 pub use http::body::COMPRESSION_THRESHOLD;
@@ -41,3 +44,4 @@ pub(crate) use spool::{FileState, PayloadOutcome, SpoolFile};
 pub use spool::{MAX_SPOOL_BYTES, MAX_SPOOL_FILES};
 pub(crate) use textfile::Textfile;
 pub(crate) use thread::{DeliveryConfig, DeliveryThread};
+pub(crate) use totals::{CumulativeTotals, StageCounts, StageKey};

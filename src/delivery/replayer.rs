@@ -12,6 +12,7 @@ use super::event::DeliveryEvent;
 use super::pushgateway::{EncodedState, Pushgateway};
 use super::source::ExpositionSource;
 use super::spool::{CarriedOver, Entry, Payload, Replayed, Scope, Spool, WriteState, Written, replay};
+use super::totals::Totals;
 use crate::error::Error;
 use crate::job_thread::JobThread;
 
@@ -105,6 +106,42 @@ impl SpoolThread {
                 Replayed::Nothing | Replayed::Skipped | Replayed::Failed => return false,
             }
         }
+    }
+
+    /// Delivers the payloads of the own group, also those that could not be delivered before. Returns whether a request
+    /// had no response.
+    pub(super) async fn retry_own_group(&self, gateway: &Pushgateway, deadline: Instant) -> bool {
+        let own = gateway.clone();
+        match timeout_at(deadline, self.on_disk(move |spool| spool.retry_group(&own))).await {
+            Ok(Ok(())) => self.replay_own_group(gateway, deadline).await,
+            // The disk takes too long.
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+
+    /// Returns whether a payload of the own group has increments that the gateway may lack.
+    pub(super) async fn has_increments(&self, gateway: &Pushgateway) -> Result<bool, Error> {
+        let gateway = gateway.clone();
+        self.on_disk(move |spool| spool.has_increments(&gateway)).await
+    }
+
+    /// Returns the totals that a replay of the own group wrote last, and the run of its payload.
+    pub(super) fn written(&self) -> Option<(Totals, Option<f64>)> {
+        self.spool.written()
+    }
+
+    /// Records in the file of a payload that no request with its increments has arrived.
+    pub(super) async fn mark_not_sent(&self, entry: Entry) {
+        let spool = Arc::clone(&self.spool);
+        let mark = move || {
+            let mut payload = entry.payload.clone();
+            if let Some(increments) = payload.increments.as_mut().filter(|increments| increments.may_have_arrived) {
+                increments.may_have_arrived = false;
+                // If this fails, a replay relies on the totals that the gateway shows.
+                let _ = spool.in_turn(|spool| spool.rewrite(&entry.name, &payload));
+            }
+        };
+        let _ = self.writes.run(mark).await;
     }
 
     /// Reads the last successes in payloads of the own group that are not delivered yet.

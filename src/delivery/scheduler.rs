@@ -196,7 +196,8 @@ mod tests {
     async fn started(directory: &TempDir) -> (Arc<PanickingSource>, UnboundedSender<FlushRequest>) {
         let source = Arc::new(PanickingSource::default());
         let textfile = |name: &str| Textfile::open(&directory.path().join(name)).unwrap();
-        let destinations = ["a", "b"].map(|name| Destination::textfile(textfile(name), &[]).unwrap()).into();
+        let destinations =
+            ["a", "b"].map(|name| Destination::textfile(textfile(name), &[], None, false).unwrap()).into();
         let (requests, received) = unbounded_channel();
         let scheduler = Scheduler::new(destinations, Arc::clone(&source) as _, received, LONG, None, None);
         tokio::spawn(scheduler.run());
@@ -223,7 +224,7 @@ mod tests {
     /// Returns a scheduler that pushes to such a gateway.
     async fn pushing() -> (Arc<PanickingSource>, UnboundedSender<FlushRequest>, Scheduler) {
         let source = Arc::new(PanickingSource::default());
-        let destinations = vec![Destination::gateway(accepting_gateway().await, None, None)];
+        let destinations = vec![Destination::gateway(accepting_gateway().await, None, None, None)];
         let (requests, received) = unbounded_channel();
         let scheduler = Scheduler::new(destinations, Arc::clone(&source) as _, received, LONG, None, None);
         (source, requests, scheduler)

@@ -33,6 +33,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use self::accept::{Format, accepts_gzip, negotiate};
 use self::page::MetricsPage;
 use super::source::ExpositionSource;
+use super::totals::CumulativeTotals;
 use crate::error::{Error, Kind};
 
 /// Limit of the open connections. Each uses a file handle of the application.
@@ -85,11 +86,16 @@ impl Listener {
     }
 
     /// Starts to serve on the current runtime.
-    pub(super) fn serve(self, source: Arc<dyn ExpositionSource>) -> Result<Server, Error> {
+    pub(super) fn serve(
+        self,
+        source: Arc<dyn ExpositionSource>,
+        totals: Option<Arc<CumulativeTotals>>,
+    ) -> Result<Server, Error> {
         let failed = |error| Error::new(Kind::Delivery, "cannot serve the HTTP listener").with_source(error);
         let listener = TcpListener::from_std(self.socket).map_err(failed)?;
         let (stop, stopped) = oneshot::channel();
-        Ok(Server { stop, task: tokio::spawn(serve(listener, MetricsPage::new(source, self.has_formats), stopped)) })
+        let page = MetricsPage::new(source, totals, self.has_formats);
+        Ok(Server { stop, task: tokio::spawn(serve(listener, page, stopped)) })
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::event::DeliveryEvent;
+use super::totals::{StageCounts, StageKey};
 use crate::error::Error;
 use crate::exposition::Families;
 #[cfg(feature = "otlp")]
@@ -21,6 +22,11 @@ pub(crate) trait ExpositionSource: Send + Sync {
     /// Returns the current state. If a recorder of the application panics or does not render by the deadline, returns its
     /// last rendering.
     fn exposition(self: Arc<Self>, deadline: Instant) -> BoxFuture<'static, Result<Arc<Families>, Error>>;
+
+    /// Returns the counts of all stages for cumulative totals, in the order in which the stages first opened.
+    fn stage_counts(&self) -> Vec<(StageKey, StageCounts)> {
+        Vec::new()
+    }
 
     /// Updates the recorder for a reader that does not render. Returns the exemplars, whose stages it has then counted.
     #[cfg(feature = "otlp")]

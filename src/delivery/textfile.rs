@@ -57,6 +57,18 @@ impl Textfile {
         &self.configured_path
     }
 
+    /// Reads the file. `None` if it does not exist.
+    pub(super) fn read(&self) -> Result<Option<String>, Error> {
+        match fs::read_to_string(&self.path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                let text = format!("cannot read text file {:?}", self.configured_path);
+                Err(Error::new(Kind::Delivery, text).with_source(error))
+            }
+        }
+    }
+
     /// Replaces the file.
     pub(super) fn write(&self, exposition: &str) -> Result<(), Error> {
         let written = match self.replace(exposition.as_bytes()) {

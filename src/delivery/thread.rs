@@ -23,6 +23,7 @@ use super::scrape::Listener;
 use super::source::ExpositionSource;
 use super::spool::Spool;
 use super::textfile::Textfile;
+use super::totals::CumulativeTotals;
 use crate::diagnostics::subscriber;
 use crate::error::{Error, Kind};
 
@@ -34,6 +35,8 @@ pub(crate) struct DeliveryConfig {
     pub(crate) textfile_labels: Vec<(String, String)>,
     #[cfg(feature = "otlp")]
     pub(crate) exporter: Option<ExporterConfig>,
+    /// The totals of the gateway or, without one, of the text file.
+    pub(crate) totals: Option<Arc<CumulativeTotals>>,
     /// Has no effect without a gateway.
     pub(crate) spool: Option<Spool>,
     pub(crate) push_interval: Duration,
@@ -85,16 +88,18 @@ impl DeliveryThread {
         #[cfg(feature = "http")]
         let listen_addr = config.listener.as_ref().map(Listener::address);
         #[cfg(feature = "http")]
-        let server = config.listener.map(|listener| listener.serve(Arc::clone(&source))).transpose()?;
+        let server =
+            config.listener.map(|listener| listener.serve(Arc::clone(&source), config.totals.clone())).transpose()?;
+        let has_gateway = config.gateway.is_some();
         let mut destinations = Vec::new();
         let mut replayer = None;
         if let Some(gateway) = config.gateway {
             let spool = config.spool.map(SpoolThread::start).transpose()?;
             replayer = spool.clone().map(|spool| Replayer::start(gateway.clone(), spool, Arc::clone(&source)));
-            destinations.push(Destination::gateway(gateway, spool, replayer.as_ref()));
+            destinations.push(Destination::gateway(gateway, spool, replayer.as_ref(), config.totals.clone()));
         }
         if let Some(textfile) = config.textfile {
-            destinations.push(Destination::textfile(textfile, &config.textfile_labels)?);
+            destinations.push(Destination::textfile(textfile, &config.textfile_labels, config.totals, !has_gateway)?);
         }
         #[cfg(feature = "otlp")]
         if let Some(exporter) = config.exporter {

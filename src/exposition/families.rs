@@ -193,6 +193,18 @@ impl Families {
         self.gauge(name).iter().min_by_key(|series| series.labels.iter().count())
     }
 
+    /// Puts a family in the place of the one with its name. A family without series removes that one.
+    pub(crate) fn replace(&mut self, mut family: Family) {
+        let at = self.0.binary_search_by(|other| (*other.name).cmp(&family.name));
+        family.samples.sort();
+        match (at, family.samples.is_empty()) {
+            (Ok(at), true) => drop(self.0.remove(at)),
+            (Err(_), true) => {}
+            (Ok(at), false) => self.0[at] = Arc::new(family),
+            (Err(at), false) => self.0.insert(at, Arc::new(family)),
+        }
+    }
+
     /// Adds series to a gauge. `new` makes the family if it is not there.
     pub(crate) fn add_to_gauge(&mut self, name: &str, more: Vec<Series<Number>>, new: impl FnOnce() -> Family) {
         let at = match self.0.binary_search_by(|family| (*family.name).cmp(name)) {

@@ -27,6 +27,7 @@ use crate::diagnostics::Diagnostics;
 use crate::exposition::SeriesExemplars;
 use crate::recorder::{KeptHistogram, RecorderHandle, is_suppressed, suppress_instrumentation};
 use crate::schema::Metric;
+use crate::series::HistogramTotals;
 use crate::series::append_only_map::EntryId;
 use crate::series::outcome::{Outcome, Reason};
 #[cfg(feature = "trace-id")]
@@ -370,6 +371,11 @@ impl StageTracker {
     pub(crate) fn states(&self) -> Vec<StageState> {
         self.missed.count_detached(&self.stages);
         summary::states(&self.stages)
+    }
+
+    /// Returns the totals of all stages in their profiles, in the order in which they first opened.
+    pub(crate) fn pair_totals(&self) -> impl Iterator<Item = ([&str; 2], HistogramTotals)> {
+        self.stages.series.pair_totals()
     }
 
     /// Returns whether the stages allow the run to be a success.

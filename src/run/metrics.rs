@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::exit_reason::{ExitReason, Run};
 use super::report::RunReport;
-use crate::delivery::{BoxFuture, DeliveryEvent, ExpositionSource};
+use crate::delivery::{BoxFuture, CumulativeTotals, DeliveryEvent, ExpositionSource, StageCounts, StageKey};
 use crate::error::{Error, Kind};
 #[cfg(feature = "otlp")]
 use crate::exposition::SeriesExemplars;
@@ -23,6 +23,7 @@ use crate::recorder::StageRecorder;
 use crate::recorder::suppress_instrumentation;
 use crate::schema;
 use crate::schema::OWN_TARGET;
+use crate::series::HistogramTotals;
 
 /// The recorder that holds the metrics.
 pub(crate) enum Exposition {
@@ -42,6 +43,7 @@ pub(crate) struct RunMetrics {
     exposition: Exposition,
     /// Labels of every series that has none of the same name.
     constant: Labels,
+    totals: Option<Arc<CumulativeTotals>>,
     #[cfg(feature = "resource-usage")]
     resources: Option<Resources>,
     pushed: Pushes,
@@ -112,6 +114,7 @@ impl RunMetrics {
         exposition: Exposition,
         namespace: &str,
         constant: Labels,
+        totals: Option<Arc<CumulativeTotals>>,
         #[cfg(feature = "resource-usage")] resources: Option<Resources>,
     ) -> Self {
         let run = Run::begin(&stages);
@@ -121,6 +124,7 @@ impl RunMetrics {
             run,
             exposition,
             constant,
+            totals,
             #[cfg(feature = "resource-usage")]
             resources,
             pushed,
@@ -145,11 +149,18 @@ impl RunMetrics {
     pub(crate) fn render(&self) -> String {
         self.sample_first();
         match &self.exposition {
-            Exposition::Own { recorder, rendering } => self.read(recorder, rendering).to_text(),
+            Exposition::Own { recorder, rendering } => self.with_totals(self.read(recorder, rendering)).to_text(),
             Exposition::Foreign(foreign) => {
                 let text = foreign.render();
-                self.parse(&text).map_or(text, |families| families.to_text())
+                self.parse(&text).map_or(text, |families| self.with_totals(families).to_text())
             }
+        }
+    }
+
+    fn with_totals(&self, families: Families) -> Arc<Families> {
+        match &self.totals {
+            Some(totals) => totals.completed(Arc::new(families), self.stage_counts()),
+            None => Arc::new(families),
         }
     }
 
@@ -292,6 +303,14 @@ impl ExpositionSource for RunMetrics {
         exemplars
     }
 
+    fn stage_counts(&self) -> Vec<(StageKey, StageCounts)> {
+        let counts = |([stage_id, profile], totals): ([&str; 2], HistogramTotals)| {
+            let counts = StageCounts::new(totals.succeeded, totals.failures(), totals.total_nanos);
+            (StageKey::new(stage_id, profile), counts)
+        };
+        self.totals.iter().flat_map(|_| self.stages.pair_totals().map(counts)).collect()
+    }
+
     fn is_own(&self, name: &str) -> bool {
         self.own.contains_key(name)
     }
@@ -343,6 +362,15 @@ impl ExpositionSource for RunMetrics {
             }
             DeliveryEvent::SpoolDegraded(error) => {
                 warn!(target: OWN_TARGET, error = ?error, "the spool does not work as it should");
+            }
+            DeliveryEvent::TotalsUnknown(error) => {
+                warn!(
+                    target: OWN_TARGET,
+                    error = ?error, "the cumulative totals are left out until the gateway shows those of this group"
+                );
+            }
+            DeliveryEvent::TotalsIncomplete(error) => {
+                warn!(target: OWN_TARGET, error = ?error, "the cumulative totals lack earlier runs");
             }
             DeliveryEvent::MetricProblem(problem) => {
                 let metric = problem.metric();

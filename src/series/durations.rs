@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::append_only_map::EntryId;
 use super::outcome::{Outcome, Reason};
 use crate::histogram::{BucketCounts, Cells, Snapshot};
 
@@ -164,6 +165,18 @@ impl std::ops::AddAssign for HistogramTotals {
         let earlier = self.first_finished.wrapping_sub(1).min(other.first_finished.wrapping_sub(1));
         self.first_finished = earlier.wrapping_add(1);
     }
+}
+
+/// Adds to the totals of an entry.
+pub(super) fn add_at(totals: &mut Vec<HistogramTotals>, id: EntryId, more: HistogramTotals) {
+    let at = id as usize;
+    totals.resize(totals.len().max(at + 1), HistogramTotals::default());
+    totals[at] += more;
+}
+
+/// Adds empty totals for the entries of which no run has ended.
+pub(super) fn padded(totals: Vec<HistogramTotals>) -> impl Iterator<Item = HistogramTotals> {
+    totals.into_iter().chain(std::iter::repeat(HistogramTotals::default()))
 }
 
 #[cfg(test)]

@@ -8,13 +8,12 @@ use std::hash::{BuildHasher, Hasher};
 use rapidhash::fast::RandomState;
 
 use super::append_only_map::AppendOnlyMap;
+use crate::schema::OVERFLOW;
 
 /// Longest label value in bytes; a longer one is cut.
 pub(crate) const MAX_VALUE_BYTES: usize = 256;
 /// The mark at the end of a value that was cut.
 const CUT: &str = "…";
-/// The value in place of values beyond a limit.
-pub(crate) const OVERFLOW: &str = "_overflow";
 /// Maximum number of different values. A further one becomes [`OVERFLOW`], so that memory stays bounded if a field has new
 /// values for ever; see [`Role`].
 pub(crate) const MAX_LABELS: u32 = (1 << LabelId::BITS) - 2 - MARGIN;

@@ -22,6 +22,6 @@ pub(crate) mod trace_id;
 pub use cardinality::DEFAULT_MAX_SERIES;
 #[cfg(feature = "pushgateway")]
 pub(crate) use cardinality::MAX_MAX_SERIES;
-pub(crate) use durations::DurationBounds;
+pub(crate) use durations::{DurationBounds, HistogramTotals};
 pub(crate) use stage_series::StageTotals;
 pub(crate) use table::{CachedSeries, DurationSeries, FinishedStage, SeriesTable};

@@ -13,7 +13,7 @@ use metrics::{Counter, Histogram};
 
 use super::append_only_map::{AppendOnlyMap, EntryId, splitmix64};
 use super::cardinality::{CardinalityLimit, Overflow};
-use super::durations::{DurationBounds, Durations, HistogramTotals};
+use super::durations::{DurationBounds, Durations, HistogramTotals, add_at, padded};
 #[cfg(feature = "trace-id")]
 use super::exemplars::{ExemplarBuckets, LastRuns};
 use super::interner::{Interner, LabelId};
@@ -362,6 +362,15 @@ impl SeriesTable {
         self.recorder.key(&schema::STAGE_DURATION, &self.texts(set.labels))
     }
 
+    /// Iterates over all stages in their profiles and their totals, in the order in which they first opened.
+    pub(crate) fn pair_totals(&self) -> impl Iterator<Item = ([&str; 2], HistogramTotals)> {
+        let mut by_pair = Vec::new();
+        for set in self.sets.iter() {
+            add_at(&mut by_pair, set.pair_id, set.durations.totals());
+        }
+        self.pairs.iter().zip(padded(by_pair)).map(|(pair, totals)| (self.texts(pair.labels), totals))
+    }
+
     /// Iterates over all stages and their totals.
     pub(crate) fn totals(&self) -> impl Iterator<Item = (LabelId, StageTotals)> {
         let mut by_stage = Vec::new();
@@ -370,17 +379,6 @@ impl SeriesTable {
         }
         self.stages.iter().zip(padded(by_stage)).map(|(series, totals)| (series.stage, series.totals(totals)))
     }
-}
-
-fn add_at(totals: &mut Vec<HistogramTotals>, id: EntryId, more: HistogramTotals) {
-    let at = id as usize;
-    totals.resize(totals.len().max(at + 1), HistogramTotals::default());
-    totals[at] += more;
-}
-
-/// Adds empty totals for the entries of which no run has ended.
-fn padded(totals: Vec<HistogramTotals>) -> impl Iterator<Item = HistogramTotals> {
-    totals.into_iter().chain(std::iter::repeat(HistogramTotals::default()))
 }
 
 impl DurationSeries {

@@ -13,11 +13,12 @@ use tempfile::TempDir;
 
 use super::directory;
 use super::history::{Certainty, Run, State, Violation, check_after_flush, check_at_the_end};
-use super::job::{self, Progress, unix_time};
+use super::job::{self, Ending, Job, Progress, unix_time};
 use super::plan::{Fault, Interruption, Plan};
 use super::support::child::{self, Ended, Signal};
 use super::support::random::Random;
 use super::support::{Pushgateway, exposition, sockets};
+use super::totals::{Totals, check_totals};
 
 /// Runs at a time. Each slot has one group of its own and shares the other groups.
 pub(crate) const SLOTS: usize = 2;
@@ -179,6 +180,24 @@ impl Harness {
         self.log(GATEWAY, "is idle");
     }
 
+    /// Makes one run without a fault in each group whose payloads wait for the end of a killed run; in all groups if
+    /// `is_last`.
+    pub(crate) fn end_groups(&self, is_last: bool) {
+        for (index, group) in self.groups.iter().enumerate() {
+            let last = lock(&group.runs).last().cloned();
+            let Some(last) = last.filter(|run| is_last || run.flushed != Certainty::Yes) else { continue };
+            let line = format!("\ngroup: /metrics/job/{}\n", group.name);
+            let waits = |payload: &std::path::PathBuf| {
+                String::from_utf8_lossy(&std::fs::read(payload).unwrap_or_default()).contains(&line)
+            };
+            if is_last || directory::payloads(self.spools[group.spool].path()).iter().any(waits) {
+                let number = 1_000_000 + last.number;
+                let job = Job { number, steps: 1, flush_after: None, ending: Ending::FinishOk };
+                self.run(Plan { group: index, job, interruption: Interruption::None });
+            }
+        }
+    }
+
     /// Checks each group that has had runs since its last check.
     pub(crate) fn check(&self) {
         for group in &self.groups {
@@ -190,6 +209,9 @@ impl Harness {
             self.log(group.name, format!("after all deliveries, the gateway shows {state:?}"));
             let violations = check_at_the_end(&runs, &state);
             violations.into_iter().for_each(|violation| self.record(group.name, violation));
+            let shown = Totals::of(group.name, &exposition::parse(&lock(&self.gateway).metrics()));
+            self.log(group.name, format!("its totals are {shown:?}"));
+            check_totals(&runs, &shown).into_iter().for_each(|violation| self.record(group.name, violation));
         }
     }
 
@@ -243,8 +265,12 @@ fn run_of(plan: Plan, ended: &Ended, signalled: Option<f64>, spool: &Path) -> Ru
         Some(Signal::KILL) => Certainty::Perhaps,
         _ => panic!("the run did not end as planned: {ended:?}"),
     };
+    // A signal may come before the last step.
+    let is_whole = flushed == Certainty::Yes && plan.job.ending != Ending::Never;
+    let flushed_after = plan.job.flush_after.filter(|_| progress.contains(&Progress::Counted(true))).unwrap_or(0);
     Run {
         number: plan.job.number,
+        stages: (if is_whole { plan.job.steps } else { flushed_after }, plan.job.steps),
         start,
         flushed,
         succeeded: if plan.job.ending.is_success() { flushed } else { Certainty::No },

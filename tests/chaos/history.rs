@@ -19,6 +19,8 @@ pub(crate) enum Certainty {
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) number: u32,
+    /// The least and the largest number of stages that the totals count of this run.
+    pub(crate) stages: (u32, u32),
     pub(crate) start: f64,
     /// The final flush has ended: the gateway or the spool has the last state.
     pub(crate) flushed: Certainty,
@@ -69,6 +71,7 @@ pub(crate) enum Rule {
     /// A run with a final flush shows its last state.
     LastStateIsWhole,
     LastSuccessIsTrue,
+    TotalsAreExact,
     SpoolEmpties,
     NothingIsLeftOver,
 }
@@ -81,6 +84,7 @@ impl fmt::Display for Rule {
             Self::NoOlderRun => "no older run replaces an acknowledged one",
             Self::LastStateIsWhole => "the last state is whole",
             Self::LastSuccessIsTrue => "the last success is that of the last successful run",
+            Self::TotalsAreExact => "the totals count every run once",
             Self::SpoolEmpties => "the spool empties",
             Self::NothingIsLeftOver => "no file is left over",
         })
@@ -157,6 +161,7 @@ mod tests {
         let start = f64::from(number) * 10.0;
         Run {
             number,
+            stages: (1, 1),
             start,
             flushed,
             succeeded,

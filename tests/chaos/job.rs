@@ -58,6 +58,9 @@ pub(crate) struct Job {
     pub(crate) ending: Ending,
 }
 
+/// A stage that runs once in each step, in a profile of its run.
+pub(crate) const COUNTED: &str = "counted";
+
 pub(crate) const STEP: Duration = Duration::from_millis(10);
 
 impl fmt::Display for Job {
@@ -91,6 +94,8 @@ pub(crate) enum Progress {
     Started(f64),
     /// The result of a `flush()`.
     Flushed(bool),
+    /// Whether that `flush()` pushed the totals.
+    Counted(bool),
     /// The final flush is the next call.
     Ending(f64),
     /// The final flush has returned, with its result if the call returns one.
@@ -102,6 +107,7 @@ impl fmt::Display for Progress {
         match self {
             Self::Started(start) => write!(f, "started {start}"),
             Self::Flushed(ok) => write!(f, "flushed {ok}"),
+            Self::Counted(is_counted) => write!(f, "counted {is_counted}"),
             Self::Ending(time) => write!(f, "ending {time}"),
             Self::Ended(Some(ok)) => write!(f, "ended {ok}"),
             Self::Ended(None) => write!(f, "ended unknown"),
@@ -121,6 +127,7 @@ impl Progress {
         Some(match line.split_once(' ')? {
             ("started", start) => Self::Started(start.parse().ok()?),
             ("flushed", ok) => Self::Flushed(ok.parse().ok()?),
+            ("counted", is_counted) => Self::Counted(is_counted.parse().ok()?),
             ("ending", time) => Self::Ending(time.parse().ok()?),
             ("ended", "unknown") => Self::Ended(None),
             ("ended", ok) => Self::Ended(Some(ok.parse().ok()?)),
@@ -151,7 +158,7 @@ fn run_job() {
     let Some(job) = child::scenario() else { return };
     let job: Job = job.parse().unwrap();
     let report = |progress: Progress| println!("{PREFIX}{progress}");
-    let builder = MetricsLayer::builder().with_env().unwrap().with_flush_on_signals();
+    let builder = MetricsLayer::builder().with_env().unwrap().with_cumulative_totals().with_flush_on_signals();
     let (layer, guard) = builder.install().unwrap();
     let own = tracing_subscriber::filter::filter_fn(|metadata| metadata.target() == log::OWN_TARGET);
     let stderr = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr).with_filter(own);
@@ -163,9 +170,14 @@ fn run_job() {
 
     for step in 1..=job.steps {
         stage("work");
+        let profile = job.number;
+        tracing::info_span!("stage", stage_id = COUNTED, profile).in_scope(|| {});
         std::thread::sleep(STEP);
         if job.flush_after == Some(step) {
-            report(Progress::Flushed(guard.flush().is_ok()));
+            let is_flushed = guard.flush().is_ok();
+            report(Progress::Flushed(is_flushed));
+            // A process that does not know the totals yet pushes without them.
+            report(Progress::Counted(is_flushed && guard.render().contains("quant_runs_total")));
         }
     }
     if job.ending == Ending::Never {
@@ -202,6 +214,7 @@ fn jobs_and_progress_reports_round_trip_through_text() {
     let all = [
         Progress::Started(1_764_194_400.123_456_7),
         Progress::Flushed(false),
+        Progress::Counted(true),
         Progress::Ending(2.5),
         Progress::Ended(Some(true)),
         Progress::Ended(None),

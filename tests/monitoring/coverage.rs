@@ -46,9 +46,12 @@ fn missing<'a>(schema: &'a [(String, String)], queried: &BTreeSet<String>) -> Ve
     schema.iter().filter(is_missing).map(|(name, _)| name.as_str()).collect()
 }
 
+/// The totals are off by default: `docs/metrics.md` has queries of them.
+const OPTIONAL: [&str; 3] = ["quant_runs_total", "quant_stage_runs_total", "quant_stage_run_seconds_total"];
+
 #[test]
 fn each_metric_is_queried() {
-    assert_eq!(missing(&schema(), &queried_metrics()), Vec::<&str>::new());
+    assert_eq!(missing(&schema(), &queried_metrics()), OPTIONAL);
 }
 
 #[test]
@@ -56,7 +59,8 @@ fn unused_metric_is_reported() {
     let mut schema = schema();
     schema.push(("quant_stage_new_total".to_owned(), "counter".to_owned()));
     schema.push(("quant_stage_new_seconds".to_owned(), "histogram".to_owned()));
-    assert_eq!(missing(&schema, &queried_metrics()), ["quant_stage_new_total", "quant_stage_new_seconds"]);
+    let missing = missing(&schema, &queried_metrics());
+    assert_eq!(missing, [&OPTIONAL[..], &["quant_stage_new_total", "quant_stage_new_seconds"]].concat());
 }
 
 /// A Prometheus that stores native histograms has no other series of them.

@@ -61,6 +61,7 @@ fn white_space_around_a_value_is_ignored() {
         ("TV_PROMETHEUS_FAILURE_POLICY", "errors-within"),
         ("TV_PROMETHEUS_RUN_ID_LABEL", "true"),
         ("TV_PROMETHEUS_INSTANCE_GROUPING", "true"),
+        ("TV_PROMETHEUS_CUMULATIVE_TOTALS", "true"),
         ("TV_PROMETHEUS_FLUSH_ON_SIGNALS", "true"),
         ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
         ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
@@ -117,6 +118,7 @@ fn every_variable_sets_its_setting() {
         ("TV_PROMETHEUS_FAILURE_POLICY", "proven-success"),
         ("TV_PROMETHEUS_RUN_ID_LABEL", "false"),
         ("TV_PROMETHEUS_INSTANCE_GROUPING", "true"),
+        ("TV_PROMETHEUS_CUMULATIVE_TOTALS", "false"),
         ("TV_PROMETHEUS_FLUSH_ON_SIGNALS", "false"),
         ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
         ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
@@ -233,6 +235,7 @@ fn error_names_the_variable_and_quotes_the_value() {
         ("TV_PROMETHEUS_FAILURE_POLICY", "ErrorEvents"),
         ("TV_PROMETHEUS_RUN_ID_LABEL", "1"),
         ("TV_PROMETHEUS_INSTANCE_GROUPING", "on"),
+        ("TV_PROMETHEUS_CUMULATIVE_TOTALS", "on"),
         ("TV_PROMETHEUS_FLUSH_ON_SIGNALS", "TRUE"),
     ] {
         let message = message(&[(variable, value)]);

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::grouping::Grouping;
+use crate::delivery::totals::{Base, ReadBase, Totals, TotalsReader};
 use crate::exposition::Labels;
 use crate::exposition::samples::{self, LabelSet};
-use crate::schema::{RUN_LAST_SUCCESS, RUN_START};
+use crate::schema::{PROFILE, RUN_LAST_COMPLETION, RUN_LAST_SUCCESS, RUN_START};
 
 /// The metric with the time of a group's last successful push.
 pub(super) const PUSH_TIME: &str = "push_time_seconds";
@@ -13,7 +14,7 @@ pub(super) const PUSH_TIME: &str = "push_time_seconds";
 pub(super) const BUILD_INFO: &str = "pushgateway_build_info";
 
 /// The state of a group on a gateway. A value that the gateway does not have is `None`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(in crate::delivery) struct GroupState {
     /// Time of the last successful push, on the gateway's clock.
     pub(in crate::delivery) push_time: Option<f64>,
@@ -23,6 +24,18 @@ pub(in crate::delivery) struct GroupState {
     pub(in crate::delivery) last_success: Option<f64>,
     /// Whether the group has a run with other constant labels, which the state does not show.
     pub(in crate::delivery) hides_run: bool,
+    /// Whether a run of the group, with whatever constant labels, has started and not ended: it is at work, or was killed.
+    pub(in crate::delivery) has_open_run: bool,
+    /// The totals over all runs of the group; `None` if they cannot be read.
+    pub(in crate::delivery) totals: Option<Totals>,
+}
+
+impl GroupState {
+    /// Returns the base of a run that begins now. `None` if the totals cannot be read.
+    pub(in crate::delivery) fn into_base(self) -> Option<ReadBase> {
+        let base = Base { shown: self.totals?, has_killed_run: self.has_open_run };
+        Some(ReadBase { base, run_start: self.run_start })
+    }
 }
 
 /// Reads the state of one group from the lines of a gateway's own metrics.
@@ -30,10 +43,14 @@ pub(super) struct GroupStateReader {
     labels: LabelSet,
     /// Those of the run's own series: the labels of the group and constant labels.
     run_labels: LabelSet,
-    /// Further groups and the labels of further runs, which have at least the labels of the group.
+    /// The further labels of groups that have at least the labels of this one.
     further_groups: FurtherGroups,
-    further_runs: Vec<LabelSet>,
+    /// The starts and ends of runs that have at least the labels of the group.
+    starts: Vec<(LabelSet, f64)>,
+    completions: Vec<(LabelSet, f64)>,
+    totals: TotalsReader,
     run_start: Option<String>,
+    last_completion: Option<String>,
     last_success: Option<String>,
     is_gateway: bool,
     state: GroupState,
@@ -52,8 +69,11 @@ impl GroupStateReader {
             run_labels: labels.clone().into_iter().chain(constant).collect(),
             labels,
             further_groups: FurtherGroups::default(),
-            further_runs: Vec::new(),
+            starts: Vec::new(),
+            completions: Vec::new(),
+            totals: TotalsReader::new(namespace),
             run_start: namespace.map(|namespace| RUN_START.name(namespace)),
+            last_completion: namespace.map(|namespace| RUN_LAST_COMPLETION.name(namespace)),
             last_success: namespace.map(|namespace| RUN_LAST_SUCCESS.name(namespace)),
             is_gateway: false,
             state: GroupState::default(),
@@ -62,30 +82,63 @@ impl GroupStateReader {
 
     pub(super) fn read(&mut self, line: &str) {
         let name = samples::name(line);
-        let is_group = name == PUSH_TIME;
-        let is_run = self.run_start.as_deref() == Some(name);
-        let (field, expected) = if is_group {
-            (&mut self.state.push_time, &self.labels)
-        } else if is_run {
-            (&mut self.state.run_start, &self.run_labels)
-        } else if self.last_success.as_deref() == Some(name) {
-            (&mut self.state.last_success, &self.run_labels)
-        } else {
+        let is = |metric: &Option<String>| metric.as_deref() == Some(name);
+        let is_total = self.totals.reads(name);
+        let [is_start, is_completion, is_success] =
+            [&self.run_start, &self.last_completion, &self.last_success].map(is);
+        if !(is_total || is_start || is_completion || is_success || name == PUSH_TIME) {
             self.is_gateway |= name == BUILD_INFO;
             return;
+        }
+        let Some((_, mut labels, value)) = samples::parse(line) else {
+            // Without its labels, the sample may be one of the group.
+            if is_total {
+                self.totals.add_unreadable();
+            }
+            return;
         };
-        let Some((_, labels, value)) = samples::parse(line) else { return };
-        if labels == *expected {
-            *field = Some(value);
-        } else if (is_group || is_run) && has_all(&labels, &self.labels) {
-            if is_group { self.further_groups.insert(labels) } else { self.further_runs.push(labels) }
+        if !has_all(&labels, &self.labels) {
+            return;
+        }
+        if is_total {
+            labels.retain(|name, _| !self.labels.contains_key(name) || name == PROFILE);
+            self.totals.add(name, labels, value);
+        } else if is_start {
+            self.starts.push((labels, value));
+        } else if is_completion {
+            self.completions.push((labels, value));
+        } else if is_success {
+            if labels == self.run_labels {
+                self.state.last_success = Some(value);
+            }
+        } else if labels == self.labels {
+            self.state.push_time = Some(value);
+        } else {
+            labels.retain(|name, _| !self.labels.contains_key(name));
+            self.further_groups.insert(labels);
         }
     }
 
     /// Returns the state. `None` if the lines do not come from a Pushgateway.
     pub(super) fn finish(self) -> Option<GroupState> {
-        let hides_run = self.further_runs.iter().any(|run| !self.further_groups.have(run));
-        self.is_gateway.then_some(GroupState { hides_run, ..self.state })
+        if !self.is_gateway {
+            return None;
+        }
+        let is_of_group = |run: &LabelSet| !self.further_groups.have(run);
+        let of_group = |runs: &[(LabelSet, f64)]| {
+            let times = runs.iter().filter(|(labels, _)| is_of_group(labels)).map(|(_, time)| *time);
+            times.reduce(f64::max)
+        };
+        let is_shown = |(labels, _): &&(LabelSet, f64)| *labels == self.run_labels;
+        let is_hidden = |(labels, _): &(LabelSet, f64)| *labels != self.run_labels && is_of_group(labels);
+        let completion = of_group(&self.completions);
+        Some(GroupState {
+            run_start: self.starts.iter().find(is_shown).map(|(_, time)| *time),
+            hides_run: self.starts.iter().any(is_hidden),
+            has_open_run: of_group(&self.starts).is_some_and(|start| completion.is_none_or(|end| end < start)),
+            totals: self.totals.finish(is_of_group),
+            ..self.state
+        })
     }
 }
 
@@ -142,13 +195,20 @@ mod tests {
 
     #[test]
     fn run_has_the_exact_metric_name() {
-        let expected =
-            GroupState { push_time: Some(1.7e9), run_start: Some(1.6e9), last_success: Some(1.5e9), hides_run: false };
+        let expected = GroupState {
+            push_time: Some(1.7e9),
+            run_start: Some(1.6e9),
+            last_success: Some(1.5e9),
+            hides_run: false,
+            has_open_run: true,
+            totals: Some(Totals::default()),
+        };
         assert_eq!(state(&[]), expected);
         assert_eq!(state(&[("instance", "i")]).run_start, None);
         let mut reader = GroupStateReader::new(&Grouping::new("a").unwrap(), None, &Labels::default());
         TEXT.lines().for_each(|line| reader.read(line));
-        assert_eq!(reader.finish().unwrap(), GroupState { push_time: Some(1.7e9), ..GroupState::default() });
+        let pushed = GroupState { push_time: Some(1.7e9), totals: Some(Totals::default()), ..GroupState::default() };
+        assert_eq!(reader.finish().unwrap(), pushed);
     }
 
     #[test]
@@ -196,6 +256,56 @@ mod tests {
         }
         assert!(!reader.finish().unwrap().hides_run);
         assert!(start.elapsed() < std::time::Duration::from_secs(10), "{:?}", start.elapsed());
+    }
+
+    fn totals_of(lines: &[&str]) -> GroupState {
+        let mut group = Grouping::new("a").unwrap();
+        group.add("team", "t").unwrap();
+        let mut reader = GroupStateReader::new(&group, Some("x"), &Labels::default());
+        ["pushgateway_build_info 1"].iter().chain(lines).for_each(|line| reader.read(line));
+        reader.finish().unwrap()
+    }
+
+    #[test]
+    fn totals_are_those_of_the_group_whatever_its_constant_labels() {
+        let state = totals_of(&[
+            "x_runs_total{instance=\"\",job=\"a\",status=\"failure\",team=\"t\"} 2",
+            "x_runs_total{env=\"old\",instance=\"\",job=\"a\",status=\"success\",team=\"t\"} 3",
+            "x_runs_total{instance=\"\",job=\"a\",profile=\"p\",status=\"success\",team=\"t\"} 50",
+            "x_runs_total{instance=\"\",job=\"a\",status=\"success\",team=\"other\"} 70",
+            "y_runs_total{instance=\"\",job=\"a\",status=\"success\",team=\"t\"} 90",
+            "x_stage_runs_total{instance=\"\",job=\"a\",profile=\"q\",stage_id=\"s\",status=\"success\",team=\"t\"} 1.5e+06",
+            "x_stage_run_seconds_total{instance=\"\",job=\"a\",profile=\"q\",stage_id=\"s\",team=\"t\"} 0.1",
+            "push_time_seconds{instance=\"\",job=\"a\",profile=\"p\",team=\"t\"} 6",
+            "push_time_seconds{instance=\"\",job=\"a\",team=\"t\"} 5",
+        ]);
+        let totals = state.totals.unwrap();
+        assert_eq!((totals.runs.success, totals.runs.failure), (3, 2));
+        let stages: Vec<_> = totals.stages.iter().collect();
+        let [(key, counts)] = stages[..] else { panic!("{stages:?}") };
+        assert_eq!((key.stage_id.as_str(), key.profile.as_str()), ("s", "q"));
+        assert_eq!((counts.runs.success, counts.runs.failure, counts.seconds), (1_500_000, 0, 0.1));
+    }
+
+    #[test]
+    fn totals_that_cannot_be_read_are_none() {
+        for line in [
+            "x_runs_total{instance=\"\",job=\"a\",status=\"failure\",team=\"t\"} NaN",
+            "x_runs_total{instance=\"\",job=\"a\",status=\"fail",
+        ] {
+            assert_eq!(totals_of(&[line]).totals, None, "{line}");
+        }
+    }
+
+    #[test]
+    fn run_without_an_end_after_its_start_is_open() {
+        let start = "x_run_start_timestamp_seconds{instance=\"\",job=\"a\",team=\"t\"} 5";
+        let end = |time: &str, more: &str| {
+            format!("x_run_last_completion_timestamp_seconds{{{more}instance=\"\",job=\"a\",team=\"t\"}} {time}")
+        };
+        assert!(!totals_of(&[]).has_open_run && totals_of(&[start]).has_open_run);
+        assert!(totals_of(&[start, &end("4", "")]).has_open_run && !totals_of(&[start, &end("6", "")]).has_open_run);
+        assert!(!totals_of(&[start, &end("6", "env=\"old\",")]).has_open_run, "of a run with other constant labels");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use super::accept::Format;
 use crate::delivery::http::body::Body;
 use crate::delivery::source::ExpositionSource;
+use crate::delivery::totals::CumulativeTotals;
 use crate::exposition::Families;
 
 /// How long a recorder of the application may take to render. Prometheus waits for 10 seconds by default.
@@ -26,6 +27,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(4);
 /// requests.
 pub(super) struct MetricsPage {
     source: Arc<dyn ExpositionSource>,
+    /// The totals of the gateway or the text file beside the listener.
+    totals: Option<Arc<CumulativeTotals>>,
     /// Whether a client may ask for a format other than text.
     pub(super) has_formats: bool,
     last: Mutex<Rendered>,
@@ -50,10 +53,14 @@ struct Encoded {
 }
 
 impl MetricsPage {
-    pub(super) fn new(source: Arc<dyn ExpositionSource>, has_formats: bool) -> Self {
+    pub(super) fn new(
+        source: Arc<dyn ExpositionSource>,
+        totals: Option<Arc<CumulativeTotals>>,
+        has_formats: bool,
+    ) -> Self {
         let (families, bodies) = (Ok(Arc::default()), Default::default());
         let last = Mutex::new(Rendered { start: None, next: Instant::now(), families, bodies });
-        Self { source, has_formats, last }
+        Self { source, totals, has_formats, last }
     }
 
     /// Returns a rendering that began after the call.
@@ -65,7 +72,10 @@ impl MetricsPage {
             sleep_until(last.next).await;
             start = Instant::now();
             let rendered = Arc::clone(&self.source).exposition(start + RENDER_TIMEOUT).await;
-            let families = rendered.map_err(|error| error.to_string());
+            let families = rendered.map_err(|error| error.to_string()).map(|families| match &self.totals {
+                Some(totals) => totals.completed(families, self.source.stage_counts()),
+                None => families,
+            });
             *last = Rendered { start: Some(start), next: start, families, bodies: Default::default() };
         }
         let body = last.body(format, gzip);
@@ -136,7 +146,7 @@ mod tests {
     #[tokio::test]
     async fn requests_of_all_formats_share_a_rendering() {
         let source = Arc::new(Source::default());
-        let page = &MetricsPage::new(Arc::clone(&source) as _, true);
+        let page = &MetricsPage::new(Arc::clone(&source) as _, None, true);
         // All requests come before the next rendering is due.
         page.last.lock().await.next += Duration::from_millis(50);
         let get = async |format| String::from_utf8_lossy(&page.get(format, false).await.unwrap().bytes).into_owned();

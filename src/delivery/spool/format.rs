@@ -11,11 +11,16 @@
 //! | `group` | path of the group on it |
 //! | `run-start` | start of the run on the clock of its node; missing if the body has none |
 //! | `follows` | starts of earlier runs of the group whose payloads waited in the spool when this one was written |
+//! | `increments` | of cumulative totals: successful and failed runs, then flags; missing without them |
+//! | `increments-stage` | stage id, profile, successful and failed runs, seconds; a line for each stage that has some |
 //! | `namespace` | prefix of the names of this crate's metrics |
 //! | `content-type` | of the body |
 //! | `written` | time of rendering, on the clock of the node |
 //! | `gateway-written` | time of rendering, on the gateway's clock; missing if no gateway had responded |
 //! | `length`, `crc32` | of the body |
+//!
+//! The flags of increments: `killed` (the totals of the body have a killed run before this one), `confirmed` (a push of
+//! the run with totals was answered), `sent` (a request with the increments may have arrived).
 //!
 //! Format 1 had `group`, `time`, `length` and `crc32` in this order, each with a space after the key. Its body was
 //! text, and its gateway that of the reader.
@@ -24,14 +29,16 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 
+use super::increments;
 use crate::delivery::pushgateway::{EncodedState, GroupState, Grouping, PushFormat, Pushgateway};
-use crate::exposition::{Labels, protobuf, samples};
+use crate::delivery::totals::{SpooledIncrements, Totals, is_total, of_families, replace_in};
+use crate::exposition::{Families, Labels, protobuf, samples};
 use crate::schema::{RUN_LAST_SUCCESS, RUN_START};
 use crate::unix_time;
 
 const MAGIC: &str = "tracing-stage-metrics spool ";
-/// Length of the longest head in bytes: the longest path of a group, and the earlier runs of a full spool.
-pub(super) const MAX_HEAD: usize = 256 * 1024;
+/// Length of the longest head in bytes: the longest path of a group, the earlier runs of a full spool, and increments.
+pub(super) const MAX_HEAD: usize = 256 * 1024 + increments::MAX_LINES;
 
 /// A state to deliver, its destination and its run.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +49,8 @@ pub(in crate::delivery) struct Payload {
     pub(in crate::delivery) run_start: Option<f64>,
     /// Starts of the runs before this one.
     pub(in crate::delivery) follows: Vec<f64>,
+    /// The increments of cumulative totals that the gateway may lack.
+    pub(in crate::delivery) increments: Option<SpooledIncrements>,
     pub(in crate::delivery) namespace: Option<String>,
     pub(in crate::delivery) content_type: String,
     pub(in crate::delivery) written: f64,
@@ -67,6 +76,7 @@ impl Payload {
             group: gateway.grouping().clone(),
             run_start: state.families.plain_gauge(&RUN_START.name(namespace)).map(|series| series.value.as_f64()),
             follows: Vec::new(),
+            increments: None,
             namespace: Some(namespace.to_owned()),
             content_type: gateway.format().content_type().to_owned(),
             written,
@@ -137,6 +147,29 @@ impl Payload {
         }
     }
 
+    /// Returns the cumulative totals of the body. `None` if the run did not know its base.
+    pub(super) fn totals(&self) -> Option<Totals> {
+        let namespace = self.namespace.as_deref()?;
+        let state = match self.format()? {
+            PushFormat::Text => PushFormat::Text.decode(&self.body)?,
+            PushFormat::Protobuf => protobuf::read(&self.body, |name| is_total(name, namespace))?,
+        };
+        of_families(&state, namespace)
+    }
+
+    /// Puts cumulative totals into the body, or removes them.
+    pub(super) fn set_totals(&mut self, totals: Option<&Totals>) {
+        let (Some(namespace), Some(format)) = (self.namespace.as_deref(), self.format()) else { return };
+        let Some(state) = format.decode(&self.body) else { return };
+        self.body = format.encode(&replace_in(&state, totals, namespace, &self.constant_labels()));
+    }
+
+    /// Returns a state of these totals alone.
+    pub(super) fn only_totals(&self, totals: &Totals) -> Families {
+        let namespace = self.namespace.as_deref().unwrap_or_default();
+        replace_in(&Families::default(), Some(totals), namespace, &self.constant_labels())
+    }
+
     /// Returns the format of the body. `None` for one of a later version of this crate.
     pub(super) fn format(&self) -> Option<PushFormat> {
         PushFormat::of_content_type(&self.content_type)
@@ -165,6 +198,12 @@ impl Payload {
         if !follows.is_empty() {
             line("follows", &follows.join(" "));
         }
+        if let Some(spooled) = &self.increments {
+            increments::write(&mut head, spooled);
+        }
+        let mut line = |key, value: &dyn std::fmt::Display| {
+            let _ = writeln!(head, "{key}: {value}");
+        };
         line("content-type", &self.content_type);
         line("written", &self.written);
         line("length", &self.body.len());
@@ -224,6 +263,7 @@ impl Payload {
                 .map(str::parse)
                 .collect::<Result<_, _>>()
                 .ok()?,
+            increments: increments::read(lines)?,
             namespace: value("namespace"),
             content_type: value("content-type").unwrap_or_else(|| PushFormat::Text.content_type().to_owned()),
             written: number(if is_first_format { "time" } else { "written" })??,
@@ -307,7 +347,7 @@ mod tests {
     fn unknown_keys_are_ignored_and_later_formats_are_rejected() {
         let payload = payload();
         let text = String::from_utf8(file(&payload).to_vec()).unwrap();
-        let more = text.replacen("\ngroup: ", "\nincrements: a%20b=1\nincrements: c=2\ngroup: ", 1);
+        let more = text.replacen("\ngroup: ", "\nremarks: a%20b=1\nremarks: c=2\ngroup: ", 1);
         assert_eq!(Payload::parse(more.into()).unwrap(), payload);
         let later = text.replacen("spool 2\n", "spool 3\n", 1);
         assert_eq!(Payload::parse(later.into()), Err(Unreadable::LaterFormat));

@@ -13,14 +13,16 @@
 //! unless the disk is slow. The second locks the earlier payload and then checks for a later file that is being written
 //! ([`Spool::is_run_ending`]). At least one of them sees the other.
 //!
-//! Uses `pushgateway`, `http` and `event`.
+//! Uses `pushgateway`, `totals`, `http` and `event`.
 
 mod format;
+mod increments;
 mod last_success;
 mod lock;
 #[cfg(feature = "cli")]
 mod manual;
 mod names;
+mod pending;
 mod replay;
 mod select;
 mod store;

@@ -14,6 +14,7 @@ use super::store::{Entry, Spool};
 use crate::delivery::http::error::RequestError;
 use crate::delivery::http::retry;
 use crate::delivery::pushgateway::{GroupState, Pushgateway, STAGES_PUSHED, application_refused};
+use crate::delivery::totals::{Decision, Shown, Totals, decide};
 use crate::error::{Error, Kind};
 use crate::exposition::Labels;
 use crate::job_thread::JobThread;
@@ -74,7 +75,7 @@ pub(super) async fn replay_observed(
     observe: Observer<'_>,
 ) -> Replayed {
     let query = Query::new(gateway, scope);
-    let replay = Replay { gateway, spool, files, query, observe, is_sending: AtomicBool::new(false) };
+    let replay = Replay { gateway, spool, files, scope, query, observe, is_sending: AtomicBool::new(false) };
     let result = timeout_at(deadline, replay.oldest_group()).await;
     match result {
         Ok(Ok(replayed)) => replayed,
@@ -88,6 +89,7 @@ struct Replay<'a> {
     gateway: &'a Pushgateway,
     spool: &'a Arc<Spool>,
     files: &'a JobThread,
+    scope: Scope,
     query: Query,
     observe: Observer<'a>,
     is_sending: AtomicBool,
@@ -98,7 +100,8 @@ enum Outcome {
     Delivered,
     /// The gateway shows a later run.
     Outdated(GroupState),
-    /// Another process ends a run of the group, and pushes a newer state.
+    /// Another process ends a run of the group, and pushes a newer state. Or the increments of cumulative totals have to
+    /// wait for the end of a run.
     Superseded,
     /// The state of the group on the gateway is unknown.
     Unknown(Error),
@@ -117,6 +120,9 @@ struct Outdated {
     constant: Labels,
 }
 
+/// A payload whose increments have to wait.
+struct Waits;
+
 impl Replay<'_> {
     async fn oldest_group(&self) -> Result<Replayed, Error> {
         let query = self.query.clone();
@@ -129,10 +135,11 @@ impl Replay<'_> {
         while let Some(mut entry) = next {
             let name = entry.name.clone();
             let constant = entry.payload.constant_labels();
-            match self.deliver(&gateway, &entry, &constant).await? {
+            match self.deliver(&gateway, &mut entry, &constant).await? {
                 Outcome::Delivered => {
                     outdated.shown_last_success = entry.payload.last_success(&constant).or(outdated.shown_last_success);
                     self.spool.set_delivered(&entry);
+                    self.spool.settle(&entry.name);
                     (self.observe)(&name, PayloadOutcome::Delivered);
                     if !self.on_disk(move |spool| spool.remove_or_skip(&entry)).await? {
                         return Ok(Replayed::Skipped);
@@ -147,6 +154,7 @@ impl Replay<'_> {
                     outdated.shown_last_success = latest(outdated.shown_last_success, state.last_success);
                     // The lock is kept, and the body is not needed any more.
                     entry.payload.body = Bytes::new();
+                    self.spool.settle(&entry.name);
                     outdated.entries.push(entry);
                 }
                 // Not tried, as a payload that another process has locked.
@@ -165,29 +173,50 @@ impl Replay<'_> {
 
     /// Delivers one payload, unless the gateway shows a later run of its group. The payload is locked before this reads
     /// the state of the group: a run that ends later sees that an earlier payload may be in flight.
-    async fn deliver(&self, gateway: &Pushgateway, entry: &Entry, constant: &Labels) -> Result<Outcome, Error> {
+    async fn deliver(&self, gateway: &Pushgateway, entry: &mut Entry, constant: &Labels) -> Result<Outcome, Error> {
         let payload = &entry.payload;
-        match gateway.group_state(payload.namespace.as_deref(), constant).await {
-            Ok(state) => {
-                let state = state.unwrap_or_default();
-                let is_earlier =
-                    |start| payload.follows.contains(&start) || self.spool.has_delivered(&entry.name, start);
-                if payload.is_outdated_by(&state, gateway.clock_offset(), is_earlier) {
-                    return Ok(Outcome::Outdated(state));
-                }
-            }
+        let state = match gateway.group_state(payload.namespace.as_deref(), constant).await {
+            Ok(state) => state,
             // A proxy may let only pushes through. Then the payloads in this directory alone show whether a later run
             // exists.
-            Err(err) if err.error.is_refused() && !retry::is_retryable(&err.error) => {}
+            Err(err) if err.error.is_refused() && !retry::is_retryable(&err.error) => None,
             Err(err) => return Ok(Outcome::Unknown(err.error)),
+        };
+        let is_earlier = |start| payload.follows.contains(&start) || self.spool.has_delivered(&entry.name, start);
+        let is_outdated = |state: &GroupState| payload.is_outdated_by(state, gateway.clock_offset(), is_earlier);
+        let outdated = state.as_ref().is_some_and(is_outdated);
+        if payload.increments.is_none() && outdated {
+            return Ok(Outcome::Outdated(state.unwrap_or_default()));
         }
         let name = entry.name.clone();
         if self.on_disk(move |spool| spool.is_run_ending(&name)).await? {
             return Ok(Outcome::Superseded);
         }
-        let entries = std::slice::from_ref(entry);
+        let totals = match self.decide_on_totals(entry, state.as_ref()).await? {
+            Ok(totals) => totals,
+            Err(Waits) => return Ok(Outcome::Superseded),
+        };
+        if let Some(state) = state.filter(|_| outdated) {
+            let Some(totals) = totals else { return Ok(Outcome::Outdated(state)) };
+            let format = gateway.format();
+            let body = format.encode(&entry.payload.only_totals(&totals));
+            return Ok(match self.send(gateway, std::slice::from_ref(entry), body, format.content_type()).await {
+                Ok(()) => {
+                    self.set_written(entry, Some(totals));
+                    Outcome::Outdated(state)
+                }
+                Err(err) => Outcome::Failed(err),
+            });
+        }
+        if totals.is_none() && entry.payload.increments.is_some() {
+            entry.payload.set_totals(None);
+        }
+        let (payload, entries) = (&entry.payload, std::slice::from_ref(entry));
         let refusal = match self.send(gateway, entries, payload.body.clone(), &payload.content_type).await {
-            Ok(()) => return Ok(Outcome::Delivered),
+            Ok(()) => {
+                self.set_written(entry, totals);
+                return Ok(Outcome::Delivered);
+            }
             Err(err) if err.error.status() == Some(400) => err,
             Err(err) => return Ok(Outcome::Failed(err)),
         };
@@ -197,6 +226,69 @@ impl Replay<'_> {
             Ok(()) => application_refused(gateway, STAGES_PUSHED, refusal.error).into(),
             Err(err) => err,
         }))
+    }
+
+    /// Returns the cumulative totals that the push of a payload carries; `None` if it carries none. Before they are sent,
+    /// the file of the payload has them.
+    async fn decide_on_totals(
+        &self,
+        entry: &mut Entry,
+        state: Option<&GroupState>,
+    ) -> Result<Result<Option<Totals>, Waits>, Error> {
+        let Some(spooled) = entry.payload.increments.clone() else { return Ok(Ok(None)) };
+        let Some(state) = state else {
+            self.spool.drop_increments(entry);
+            return Ok(Ok(None));
+        };
+        let is_same_run = state.run_start.is_some() && state.run_start == entry.payload.run_start;
+        // A run that started before the payload's was killed: a group has one run at a time. The run of the own group that
+        // is at work is this one, whose pushes have no totals yet.
+        let has_started_later = state.run_start.is_none_or(|start| Some(start) > entry.payload.run_start);
+        let shown = Shown {
+            totals: state.totals.as_ref(),
+            is_same_run,
+            is_other_run_open: self.scope == Scope::OtherGroups && state.has_open_run && has_started_later,
+        };
+        let known = entry.payload.totals();
+        match decide(&spooled, known.as_ref(), shown) {
+            Decision::Write(totals, sent) => {
+                if known.as_ref() != Some(&totals) || sent != spooled {
+                    let mut payload = entry.payload.clone();
+                    payload.set_totals(Some(&totals));
+                    payload.increments = Some(sent);
+                    if !self.rewrite(entry, payload).await? {
+                        return Ok(Err(Waits));
+                    }
+                }
+                Ok(Ok(Some(totals)))
+            }
+            Decision::Keep => Ok(Ok(None)),
+            Decision::Drop => {
+                self.spool.drop_increments(entry);
+                Ok(Ok(None))
+            }
+            Decision::Wait => Ok(Err(Waits)),
+        }
+    }
+
+    /// Keeps the totals that the gateway has accepted, for the base of this run.
+    fn set_written(&self, entry: &Entry, totals: Option<Totals>) {
+        if let Some(totals) = totals.filter(|_| self.scope == Scope::OwnGroup) {
+            self.spool.set_written(entry, totals);
+        }
+    }
+
+    /// Replaces the file of a payload. Returns whether that succeeded.
+    async fn rewrite(&self, entry: &mut Entry, payload: Payload) -> Result<bool, Error> {
+        let name = entry.name.clone();
+        let rewritten = self.on_disk(move |spool| spool.rewrite(&name, &payload).map(|file| (file, payload))).await?;
+        Ok(match rewritten {
+            Ok((file, payload)) => {
+                (entry.file, entry.payload) = (file, payload);
+                true
+            }
+            Err(_) => false,
+        })
     }
 
     /// Removes outdated payloads. If their last success is later than the one on the gateway, it is pushed first and

@@ -1,6 +1,6 @@
 //! Selects the next payload, and checks what other processes do with a group.
 
-use std::io::{Read, Seek};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -54,7 +54,7 @@ impl Query {
     }
 
     /// A payload of format 1 is for the gateway of this process.
-    fn is_for_gateway(&self, payload: &Payload) -> bool {
+    pub(super) fn is_for_gateway(&self, payload: &Payload) -> bool {
         payload.gateway.as_ref().is_none_or(|gateway| *gateway == self.gateway)
     }
 
@@ -234,10 +234,23 @@ impl Spool {
             let is_readable = payload.format().is_some() && payload.namespace.is_some();
             if is_readable && query.is_for_gateway(&payload) && query.is_in_scope(&payload.group) {
                 carried.successes.add(&payload);
-                carried.names.push(name);
+                // The pushes of this run do not have the increments.
+                if payload.increments.is_none() || self.state().settled.contains(&name) {
+                    carried.names.push(name);
+                }
             }
         }
         carried
+    }
+
+    /// Reads the head of a file.
+    pub(super) fn head(&self, name: &str) -> Option<Payload> {
+        let file = lock::open_regular(&self.path(name)).ok()?;
+        let mut lines = BufReader::new(file).take(MAX_HEAD as u64);
+        let mut head = Vec::new();
+        // A line that is empty but for its end is the last one.
+        while lines.read_until(b'\n', &mut head).ok()? > 1 {}
+        Payload::parse_head(&head).ok().map(|(payload, _)| payload)
     }
 
     /// Removes payloads that were carried over, once the gateway has the final state of this run. Locked payloads stay.
@@ -255,9 +268,7 @@ impl Spool {
         let group = names::group_hash(&payload.group);
         let run_start = |file: &String| {
             FileName::parse(file).filter(|name| name.group == group && name.extension == EXTENSION)?;
-            let mut head = Vec::new();
-            lock::open_regular(&self.path(file)).ok()?.take(MAX_HEAD as u64).read_to_end(&mut head).ok()?;
-            let (earlier, _) = Payload::parse_head(&head).ok()?;
+            let earlier = self.head(file)?;
             earlier.run_start.filter(|_| earlier.gateway == payload.gateway)
         };
         names.iter().filter_map(run_start).collect()

@@ -15,6 +15,7 @@ use super::lock::{self, OpenFile, Unavailable};
 use super::names::{self, EXTENSION, FileName, TEMPORARY};
 use crate::delivery::event::DeliveryEvent;
 use crate::delivery::pushgateway::{EncodedState, Pushgateway};
+use crate::delivery::totals::Totals;
 use crate::error::{Error, Kind};
 
 /// Limit of the files in a spool directory. Beyond it, the oldest are dropped.
@@ -67,7 +68,11 @@ pub(super) struct State {
     pub(super) unanswered: HashMap<String, File>,
     /// Hash of the group and bits of the run's start of payloads that this process delivered.
     pub(super) delivered_runs: HashSet<(String, u64)>,
-    notices: Vec<DeliveryEvent>,
+    /// As returned by [`Spool::written`].
+    pub(super) written: Option<(Totals, Option<f64>)>,
+    /// Names of files whose increments are decided on.
+    pub(super) settled: HashSet<String>,
+    pub(super) notices: Vec<DeliveryEvent>,
     reported_lacks: HashSet<&'static str>,
 }
 
@@ -77,7 +82,9 @@ impl State {
         let groups: HashSet<_> = names.iter().filter_map(|name| Some(FileName::parse(name)?.group)).collect();
         self.skipped_groups.retain(|group| groups.contains(group.as_str()));
         self.delivered_runs.retain(|(group, _)| groups.contains(group.as_str()));
-        self.ignored_files.retain(|name| names.binary_search(name).is_ok());
+        for files in [&mut self.ignored_files, &mut self.settled] {
+            files.retain(|name| names.binary_search(name).is_ok());
+        }
         self
     }
 }
@@ -85,7 +92,7 @@ impl State {
 /// A payload in the spool, locked against other processes until this is dropped.
 #[derive(Debug)]
 pub(in crate::delivery) struct Entry {
-    pub(super) name: String,
+    pub(in crate::delivery) name: String,
     /// Locked.
     pub(super) file: File,
     pub(super) _in_use: InUse,
@@ -362,11 +369,11 @@ impl Spool {
         self.state().notices.push(DeliveryEvent::SpoolDegraded(error));
     }
 
-    fn report_lock(&self, result: io::Result<()>) {
+    pub(super) fn report_lock(&self, result: io::Result<()>) {
         self.report_lack("has no file locks, so two processes may deliver the same payload", result);
     }
 
-    fn report_sync(&self, result: io::Result<()>) {
+    pub(super) fn report_sync(&self, result: io::Result<()>) {
         self.report_lack("cannot be synced, so a loss of power may take a payload with it", result);
     }
 
