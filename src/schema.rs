@@ -13,6 +13,8 @@ pub(crate) enum InstrumentKind {
     Counter,
     Gauge,
     Histogram,
+    /// A counter of seconds with a fraction, which the counters of the `metrics` facade do not have.
+    Seconds,
 }
 
 /// One metric, without its namespace.
@@ -93,6 +95,27 @@ pub(crate) const STAGE_LAST_SUCCESS: Metric = Metric {
     unit: Unit::Seconds,
     labels: &[STAGE_ID, PROFILE],
     help: "Unix time at which the stage last succeeded.",
+};
+pub(crate) const STAGE_LAST_FAILED: Metric = Metric {
+    suffix: "stage_last_failed",
+    kind: InstrumentKind::Gauge,
+    unit: Unit::Count,
+    labels: &[STAGE_ID, PROFILE],
+    help: "Whether the stage failed the last time it finished: 1 if it did, else 0.",
+};
+pub(crate) const STAGE_CPU: Metric = Metric {
+    suffix: "stage_cpu_seconds_total",
+    kind: InstrumentKind::Seconds,
+    unit: Unit::Seconds,
+    labels: &[STAGE_ID, PROFILE],
+    help: "CPU time of threads while they were inside a finished stage, stages within it included.",
+};
+pub(crate) const RUN_INFO: Metric = Metric {
+    suffix: "run_info",
+    kind: InstrumentKind::Gauge,
+    unit: Unit::Count,
+    labels: &[RUN_ID, PROFILE],
+    help: "The first run id and profile of this run, always 1; empty labels until a stage has them.",
 };
 pub(crate) const RUN_START: Metric = Metric {
     suffix: "run_start_timestamp_seconds",
@@ -202,6 +225,9 @@ pub(crate) const METRICS: &[&Metric] = &[
     &STAGE_FAILURES,
     &STAGE_LAST_DURATION,
     &STAGE_LAST_SUCCESS,
+    &STAGE_LAST_FAILED,
+    &STAGE_CPU,
+    &RUN_INFO,
     &RUN_START,
     &RUN_DURATION,
     &RUN_LAST_COMPLETION,
@@ -228,7 +254,8 @@ mod tests {
             let name = metric.name(DEFAULT_NAMESPACE);
             assert!(metric.help.ends_with('.') && metric.help.len() > 10, "{name}: {}", metric.help);
             assert!(metric.help.starts_with(char::is_uppercase), "{name}: {}", metric.help);
-            assert_eq!(name.ends_with("_total"), metric.kind == InstrumentKind::Counter, "{name}");
+            let is_counter = matches!(metric.kind, InstrumentKind::Counter | InstrumentKind::Seconds);
+            assert_eq!(name.ends_with("_total"), is_counter, "{name}");
             let base = name.strip_suffix("_total").unwrap_or(&name);
             assert_eq!(metric.unit == Unit::Seconds, base.ends_with("_seconds"), "{name}");
             assert_eq!(metric.unit == Unit::Bytes, name.ends_with("_bytes"), "{name}");
@@ -243,7 +270,11 @@ mod tests {
         let page = include_str!("../docs/metrics.md");
         let rows: Vec<_> = page.lines().filter(|line| line.starts_with("| `quant_")).collect();
         for metric in METRICS {
-            let kind = format!("{:?}", metric.kind).to_lowercase();
+            let kind = match metric.kind {
+                InstrumentKind::Counter | InstrumentKind::Seconds => "counter",
+                InstrumentKind::Gauge => "gauge",
+                InstrumentKind::Histogram => "histogram",
+            };
             let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
             let labels = if labels.is_empty() { "|".to_owned() } else { format!("| {} |", labels.join(", ")) };
             let row = format!("| `{}` | {kind} {labels}", metric.name(DEFAULT_NAMESPACE));

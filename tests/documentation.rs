@@ -66,7 +66,7 @@ fn code_blocks_are_compiled() {
         let text = fs::read_to_string(&path).unwrap();
         for language in languages(&text) {
             // A block without a language is Rust in a comment, and plain text on a page.
-            let allowed = ["", "no_run", "rust", "rust,no_run", "toml", "yaml", "sh", "text"];
+            let allowed = ["", "no_run", "rust", "rust,no_run", "toml", "yaml", "sh", "text", "promql"];
             assert!(allowed.contains(&language), "{}: ```{language}", name(&path));
         }
     }

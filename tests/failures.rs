@@ -17,6 +17,8 @@ mod panics;
 mod proven;
 #[path = "failures/returned.rs"]
 mod returned;
+#[path = "failures/texts.rs"]
+mod texts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

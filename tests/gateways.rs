@@ -151,7 +151,7 @@ fn failure_and_recovery_are_reported_once_each() {
         assert!(server.requests().len() >= before + 2 * INTERVALS);
     }
     guard.shutdown().unwrap();
-    assert_eq!(events().len(), 4, "{:?}", events());
+    assert_eq!(log.own().len(), 4, "{:?}", events());
 }
 
 /// The state of one destination is independent of the others.

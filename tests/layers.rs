@@ -17,6 +17,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use support::Pipeline;
+use support::log::NO_SUCCESS;
 use support::pipeline::Heard;
 use tracing::{debug_span, error, info_span};
 use tracing_stage_metrics::MetricsLayer;
@@ -49,6 +50,11 @@ macro_rules! fmt_layer {
     }};
 }
 use fmt_layer;
+
+/// Counts the events of the failed stages in a log, without the warning at the end, which quotes them.
+fn broken(log: &Log) -> usize {
+    log.text().lines().filter(|line| line.contains("it broke") && !line.contains(NO_SUCCESS)).count()
+}
 
 /// Opens stages and plain spans at several levels; one of them has an error.
 fn program() {

@@ -76,7 +76,7 @@ fn run_delivers_exactly_the_documented_metrics() {
     let server = MockGateway::start([Reply::Answer(Answer::new(200).with_body("pushgateway_build_info 1\n"))]);
     let spool = tempfile::tempdir().unwrap();
     let gateway = Pushgateway::new(server.url(), "j").unwrap();
-    let builder = MetricsLayer::builder().with_pushgateway(gateway).with_spool_dir(spool.path());
+    let builder = MetricsLayer::builder().with_pushgateway(gateway).with_spool_dir(spool.path()).with_stage_cpu();
     let exposition = final_state(builder.with_cumulative_totals(), |guard| {
         info_span!("s", stage_id = "a", profile = "p", run_id = "r").in_scope(|| ());
         guard.flush().unwrap();
@@ -307,6 +307,94 @@ fn stage_last_success_moves_on_success_only() {
         assert!(second >= first + 0.04, "a success moves it: {first} {second}");
     });
     assert_family(&exposition, name, "gauge", &["stage_id", "profile"]);
+}
+
+/// The gauge belongs to the run that closed last, as the last duration does.
+#[test]
+fn stage_last_failed_is_that_of_the_last_finished_stage() {
+    let (name, labels) = ("quant_stage_last_failed", [("stage_id", "stage"), ("profile", "")]);
+    let exposition = final_state(MetricsLayer::builder(), |guard| {
+        info_span!("s", stage_id = "stage").in_scope(|| {
+            assert!(rendered(guard).family(name).is_none(), "no stage has finished");
+        });
+        assert_eq!(rendered(guard).expect(name, &labels), 0.0);
+        let ends_first = info_span!("s", stage_id = "stage").entered();
+        failing_stage("stage");
+        assert_eq!(rendered(guard).expect(name, &labels), 0.0, "a nested span of the stage");
+        drop(ends_first);
+        failing_stage("stage");
+        assert_eq!(rendered(guard).expect(name, &labels), 1.0);
+        stage("stage");
+        assert_eq!(rendered(guard).expect(name, &labels), 0.0);
+        let closes_last = info_span!("s", stage_id = "stage");
+        stage("other");
+        closes_last.in_scope(|| tracing::error!("it failed"));
+        stage("stage");
+        drop(closes_last);
+    });
+    assert_family(&exposition, name, "gauge", &["stage_id", "profile"]);
+    assert_eq!(exposition.expect(name, &labels), 1.0, "the stage that closed last");
+    assert_eq!(exposition.expect(name, &[("stage_id", "other"), ("profile", "")]), 0.0);
+}
+
+/// Returns run id and profile of the one series of `quant_run_info`.
+#[track_caller]
+fn run_info(exposition: &Exposition) -> [String; 2] {
+    let series = exposition.matching("quant_run_info", &[]);
+    let [series] = series[..] else { panic!("one series: {series:?}") };
+    assert_eq!(series.value, 1.0);
+    ["run_id", "profile"].map(|label| series.labels[label].clone())
+}
+
+#[test]
+fn run_info_has_the_first_run_id_and_the_first_profile() {
+    let exposition = final_state(MetricsLayer::builder().with_expected_stages(["a"]), |guard| {
+        assert_eq!(run_info(&rendered(guard)), ["", ""]);
+        stage("a");
+        info_span!("no stage", run_id = "0", profile = "none").in_scope(|| {});
+        assert_eq!(run_info(&rendered(guard)), ["", ""], "no stage has them");
+        let open = info_span!("s", stage_id = "a", profile = "p");
+        assert_eq!(run_info(&rendered(guard)), ["", "p"], "a stage that is open");
+        info_span!("s", stage_id = "a", profile = "q", run_id = "r").in_scope(|| {});
+        assert_eq!(run_info(&rendered(guard)), ["r", "p"]);
+        drop(open);
+        info_span!("s", stage_id = "a", profile = "q", run_id = "later").in_scope(|| {});
+    });
+    assert_family(&exposition, "quant_run_info", "gauge", &["run_id", "profile"]);
+    assert_eq!(run_info(&exposition), ["r", "p"]);
+}
+
+#[test]
+fn run_info_follows_late_records_and_the_order_of_starts() {
+    let exposition = final_state(MetricsLayer::builder(), |guard| {
+        let run = info_span!("run", run_id = tracing::field::Empty, profile = "p");
+        let outer = info_span!(parent: &run, "s", stage_id = "outer").entered();
+        assert_eq!(run_info(&rendered(guard)), ["", "p"]);
+        run.record("run_id", "late");
+        info_span!("s", stage_id = "inner", run_id = "inner").in_scope(|| {});
+        drop(outer);
+    });
+    assert_eq!(run_info(&exposition), ["late", "p"], "the outer stage began first");
+    let exposition = final_state(MetricsLayer::builder(), |_| {
+        let span = info_span!("named", stage_id = tracing::field::Empty, run_id = "r");
+        span.in_scope(|| {});
+    });
+    assert_eq!(run_info(&exposition), ["r", ""], "a stage without a recorded id");
+}
+
+#[test]
+fn run_info_follows_the_grouping_and_needs_the_run_id_label() {
+    let server = MockGateway::ok();
+    let gateway = Pushgateway::new(server.url(), "j").unwrap().with_grouping_label("profile", "fixed").unwrap();
+    let builder = MetricsLayer::builder().with_pushgateway(gateway).with_push_interval(HOUR);
+    let Measured { guard, log: _, default: _default } = measured(builder);
+    assert_eq!(run_info(&rendered(&guard)), ["", "fixed"]);
+    info_span!("s", stage_id = "a", run_id = "r", profile = "other").in_scope(|| {});
+    assert_eq!(run_info(&rendered(&guard)), ["r", "fixed"]);
+    let exposition = final_state(MetricsLayer::builder().without_run_id_label(), |_| {
+        info_span!("s", stage_id = "a", run_id = "r", profile = "p").in_scope(|| {});
+    });
+    assert!(exposition.family("quant_run_info").is_none());
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn exports(server: &MockGateway) -> Vec<Export> {
 
 #[test]
 fn http_export_equals_the_text_file() {
-    for variables in [&[][..], &[DELTA]] {
+    for variables in [&[][..], &[DELTA], &[("TV_PROMETHEUS_STAGE_CPU", "true")]] {
         let server = MockGateway::ok();
         let text = run(&[&[("OTEL_EXPORTER_OTLP_ENDPOINT", server.url().as_str())], variables].concat());
         assert!(

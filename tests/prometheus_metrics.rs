@@ -57,6 +57,9 @@ const AT_INSTALL: &str = "\
 # TYPE quant_engine_resource_usage gauge
 quant_engine_resource_usage{resource_type=\"cpu\",node=\"worker-7\"} <cores>
 quant_engine_resource_usage{resource_type=\"mem\",node=\"worker-7\"} <bytes>
+# HELP quant_run_info The first run id and profile of this run, always 1; empty labels until a stage has them.
+# TYPE quant_run_info gauge
+quant_run_info{run_id=\"\",profile=\"\"} 1
 # HELP quant_run_start_timestamp_seconds Unix time at which this run started.
 # TYPE quant_run_start_timestamp_seconds gauge
 quant_run_start_timestamp_seconds <unix>
@@ -80,6 +83,9 @@ quant_run_cpu_seconds <seconds>
 # HELP quant_run_duration_seconds Duration of the run, set at its end.
 # TYPE quant_run_duration_seconds gauge
 quant_run_duration_seconds <seconds>
+# HELP quant_run_info The first run id and profile of this run, always 1; empty labels until a stage has them.
+# TYPE quant_run_info gauge
+quant_run_info{run_id=\"20260105-191332\",profile=\"crypto_production\"} 1
 # HELP quant_run_last_completion_timestamp_seconds Unix time at which the run ended, whether it succeeded or not.
 # TYPE quant_run_last_completion_timestamp_seconds gauge
 quant_run_last_completion_timestamp_seconds <unix>
@@ -105,6 +111,9 @@ quant_stage_failures_total{stage_id=\"foundation.ingest\",profile=\"crypto_produ
 # HELP quant_stage_last_duration_seconds Duration of the stage the last time it finished.
 # TYPE quant_stage_last_duration_seconds gauge
 quant_stage_last_duration_seconds{stage_id=\"foundation.ingest\",profile=\"crypto_production\"} <seconds>
+# HELP quant_stage_last_failed Whether the stage failed the last time it finished: 1 if it did, else 0.
+# TYPE quant_stage_last_failed gauge
+quant_stage_last_failed{stage_id=\"foundation.ingest\",profile=\"crypto_production\"} 1
 # HELP quant_stage_last_success_timestamp_seconds Unix time at which the stage last succeeded.
 # TYPE quant_stage_last_success_timestamp_seconds gauge
 quant_stage_last_success_timestamp_seconds{stage_id=\"foundation.ingest\",profile=\"crypto_production\"} <unix>

@@ -191,6 +191,66 @@ fn failed_run_keeps_last_success_and_replaces_totals() {
     assert_eq!(extra, Vec::<&exposition::Sample>::new(), "a family is replaced as a whole");
 }
 
+/// The labels are empty at first, so that the run before is not shown, and its series does not stay.
+#[test]
+fn gateway_has_one_run_info() {
+    for format in [PushFormat::Text, PushFormat::Protobuf] {
+        let Some(server) = support::pushgateway() else { return };
+        let run_info = || {
+            let series = stored_series(&server, "quant_run_info");
+            let [series] = &series[..] else { panic!("one series: {series:?}") };
+            assert_eq!(series["value"], "1");
+            ["run_id", "profile"].map(|label| series["labels"][label].as_str().unwrap().to_owned())
+        };
+        for (number, run_id) in ["r1", "r2"].into_iter().enumerate() {
+            let gateway = gateway_for(&server, "j").with_format(format);
+            let Measured { guard, log: _, default: _default } = measured(builder(gateway));
+            guard.flush().unwrap();
+            assert_eq!(run_info(), ["", ""], "run {number}");
+            tracing::info_span!("stage", stage_id = "a", run_id, profile = "p").in_scope(|| {
+                guard.flush().unwrap();
+                assert_eq!(run_info(), [run_id, "p"], "run {number}");
+            });
+            guard.shutdown().unwrap();
+            assert_eq!(run_info(), [run_id, "p"], "run {number}");
+        }
+    }
+}
+
+/// The query of `docs/metrics.md`.
+#[test]
+fn alert_names_the_run_that_failed() {
+    let Some(server) = support::pushgateway() else { return };
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    let expression = page.split("```promql\n").nth(1).unwrap().split("```").next().unwrap();
+    let rules = tempfile::NamedTempFile::with_suffix(".yml").unwrap();
+    let rule = serde_json::json!({"groups": [{"name": "runs", "rules": [{
+        "alert": "BatchRunFailed",
+        "expr": expression,
+        "annotations": {"summary": "run {{ $labels.run_id }} of {{ $labels.job }} failed"},
+    }]}]});
+    std::fs::write(rules.path(), rule.to_string()).unwrap();
+    if !support::servers::installed(support::servers::PROMETHEUS) {
+        return;
+    }
+    let scrape = [("pushgateway", server.addr(), true)];
+    let prometheus = support::Prometheus::start_with_rules(&scrape, &[rules.path()]);
+    let run = |job, run_id, work: fn(&str)| {
+        let Measured { guard, log: _, default: _default } = measured(builder(gateway_for(&server, job)));
+        tracing::info_span!("run", run_id).in_scope(|| work("a"));
+        guard.shutdown().unwrap();
+    };
+    run("good", "g1", stage);
+    run("nightly", "r1", stage);
+    run("nightly", "r2", failing_stage);
+    let firing = "ALERTS{alertname='BatchRunFailed',alertstate='firing'}";
+    let alerts = prometheus.await_query(firing, |alerts| !alerts.is_empty());
+    let labels = |name: &str| alerts.iter().map(|(labels, _)| labels[name].clone()).collect::<Vec<_>>();
+    assert_eq!((labels("job"), labels("run_id")), (vec!["nightly".to_owned()], vec!["r2".to_owned()]));
+    run("nightly", "r3", stage);
+    prometheus.await_query(firing, <[_]>::is_empty);
+}
+
 /// A family whose type conflicts with another group makes the gateway refuse the whole push.
 #[test]
 fn refused_application_metrics_do_not_cost_the_stage_metrics() {

@@ -5,6 +5,9 @@
 
 mod support;
 
+#[cfg(target_os = "linux")]
+#[path = "stages/cpu.rs"]
+mod cpu;
 #[path = "stages/durations.rs"]
 mod durations;
 #[cfg(unix)]

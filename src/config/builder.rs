@@ -49,6 +49,7 @@ pub const DEFAULT_PUSH_INTERVAL: Duration = Duration::from_secs(15);
 /// | `with_http_listener` | no listener |
 /// | `with_otlp`, `with_meter_provider`, `with_meter` | no export to OpenTelemetry |
 /// | [`with_exposition`](Self::with_exposition) | a recorder of this crate |
+/// | [`with_stage_cpu`](Self::with_stage_cpu) | no CPU time of stages |
 /// | `with_resource_usage` | every [`DEFAULT_RESOURCE_INTERVAL`](crate::DEFAULT_RESOURCE_INTERVAL) |
 /// | [`with_node`](Self::with_node) | the host name |
 /// | [`with_run_report`](Self::with_run_report) | no report |
@@ -62,6 +63,7 @@ pub struct MetricsLayerBuilder {
     pub(super) buckets: Vec<f64>,
     pub(super) histogram_buckets: Vec<(String, Vec<f64>)>,
     pub(super) native_histograms: bool,
+    pub(super) stage_cpu: bool,
     pub(super) policy: FailurePolicy,
     pub(super) expected_stages: Vec<String>,
     pub(super) max_series: usize,
@@ -124,6 +126,7 @@ impl MetricsLayerBuilder {
             buckets: DEFAULT_BUCKETS.to_vec(),
             histogram_buckets: Vec::new(),
             native_histograms: false,
+            stage_cpu: false,
             policy: FailurePolicy::default(),
             expected_stages: Vec::new(),
             max_series: DEFAULT_MAX_SERIES,
@@ -249,6 +252,7 @@ impl MetricsLayerBuilder {
         }
         self.node = environment.node.or(self.node);
         self.native_histograms = environment.native_histograms.unwrap_or(self.native_histograms);
+        self.stage_cpu = environment.stage_cpu.unwrap_or(self.stage_cpu);
         Ok(self)
     }
 

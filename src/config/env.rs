@@ -51,6 +51,7 @@ pub(crate) struct Environment {
     pub(crate) otlp: bool,
     pub(crate) node: Option<String>,
     pub(crate) native_histograms: Option<bool>,
+    pub(crate) stage_cpu: Option<bool>,
     #[cfg(feature = "trace-id")]
     pub(crate) exemplars: Option<bool>,
 }
@@ -141,6 +142,7 @@ impl<L: Fn(&str) -> Result<String, VarError>> EnvReader<L> {
             otlp: self.asks_for_otlp()?,
             node: self.value("NODE")?,
             native_histograms: self.parsed("NATIVE_HISTOGRAMS", parse_bool)?,
+            stage_cpu: self.parsed("STAGE_CPU", parse_bool)?,
             #[cfg(feature = "trace-id")]
             exemplars: self.parsed("EXEMPLARS", parse_bool)?,
         })

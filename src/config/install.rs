@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use metrics::Recorder;
+#[cfg(feature = "otlp")]
+use metrics::{Key, Label};
 
 use super::builder::MetricsLayerBuilder;
 #[cfg(feature = "http")]
@@ -13,6 +15,8 @@ use crate::delivery::{CumulativeTotals, DeliveryConfig, DeliveryThread, Spool, T
 use crate::diagnostics::Diagnostics;
 use crate::error::Error;
 use crate::exposition::{Labels, metric_name};
+#[cfg(feature = "otlp")]
+use crate::layer::OnRunInfo;
 use crate::layer::{LayerSettings, MetricsLayer, StageTracker};
 use crate::process::{self, executable_name};
 #[cfg(feature = "otlp")]
@@ -25,6 +29,26 @@ use crate::run::shutdown::Flusher;
 #[cfg(unix)]
 use crate::run::signals::SignalHandler;
 use crate::schema;
+#[cfg(feature = "otlp")]
+use crate::series::OnCpuTime;
+
+/// Returns a function that sets `quant_run_info` for OTLP. The other formats take it from the layer when they are written.
+#[cfg(feature = "otlp")]
+fn run_info_over_otlp(otel: Arc<otlp::OtelRecorder>, namespace: String) -> OnRunInfo {
+    Box::new(move |values| otel.set_only_gauge(&key_of(&schema::RUN_INFO, &namespace, &values), 1.0))
+}
+
+/// Returns a function that adds the CPU time of a stage for OTLP. The other formats take it from the layer, too.
+#[cfg(feature = "otlp")]
+fn cpu_time_over_otlp(otel: Arc<otlp::OtelRecorder>, namespace: String) -> OnCpuTime {
+    Box::new(move |values, nanos| otel.add_seconds(&key_of(&schema::STAGE_CPU, &namespace, &values), nanos))
+}
+
+#[cfg(feature = "otlp")]
+fn key_of(metric: &schema::Metric, namespace: &str, values: &[&str]) -> Key {
+    let labels = metric.labels.iter().zip(values).map(|(name, value)| Label::new(*name, (*value).to_owned()));
+    Key::from_parts(metric.name(namespace), labels.collect::<Vec<_>>())
+}
 
 impl MetricsLayerBuilder {
     /// Builds and starts all parts. `install` makes the recorder the global one.
@@ -68,6 +92,8 @@ impl MetricsLayerBuilder {
         let exemplars = of_duration.clone().filter(|_| self.exemplars && ways_out.carry_exemplars());
         let buckets = of_duration.filter(|_| is_alone && self.exposition.is_none());
         let native_histograms = self.native_histograms && ways_out.carry();
+        #[cfg_attr(not(feature = "otlp"), allow(unused_mut))]
+        let (mut on_run_info, mut on_cpu_time) = (None, None);
         let (target, exposition, recorder) = match self.exposition {
             Some(render) => (RecorderTarget::Global, Exposition::Foreign(ForeignRecorder::new(render)?), None),
             None => {
@@ -81,8 +107,10 @@ impl MetricsLayerBuilder {
                 let recorder: Arc<dyn Recorder + Send + Sync> = Arc::clone(&own) as _;
                 let target = RecorderTarget::Own(Arc::clone(&recorder));
                 #[cfg(feature = "otlp")]
-                let (recorder, target) = match otlp.recorder {
+                let (recorder, target) = match otlp.recorder.map(Arc::new) {
                     Some(otel) => {
+                        on_run_info = Some(run_info_over_otlp(Arc::clone(&otel), self.namespace.clone()));
+                        on_cpu_time = Some(cpu_time_over_otlp(Arc::clone(&otel), self.namespace.clone()));
                         let both: Arc<dyn Recorder + Send + Sync> = Arc::new(otlp::Fanout(recorder, otel));
                         let target = if otlp.updates_eagerly { RecorderTarget::Shared } else { RecorderTarget::Own };
                         (Arc::clone(&both), target(both))
@@ -107,6 +135,10 @@ impl MetricsLayerBuilder {
             profile: grouping(schema::PROFILE).map(str::to_owned),
             run_id: grouping(schema::RUN_ID).map(str::to_owned),
             run_id_label: self.run_id_label,
+            stage_cpu: self.stage_cpu,
+            on_cpu_time,
+            error_texts: true,
+            on_run_info,
             target,
             clock: quanta::Clock::new(),
             diagnostics: Arc::clone(&diagnostics),

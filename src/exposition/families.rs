@@ -205,6 +205,25 @@ impl Families {
         }
     }
 
+    /// Adds a family, or its series to those of the same family; of another kind, they are left out.
+    pub(crate) fn add(&mut self, family: Family) {
+        if family.samples.is_empty() {
+            return;
+        }
+        match self.0.binary_search_by(|other| other.name.cmp(&family.name)) {
+            Err(at) => self.0.insert(at, Arc::new(family)),
+            Ok(at) => {
+                let known = Arc::make_mut(&mut self.0[at]);
+                match (&mut known.samples, family.samples) {
+                    (Samples::Counter(series), Samples::Counter(more)) => series.extend(more),
+                    (Samples::Gauge(series), Samples::Gauge(more)) => series.extend(more),
+                    _ => {}
+                }
+                known.samples.sort();
+            }
+        }
+    }
+
     /// Adds series to a gauge. `new` makes the family if it is not there.
     pub(crate) fn add_to_gauge(&mut self, name: &str, more: Vec<Series<Number>>, new: impl FnOnce() -> Family) {
         let at = match self.0.binary_search_by(|family| (*family.name).cmp(name)) {

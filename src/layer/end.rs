@@ -19,6 +19,9 @@ pub(super) fn end(stages: &Stages, is_aborted: bool, grace: Duration) {
     if !open.end() {
         return;
     }
+    if let Some(cpu) = &stages.cpu {
+        cpu.count_current_thread(&stages.spans);
+    }
     let now = stages.clock.raw();
     let mut closing = Vec::new();
     for span in open.taken().filter(|span| span.flags().has(SpanFlags::STAGE)) {

@@ -79,7 +79,7 @@ pub(crate) struct SpanFields<'a> {
 /// The number of roles that are labels, which come first.
 const VALUES: usize = 3;
 /// How many bytes are kept of a value that is too long for a label: enough to see that it is too long.
-const MAX_KEPT: usize = MAX_VALUE_BYTES + 4;
+pub(super) const MAX_KEPT: usize = MAX_VALUE_BYTES + 4;
 /// The offsets of all values fit, and no value ends at the offset of [`FieldOffsets::NO_VALUE`].
 const _: () = assert!(VALUES * MAX_KEPT < (1 << FieldOffsets::BITS) - 1);
 
@@ -188,9 +188,9 @@ impl Visit for SpanFields<'_> {
 }
 
 /// Writes up to `room` bytes and drops the rest without an error: a `Debug` of the application might unwrap the result.
-struct Truncating<'a> {
-    text: &'a mut String,
-    room: usize,
+pub(super) struct Truncating<'a> {
+    pub(super) text: &'a mut String,
+    pub(super) room: usize,
 }
 
 impl Write for Truncating<'_> {

@@ -1,6 +1,7 @@
-//! The labels of a span, from its fields and from what it inherits.
+//! The labels of a span, from its fields and from what it inherits, and those of the run.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::fields::SpanFields;
 use super::span::label_cache::{CacheKey, LabelCache};
@@ -120,5 +121,54 @@ impl LabelResolver {
     #[inline]
     pub(super) fn series(&self, cached: EntryId) -> Option<&CachedSeries> {
         self.cache.get(cached).map(|cached| &cached.series)
+    }
+}
+
+/// Takes the run id and the profile when one of them has become known.
+pub(crate) type OnRunInfo = Box<dyn Fn([&str; 2]) + Send + Sync>;
+
+/// The first run id and the first profile that a stage of this run had: the labels of `quant_run_info`.
+pub(super) struct RunInfo {
+    interner: Arc<Interner>,
+    /// The run id and the profile. A value that is unknown is none.
+    labels: [AtomicU32; 2],
+    on_change: Option<OnRunInfo>,
+    /// Held while a label and its receiver change, so that a former state does not follow a later one.
+    changing: Mutex<()>,
+}
+
+impl RunInfo {
+    pub(super) fn new(interner: Arc<Interner>, on_change: Option<OnRunInfo>) -> Self {
+        Self { interner, labels: Default::default(), on_change, changing: Mutex::default() }
+    }
+
+    fn label(&self, at: usize) -> LabelId {
+        LabelId::from_bits(self.labels[at].load(Ordering::Relaxed))
+    }
+
+    /// Returns whether one of these labels of a stage, run id and profile, is the first of its kind.
+    pub(super) fn is_news(&self, labels: [LabelId; 2]) -> bool {
+        let has_value = |label: LabelId| !(label.is_none() || label == LabelId::EMPTY);
+        (0..2).any(|at| self.label(at).is_none() && has_value(labels[at]))
+    }
+
+    /// Keeps those labels of a stage that are the first of their kind.
+    pub(super) fn note(&self, labels: [LabelId; 2]) {
+        if !self.is_news(labels) {
+            return;
+        }
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        for (known, label) in self.labels.iter().zip(labels).filter(|(_, label)| *label != LabelId::EMPTY) {
+            // Fails if it is known.
+            let _ = known.compare_exchange(0, label.bits(), Ordering::Relaxed, Ordering::Relaxed);
+        }
+        if let Some(on_change) = &self.on_change {
+            on_change(self.texts());
+        }
+    }
+
+    /// Returns the run id and the profile, empty while they are unknown.
+    pub(super) fn texts(&self) -> [&str; 2] {
+        [0, 1].map(|at| self.interner.text(self.label(at)))
     }
 }

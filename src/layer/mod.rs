@@ -4,6 +4,7 @@
 
 mod callsite;
 mod end;
+mod error_text;
 mod fields;
 mod labels;
 mod missed;
@@ -29,10 +30,12 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
+#[cfg(feature = "otlp")]
+pub(crate) use labels::OnRunInfo;
 pub use outcome::FailurePolicy;
 pub(crate) use stages::LayerSettings;
 #[cfg(feature = "pushgateway")]
-pub(crate) use summary::StageState;
+pub(crate) use summary::{FailedStages, RunState, StageState};
 pub(crate) use tracker::StageTracker;
 
 /// A [`Layer`] that records the duration and the outcome of every stage.

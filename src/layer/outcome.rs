@@ -1,5 +1,6 @@
 //! The failure policy: the rule that derives the outcome of a stage from the facts about its span.
 
+use super::callsite::InstrumentEvent;
 use super::span::flags::SpanFlags;
 use crate::series::outcome::{Outcome, Reason};
 
@@ -88,6 +89,14 @@ impl FailurePolicy {
             Self::ProvenSuccess => return Outcome::Failure(Reason::Cancelled),
         };
         if failed { Outcome::Failure(Reason::Error) } else { Outcome::Success }
+    }
+
+    /// Returns whether a stage fails by an event directly in its span: unless a later one or a status of the span says otherwise.
+    pub(crate) fn fails_by(self, is_error: bool, event: Option<InstrumentEvent>) -> bool {
+        match self {
+            Self::ErrorEvents | Self::ErrorsWithin => is_error,
+            Self::ReturnedError | Self::ProvenSuccess => event == Some(InstrumentEvent::Error),
+        }
     }
 
     /// Returns the outcome of a stage that is open at the end of the run. `is_aborted`: the process ends by a signal, a panic

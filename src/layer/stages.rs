@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tracing::Event;
+
 use super::callsite::{Callsite, Callsites};
+use super::error_text::ErrorTexts;
 use super::fields::Inherited;
-use super::labels::LabelResolver;
+use super::labels::{LabelResolver, OnRunInfo, RunInfo};
 use super::outcome::FailurePolicy;
+use super::span::cpu::StageCpu;
 use super::span::flags::SpanFlags;
 use super::span::state::{SlotRef, SpanRef};
 use super::span::tree::{ContextLabels, Origin, SpanTree};
@@ -18,7 +22,7 @@ use crate::recorder::{RecorderHandle, RecorderTarget};
 use crate::schema::DEFAULT_NAMESPACE;
 use crate::series::interner::{Interner, LabelId, Role};
 use crate::series::outcome::{Outcome, Reason};
-use crate::series::{DEFAULT_MAX_SERIES, DurationBounds, FinishedStage, SeriesTable};
+use crate::series::{CachedSeries, DEFAULT_MAX_SERIES, DurationBounds, FinishedStage, OnCpuTime, SeriesTable};
 
 /// The settings of the layer.
 pub(crate) struct LayerSettings {
@@ -38,6 +42,14 @@ pub(crate) struct LayerSettings {
     pub(crate) profile: Option<String>,
     pub(crate) run_id: Option<String>,
     pub(crate) run_id_label: bool,
+    /// Whether the CPU time of stages is measured, where the system can.
+    pub(crate) stage_cpu: bool,
+    /// Takes the series of CPU time in place of a reader of the layer.
+    pub(crate) on_cpu_time: Option<OnCpuTime>,
+    /// Whether the texts of errors are kept for the run report.
+    pub(crate) error_texts: bool,
+    /// Takes the labels of `quant_run_info` in place of a reader of the layer.
+    pub(crate) on_run_info: Option<OnRunInfo>,
     pub(crate) target: RecorderTarget,
     pub(crate) clock: quanta::Clock,
     pub(crate) diagnostics: Arc<Diagnostics>,
@@ -58,10 +70,31 @@ impl Default for LayerSettings {
             profile: None,
             run_id: None,
             run_id_label: true,
+            stage_cpu: false,
+            on_cpu_time: None,
+            error_texts: false,
+            on_run_info: None,
             target: RecorderTarget::Global,
             clock: quanta::Clock::new(),
             diagnostics: Arc::default(),
         }
+    }
+}
+
+/// A stage that is open, with its labels of this moment.
+pub(super) struct OpenStage {
+    started: u64,
+    pub(super) stage: LabelId,
+    pub(super) labels: ContextLabels,
+    pub(super) is_outermost: bool,
+    /// Its outcome if the run ended now, without a signal or a panic.
+    pub(super) outcome: Outcome,
+}
+
+impl OpenStage {
+    /// Whether its id is known.
+    pub(super) fn has_id(&self) -> bool {
+        !self.stage.is_none()
     }
 }
 
@@ -75,38 +108,16 @@ pub(super) struct Stages {
     pub(super) clock: quanta::Clock,
     pub(super) diagnostics: Arc<Diagnostics>,
     pub(super) expected: Vec<LabelId>,
-    pub(super) outermost: OutermostOutcomes,
+    /// Unless the run id is no label.
+    pub(super) run_info: Option<RunInfo>,
+    /// Present if CPU time is measured.
+    pub(super) cpu: Option<StageCpu>,
+    /// Present if a guard reports them.
+    pub(super) error_texts: Option<ErrorTexts>,
+    /// Whether an outermost stage has finished.
+    outermost_finished: AtomicBool,
     #[cfg(feature = "trace-id")]
     pub(super) traces: StageTraces,
-}
-
-/// Whether an outermost stage has succeeded, and whether one has failed.
-#[derive(Default)]
-pub(super) struct OutermostOutcomes {
-    succeeded: AtomicBool,
-    failed: AtomicBool,
-}
-
-impl OutermostOutcomes {
-    fn flag(&self, outcome: Outcome) -> &AtomicBool {
-        match outcome {
-            Outcome::Success => &self.succeeded,
-            Outcome::Failure(_) => &self.failed,
-        }
-    }
-
-    fn has(&self, outcome: Outcome) -> bool {
-        self.flag(outcome).load(Ordering::Relaxed)
-    }
-
-    fn add(&self, outcome: Outcome) {
-        self.flag(outcome).store(true, Ordering::Relaxed);
-    }
-
-    /// Returns whether an outermost stage has ended, and none has failed.
-    pub(super) fn all_succeeded(&self) -> bool {
-        self.succeeded.load(Ordering::Relaxed) && !self.failed.load(Ordering::Relaxed)
-    }
 }
 
 impl Stages {
@@ -118,7 +129,11 @@ impl Stages {
         let profile = fixed(Role::Profile, &settings.profile);
         let run_id =
             if settings.run_id_label { fixed(Role::RunId, &settings.run_id) } else { Origin::Fixed(LabelId::EMPTY) };
-        let stages = Self {
+        let run_info = settings.run_id_label.then(|| RunInfo::new(Arc::clone(&interner), settings.on_run_info));
+        let mut stages = Self {
+            run_info,
+            cpu: if settings.stage_cpu { StageCpu::new() } else { None },
+            error_texts: settings.error_texts.then(ErrorTexts::default),
             callsites: Callsites::new(Inherited { profile: profile.is_spans(), run_id: run_id.is_spans() }),
             spans: SpanTree::new(Arc::clone(&interner), profile, run_id),
             labels: LabelResolver::new(Arc::clone(&interner), settings.max_series),
@@ -135,14 +150,22 @@ impl Stages {
             policy: settings.policy,
             clock: settings.clock,
             diagnostics: settings.diagnostics,
-            outermost: OutermostOutcomes::default(),
+            outermost_finished: AtomicBool::new(false),
             #[cfg(feature = "trace-id")]
             traces: StageTraces::new(settings.exemplars.is_some()),
         };
+        stages.series.on_cpu_time = settings.on_cpu_time;
         for stage in &stages.expected {
             stages.series.stage(*stage);
         }
+        if let Some(run_info) = &stages.run_info {
+            run_info.note([run_id, profile].map(Origin::fixed));
+        }
         stages
+    }
+
+    pub(super) fn has_finished_outermost(&self) -> bool {
+        self.outermost_finished.load(Ordering::Relaxed)
     }
 
     pub(super) fn callsite(&self, span: SpanRef<'_>) -> Option<&Callsite> {
@@ -174,7 +197,7 @@ impl Stages {
             run_id,
             cached: span.cached(),
             outcome,
-            is_outermost: !self.outermost.has(outcome)
+            is_outermost: !(outcome == Outcome::Success && self.has_finished_outermost())
                 && self.spans.nearest_stage(span.parent(), self.spans.epoch()).is_none(),
             nanos,
             ended,
@@ -185,13 +208,89 @@ impl Stages {
 
     /// Counts a stage that the caller has finished.
     #[inline]
-    pub(super) fn count(&self, ended: FinishedStage) {
+    pub(super) fn count(&self, span: SpanRef<'_>, ended: FinishedStage) {
         if ended.is_outermost {
-            self.outermost.add(ended.outcome);
+            self.outermost_finished.store(true, Ordering::Relaxed);
         }
         let cached = ended.cached.and_then(|cached| self.labels.series(cached));
+        if !self.series.finish_cached(ended, cached) {
+            self.count_slow(span.started.load(Ordering::Relaxed), ended, cached);
+        }
+        if self.cpu.is_some() {
+            self.count_cpu_time(span, ended);
+        }
+    }
+
+    // These take the finished stage by value, so that it is in memory only where they are called.
+
+    #[cold]
+    fn count_cpu_time(&self, span: SpanRef<'_>, ended: FinishedStage) {
+        if let Some(cpu) = &self.cpu {
+            self.series.add_cpu_time(ended, cpu.take(span));
+        }
+    }
+
+    /// Counts a stage whose series is not cached: labels that no stage had before are among these.
+    #[cold]
+    fn count_slow(&self, started: u64, ended: FinishedStage, cached: Option<&CachedSeries>) {
+        if let Some(run_info) = &self.run_info {
+            let labels = [ended.run_id, ended.profile];
+            if run_info.is_news(labels) {
+                let earlier = self.open_stages().take_while(|open| open.started < started);
+                earlier.for_each(|open| self.note_run(open.labels));
+                run_info.note(labels);
+            }
+        }
         if let Some(overflow) = self.series.finish(ended, cached) {
             warnings::overflow(&self.diagnostics, overflow);
+        }
+    }
+
+    /// Returns the open stages by their start.
+    pub(super) fn open_stages(&self) -> impl Iterator<Item = OpenStage> {
+        let open = self.spans.open.iter().filter_map(|span| {
+            let (reference, flags, stage) = (span.reference(), span.flags(), span.stage());
+            let labels = self.spans.look(span.slot);
+            let started = span.started.load(Ordering::Relaxed);
+            let is_outermost = self.spans.nearest_stage(span.parent(), self.spans.epoch()).is_none();
+            let outcome = self.policy.outcome_at_end(flags, span.entered.is_entered(), false);
+            let is_stage = flags.is_stage() && span.is_current(reference);
+            is_stage.then_some(OpenStage { started, stage, labels, is_outermost, outcome })
+        });
+        let mut open: Vec<_> = open.collect();
+        open.sort_by_key(|open| open.started);
+        open.into_iter()
+    }
+
+    /// Keeps the labels of a stage for `quant_run_info` if no stage had such labels before.
+    pub(super) fn note_run(&self, labels: ContextLabels) {
+        if let Some(run_info) = &self.run_info {
+            run_info.note([labels.run_id, labels.profile]);
+        }
+    }
+
+    /// Keeps the text of an event by which a stage fails.
+    pub(super) fn note_error(&self, stage: SlotRef, event: &Event<'_>) {
+        if let Some(texts) = &self.error_texts {
+            texts.keep(stage, event, |stage| self.spans.open.get(stage).is_some());
+        }
+    }
+
+    /// A stage that has failed, and is counted, closed.
+    #[cold]
+    pub(super) fn closed_failed(&self, span: SpanRef<'_>, reference: SlotRef, failed: FinishedStage, reason: Reason) {
+        self.keep_error(reference, failed);
+        if reason == Reason::Cancelled
+            && let Some(callsite) = self.callsite(span)
+        {
+            warnings::cancelled(&self.diagnostics, self.labels.text(failed.stage), callsite);
+        }
+    }
+
+    /// Keeps the text of the error by which a stage failed as the last one of its series.
+    fn keep_error(&self, reference: SlotRef, failed: FinishedStage) {
+        if let Some(texts) = &self.error_texts {
+            texts.take(reference, |text| self.series.set_last_error(failed, text));
         }
     }
 
@@ -208,7 +307,10 @@ impl Stages {
         if !span.try_finish(reference) {
             return None;
         }
-        self.count(ended);
+        self.count(span, ended);
+        if let Outcome::Failure(_) = outcome {
+            self.keep_error(reference, ended);
+        }
         self.dec_active(span);
         Some(ended)
     }
@@ -237,12 +339,13 @@ impl Stages {
             return self.dec_active(span);
         }
         let (reference, stage) = (span.reference(), span.stage());
-        let profile = self.spans.look(span.slot).profile;
+        let labels = self.spans.look(span.slot);
         if !span.is_current(reference) {
             return;
         }
+        self.note_run(labels);
         self.series.stage(stage);
-        let (pair, _) = self.series.pair(stage, profile);
+        let (pair, _) = self.series.pair(stage, labels.profile);
         let before = span.active_series.swap(pair + 1, Ordering::SeqCst);
         if before != pair + 1 {
             self.series.move_active(pair, 1.0);

@@ -1,12 +1,11 @@
 //! The state of all stages at one moment.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
 
-use super::stages::Stages;
+use super::stages::{OpenStage, Stages};
 use crate::histogram::Snapshot;
 use crate::recorder::KeptHistogram;
-use crate::series::interner::LabelId;
+use crate::series::outcome::{FailuresByReason, Outcome};
 use crate::series::{DurationSeries, StageTotals};
 
 /// A stage in the run report.
@@ -28,52 +27,81 @@ pub(super) fn publish(stages: &Stages) -> impl Iterator<Item = KeptHistogram> {
 }
 
 fn publish_all(stages: &Stages) -> Vec<(&DurationSeries, Snapshot)> {
-    // Sorted by their start: the limit on label sets admits the first ones.
-    let mut open: Vec<_> = stages
-        .spans
-        .open
-        .iter()
-        .filter_map(|span| {
-            let reference = span.reference();
-            let (flags, stage) = (span.flags(), span.stage());
-            let profile = stages.spans.look(span.slot).profile;
-            let started = span.started.load(Ordering::Relaxed);
-            let is_shown = flags.is_stage() && !stage.is_none() && span.is_current(reference);
-            is_shown.then_some((started, stage, profile))
-        })
-        .collect();
-    open.sort_by_key(|(started, ..)| *started);
     let mut active = HashMap::new();
-    for (_, stage, profile) in open {
+    // By their start: the limit on label sets admits the first ones.
+    for OpenStage { stage, labels, .. } in stages.open_stages().filter(OpenStage::has_id) {
+        stages.note_run(labels);
         stages.series.stage(stage);
-        let (pair, _) = stages.series.pair(stage, profile);
+        let (pair, _) = stages.series.pair(stage, labels.profile);
         *active.entry(pair).or_insert(0_u64) += 1;
     }
     stages.series.publish(|pair| active.get(&pair).copied().unwrap_or(0))
 }
 
-/// Returns whether the stages allow the run to be a success: at least one outermost stage finished, none failed, and every
-/// expected stage succeeded at least once.
-pub(super) fn run_succeeded(stages: &Stages) -> bool {
-    stages.outermost.all_succeeded() && have_succeeded(stages, &stages.expected)
+/// The facts that decide whether a run succeeded.
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+pub(crate) struct RunState {
+    /// Whether an outermost stage has finished, or has returned and is held open.
+    pub(crate) has_finished: bool,
+    /// The outermost stages that failed, by profile.
+    pub(crate) failed: Vec<FailedStages>,
+    /// The outermost stages, with their profiles, that would fail if the run ended now.
+    pub(crate) open: Vec<[String; 2]>,
+    /// The expected stages that never succeeded, with their failures.
+    pub(crate) missing: Vec<FailedStages>,
 }
 
-fn have_succeeded(stages: &Stages, expected: &[LabelId]) -> bool {
-    let succeeded = stages.series.totals().filter(|(_, totals)| totals.succeeded > 0);
-    let succeeded: HashSet<_> = succeeded.map(|(stage, _)| stage).collect();
-    expected.iter().all(|stage| succeeded.contains(&stages.series.stage(*stage).1.stage))
+/// The failures of a stage, in one profile if it was outermost.
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+pub(crate) struct FailedStages {
+    pub(crate) stage: String,
+    pub(crate) profile: String,
+    pub(crate) succeeded: u64,
+    pub(crate) failed: FailuresByReason,
+    pub(crate) last_error: Option<String>,
+}
+
+pub(super) fn run_state(stages: &Stages) -> RunState {
+    let text = |label| stages.labels.text(label).to_owned();
+    let failed = stages.series.failed_outermost().map(|([stage, profile], totals, last_error)| FailedStages {
+        stage: text(stage),
+        profile: text(profile),
+        succeeded: totals.succeeded,
+        failed: totals.failed,
+        last_error,
+    });
+    let (mut has_finished, mut open, mut returned) = (stages.has_finished_outermost(), Vec::new(), HashSet::new());
+    for OpenStage { stage, labels, is_outermost, outcome, .. } in stages.open_stages() {
+        if outcome == Outcome::Success {
+            returned.insert(stages.series.stage(stage).1.stage);
+        } else if is_outermost {
+            open.push([stage, labels.profile].map(text));
+        }
+        has_finished |= is_outermost && outcome == Outcome::Success;
+    }
+    let mut totals: HashMap<_, _> = stages.series.totals().collect();
+    let missing = stages.expected.iter().filter_map(|stage| {
+        let counted = stages.series.stage(*stage).1.stage;
+        // A stage may be expected twice.
+        let totals = totals.remove(&counted)?;
+        let is_missing = totals.succeeded == 0 && !returned.contains(&counted);
+        is_missing.then(|| FailedStages {
+            stage: text(*stage),
+            profile: String::new(),
+            succeeded: 0,
+            failed: totals.failed,
+            last_error: totals.last_error,
+        })
+    });
+    RunState { has_finished, failed: failed.collect(), open, missing: missing.collect() }
 }
 
 /// Returns all stages: the finished ones in the order in which they first finished, then the others.
 pub(super) fn states(stages: &Stages) -> Vec<StageState> {
     let mut open = HashMap::new();
-    for span in stages.spans.open.iter() {
-        let (reference, stage) = (span.reference(), span.stage());
-        // A stage without an id is left out: an id may still be recorded.
-        if span.flags().is_stage() && !stage.is_none() && span.is_current(reference) {
-            let stage = stages.series.stage(stage).1.stage;
-            *open.entry(stage).or_insert(0_u64) += 1;
-        }
+    // A stage without an id is left out: an id may still be recorded.
+    for OpenStage { stage, .. } in stages.open_stages().filter(OpenStage::has_id) {
+        *open.entry(stages.series.stage(stage).1.stage).or_insert(0_u64) += 1;
     }
     let mut states: Vec<_> = stages.series.totals().collect();
     states.sort_by_key(|(_, totals)| totals.first_finished.wrapping_sub(1));

@@ -1,7 +1,6 @@
 //! The callbacks of `tracing`: a span opens, gets a late record, is entered, is left, closes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Metadata, Subscriber};
@@ -18,18 +17,12 @@ use super::span::flags::SpanFlags;
 use super::span::state::{NewSpan, SlotRef, SpanRef};
 use super::span::unwind;
 use super::stages::{LayerSettings, Stages};
-use super::summary::{self, StageState};
 #[cfg(feature = "trace-id")]
 use super::trace_context;
-use super::{end, warnings};
-use crate::diagnostics::Diagnostics;
-#[cfg(feature = "trace-id")]
-use crate::exposition::SeriesExemplars;
-use crate::recorder::{KeptHistogram, RecorderHandle, is_suppressed, suppress_instrumentation};
-use crate::schema::Metric;
-use crate::series::HistogramTotals;
+use super::warnings;
+use crate::recorder::is_suppressed;
 use crate::series::append_only_map::EntryId;
-use crate::series::outcome::{Outcome, Reason};
+use crate::series::outcome::Outcome;
 #[cfg(feature = "trace-id")]
 use crate::series::trace_id::TraceId;
 
@@ -125,6 +118,9 @@ impl StageTracker {
         let resolved = context.pack(epoch);
         let span = NewSpan { callsite: number, parent, enclosing_stage, started, flags, values, cached, resolved };
         let Some(span) = spans.open.claim(id, span) else { return };
+        if let Some(cpu) = &self.stages.cpu {
+            cpu.opened(span);
+        }
         if let Some(hashes) = hashes {
             // No other thread has the id yet.
             span.set_hashes(values, hashes);
@@ -195,6 +191,9 @@ impl StageTracker {
         self.stages.diagnostics.emit_waiting();
         span.entered.enter();
         unwind::entered(|| span.reference());
+        if let Some(cpu) = &self.stages.cpu {
+            cpu.entered(span, &self.stages.spans);
+        }
         #[cfg(feature = "trace-id")]
         self.stages.traces.note_at_enter(span);
     }
@@ -211,6 +210,9 @@ impl StageTracker {
     #[cfg_attr(not(feature = "trace-id"), allow(unused_variables))]
     #[inline(never)]
     fn exited_slow(&self, span: SpanRef<'_>, id: &Id, subscriber: impl Fn() -> Option<Dispatch>) {
+        if let Some(cpu) = &self.stages.cpu {
+            cpu.exited(span, &self.stages.spans);
+        }
         #[cfg(feature = "trace-id")]
         let is_first = span.last_exit().is_none();
         span.set_last_exit(self.stages.clock.raw());
@@ -274,16 +276,21 @@ impl StageTracker {
             if is_error {
                 span.set_flag(SpanFlags::ERROR_EVENT);
             }
-            match self.stages.callsite(span).and_then(|callsite| instrument_event(event.metadata(), callsite.meta)) {
+            let reported = self.stages.callsite(span).and_then(|of| instrument_event(event.metadata(), of.meta));
+            match reported {
                 Some(InstrumentEvent::Error) => span.set_flag(SpanFlags::RETURNED_ERROR),
                 Some(InstrumentEvent::Value) => span.set_flag(SpanFlags::RETURNED_VALUE),
                 None => {}
+            }
+            if policy.fails_by(is_error, reported) && !span.flags().has(SpanFlags::DECLARED_OK) {
+                self.stages.note_error(span.reference(), event);
             }
         } else if is_error && *policy == FailurePolicy::ErrorsWithin {
             let nearest = span.scope().find_map(|span| spans.open.get_initialized(&span.id()));
             let nearest = nearest.map_or(SlotRef::NONE, |span| span.reference());
             if let Some(stage) = spans.nearest_stage(nearest, spans.epoch()) {
                 stage.set_flag(SpanFlags::ERROR_WITHIN);
+                self.stages.note_error(stage.reference(), event);
             }
         }
     }
@@ -318,11 +325,9 @@ impl StageTracker {
                     // The trace in the slot may be that of an enclosing span.
                     ended.trace = TraceId::of(&own);
                 }
-                stages.count(ended);
-                if outcome == Outcome::Failure(Reason::Cancelled)
-                    && let Some(callsite) = stages.callsite(span)
-                {
-                    warnings::cancelled(&stages.diagnostics, stages.labels.text(span.stage()), callsite);
+                stages.count(span, ended);
+                if let Outcome::Failure(reason) = outcome {
+                    stages.closed_failed(span, reference, ended, reason);
                 }
                 #[cfg(feature = "trace-id")]
                 stages.warn_first_failure(ended);
@@ -333,62 +338,6 @@ impl StageTracker {
     }
 }
 
-/// The interface of the guard.
-#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
-impl StageTracker {
-    pub(crate) fn recorder(&self) -> &RecorderHandle {
-        &self.stages.series.recorder
-    }
-
-    pub(crate) fn diagnostics(&self) -> &Diagnostics {
-        &self.stages.diagnostics
-    }
-
-    /// Describes the metrics to the recorder, unless that was done.
-    pub(crate) fn bind(&self) {
-        self.stages.series.bind();
-    }
-
-    /// Sets a gauge that belongs to no stage.
-    pub(crate) fn set_gauge(&self, metric: &Metric, labels: &[&str], value: f64) {
-        let gauge = self.recorder().gauge(metric, labels);
-        suppress_instrumentation(|| gauge.set(value));
-    }
-
-    /// Publishes the state of this moment to the recorder, before it is rendered. Returns the histograms that the layer keeps.
-    pub(crate) fn publish(&self) -> impl Iterator<Item = KeptHistogram> {
-        self.missed.count_detached(&self.stages);
-        summary::publish(&self.stages)
-    }
-
-    /// Returns the exemplars by series. Call before [`publish`](Self::publish).
-    #[cfg(feature = "trace-id")]
-    pub(crate) fn exemplars(&self) -> Vec<SeriesExemplars> {
-        self.stages.series.exemplars()
-    }
-
-    /// Returns all stages: the finished ones in the order in which they first finished, then the others.
-    pub(crate) fn states(&self) -> Vec<StageState> {
-        self.missed.count_detached(&self.stages);
-        summary::states(&self.stages)
-    }
-
-    /// Returns the totals of all stages in their profiles, in the order in which they first opened.
-    pub(crate) fn pair_totals(&self) -> impl Iterator<Item = ([&str; 2], HistogramTotals)> {
-        self.stages.series.pair_totals()
-    }
-
-    /// Returns whether the stages allow the run to be a success.
-    pub(crate) fn run_succeeded(&self) -> bool {
-        summary::run_succeeded(&self.stages)
-    }
-
-    /// Ends the run: counts each open stage once. Nothing is measured after it. `is_aborted`: the process ends by a signal, a
-    /// panic or a non-zero exit. `grace` is the time that a stage which closes at this moment has to be counted.
-    pub(crate) fn end(&self, is_aborted: bool, grace: Duration) {
-        end::end(&self.stages, is_aborted, grace);
-    }
-}
-
+mod guard;
 #[cfg(all(test, feature = "pushgateway"))]
 mod tests;

@@ -105,7 +105,7 @@ impl RecorderHandle {
             for metric in METRICS {
                 let (name, unit, help) = (metric.name(&self.namespace).into(), Some(metric.unit), metric.help.into());
                 match metric.kind {
-                    InstrumentKind::Counter => recorder.describe_counter(name, unit, help),
+                    InstrumentKind::Counter | InstrumentKind::Seconds => recorder.describe_counter(name, unit, help),
                     InstrumentKind::Gauge => recorder.describe_gauge(name, unit, help),
                     InstrumentKind::Histogram => recorder.describe_histogram(name, unit, help),
                 }

@@ -1,41 +1,67 @@
 //! How the run ends, and whether it succeeded.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
+use signal_hook::consts::SIGINT;
+use tracing::warn;
+
+use super::verdict;
 use crate::layer::StageTracker;
+use crate::schema::OWN_TARGET;
 use crate::{schema, unix_time};
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExitReason {
-    /// The guard was dropped or shut down without a panic.
+    /// The guard was dropped or shut down without a panic: the program says nothing about its success.
     Returned,
+    /// `finish(Ok)`.
+    Succeeded,
     /// `finish(Err)`.
     Failed,
     /// The guard was dropped by a panic.
     Panicked,
     /// `exit` with this code.
     Exited(i32),
-    /// SIGTERM or SIGINT.
+    /// By this signal: SIGTERM or SIGINT.
     #[cfg(unix)]
-    Signalled,
+    Signalled(i32),
 }
 
 impl ExitReason {
     /// Whether the process ends while open stages are at work.
     pub(crate) fn is_aborted(self) -> bool {
-        !matches!(self, Self::Returned | Self::Failed | Self::Exited(0))
+        !matches!(self, Self::Returned | Self::Succeeded | Self::Failed | Self::Exited(0))
     }
 
-    fn allows_success(self) -> bool {
-        matches!(self, Self::Returned | Self::Exited(0))
+    /// Whether the program says that the run succeeded.
+    pub(super) fn claims_success(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Exited(0))
+    }
+
+    /// Returns why a run that ends so is no success, whatever its stages did.
+    pub(super) fn failure(self) -> Option<String> {
+        Some(match self {
+            Self::Returned | Self::Succeeded | Self::Exited(0) => return None,
+            Self::Failed => "the program ended with an error: `finish` was given an `Err`".to_owned(),
+            Self::Panicked => "the program panicked".to_owned(),
+            Self::Exited(code) => format!("the program exited with code {code}"),
+            #[cfg(unix)]
+            Self::Signalled(SIGINT) => "SIGINT ended the program".to_owned(),
+            #[cfg(unix)]
+            Self::Signalled(_) => "SIGTERM ended the program".to_owned(),
+        })
     }
 }
 
 pub(crate) struct Run {
     start: Instant,
     failed: AtomicBool,
+    /// Why the run was no success, once it has ended.
+    reasons: OnceLock<Vec<String>>,
 }
 
 impl Run {
@@ -43,7 +69,7 @@ impl Run {
     pub(crate) fn begin(stages: &StageTracker) -> Self {
         stages.bind();
         stages.set_gauge(&schema::RUN_START, &[], unix_time::now().as_secs_f64());
-        Self { start: Instant::now(), failed: AtomicBool::new(false) }
+        Self { start: Instant::now(), failed: AtomicBool::new(false), reasons: OnceLock::new() }
     }
 
     /// Marks the run as failed, whatever the outcome of its stages.
@@ -51,17 +77,28 @@ impl Run {
         self.failed.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the run: counts the open stages, decides whether the run succeeded and sets its gauges. `grace` is the time that a
+    fn judge(&self, stages: &StageTracker, ending: Option<ExitReason>) -> Vec<String> {
+        verdict::reasons(&stages.run_state(), ending, self.failed.load(Ordering::Relaxed))
+    }
+
+    /// Returns why the run is no success; before its end, as if the guard were dropped now.
+    pub(crate) fn reasons(&self, stages: &StageTracker) -> Vec<String> {
+        self.reasons.get().cloned().unwrap_or_else(|| self.judge(stages, None))
+    }
+
+    /// Ends the run: counts the open stages, decides whether the run succeeded, warns if it did not, and sets its gauges. `grace` is the time that a
     /// stage which closes at this moment has to be counted.
-    ///
-    /// The run succeeded if at least one outermost stage finished, none failed, every expected stage succeeded at least
-    /// once, and the run did not end by `fail()`, `finish(Err)`, a panic, a signal or a non-zero `exit`.
     pub(crate) fn end(&self, stages: &StageTracker, reason: ExitReason, grace: Duration) {
         stages.end(reason.is_aborted(), grace);
+        let reasons = self.reasons.get_or_init(|| self.judge(stages, Some(reason)));
+        if !reasons.is_empty() {
+            let text = verdict::warning(reasons);
+            stages.diagnostics().emit(move || warn!(target: OWN_TARGET, "the run is not a success: {text}"));
+        }
         let now = unix_time::now().as_secs_f64();
         stages.set_gauge(&schema::RUN_DURATION, &[], self.start.elapsed().as_secs_f64());
         stages.set_gauge(&schema::RUN_LAST_COMPLETION, &[], now);
-        if reason.allows_success() && !self.failed.load(Ordering::Relaxed) && stages.run_succeeded() {
+        if reasons.is_empty() {
             stages.set_gauge(&schema::RUN_LAST_SUCCESS, &[], now);
         }
     }

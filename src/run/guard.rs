@@ -86,6 +86,9 @@ impl FlushGuard {
     /// Records whether the run succeeded, makes the final flush and returns `result`. A failed delivery is one `warn!`: it does
     /// not change the result.
     ///
+    /// `Ok` says that the program succeeded: a stage that failed and succeeded another time, such as a retry, does not fail the
+    /// run. A dropped guard says nothing, and a failed stage then fails the run. An `Err` is always a failed run.
+    ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;
     /// # fn run() -> Result<(), Box<dyn std::error::Error>> { Ok(()) }
@@ -96,7 +99,7 @@ impl FlushGuard {
     /// ```
     pub fn finish<T, E>(mut self, result: Result<T, E>) -> Result<T, E> {
         self.ended = true;
-        self.flusher.end_and_warn(if result.is_ok() { ExitReason::Returned } else { ExitReason::Failed });
+        self.flusher.end_and_warn(if result.is_ok() { ExitReason::Succeeded } else { ExitReason::Failed });
         result
     }
 
@@ -162,8 +165,8 @@ impl FlushGuard {
         on_new_thread(move || self.shutdown()).await?
     }
 
-    /// Makes the final flush and calls [`std::process::exit`]. A code other than zero is a failed run. A failed delivery is one
-    /// `warn!`: it does not change the code.
+    /// Makes the final flush and calls [`std::process::exit`]. Zero counts as `Ok` does in [`finish`](Self::finish); any other
+    /// code is a failed run. A failed delivery is one `warn!`: it does not change the code.
     ///
     /// ```no_run
     /// # use tracing_stage_metrics::MetricsLayer;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use metrics::Counter;
 use tracing::{info, warn};
 
+use super::added_metrics;
 use super::exit_reason::{ExitReason, Run};
 use super::report::RunReport;
 use crate::delivery::{BoxFuture, CumulativeTotals, DeliveryEvent, ExpositionSource, StageCounts, StageKey};
@@ -47,6 +48,7 @@ pub(crate) struct RunMetrics {
     #[cfg(feature = "resource-usage")]
     resources: Option<Resources>,
     pushed: Pushes,
+    namespace: String,
     /// The kinds of the crate's own metrics, by full name.
     own: HashMap<String, MetricKind>,
     /// Problems in the text of the application's recorder.
@@ -57,7 +59,7 @@ pub(crate) struct RunMetrics {
 pub(crate) fn own_metrics(namespace: &str) -> impl Iterator<Item = (String, MetricKind)> {
     schema::METRICS.iter().map(move |metric| {
         let kind = match metric.kind {
-            schema::InstrumentKind::Counter => MetricKind::Counter,
+            schema::InstrumentKind::Counter | schema::InstrumentKind::Seconds => MetricKind::Counter,
             schema::InstrumentKind::Gauge => MetricKind::Gauge,
             schema::InstrumentKind::Histogram => MetricKind::Histogram,
         };
@@ -128,6 +130,7 @@ impl RunMetrics {
             #[cfg(feature = "resource-usage")]
             resources,
             pushed,
+            namespace: namespace.to_owned(),
             own: own_metrics(namespace).collect(),
             problems: Mutex::default(),
             stages,
@@ -177,22 +180,25 @@ impl RunMetrics {
         let _rendering = rendering.lock().unwrap_or_else(PoisonError::into_inner);
         #[cfg(feature = "trace-id")]
         let exemplars = self.stages.exemplars();
-        #[cfg_attr(not(feature = "trace-id"), allow(unused_mut))]
         let mut families = recorder.families(self.stages.publish());
         #[cfg(feature = "trace-id")]
         families.set_exemplars(exemplars, &self.constant);
+        added_metrics::add(&mut families, &self.stages, &self.namespace, &self.constant);
         families
     }
 
     fn parse(&self, text: &str) -> Result<Families, Error> {
         let problems = &mut *self.problems();
-        let parsed = parse(text, |name| self.own.get(name).copied(), problems);
-        parsed.map(|families| families.with_labels(&self.constant, problems)).map_err(|lines| {
-            Error::new(
-                Kind::Delivery,
-                format!("the text of `with_exposition` is not in the Prometheus text format 0.0.4: {lines}"),
-            )
-        })
+        let mut families = parse(text, |name| self.own.get(name).copied(), problems)
+            .map_err(|lines| {
+                Error::new(
+                    Kind::Delivery,
+                    format!("the text of `with_exposition` is not in the Prometheus text format 0.0.4: {lines}"),
+                )
+            })?
+            .with_labels(&self.constant, problems);
+        added_metrics::add(&mut families, &self.stages, &self.namespace, &self.constant);
+        Ok(families)
     }
 
     fn problems(&self) -> MutexGuard<'_, Problems> {
@@ -212,7 +218,7 @@ impl RunMetrics {
     }
 
     pub(crate) fn report(&self) -> RunReport {
-        RunReport::new(self.stages.states())
+        RunReport::new(self.stages.states(), self.run.reasons(&self.stages))
     }
 
     pub(crate) fn fail(&self) {

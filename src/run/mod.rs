@@ -1,5 +1,6 @@
 //! One run of the process, from `install()` to the final flush. Uses `layer`, `delivery` and all below them.
 
+mod added_metrics;
 pub(crate) mod exit_reason;
 pub(crate) mod guard;
 pub(crate) mod handle;
@@ -11,6 +12,7 @@ pub(crate) mod resource;
 pub(crate) mod shutdown;
 #[cfg(unix)]
 pub(crate) mod signals;
+mod verdict;
 
 pub use guard::{DEFAULT_FLUSH_TIMEOUT, FlushGuard};
 pub use handle::RunHandle;

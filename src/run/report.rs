@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use crate::layer::StageState;
+use crate::series::outcome::{FailuresByReason, Reason};
 
 /// The stages of a run: the finished ones in the order in which they first finished, then the others.
 ///
@@ -26,6 +27,7 @@ use crate::layer::StageState;
 #[derive(Clone, Debug)]
 pub struct RunReport {
     stages: Vec<StageReport>,
+    reasons: Vec<String>,
 }
 
 /// One stage of a [`RunReport`].
@@ -49,7 +51,8 @@ pub struct RunReport {
 pub struct StageReport {
     stage_id: String,
     runs: u64,
-    failures: u64,
+    failures: FailuresByReason,
+    last_error: Option<String>,
     total: Duration,
     slowest: Duration,
     open: u64,
@@ -58,18 +61,46 @@ pub struct StageReport {
 }
 
 impl RunReport {
-    pub(crate) fn new(states: Vec<StageState>) -> Self {
+    pub(crate) fn new(states: Vec<StageState>, reasons: Vec<String>) -> Self {
         let stages = states.into_iter().map(|state| StageReport {
             stage_id: state.stage,
-            runs: state.totals.succeeded + state.totals.failed,
+            runs: state.totals.succeeded + state.totals.failed.iter().sum::<u64>(),
             failures: state.totals.failed,
+            last_error: state.totals.last_error,
             total: state.totals.total,
             slowest: state.totals.slowest,
             open: state.open,
             #[cfg(feature = "trace-id")]
             trace_id: state.totals.trace.map(|trace| trace.to_string()),
         });
-        Self { stages: stages.collect() }
+        Self { stages: stages.collect(), reasons }
+    }
+
+    /// Returns whether the run succeeded. Before its end, returns whether it would if the guard were dropped now: a stage that is
+    /// open would then fail.
+    ///
+    /// [`guide::stages`](crate::guide::stages) has the rules.
+    #[must_use]
+    pub fn succeeded(&self) -> bool {
+        self.reasons.is_empty()
+    }
+
+    /// Iterates over the reasons why the run is no success, one line each; none if [it succeeded](Self::succeeded). The final
+    /// flush writes them to the log, in one warning.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # use tracing_subscriber::prelude::*;
+    /// # let (layer, guard) = MetricsLayer::builder().with_expected_stages(["ingest", "report"]).build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| tracing::error!("no such file"));
+    /// let report = guard.report();
+    /// let reasons: Vec<_> = report.reasons().collect();
+    /// assert_eq!(reasons, ["stage ingest failed (error): no such file", "expected stage report never ran"]);
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn reasons(&self) -> impl Iterator<Item = &str> {
+        self.reasons.iter().map(String::as_str)
     }
 
     /// Returns the stage with this id, if it ran, is open or was expected.
@@ -100,7 +131,40 @@ impl StageReport {
     /// Returns how many of its runs failed.
     #[must_use]
     pub fn failures(&self) -> u64 {
-        self.failures
+        self.failures.iter().sum()
+    }
+
+    /// Iterates over the reasons of its failures, each with its number: `error`, `panic`, `cancelled`, `interrupted` and
+    /// `unfinished`, those that happened.
+    ///
+    /// ```
+    /// # use tracing_stage_metrics::MetricsLayer;
+    /// # use tracing_subscriber::prelude::*;
+    /// # let (layer, guard) = MetricsLayer::builder().build()?;
+    /// # let _default = tracing_subscriber::registry().with(layer).set_default();
+    /// tracing::info_span!("ingest", stage_id = "ingest").in_scope(|| tracing::error!("no such file"));
+    /// let report = guard.report();
+    /// let ingest = report.stage("ingest").unwrap();
+    /// assert_eq!(ingest.failures_by_reason().collect::<Vec<_>>(), [("error", 1)]);
+    /// assert_eq!(ingest.last_error(), Some("no such file"));
+    /// # Ok::<(), tracing_stage_metrics::Error>(())
+    /// ```
+    pub fn failures_by_reason(&self) -> impl Iterator<Item = (&str, u64)> {
+        by_reason(&self.failures)
+    }
+
+    /// Returns the text of the last event by which the stage failed, at most 256 bytes: its message and its field `error` or
+    /// `err`; all of its fields if it has none of these. For the event of `#[instrument(err)]` that is the returned error.
+    ///
+    /// `None` if no such event is known. That is so for a panic, whose message a span does not have, for a future that was dropped,
+    /// for a span that only declares `otel.status_code`, and for a stage that is open at the end. If such a stage also emitted an
+    /// event by which it would have failed, the text is there.
+    ///
+    /// **The text is what your code logs.** It goes into the report and the warning at the end, never into a metric. Keep secrets
+    /// out of your errors.
+    #[must_use]
+    pub fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
     }
 
     /// Returns the sum of the durations of its runs. It exceeds the time on the clock if runs overlap.
@@ -139,6 +203,8 @@ impl StageReport {
     }
 }
 
+/// Columns of the table.
+const WIDTH: usize = 80;
 const STAGE: usize = 32;
 const NUMBER: usize = 7;
 const TIME: usize = 9;
@@ -168,12 +234,17 @@ impl fmt::Display for StageReport {
             (0, open) => return write!(f, " {:>NUMBER$}", format!("{} open", count(open))),
             _ => {}
         }
-        write!(f, " {:>NUMBER$} {:>NUMBER$}", count(self.runs), count(self.failures))?;
+        write!(f, " {:>NUMBER$} {:>NUMBER$}", count(self.runs), count(self.failures()))?;
         for time in [self.total, self.mean(), self.slowest] {
             write!(f, " {:>TIME$}", short_time(time))?;
         }
         if self.open > 0 {
             write!(f, "\n{:STAGE$} {:>NUMBER$}", "", format!("{} open", count(self.open)))?;
+        }
+        if self.failures() > 0 {
+            let error = self.last_error().map_or_else(String::new, |error| format!(": {}", one_line(error)));
+            let text = format!("  {}{error}", failures_text(&self.failures));
+            write!(f, "\n{}", shortened_end(&text))?;
         }
         #[cfg(feature = "trace-id")]
         if let Some(trace_id) = &self.trace_id {
@@ -181,6 +252,38 @@ impl fmt::Display for StageReport {
         }
         Ok(())
     }
+}
+
+fn by_reason(failures: &FailuresByReason) -> impl Iterator<Item = (&str, u64)> {
+    let reasons = Reason::ALL.into_iter().zip(*failures);
+    reasons.filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.as_str(), count))
+}
+
+/// Returns the reasons of failures, with their numbers if there are several.
+pub(super) fn failures_text(failures: &FailuresByReason) -> String {
+    let reasons: Vec<_> = by_reason(failures).collect();
+    match reasons[..] {
+        [(reason, _)] => reason.to_owned(),
+        _ => reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// Returns a text without line ends and other control characters, which a terminal would obey.
+pub(super) fn one_line(text: &str) -> String {
+    let shown = |c: char| match c {
+        c if c.is_whitespace() => ' ',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.trim().chars().map(shown).collect()
+}
+
+/// Keeps the beginning of a long line.
+fn shortened_end(line: &str) -> String {
+    if line.chars().count() <= WIDTH {
+        return line.to_owned();
+    }
+    line.chars().take(WIDTH - 1).chain(std::iter::once('…')).collect()
 }
 
 /// Keeps the end of a long id: ids of one pipeline share their beginnings.
@@ -222,7 +325,8 @@ mod tests {
         StageReport {
             stage_id: id.to_owned(),
             runs,
-            failures,
+            failures: [failures, 0, 0, 0, 0],
+            last_error: None,
             total,
             slowest,
             open,
@@ -234,6 +338,7 @@ mod tests {
     #[test]
     fn prints_a_table_of_at_most_eighty_columns() {
         let report = RunReport {
+            reasons: Vec::new(),
             stages: vec![
                 stage("foundation.ingest", 1, 0, 12_345_678, 12_345_678, 0),
                 stage("foundation.features.with.a.very.long.name.indeed", 3_000_000, 12, u64::MAX / 4, u64::MAX / 8, 2),
@@ -249,6 +354,7 @@ stage                               runs  failed     total      mean   slowest
 foundation.ingest                      1       0   12.3 ms   12.3 ms   12.3 ms
 …es.with.a.very.long.name.indeed   3.00M      12   53376 d   25m 37s   26688 d
                                   2 open
+  error
 alpha.inference                     open
 risk.optimize                      never"
         );
@@ -259,6 +365,7 @@ risk.optimize                      never"
     fn the_trace_of_a_failure_is_on_a_line_below() {
         let trace_id = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());
         let report = RunReport {
+            reasons: Vec::new(),
             stages: vec![
                 StageReport { trace_id: trace_id.clone(), ..stage("alpha.policy", 3, 1, 3_000, 1_500, 2) },
                 StageReport { trace_id, ..stage("risk.optimize", 1, 1, 1_000, 1_000, 0) },
@@ -272,10 +379,13 @@ risk.optimize                      never"
 stage                               runs  failed     total      mean   slowest
 alpha.policy                           3       1   3.00 µs   1.00 µs   1.50 µs
                                   2 open
+  error
   its last failure is in the trace 4bf92f3577b34da6a3ce929d0e0e4736
 risk.optimize                          1       1   1.00 µs   1.00 µs   1.00 µs
+  error
   its last failure is in the trace 4bf92f3577b34da6a3ce929d0e0e4736
-risk.report                            1       1   1.00 µs   1.00 µs   1.00 µs"
+risk.report                            1       1   1.00 µs   1.00 µs   1.00 µs
+  error"
         );
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
@@ -289,15 +399,34 @@ risk.report                            1       1   1.00 µs   1.00 µs   1.00 µ
                 Ok(())
             }
         }
-        let report = RunReport { stages: vec![stage("a", 1, 0, 1_000, 1_000, 0), stage("b", 0, 0, 0, 0, 0)] };
+        let stages = vec![stage("a", 1, 0, 1_000, 1_000, 0), stage("b", 0, 0, 0, 0, 0)];
+        let report = RunReport { stages, reasons: Vec::new() };
         let mut writes = Writes(Vec::new());
         write!(writes, "{report}").unwrap();
         assert_eq!(writes.0, [report.to_string()]);
     }
 
     #[test]
+    fn reasons_and_error_of_a_failed_stage_are_on_a_line_below() {
+        let failed = |failures, error: Option<&str>| {
+            let stage = StageReport { failures, last_error: error.map(Into::into), ..stage("a", 9, 0, 9, 1, 0) };
+            stage.to_string().lines().nth(1).map(str::to_owned)
+        };
+        assert_eq!(failed([0; 5], Some("not shown")), None);
+        assert_eq!(failed([2, 0, 0, 0, 0], Some("no such file")).unwrap(), "  error: no such file");
+        assert_eq!(failed([0, 1, 0, 0, 0], None).unwrap(), "  panic");
+        let hostile = "\u{1b}[2J two\r\n lines\n";
+        assert_eq!(
+            failed([2, 0, 0, 1, 0], Some(hostile)).unwrap(),
+            "  2 error, 1 interrupted: \u{fffd}[2J two   lines"
+        );
+        let long = failed([1, 0, 0, 0, 0], Some(&"ä".repeat(128))).unwrap();
+        assert_eq!((long.chars().count(), long.ends_with("ä…")), (80, true), "{long}");
+    }
+
+    #[test]
     fn an_empty_report_says_where_to_look() {
-        let text = RunReport { stages: Vec::new() }.to_string();
+        let text = RunReport { stages: Vec::new(), reasons: Vec::new() }.to_string();
         assert!(text.ends_with("\nno stage was measured: add the layer to the subscriber, and check its filter"));
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }

@@ -94,7 +94,7 @@ impl SignalHandler {
                 signals.pending().next()
             });
             if let Some(signal) = signal {
-                flusher.end_then(ExitReason::Signalled, || reraise(signal));
+                flusher.end_then(ExitReason::Signalled(signal), || reraise(signal));
             }
         };
         let thread = thread::Builder::new().name("stage-metrics-signals".to_owned()).spawn(watch)?;

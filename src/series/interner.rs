@@ -13,7 +13,7 @@ use crate::schema::OVERFLOW;
 /// Longest label value in bytes; a longer one is cut.
 pub(crate) const MAX_VALUE_BYTES: usize = 256;
 /// The mark at the end of a value that was cut.
-const CUT: &str = "…";
+pub(crate) const CUT: &str = "…";
 /// Maximum number of different values. A further one becomes [`OVERFLOW`], so that memory stays bounded if a field has new
 /// values for ever; see [`Role`].
 pub(crate) const MAX_LABELS: u32 = (1 << LabelId::BITS) - 2 - MARGIN;

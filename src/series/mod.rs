@@ -24,4 +24,4 @@ pub use cardinality::DEFAULT_MAX_SERIES;
 pub(crate) use cardinality::MAX_MAX_SERIES;
 pub(crate) use durations::{DurationBounds, HistogramTotals};
 pub(crate) use stage_series::StageTotals;
-pub(crate) use table::{CachedSeries, DurationSeries, FinishedStage, SeriesTable};
+pub(crate) use table::{CachedSeries, DurationSeries, FinishedStage, OnCpuTime, SeriesTable};

@@ -17,6 +17,9 @@ pub(crate) enum Reason {
     Unfinished,
 }
 
+/// Numbers of failures, in the order of [`Reason::ALL`].
+pub(crate) type FailuresByReason = [u64; Reason::COUNT];
+
 impl Reason {
     /// All reasons, in the order of their discriminants.
     pub(crate) const ALL: [Self; 5] = [Self::Error, Self::Panic, Self::Cancelled, Self::Interrupted, Self::Unfinished];

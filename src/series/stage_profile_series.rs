@@ -1,7 +1,8 @@
 //! The series of one stage in one profile: its gauges, and its failures by reason.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use metrics::{Counter, Gauge};
 
@@ -9,13 +10,17 @@ use metrics::{Counter, Gauge};
 use super::exemplars::LastRuns;
 use super::interner::{Interner, LabelId};
 use super::outcome::{Outcome, Reason};
+use super::stage_series::LastError;
+use super::table::FinishedStage;
 #[cfg(feature = "trace-id")]
 use crate::exposition::SeriesExemplars;
 use crate::recorder::{RecorderHandle, suppress_instrumentation};
 use crate::{schema, unix_time};
 
-/// [`StageProfileSeries::last_duration`] before a run has ended.
+/// [`StageProfileSeries::last`] before a run has ended.
 const NEVER: u64 = u64::MAX;
+/// [`StageProfileSeries::written_failed`] before the gauge is written.
+const UNWRITTEN: u32 = u32::MAX;
 
 /// How often a thread writes the gauges for other threads whose stages close meanwhile. It then leaves the rest to the
 /// next stage.
@@ -30,8 +35,8 @@ pub(crate) struct StageProfileSeries {
     /// By reason, the last failure in a sampled trace, if exemplars are kept.
     #[cfg(feature = "trace-id")]
     pub(super) traced_failures: LastRuns,
-    /// In nanoseconds.
-    last_duration: AtomicU64,
+    /// The last finished run: twice its nanoseconds, plus one if it failed. One word, so that the gauges belong to one run.
+    last: AtomicU64,
     /// On the clock of the spans; zero before the first success.
     last_success: AtomicU64,
     /// The last published success, on the clock of the spans and in Unix time. The Unix time is computed once, so that
@@ -41,6 +46,21 @@ pub(crate) struct StageProfileSeries {
     changes: AtomicU32,
     last_duration_gauge: OnceLock<Gauge>,
     last_success_gauge: OnceLock<Gauge>,
+    last_failed_gauge: OnceLock<Gauge>,
+    /// Whether the gauge that is written eagerly shows a failure; [`UNWRITTEN`] before it is written.
+    written_failed: AtomicU32,
+    /// Whether one of its runs was an outermost stage and failed.
+    pub(super) failed_outermost: AtomicBool,
+    pub(super) last_error: LastError,
+    /// Present once CPU time was counted.
+    pub(super) cpu: OnceLock<CpuTime>,
+}
+
+/// The CPU time of the finished runs.
+pub(super) struct CpuTime {
+    pub(super) nanos: Arc<AtomicU64>,
+    /// The Unix time at which the series began.
+    pub(super) created: Duration,
 }
 
 /// The recorder, and what else is needed to publish a series.
@@ -61,24 +81,32 @@ impl StageProfileSeries {
             failures: [const { OnceLock::new() }; Reason::COUNT],
             #[cfg(feature = "trace-id")]
             traced_failures: LastRuns::default(),
-            last_duration: AtomicU64::new(NEVER),
+            last: AtomicU64::new(NEVER),
             last_success: AtomicU64::new(0),
             published_success: Mutex::default(),
             changes: AtomicU32::new(0),
             last_duration_gauge: OnceLock::new(),
             last_success_gauge: OnceLock::new(),
+            last_failed_gauge: OnceLock::new(),
+            written_failed: AtomicU32::new(UNWRITTEN),
+            failed_outermost: AtomicBool::new(false),
+            last_error: LastError::default(),
+            cpu: OnceLock::new(),
         };
         series.failures(publisher, Reason::Error);
         series
     }
 
-    /// Keeps the duration of a finished run and, if it succeeded, the time of its end on the clock of the spans.
+    /// Keeps the duration and the outcome of a finished run and, if it succeeded, the time of its end on the clock of the spans.
     #[inline]
-    pub(super) fn set_last(&self, nanos: u64, outcome: Outcome, ended: u64) {
-        self.last_duration.store(nanos, Ordering::Relaxed);
-        if outcome == Outcome::Success {
+    pub(super) fn set_last(&self, run: &FinishedStage) {
+        let has_failed = run.outcome != Outcome::Success;
+        self.last.store(run.nanos << 1 | u64::from(has_failed), Ordering::Relaxed);
+        if !has_failed {
             // A stage that was held open may close after one that ended later.
-            self.last_success.fetch_max(ended.max(1), Ordering::Relaxed);
+            self.last_success.fetch_max(run.ended.max(1), Ordering::Relaxed);
+        } else if run.is_outermost {
+            self.failed_outermost.store(true, Ordering::Relaxed);
         }
     }
 
@@ -109,12 +137,19 @@ impl StageProfileSeries {
         suppress_instrumentation(|| self.active.set(count as f64));
     }
 
-    /// Sets the gauges of the last duration and the last success.
+    /// Sets the gauges of the last run and the last success.
     pub(super) fn publish(&self, publisher: Publisher<'_>) {
-        let nanos = self.last_duration.load(Ordering::Relaxed);
-        if nanos != NEVER {
-            let duration = nanos as f64 / 1e9;
+        let last = self.last.load(Ordering::Relaxed);
+        if last != NEVER {
+            let (duration, has_failed) = ((last >> 1) as f64 / 1e9, last as u32 & 1);
             self.set_gauge(&self.last_duration_gauge, &schema::STAGE_LAST_DURATION, publisher, duration);
+            // One thread at a time writes eagerly, at every run: it leaves out what has not changed.
+            let is_written = self.written_failed.load(Ordering::Relaxed) == has_failed;
+            if !(is_written && publisher.recorder.updates_eagerly()) {
+                self.written_failed.store(has_failed, Ordering::Relaxed);
+                let failed = f64::from(has_failed);
+                self.set_gauge(&self.last_failed_gauge, &schema::STAGE_LAST_FAILED, publisher, failed);
+            }
         }
         let success = self.last_success.load(Ordering::Relaxed);
         if success != 0 {
@@ -171,6 +206,6 @@ impl StageProfileSeries {
     /// Holds the locks of this series.
     #[cfg(all(test, feature = "pushgateway"))]
     pub(super) fn lock(&self) -> impl Sized {
-        self.published_success.lock().unwrap_or_else(PoisonError::into_inner)
+        (self.published_success.lock().unwrap_or_else(PoisonError::into_inner), self.last_error.lock())
     }
 }

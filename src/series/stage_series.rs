@@ -2,14 +2,14 @@
 
 #[cfg(feature = "trace-id")]
 use std::sync::atomic::{AtomicBool, Ordering};
-#[cfg(feature = "trace-id")]
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metrics::Counter;
 
 use super::durations::HistogramTotals;
 use super::interner::{Interner, LabelId};
+use super::outcome::FailuresByReason;
 #[cfg(feature = "trace-id")]
 use super::outcome::Outcome;
 #[cfg(feature = "trace-id")]
@@ -22,6 +22,7 @@ pub(crate) struct StageSeries {
     pub(crate) stage: LabelId,
     pub(super) success: Counter,
     pub(super) failure: Counter,
+    pub(super) last_error: LastError,
     /// The trace of its last failure that has one.
     #[cfg(feature = "trace-id")]
     trace: Mutex<Option<TraceId>>,
@@ -29,12 +30,33 @@ pub(crate) struct StageSeries {
     is_trace_reported: AtomicBool,
 }
 
+/// The text of the last error of a series, empty before the first one. Allocated once, since a text is bounded.
+#[derive(Default)]
+pub(super) struct LastError(Mutex<String>);
+
+impl LastError {
+    pub(super) fn lock(&self) -> MutexGuard<'_, String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set(&self, text: &str) {
+        text.clone_into(&mut self.lock());
+    }
+
+    pub(super) fn get(&self) -> Option<String> {
+        let text = self.lock();
+        (!text.is_empty()).then(|| text.clone())
+    }
+}
+
 /// The totals of the finished runs of a stage.
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct StageTotals {
     pub(crate) succeeded: u64,
-    pub(crate) failed: u64,
+    pub(crate) failed: FailuresByReason,
+    /// The text of the last error by which it failed.
+    pub(crate) last_error: Option<String>,
     pub(crate) total: Duration,
     pub(crate) slowest: Duration,
     /// The position of the stage in the order in which stages first finished, from 1; zero if none of its runs finished.
@@ -50,6 +72,7 @@ impl StageSeries {
             stage,
             success: counter("success"),
             failure: counter("failure"),
+            last_error: LastError::default(),
             #[cfg(feature = "trace-id")]
             trace: Mutex::default(),
             #[cfg(feature = "trace-id")]
@@ -69,7 +92,8 @@ impl StageSeries {
     pub(super) fn totals(&self, totals: HistogramTotals) -> StageTotals {
         StageTotals {
             succeeded: totals.succeeded,
-            failed: totals.failures(),
+            failed: totals.failed,
+            last_error: self.last_error.get(),
             total: Duration::from_nanos(totals.total_nanos),
             slowest: Duration::from_nanos(totals.slowest_nanos),
             first_finished: totals.first_finished,
@@ -88,6 +112,9 @@ impl StageSeries {
     #[cfg(all(test, feature = "pushgateway"))]
     pub(super) fn lock(&self) -> impl Sized {
         #[cfg(feature = "trace-id")]
-        return self.trace.lock().unwrap_or_else(PoisonError::into_inner);
+        let trace = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
+        #[cfg(not(feature = "trace-id"))]
+        let trace = ();
+        (self.last_error.lock(), trace)
     }
 }

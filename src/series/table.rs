@@ -13,13 +13,13 @@ use metrics::{Counter, Histogram};
 
 use super::append_only_map::{AppendOnlyMap, EntryId, splitmix64};
 use super::cardinality::{CardinalityLimit, Overflow};
-use super::durations::{DurationBounds, Durations, HistogramTotals, add_at, padded};
+use super::durations::{DurationBounds, Durations, add_at, padded};
 #[cfg(feature = "trace-id")]
 use super::exemplars::{ExemplarBuckets, LastRuns};
 use super::interner::{Interner, LabelId};
 use super::outcome::{Outcome, Reason};
 use super::stage_profile_series::{Publisher, StageProfileSeries};
-use super::stage_series::{StageSeries, StageTotals};
+use super::stage_series::StageSeries;
 #[cfg(feature = "trace-id")]
 use super::trace_id::TraceId;
 #[cfg(feature = "trace-id")]
@@ -28,6 +28,8 @@ use crate::histogram::Snapshot;
 use crate::recorder::{RecorderHandle, suppress_instrumentation};
 use crate::schema;
 use crate::unix_time;
+
+mod totals;
 
 /// The durations of a full label set. Beyond the limit on label sets there is one for each stage and pair that is counted
 /// under these labels, so that the totals of the stage and the pair include it.
@@ -52,6 +54,9 @@ pub(crate) struct DurationSeries {
 /// The series of one label set, present after the first stage with these labels has ended.
 pub(crate) type CachedSeries = OnceLock<Arc<DurationSeries>>;
 
+/// Takes the labels and the nanoseconds of a new series.
+pub(crate) type OnCpuTime = Box<dyn Fn([&str; 2], Arc<AtomicU64>) + Send + Sync>;
+
 /// Stage, profile, run id.
 type SetLabels = [LabelId; 3];
 
@@ -64,7 +69,7 @@ pub(crate) struct FinishedStage {
     /// The label-cache entry of these labels, if there is one.
     pub(crate) cached: Option<EntryId>,
     pub(crate) outcome: Outcome,
-    /// Whether no other stage encloses it. `false` if the answer changes nothing.
+    /// Whether no other stage encloses it. `false` if it succeeded, and the answer changes nothing.
     pub(crate) is_outermost: bool,
     pub(crate) nanos: u64,
     /// On the clock of the spans.
@@ -77,6 +82,8 @@ pub(crate) struct FinishedStage {
 pub(crate) struct SeriesTable {
     pub(crate) recorder: RecorderHandle,
     interner: Arc<Interner>,
+    /// Takes the nanoseconds of each new series of CPU time, by its labels.
+    pub(crate) on_cpu_time: Option<OnCpuTime>,
     clock: quanta::Clock,
     /// The counter of stages beyond a limit, once the metrics are described to the recorder.
     overflow: OnceLock<Counter>,
@@ -107,6 +114,7 @@ impl SeriesTable {
         Self {
             recorder,
             interner,
+            on_cpu_time: None,
             clock,
             overflow: OnceLock::new(),
             limit: CardinalityLimit::new(max_series),
@@ -148,20 +156,16 @@ impl SeriesTable {
         self.overflow.get_or_init(|| overflow)
     }
 
-    /// Counts a finished stage. Returns an overflow to warn of if this is the first stage beyond a limit. `cached` keeps the
-    /// series for the next stage with these labels.
+    /// Counts a finished stage if its series is cached. Returns whether it is.
     #[inline]
-    pub(crate) fn finish(&self, stage: FinishedStage, cached: Option<&CachedSeries>) -> Option<Overflow> {
-        if let Some(set) = cached.and_then(OnceLock::get) {
-            self.count(stage, set);
-            return None;
-        }
-        self.finish_slow(stage, cached)
+    pub(crate) fn finish_cached(&self, stage: FinishedStage, cached: Option<&CachedSeries>) -> bool {
+        cached.and_then(OnceLock::get).inspect(|set| self.count(stage, set)).is_some()
     }
 
-    /// Counts a finished stage whose series is not cached.
+    /// Counts a finished stage. Returns an overflow to warn of if this is the first stage beyond a limit. `cached` keeps the
+    /// series for the next stage with these labels.
     #[cold]
-    fn finish_slow(&self, stage: FinishedStage, cached: Option<&CachedSeries>) -> Option<Overflow> {
+    pub(crate) fn finish(&self, stage: FinishedStage, cached: Option<&CachedSeries>) -> Option<Overflow> {
         let set = self.set([stage.stage, stage.profile, stage.run_id]);
         self.count(stage, set);
         if !set.is_overflow {
@@ -182,7 +186,7 @@ impl SeriesTable {
         if let Some(recorded) = &set.recorded {
             suppress_instrumentation(|| recorded.record(stage.nanos as f64 / 1e9));
         }
-        set.pair.set_last(stage.nanos, stage.outcome, stage.ended);
+        set.pair.set_last(&stage);
         if self.recorder.updates_eagerly() {
             self.count_eagerly(stage.outcome, set);
         }
@@ -360,24 +364,6 @@ impl SeriesTable {
     /// Returns the key of the durations of a label set.
     pub(crate) fn key_of(&self, set: &DurationSeries) -> metrics::Key {
         self.recorder.key(&schema::STAGE_DURATION, &self.texts(set.labels))
-    }
-
-    /// Iterates over all stages in their profiles and their totals, in the order in which they first opened.
-    pub(crate) fn pair_totals(&self) -> impl Iterator<Item = ([&str; 2], HistogramTotals)> {
-        let mut by_pair = Vec::new();
-        for set in self.sets.iter() {
-            add_at(&mut by_pair, set.pair_id, set.durations.totals());
-        }
-        self.pairs.iter().zip(padded(by_pair)).map(|(pair, totals)| (self.texts(pair.labels), totals))
-    }
-
-    /// Iterates over all stages and their totals.
-    pub(crate) fn totals(&self) -> impl Iterator<Item = (LabelId, StageTotals)> {
-        let mut by_stage = Vec::new();
-        for set in self.sets.iter() {
-            add_at(&mut by_stage, set.stage_id, set.durations.totals());
-        }
-        self.stages.iter().zip(padded(by_stage)).map(|(series, totals)| (series.stage, series.totals(totals)))
     }
 }
 

@@ -52,6 +52,46 @@ fn rendering_of_the_application_is_delivered() {
     assert!(!text.contains("acme_run_last_success_timestamp_seconds "), "{text}");
 }
 
+/// The recorder of the application cannot take back a series, so it never gets one.
+#[test]
+fn run_info_has_one_series_beside_a_foreign_recorder() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let (handle, exporter) = (recorder.handle(), recorder.handle());
+    metrics::with_local_recorder(&recorder, || {
+        let builder = MetricsLayer::builder().with_label("env", "prod").with_exposition(move || handle.render());
+        let measured = measured(builder);
+        let run_info = || {
+            let text = measured.guard.render();
+            let lines = text.lines().filter(|line| line.starts_with("quant_run_info"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(run_info(), ["quant_run_info{run_id=\"\",profile=\"\",env=\"prod\"} 1"]);
+        info_span!("x", stage_id = "a", run_id = "r").in_scope(|| {
+            assert_eq!(run_info(), ["quant_run_info{run_id=\"r\",profile=\"\",env=\"prod\"} 1"]);
+            info_span!("x", stage_id = "b", profile = "p").in_scope(|| ());
+        });
+        assert_eq!(run_info(), ["quant_run_info{run_id=\"r\",profile=\"p\",env=\"prod\"} 1"]);
+        assert!(!exporter.render().contains("quant_run_info"));
+    });
+}
+
+#[test]
+fn last_failed_follows_each_run_in_a_foreign_recorder() {
+    let recorder = MemoryRecorder::default();
+    metrics::with_local_recorder(&recorder, || {
+        let _measured = measured(MetricsLayer::builder().with_exposition(String::new));
+        let failed = || recorder.nonzero_gauges("quant_stage_last_failed");
+        for _ in 0..2 {
+            info_span!("x", stage_id = "a").in_scope(|| ());
+            assert_eq!(failed(), [""; 0]);
+            for _ in 0..2 {
+                info_span!("x", stage_id = "a").in_scope(|| error!("it broke"));
+                assert_eq!(failed(), ["quant_stage_last_failed{stage_id=a,profile=} 1"]);
+            }
+        }
+    });
+}
+
 #[test]
 fn stages_after_the_shutdown_are_not_recorded() {
     let recorder = MemoryRecorder::default();
@@ -102,10 +142,16 @@ fn invalid_series_are_left_out_with_a_warning() {
     let measured = measured(MetricsLayer::builder().with_exposition(|| INVALID.to_owned()).with_pushgateway(gateway));
     let expected =
         "keys{a_b=\"1;2\"} 6\n# TYPE rows counter\nrows 1\ntwice{a=\"1\"} 1\n# TYPE x_count counter\nx_count 4\n";
-    assert_eq!(measured.guard.render(), expected);
+    let without_run_info = |text: &str| {
+        let lines: Vec<_> = text.split_inclusive('\n').collect();
+        let (own, others): (Vec<&str>, Vec<&str>) = lines.into_iter().partition(|line| line.contains("quant_run_info"));
+        assert_eq!(own.len(), 3, "{text}");
+        others.concat()
+    };
+    assert_eq!(without_run_info(&measured.guard.render()), expected);
     measured.guard.flush().unwrap();
     measured.guard.flush().unwrap();
-    assert_eq!(server.requests().last().unwrap().text(), expected);
+    assert_eq!(without_run_info(server.requests().last().unwrap().text()), expected);
     let mut events = measured.log.own();
     events.sort();
     let warnings = [

@@ -18,7 +18,8 @@ const LARGE: usize = COMPRESSION_THRESHOLD / 10;
 
 fn guard(gateway: Pushgateway, series: usize) -> FlushGuard {
     let text = exposition_of(series);
-    let builder = MetricsLayer::builder().with_exposition(move || text.clone()).with_pushgateway(gateway);
+    let builder =
+        MetricsLayer::builder().without_run_id_label().with_exposition(move || text.clone()).with_pushgateway(gateway);
     builder.build().unwrap().1
 }
 

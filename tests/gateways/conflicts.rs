@@ -33,7 +33,8 @@ fn shutdown(server: &MockGateway) -> (String, Vec<Request>) {
 }
 
 fn shutdown_with(server: &MockGateway, text: String) -> (String, Vec<Request>) {
-    let builder = builder(&server.url()).with_exposition(move || text.clone());
+    // Without `quant_run_info`, so that the text is all there is.
+    let builder = builder(&server.url()).without_run_id_label().with_exposition(move || text.clone());
     let Measured { guard, log: _, default: _default } = measured(builder);
     // The first push has ended.
     guard.flush().unwrap_err();

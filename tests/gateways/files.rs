@@ -406,7 +406,7 @@ fn missing_token_fails_the_push_and_the_next_run_delivers_the_payload() {
         let builder = builder("unused").with_pushgateway(gateway).with_spool_dir(&spool);
         measured(builder.with_flush_timeout(Duration::from_millis(1_000)))
     };
-    replace(&token, "first");
+    replace(&token, "token-1");
     let Measured { guard, log, default } = job();
     server.await_requests(1);
     stage("a");
@@ -424,14 +424,14 @@ fn missing_token_fails_the_push_and_the_next_run_delivers_the_payload() {
         payloads.iter().any(|payload| String::from_utf8_lossy(payload).contains("stage_id=\"a\"")),
         "it is spooled"
     );
-    assert!(payloads.iter().all(|payload| !String::from_utf8_lossy(payload).contains("first")));
+    assert!(payloads.iter().all(|payload| !String::from_utf8_lossy(payload).contains("token-1")));
 
-    replace(&token, "second");
+    replace(&token, "token-2");
     let before = server.requests().len();
     job().guard.shutdown().unwrap();
     let requests = server.requests();
     let replayed = requests[before..].iter().find(|request| request.text().contains("stage_id=\"a\"")).unwrap();
-    assert_eq!(authorization(replayed), "Bearer second");
+    assert_eq!(authorization(replayed), "Bearer token-2");
 }
 
 #[test]

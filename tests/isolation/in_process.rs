@@ -260,7 +260,7 @@ fn scrapes_are_answered_while_the_recorder_blocks() {
         "rows_total 7\n".to_owned()
     };
     let builder = MetricsLayer::builder().with_http_listener("127.0.0.1:0".parse().unwrap());
-    let Measured { guard, default: _default, .. } = measured(builder.with_exposition(render));
+    let Measured { guard, default: _default, .. } = measured(builder.without_run_id_label().with_exposition(render));
     let address = guard.listen_addr().unwrap();
     assert_eq!(http::get(address, "/metrics").unwrap().status, 200);
     let _held = lock.lock();
@@ -278,7 +278,8 @@ fn last_rendering_is_delivered_after_a_recorder_panicked_with_its_lock() {
         drop(lock_of_render.lock().unwrap());
         "rows_total 7\n".to_owned()
     };
-    let Measured { guard, default: _default, log } = measured(builder(&server).with_exposition(render));
+    let Measured { guard, default: _default, log } =
+        measured(builder(&server).without_run_id_label().with_exposition(render));
     guard.flush().unwrap();
     let poisoned = std::thread::spawn(move || {
         let _held = lock.lock();

@@ -168,7 +168,8 @@ fn own_warnings_appear_in_the_log() {
         Registry::default().with(layer.with_filter(LevelFilter::INFO)).with(fmt).with(heard).into()
     });
     let text = log.text();
-    assert_eq!(text.matches(" tracing_stage_metrics:").count(), 4, "{text}");
+    assert_eq!(text.matches(" tracing_stage_metrics:").count(), 5, "{text}");
+    assert_eq!(text.matches(" tracing_stage_metrics: the run is not a success: ").count(), 1, "{text}");
     assert_eq!(text.matches("of level warn").count(), EVENTS, "{text}");
     assert_eq!(text.matches("of level debug").count(), 0, "{text}");
 }

@@ -27,10 +27,13 @@ fn succeeds_by(
     let before = now();
     let pipeline = Pipeline::with(configure);
     stages();
+    let handle = pipeline.guard().handle();
     let running = pipeline.now();
     assert!(!running.has("quant_run_last_success_timestamp_seconds"), "set at the final flush");
     assert!(!running.has("quant_run_duration_seconds") && !running.has("quant_run_last_completion_timestamp_seconds"));
-    let last = pipeline.end_by(ending).last;
+    let ended = pipeline.end_by(ending);
+    let (report, warned) = (handle.report(), ended.no_success());
+    let last = ended.last;
     let after = now();
     let gauge = |name| last.exposition.expect(name, &[]);
     assert!((before..=after).contains(&gauge("quant_run_start_timestamp_seconds")));
@@ -39,7 +42,81 @@ fn succeeds_by(
     assert!((0.0..=after - before).contains(&gauge("quant_run_duration_seconds")));
     let success = last.exposition.value("quant_run_last_success_timestamp_seconds", &[]);
     assert!(success.is_none_or(|success| success == completed));
+    assert_eq!((report.succeeded(), report.reasons().count() == 0), (success.is_some(), success.is_some()));
+    let reasons: Vec<_> = report.reasons().collect();
+    let expected = if reasons.is_empty() { Vec::new() } else { vec![reasons.join("; ")] };
+    assert_eq!(warned, expected, "one warning in the words of the report");
     success.is_some()
+}
+
+/// The reasons why a run with these stages and this ending is no success.
+#[track_caller]
+fn reasons(stages: impl FnOnce(), ending: impl FnOnce(FlushGuard)) -> Vec<String> {
+    let pipeline = Pipeline::with(|builder| builder.with_expected_stages(["a", "b"]));
+    stages();
+    let handle = pipeline.guard().handle();
+    pipeline.end_by(ending);
+    handle.report().reasons().map(str::to_owned).collect()
+}
+
+#[test]
+fn run_without_success_explains_itself() {
+    let shut_down = |guard: FlushGuard| guard.shutdown().unwrap();
+    let finish = |guard: FlushGuard| guard.finish(Ok::<(), ()>(())).unwrap();
+    let never = ["expected stage a never ran", "expected stage b never ran"];
+    let unmeasured =
+        "no stage was measured: add the layer to the subscriber, and check that no filter hides spans of level INFO";
+    assert_eq!(reasons(|| (), shut_down), [&[unmeasured], &never[..]].concat());
+    assert_eq!(reasons(|| good("c"), finish), never);
+    let retried = || [(bad as fn(&str), "a"), (good, "a"), (good, "b")].iter().for_each(|(run, id)| run(id));
+    assert_eq!(reasons(retried, shut_down), ["stage a failed 1 of 2 times (error): it broke"]);
+    assert_eq!(reasons(retried, finish), [""; 0]);
+    let failed = || [(bad as fn(&str), "a"), (bad, "a"), (good, "b")].iter().for_each(|(run, id)| run(id));
+    assert_eq!(reasons(failed, finish), ["stage a failed 2 of 2 times (error): it broke"]);
+    let nested = || info_span!("x", stage_id = "outer").in_scope(|| ["a", "b"].into_iter().for_each(bad));
+    let expected = ["a", "b"].map(|id| format!("expected stage {id} failed (error): it broke"));
+    assert_eq!(reasons(nested, finish), expected);
+    let profile = || {
+        info_span!("run", profile = "p").in_scope(|| bad("a"));
+        ["a", "b"].into_iter().for_each(good);
+    };
+    assert_eq!(reasons(profile, finish), ["stage a (profile p) failed (error): it broke"]);
+    let all = || ["a", "b"].into_iter().for_each(good);
+    let by_err = |guard: FlushGuard| guard.finish(Err::<(), ()>(())).unwrap_err();
+    assert_eq!(reasons(all, by_err), ["the program ended with an error: `finish` was given an `Err`"]);
+    let by_hand = |guard: FlushGuard| {
+        guard.fail();
+        finish(guard);
+    };
+    assert_eq!(reasons(all, by_hand), ["`fail()` was called"]);
+    let mut open = Vec::new();
+    let opens = || {
+        all();
+        open.push(info_span!("x", stage_id = "open"));
+    };
+    assert_eq!(reasons(opens, finish), ["stage open failed (unfinished)"]);
+}
+
+/// Before the end a run is judged as if its guard were dropped now.
+#[test]
+fn report_of_a_running_job_judges_it_as_if_it_ended_now() {
+    let pipeline = Pipeline::start();
+    let reasons = || pipeline.guard().report().reasons().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(reasons().len(), 1);
+    let outer = info_span!("x", stage_id = "outer", profile = "p");
+    outer.in_scope(|| {
+        good("a");
+        let _inner = info_span!("x", stage_id = "inner").entered();
+        assert_eq!(reasons(), ["stage outer (profile p) is still open"], "an inner stage fails no run");
+    });
+    drop(outer);
+    assert_eq!(reasons(), [""; 0]);
+    assert!(pipeline.guard().report().succeeded());
+    bad("a");
+    good("a");
+    assert_eq!(reasons(), ["stage a failed 1 of 2 times (error): it broke"]);
+    assert!(!pipeline.guard().report().succeeded());
+    assert!(pipeline.heard().is_empty(), "only the final flush warns");
 }
 
 #[track_caller]
@@ -63,6 +140,88 @@ fn run_succeeds_with_a_finished_outermost_stage_and_no_failure() {
         good("a");
     }));
     assert!(!succeeds(|| info_span!("pipeline").in_scope(|| error!("no stage at all"))));
+}
+
+/// The success of a run by what the program says at its end: nothing, `finish(Ok)`, `finish(Err)`.
+#[track_caller]
+fn succeeds_by_word(stages: impl Fn()) -> [bool; 3] {
+    let by = |ending: fn(FlushGuard)| succeeds_by(|builder| builder, &stages, ending);
+    [
+        by(drop),
+        by(|guard| guard.finish(Ok::<(), ()>(())).unwrap()),
+        by(|guard| guard.finish(Err::<(), ()>(())).unwrap_err()),
+    ]
+}
+
+#[test]
+fn retried_stage_does_not_fail_a_run_that_finishes_well() {
+    let retried = [false, true, false];
+    assert_eq!(succeeds_by_word(|| bad("a")), [false; 3]);
+    assert_eq!(succeeds_by_word(|| ()), [false; 3]);
+    assert_eq!(succeeds_by_word(|| good("a")), [true, true, false]);
+    assert_eq!(succeeds_by_word(|| [bad, bad, good].iter().for_each(|run| run("a"))), retried);
+    assert_eq!(succeeds_by_word(|| [good, bad].iter().for_each(|run| run("a"))), retried, "one bad item of many");
+    let another_failed = || [(good as fn(&str), "a"), (bad, "b"), (good, "a")].iter().for_each(|(run, id)| run(id));
+    assert_eq!(succeeds_by_word(another_failed), [false; 3]);
+    let failed_by_hand = |guard: FlushGuard| {
+        guard.fail();
+        guard.finish(Ok::<(), ()>(())).unwrap();
+    };
+    assert!(!succeeds_by(|builder| builder, || good("a"), failed_by_hand));
+}
+
+#[test]
+fn success_in_another_profile_is_no_retry() {
+    let of = |profile, run: fn(&str)| info_span!("run", profile).in_scope(|| run("a"));
+    assert_eq!(succeeds_by_word(|| [bad, good].into_iter().for_each(|run| of("p", run))), [false, true, false]);
+    assert_eq!(
+        succeeds_by_word(|| [("p", bad as fn(&str)), ("q", good)].into_iter().for_each(|(p, run)| of(p, run))),
+        [false; 3]
+    );
+}
+
+#[test]
+fn nested_success_makes_up_for_an_outermost_failure() {
+    let nested = |run: fn(&str)| info_span!("x", stage_id = "outer").in_scope(|| run("a"));
+    let retried = || {
+        bad("a");
+        nested(good);
+    };
+    assert_eq!(succeeds_by_word(retried), [false, true, false]);
+    let failed_inside = || {
+        good("a");
+        nested(bad);
+    };
+    assert_eq!(succeeds_by_word(failed_inside), [true, true, false]);
+    let failed_twice = || {
+        bad("a");
+        nested(bad);
+    };
+    assert_eq!(succeeds_by_word(failed_twice), [false; 3]);
+}
+
+#[test]
+fn open_stage_counts_as_a_failure_that_may_be_made_up_for() {
+    let open = std::cell::RefCell::new(Vec::new());
+    let opens = || open.borrow_mut().push(info_span!("x", stage_id = "a"));
+    assert_eq!(succeeds_by_word(opens), [false; 3]);
+    let opens_again = || {
+        good("a");
+        opens();
+    };
+    assert_eq!(succeeds_by_word(opens_again), [false, true, false]);
+}
+
+#[test]
+fn expected_stage_must_succeed_however_the_program_ends() {
+    let expecting = |stages: fn(), ending: fn(FlushGuard)| {
+        succeeds_by(|builder| builder.with_expected_stages(["a", "b"]), stages, ending)
+    };
+    let well = |guard: FlushGuard| guard.finish(Ok::<(), ()>(())).unwrap();
+    assert!(!expecting(|| good("a"), well));
+    assert!(expecting(|| ["a", "b"].into_iter().for_each(good), well));
+    let retried = || [(bad as fn(&str), "b"), (good, "a"), (good, "b")].iter().for_each(|(run, id)| run(id));
+    assert!(expecting(retried, well));
 }
 
 #[test]

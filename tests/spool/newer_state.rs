@@ -421,7 +421,10 @@ fn bad_request_uses_the_payloads_namespace() {
     let spool = directory.path();
     const TEXT: &str =
         "# TYPE acme_run_duration_seconds gauge\nacme_run_duration_seconds 5\n# TYPE rows gauge\nrows 7\n";
-    let acme = |url: &str| builder(url, "left", spool).with_namespace("acme").with_exposition(|| TEXT.to_owned());
+    let acme = |url: &str| {
+        let builder = builder(url, "left", spool).with_namespace("acme").without_run_id_label();
+        builder.with_exposition(|| TEXT.to_owned())
+    };
     super::leave_payload_with(spool, "left", acme);
     let server = MockGateway::start_with(|request| {
         Reply::status(if request.method == "POST" && request.text().contains("rows 7") { 400 } else { 200 })

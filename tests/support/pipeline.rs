@@ -16,15 +16,29 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{Layer, Registry};
 
 use super::exposition::{self, Exposition};
+use super::log::NO_SUCCESS;
 
 /// The events of the crate itself that reach this layer, as text: level, message, then the other fields.
 #[derive(Clone, Default)]
 pub struct Heard(Arc<Mutex<Vec<String>>>);
 
 impl Heard {
+    /// All but the warning of a run that is no success, which [`no_success`](Self::no_success) has: most tests are about
+    /// something else.
     pub fn all(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
+        let mut all = self.0.lock().unwrap().clone();
+        all.retain(|line| no_success(line).is_none());
+        all
     }
+
+    /// The reasons in the warnings of a run that is no success.
+    pub fn no_success(&self) -> Vec<String> {
+        self.0.lock().unwrap().iter().filter_map(|line| no_success(line).map(str::to_owned)).collect()
+    }
+}
+
+fn no_success(line: &str) -> Option<&str> {
+    line.strip_prefix("WARN ")?.strip_prefix(NO_SUCCESS)
 }
 
 struct Text {
@@ -141,6 +155,11 @@ pub struct Ended<T> {
 impl<T> Ended<T> {
     pub fn heard(&self) -> Vec<String> {
         self.heard.all()
+    }
+
+    /// The reasons in the warnings of a run that is no success.
+    pub fn no_success(&self) -> Vec<String> {
+        self.heard.no_success()
     }
 
     pub fn dispatch(&self) -> Dispatch {

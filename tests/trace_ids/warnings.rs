@@ -89,10 +89,10 @@ fn report_has_the_trace_below_the_stage() {
         let trace = |stage| traced.exported(stage).concat();
         let text = traced.pipeline.guard().report().to_string();
         let lines: Vec<_> = text.lines().collect();
-        let starts = ["stage ", "a ", "  its last", "b ", "c ", "  its last"];
-        assert!(lines.len() == 6 && lines.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{text}");
-        assert_eq!(lines[2], format!("  its last failure is in the trace {}", trace("a")));
-        assert_eq!(lines[5], format!("  its last failure is in the trace {}", trace("c")));
+        let starts = ["stage ", "a ", "  error: ", "  its last", "b ", "c ", "  error: ", "  its last"];
+        assert!(lines.len() == 8 && lines.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{text}");
+        assert_eq!(lines[3], format!("  its last failure is in the trace {}", trace("a")));
+        assert_eq!(lines[7], format!("  its last failure is in the trace {}", trace("c")));
         assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
     }
 }

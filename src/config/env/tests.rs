@@ -62,6 +62,7 @@ fn white_space_around_a_value_is_ignored() {
         ("TV_PROMETHEUS_RUN_ID_LABEL", "true"),
         ("TV_PROMETHEUS_INSTANCE_GROUPING", "true"),
         ("TV_PROMETHEUS_CUMULATIVE_TOTALS", "true"),
+        ("TV_PROMETHEUS_STAGE_CPU", "true"),
         ("TV_PROMETHEUS_FLUSH_ON_SIGNALS", "true"),
         ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
         ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
@@ -119,6 +120,7 @@ fn every_variable_sets_its_setting() {
         ("TV_PROMETHEUS_RUN_ID_LABEL", "false"),
         ("TV_PROMETHEUS_INSTANCE_GROUPING", "true"),
         ("TV_PROMETHEUS_CUMULATIVE_TOTALS", "false"),
+        ("TV_PROMETHEUS_STAGE_CPU", "true"),
         ("TV_PROMETHEUS_FLUSH_ON_SIGNALS", "false"),
         ("TV_PROMETHEUS_PUSH_FORMAT", "protobuf"),
         ("TV_PROMETHEUS_PUSH_INTERVAL", "1m"),
@@ -155,6 +157,7 @@ fn every_variable_sets_its_setting() {
     assert_eq!(environment.namespace.as_deref(), Some("acme"));
     assert_eq!(environment.policy, Some(FailurePolicy::ProvenSuccess));
     assert_eq!((environment.run_id_label, environment.instance_grouping), (Some(false), Some(true)));
+    assert_eq!((environment.cumulative_totals, environment.stage_cpu), (Some(false), Some(true)));
     assert_eq!(environment.flush_on_signals, Some(false));
     assert_eq!(environment.push_format, Some(PushFormat::Protobuf));
     assert_eq!(environment.push_interval, Some(Duration::from_secs(60)));
@@ -236,6 +239,7 @@ fn error_names_the_variable_and_quotes_the_value() {
         ("TV_PROMETHEUS_RUN_ID_LABEL", "1"),
         ("TV_PROMETHEUS_INSTANCE_GROUPING", "on"),
         ("TV_PROMETHEUS_CUMULATIVE_TOTALS", "on"),
+        ("TV_PROMETHEUS_STAGE_CPU", "on"),
         ("TV_PROMETHEUS_FLUSH_ON_SIGNALS", "TRUE"),
     ] {
         let message = message(&[(variable, value)]);

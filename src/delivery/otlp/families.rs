@@ -102,6 +102,22 @@ impl OtlpFamilies {
         }
     }
 
+    /// Adds a counter of seconds, which counts nanoseconds.
+    pub(super) fn add_seconds(&self, key: &Key, nanos: Arc<AtomicU64>) {
+        if let Series::Seconds(sets) = &mut *lock(&self.family(key.name(), InstrumentKind::Seconds).series) {
+            sets.get_or_insert_with(self.attributes(key), CounterSeries::default).add(nanos);
+        }
+    }
+
+    /// Sets a gauge that has no series but this one.
+    pub(super) fn set_only_gauge(&self, key: &Key, value: f64) {
+        if let Series::Gauges(sets) = &mut *lock(&self.family(key.name(), InstrumentKind::Gauge).series) {
+            *sets = LabelSets::new(1);
+            let gauge = || Arc::new(AtomicU64::new(value.to_bits()));
+            sets.get_or_insert_with(self.attributes(key), gauge);
+        }
+    }
+
     /// Returns the histogram of a key. Keys with the same series share it.
     pub(super) fn histogram(&self, key: &Key) -> Arc<ExportedHistogram> {
         let family = self.family(key.name(), InstrumentKind::Histogram);
@@ -117,7 +133,7 @@ impl OtlpFamilies {
             Series::Instrument(histograms) => {
                 ExportedHistogram::Instrument(histograms.add(self.attributes(key), Arc::clone(&family.bounds)))
             }
-            Series::Counters(_) | Series::Gauges(_) => ExportedHistogram::Own(Arc::new(new())),
+            Series::Counters(_) | Series::Seconds(_) | Series::Gauges(_) => ExportedHistogram::Own(Arc::new(new())),
         };
         Arc::new(histogram)
     }
@@ -136,6 +152,7 @@ impl OtlpFamilies {
             let limit = if self.limits.unlimited.contains(&*cleaned) { usize::MAX } else { self.limits.others };
             let series = match (kind, &self.instruments) {
                 (InstrumentKind::Counter, _) => Series::Counters(LabelSets::new(limit)),
+                (InstrumentKind::Seconds, _) => Series::Seconds(LabelSets::new(limit)),
                 (InstrumentKind::Gauge, _) => Series::Gauges(LabelSets::new(limit)),
                 (InstrumentKind::Histogram, None) if self.cells.is_some() => {
                     Series::ExponentialHistograms(LabelSets::new(limit))

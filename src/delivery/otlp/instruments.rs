@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 
-use super::series::{Description, OtlpFamily, Series, lock, ucum_code};
+use super::series::{Description, OtlpFamily, Series, lock, seconds_of, ucum_code};
 use crate::diagnostics::subscriber::without_subscriber;
 use crate::schema::InstrumentKind;
 
@@ -116,6 +116,15 @@ impl Instruments {
                     }
                 };
                 let builder = self.meter.u64_observable_counter(name).with_unit(unit).with_description(help);
+                builder.with_callback(move |observer| read(&mut |value, at| observer.observe(value, at))).build();
+            }
+            InstrumentKind::Seconds => {
+                let read = move |each: &mut dyn FnMut(f64, &[KeyValue])| {
+                    if let Series::Seconds(sets) = &mut *lock(&read.series) {
+                        sets.for_each(|attributes, counter| each(seconds_of(counter.total()), attributes));
+                    }
+                };
+                let builder = self.meter.f64_observable_counter(name).with_unit(unit).with_description(help);
                 builder.with_callback(move |observer| read(&mut |value, at| observer.observe(value, at))).build();
             }
             InstrumentKind::Gauge => {

@@ -24,3 +24,4 @@ pub(super) use exporter::{Exporter, ExporterConfig};
 pub(crate) use families::OtlpBounds;
 pub(crate) use fanout::Fanout;
 pub(crate) use pipeline::{Otlp, OtlpPipeline, PipelineConfig};
+pub(crate) use recorder::OtelRecorder;

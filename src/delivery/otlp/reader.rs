@@ -18,7 +18,7 @@ use opentelemetry_sdk::metrics::Temporality;
 use super::exemplars::FamilyExemplars;
 use super::families::OtlpFamilies;
 use super::request::point_count;
-use super::series::{CounterSeries, HistogramSeries, OtlpFamily, Series, lock, ucum_code};
+use super::series::{CounterSeries, HistogramSeries, OtlpFamily, Series, lock, seconds_of, ucum_code};
 use crate::exposition::SeriesExemplars;
 use crate::histogram::Snapshot;
 use crate::unix_time;
@@ -65,8 +65,16 @@ impl MetricReader {
                 // `lowmemory` means cumulative for instruments with totals of their own.
                 let (point, mut data_points) = (template(self.temporality == Temporality::Delta), Vec::new());
                 sets.for_each(|attributes, series| {
+                    let value = i64::try_from(point.count(series)).unwrap_or(i64::MAX);
                     let exemplars = point.exemplars(attributes, &mut exemplars);
-                    data_points.push(NumberDataPoint { exemplars, ..point.counter(attributes, series) });
+                    data_points.push(NumberDataPoint { exemplars, ..point.number(attributes, Value::AsInt(value)) });
+                });
+                Data::Sum(Sum { data_points, aggregation_temporality: point.temporality(), is_monotonic: true })
+            }
+            Series::Seconds(sets) => {
+                let (point, mut data_points) = (template(self.temporality == Temporality::Delta), Vec::new());
+                sets.for_each(|attributes, series| {
+                    data_points.push(point.number(attributes, Value::AsDouble(seconds_of(point.count(series)))));
                 });
                 Data::Sum(Sum { data_points, aggregation_temporality: point.temporality(), is_monotonic: true })
             }
@@ -138,11 +146,11 @@ impl PointTemplate {
         exemplars.take(attributes, if self.is_delta { self.start } else { 0 })
     }
 
-    fn counter(self, attributes: &[KeyValue], series: &mut CounterSeries) -> NumberDataPoint {
+    /// Returns the value of a counter: its total, or the increment since the last export.
+    fn count(self, series: &mut CounterSeries) -> u64 {
         let total = series.total();
         // A counter of the application may wrap.
-        let value = if self.is_delta { total.wrapping_sub(mem::replace(&mut series.exported, total)) } else { total };
-        self.number(attributes, Value::AsInt(i64::try_from(value).unwrap_or(i64::MAX)))
+        if self.is_delta { total.wrapping_sub(mem::replace(&mut series.exported, total)) } else { total }
     }
 
     /// Returns the point of a gauge; `None` if the value is not finite, as in the SDK.

@@ -19,6 +19,16 @@ impl OtelRecorder {
         Self { registry: Registry::new(SeriesStorage(Arc::clone(&families))), families }
     }
 
+    /// Adds a counter of seconds, which counts nanoseconds.
+    pub(crate) fn add_seconds(&self, key: &Key, nanos: Arc<AtomicU64>) {
+        self.families.add_seconds(key, nanos);
+    }
+
+    /// Sets a gauge that has no series but this one.
+    pub(crate) fn set_only_gauge(&self, key: &Key, value: f64) {
+        self.families.set_only_gauge(key, value);
+    }
+
     /// Builds the instruments of new metrics after a registration, when the locks of the registry are free.
     fn registered<T>(&self, handle: T) -> T {
         if let Some(instruments) = &self.families.instruments {

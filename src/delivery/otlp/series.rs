@@ -51,6 +51,8 @@ pub(super) struct OtlpFamily {
 /// The series of a metric, by its kind.
 pub(super) enum Series {
     Counters(LabelSets<CounterSeries>),
+    /// Counters of seconds, in nanoseconds.
+    Seconds(LabelSets<CounterSeries>),
     /// Values as the bits of an `f64`.
     Gauges(LabelSets<Arc<AtomicU64>>),
     Histograms(LabelSets<HistogramSeries>),
@@ -134,6 +136,11 @@ impl<S> LabelSets<S> {
             each(&[KeyValue::new("otel.metric.overflow", true)], series);
         }
     }
+}
+
+/// Converts nanoseconds to seconds.
+pub(super) fn seconds_of(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
 }
 
 /// Locks a mutex, also after a panic of another holder.

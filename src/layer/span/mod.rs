@@ -1,5 +1,6 @@
 //! Spans in flight: the table of open spans, and what a span inherits from its ancestors.
 
+pub(crate) mod cpu;
 mod crowd;
 pub(crate) mod enter_count;
 pub(crate) mod flags;

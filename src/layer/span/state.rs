@@ -53,7 +53,7 @@ pub(super) enum Phase {
 }
 
 /// A slot together with its generation: refers to one span, never to the next one in the same slot. Zero is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct SlotRef(u64);
 
 impl SlotRef {

@@ -94,6 +94,11 @@ impl Origin {
         }
     }
 
+    /// Returns the fixed value, else none.
+    pub(crate) fn fixed(self) -> LabelId {
+        self.or(LabelId::NONE)
+    }
+
     pub(crate) fn is_spans(self) -> bool {
         self == Self::Spans
     }

@@ -45,12 +45,35 @@ fn values(exporter: &InMemoryMetricExporter) -> BTreeMap<String, f64> {
         }
         match metric.data() {
             AggregatedMetrics::U64(MetricData::Sum(data)) => each!(data, value),
+            AggregatedMetrics::F64(MetricData::Sum(data)) => each!(data, value),
             AggregatedMetrics::F64(MetricData::Gauge(data)) => each!(data, value),
             AggregatedMetrics::F64(MetricData::Histogram(data)) => each!(data, count),
             other => panic!("{other:?}"),
         }
     }
     values
+}
+
+#[test]
+fn counter_of_seconds_counts_nanoseconds() {
+    let (recorder, collect) = recorder();
+    let nanos = Arc::new(AtomicU64::new(1_500_000_000));
+    recorder.add_seconds(&Key::from_parts("cpu", vec![metrics::Label::new("a", "1")]), Arc::clone(&nanos));
+    recorder.registered(());
+    assert_eq!(collect(), [("cpu a=1".to_owned(), 1.5)].into());
+    nanos.fetch_add(250_000_000, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(collect(), [("cpu a=1".to_owned(), 1.75)].into());
+}
+
+/// A reader of the SDK with cumulative temporality forgets what a callback does not observe.
+#[test]
+fn gauge_with_one_series_replaces_it() {
+    let (recorder, collect) = recorder();
+    for run_id in ["", "r"] {
+        recorder.set_only_gauge(&Key::from_parts("run_info", vec![metrics::Label::new("run_id", run_id)]), 1.0);
+        recorder.registered(());
+        assert_eq!(collect(), [(format!("run_info run_id={run_id}"), 1.0)].into());
+    }
 }
 
 #[test]
