@@ -1,11 +1,14 @@
 //! The configuration files name each other's paths, ports and data source correctly.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use super::dashboard::{list, text};
 use super::files;
+use super::support::servers::{AMTOOL, installed};
 
 /// Returns the services of `compose.yml`.
 fn services() -> Value {
@@ -16,7 +19,7 @@ fn services() -> Value {
 fn images_have_pinned_versions() {
     let services = services();
     let images: Vec<_> = services.as_object().unwrap().values().map(|service| text(service, "image")).collect();
-    assert_eq!(images.len(), 4);
+    assert_eq!(images.len(), 5);
     for image in images {
         let version = image.split_once(':').map(|(_, tag)| tag.trim_start_matches('v'));
         let numbers: Vec<_> = version.unwrap_or_default().split('.').map(str::parse::<u32>).collect();
@@ -35,7 +38,7 @@ fn mounted_files_exist() {
             assert!(files::path(file).exists(), "{file}");
         }
     }
-    assert_eq!(mounted, 6);
+    assert_eq!(mounted, 7);
 }
 
 /// Returns the path of an `examples/monitoring` file inside the container.
@@ -108,6 +111,77 @@ fn prometheus_scrapes_the_gateway_with_honor_labels() {
     assert_eq!(job["static_configs"][0]["targets"][0], "localhost:9091");
     assert_eq!(listen_address("pushgateway"), "127.0.0.1:9091");
     assert!(files::text("quant.rules.yml").contains("up{job=\"pushgateway\"}"), "the alert's job name");
+}
+
+#[test]
+fn prometheus_sends_alerts_to_the_alertmanager_with_its_config() {
+    let prometheus = files::yaml("prometheus.yml");
+    let alertmanagers = &prometheus["alerting"]["alertmanagers"];
+    assert_eq!(alertmanagers[0]["static_configs"][0]["targets"][0], "localhost:9093");
+    assert_eq!(listen_address("alertmanager"), "127.0.0.1:9093");
+    let config = path_in_container("alertmanager", "alertmanager.yml");
+    let services = services();
+    assert!(list(&services["alertmanager"]["command"]).contains(&Value::from(format!("--config.file={config}"))));
+}
+
+/// A receiver that nobody has filled in is an address that does not exist, and says so in the log.
+#[test]
+fn each_receiver_has_a_route_and_an_url_to_fill_in() {
+    let config = files::yaml("alertmanager.yml");
+    let route = &config["route"];
+    let routed: BTreeSet<_> =
+        list(&route["routes"]).iter().chain([route]).map(|route| text(route, "receiver")).collect();
+    let receivers = list(&config["receivers"]);
+    assert_eq!(routed, receivers.iter().map(|receiver| text(receiver, "name")).collect());
+    assert_eq!(routed.len(), 3);
+    for receiver in receivers {
+        let url = text(&receiver["webhook_configs"][0], "url");
+        assert!(url.starts_with("http://fill-in-the-url-of-your-") && url.ends_with(".invalid"), "{url}");
+    }
+}
+
+#[test]
+fn alerts_of_the_config_exist() {
+    let config = files::text("alertmanager.yml");
+    let words = config.split(|c: char| !c.is_ascii_alphanumeric());
+    let alerts: BTreeSet<_> =
+        words.filter(|word| word.starts_with("Batch") && word.len() > "BatchStage".len()).collect();
+    assert!(alerts.len() > 5, "{alerts:?}");
+    let rules = files::text("quant.rules.yml");
+    let unknown: Vec<_> = alerts.iter().filter(|alert| !rules.contains(&format!("alert: {alert}\n"))).collect();
+    let without_a_rule_so_far = ["BatchRunTooLong", "BatchWatchdog"];
+    assert!(unknown.iter().all(|alert| without_a_rule_so_far.contains(alert)), "{unknown:?}");
+}
+
+/// The page about a failed run waits ten minutes for a retry, and holds back the warnings about its stages.
+#[test]
+fn warnings_wait_longer_than_the_page_that_holds_them_back() {
+    let config = files::yaml("alertmanager.yml");
+    let route = &config["route"];
+    let warnings = list(&route["routes"]).iter().find(|route| text(route, "receiver") == "tickets").unwrap();
+    let minutes = |route: &Value| text(route, "group_wait").strip_suffix('m').unwrap().parse::<u64>().unwrap();
+    assert!(minutes(warnings) > 10 + minutes(route), "{config}");
+    let evaluations = files::yaml("prometheus.yml")["global"]["evaluation_interval"].take();
+    assert_eq!(evaluations, "30s", "the page waits longer than an evaluation");
+    assert!(minutes(route) >= 1, "{config}");
+}
+
+fn check_config(config: &Path) -> Output {
+    Command::new(AMTOOL).arg("check-config").arg(config).output().unwrap()
+}
+
+#[test]
+fn amtool_accepts_the_config_and_no_misspelt_setting() {
+    if !installed(AMTOOL) {
+        return;
+    }
+    let checked = check_config(&files::path("alertmanager.yml"));
+    assert!(checked.status.success(), "{checked:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let misspelt = directory.path().join("alertmanager.yml");
+    std::fs::write(&misspelt, files::text("alertmanager.yml").replace("inhibit_rules:", "inhibit_rule:")).unwrap();
+    let checked = check_config(&misspelt);
+    assert!(!checked.status.success(), "{checked:?}");
 }
 
 /// Returns the configuration of a scrape job.

@@ -1,15 +1,17 @@
 //! The dashboard and the alert rules on a real Prometheus, after real runs of the example: a successful one, a failed
-//! one, one that panics and one that is interrupted.
+//! one, one that panics and one that is interrupted. `notifications.rs` has what a real Alertmanager makes of alerts.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod alertmanager;
 #[allow(dead_code)]
 mod dashboard;
 #[allow(dead_code)]
 mod files;
+mod notifications;
 mod text_files;
 
 use std::collections::BTreeSet;

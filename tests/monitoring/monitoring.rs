@@ -14,6 +14,7 @@ mod files;
 mod grafana_schema;
 mod lint;
 mod panel_values;
+mod persistence;
 mod promql;
 mod render;
 mod rules;

@@ -21,6 +21,8 @@ use super::process::Process;
 
 pub const PUSHGATEWAY: &str = "prometheus-pushgateway";
 pub const PROMETHEUS: &str = "prometheus";
+pub const ALERTMANAGER: &str = "prometheus-alertmanager";
+pub const AMTOOL: &str = "amtool";
 pub const NODE_EXPORTER: &str = "prometheus-node-exporter";
 pub const VICTORIA_METRICS: &str = "victoria-metrics";
 pub const OTELCOL: &str = "otelcol";
@@ -195,8 +197,9 @@ impl Prometheus {
         Self::start_with(configuration, &[&["--web.enable-otlp-receiver"], args].concat())
     }
 
+    /// Starts a Prometheus with this configuration and with further arguments.
     #[track_caller]
-    fn start_with(configuration: &str, args: &[&str]) -> Self {
+    pub fn start_with(configuration: &str, args: &[&str]) -> Self {
         let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let dir = tempfile::tempdir().expect("a directory for Prometheus");
         let config = dir.path().join("prometheus.yml");
