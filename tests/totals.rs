@@ -7,6 +7,8 @@ mod support;
 #[allow(dead_code)] // The tests of the spool use the rest.
 #[path = "spool/directory.rs"]
 mod directory;
+#[path = "totals/in_flight.rs"]
+mod in_flight;
 #[path = "totals/killed.rs"]
 mod killed;
 #[path = "totals/prometheus.rs"]
@@ -148,20 +150,65 @@ fn runs_within_a_second_are_all_counted() {
     assert_eq!(directory::names(spool.path()), [""; 0]);
 }
 
+/// One recorder for three guards, with a label that this crate does not know. It still has the end of the run before.
 #[test]
 fn foreign_recorder_has_the_totals_too() {
     let Some(server) = support::pushgateway() else { return };
-    let foreign = || {
-        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().add_global_label("env", "p").build_recorder();
+    for before in 0..3 {
         let handle = recorder.handle();
-        (recorder, builder(&server.url()).with_exposition(move || handle.render()))
-    };
-    for _ in 0..2 {
-        let (recorder, builder) = foreign();
-        metrics::with_local_recorder(&recorder, || assert!(run(builder, &["a"], &["a"])));
+        let builder = builder(&server.url()).with_exposition(move || handle.render());
+        metrics::with_local_recorder(&recorder, || {
+            let Measured { guard, log: _, default: _default } = measured(builder);
+            stage("a");
+            guard.flush().unwrap();
+            assert_eq!(totals(&server), Some(shown([before, 0], [before + 1, 0])), "the run has not ended");
+            guard.shutdown().unwrap();
+        });
+        assert_eq!(totals(&server), Some(shown([before + 1, 0], [before + 1, 0])));
     }
-    let of = totals(&server).unwrap();
-    assert_eq!(of.a, [2.0, 2.0]);
+}
+
+/// The gateway shows the run itself when it answers the read. The series of the recorder have a label of its own.
+#[test]
+fn run_does_not_count_itself_as_killed() {
+    let Some(server) = support::pushgateway() else { return };
+    let relay = relay::Relay::start(&server);
+    relay.set(relay::Mode::Hide(503, ""));
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().add_global_label("env", "p").build_recorder();
+    let handle = recorder.handle();
+    let builder = builder(&relay.url()).with_exposition(move || handle.render());
+    metrics::with_local_recorder(&recorder, || {
+        let Measured { guard, log: _, default: _default } = measured(builder);
+        guard.flush().unwrap();
+        relay.set(relay::Mode::Forward);
+        guard.flush().unwrap();
+        assert_eq!(totals(&server), Some(shown([0, 0], [0, 0])));
+        stage("a");
+        guard.shutdown().unwrap();
+    });
+    assert_eq!(totals(&server), Some(shown([1, 0], [1, 0])));
+}
+
+#[test]
+fn metrics_of_the_application_with_these_names_are_left_out() {
+    let Some(server) = support::pushgateway() else { return };
+    let relay = relay::Relay::start(&server);
+    assert!(run(builder(&relay.url()), &["a"], &[]));
+    relay.set(relay::Mode::Hide(503, ""));
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let builder = builder(&relay.url()).with_exposition(move || handle.render());
+    metrics::with_local_recorder(&recorder, || {
+        let Measured { guard, log: _, default: _default } = measured(builder);
+        metrics::counter!("quant_runs_total", "status" => "success").increment(500);
+        guard.flush().unwrap();
+        assert_eq!(totals(&server), Some(shown([1, 0], [1, 0])), "while the base is unknown");
+        relay.set(relay::Mode::Forward);
+        stage("a");
+        guard.shutdown().unwrap();
+    });
+    assert_eq!(totals(&server), Some(shown([2, 0], [2, 0])));
 }
 
 /// Without a gateway the base is the file, which each write replaces.

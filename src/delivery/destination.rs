@@ -19,7 +19,7 @@ use super::replayer::{Replayer, SpoolThread};
 use super::request::Trigger;
 use super::source::ExpositionSource;
 use super::textfile::Textfile;
-use super::totals::{CumulativeTotals, ReadBase, Rendering, StageCounts, StageKey};
+use super::totals::{Base, CumulativeTotals, OutgoingTotals, StageCounts, StageKey};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, Labels};
 use crate::job_thread::JobThread;
@@ -66,12 +66,11 @@ impl SharedState {
         source: &Arc<dyn ExpositionSource>,
         deadline: Instant,
         totals: Option<&CumulativeTotals>,
-    ) -> Result<Rendering, Error> {
+    ) -> Result<(Arc<Families>, OutgoingTotals), Error> {
         let Rendered { families, stages } = self.rendered(source, deadline).await?;
-        let families = Arc::clone(families);
         Ok(match totals {
             Some(totals) => totals.complete(families, stages.clone()),
-            None => Rendering::without_totals(families),
+            None => (Arc::clone(families), OutgoingTotals::default()),
         })
     }
 }
@@ -196,7 +195,7 @@ impl TextfileDestination {
         trigger: &Trigger,
     ) -> Result<(), Error> {
         self.read_base(source, deadline).await?;
-        let families = state.with_totals(source, deadline, self.totals.as_deref()).await?.families;
+        let (families, _) = state.with_totals(source, deadline, self.totals.as_deref()).await?;
         if trigger.is_replaced().await {
             return Ok(());
         }
@@ -218,7 +217,7 @@ impl TextfileDestination {
         totals.set_base(base.unwrap_or_else(|error| {
             // The write replaces the file, whatever is in it.
             source.on_event(DeliveryEvent::TotalsIncomplete(error));
-            ReadBase::default()
+            Base::default()
         }));
         Ok(())
     }

@@ -110,6 +110,7 @@ impl GatewayDestination {
             if outgoing.totals.totals.is_some() {
                 return self.push(source, &outgoing, budget).await?.into_result();
             }
+            self.report_missed_totals(source, &outgoing, false);
         }
         pushed.into_result()
     }
@@ -134,9 +135,27 @@ impl GatewayDestination {
         deadline: Instant,
     ) -> Result<Outgoing, Error> {
         let totals = self.totals.as_ref().map(|totals| &*totals.totals);
-        let rendering = state.with_totals(source, deadline, totals).await?;
-        let totals = OutgoingTotals::new(&rendering);
-        Ok(Outgoing { state: EncodedState::new(rendering.families, self.gateway.format()), totals })
+        let (families, totals) = state.with_totals(source, deadline, totals).await?;
+        Ok(Outgoing { state: EncodedState::new(families, self.gateway.format()), totals })
+    }
+
+    /// Renders the final state. The base is known by now, or stays unknown.
+    async fn final_outgoing(
+        &self,
+        source: &Arc<dyn ExpositionSource>,
+        state: &SharedState,
+        deadline: Instant,
+    ) -> Result<Outgoing, Error> {
+        if let Some(totals) = &self.totals {
+            totals.totals.close();
+        }
+        self.outgoing(source, state, deadline).await
+    }
+
+    fn report_missed_totals(&self, source: &Arc<dyn ExpositionSource>, pushed: &Outgoing, is_final: bool) {
+        if let Some(totals) = self.totals.as_ref().filter(|_| pushed.totals.totals.is_none()) {
+            totals.report_missed(source, is_final);
+        }
     }
 
     /// Reads the base of the totals, unless it is known. It stays unknown while a payload of the group waits: the totals
@@ -151,7 +170,7 @@ impl GatewayDestination {
                 let _ = timeout_at(until, spool.report_len(source)).await;
             }
             if has_increments().await {
-                return;
+                return totals.defer_base();
             }
         }
         let written = self.spool.as_ref().and_then(SpoolThread::written);
@@ -226,8 +245,10 @@ impl GatewayDestination {
         let Some(spool) = &self.spool else {
             previous.await;
             self.read_base(source, false, own_group_deadline(deadline)).await;
-            let outgoing = self.outgoing(source, state, deadline).await?;
-            return self.push_final(source, &outgoing, budget).await?.into_result();
+            let outgoing = self.final_outgoing(source, state, deadline).await?;
+            let pushed = self.push_final(source, &outgoing, budget).await?;
+            self.report_missed_totals(source, &outgoing, true);
+            return pushed.into_result();
         };
         spool.evict_oldest(source, deadline).await;
         let (mut previous, mut is_over) = (pin!(previous), false);
@@ -238,12 +259,14 @@ impl GatewayDestination {
         if is_over {
             self.read_base(source, false, own_group_deadline(deadline)).await;
         }
-        let mut outgoing = self.outgoing(source, state, deadline).await?;
+        let mut outgoing = self.final_outgoing(source, state, deadline).await?;
         let write_state = Arc::new(WriteState::default());
         let mut payload = spool.payload(&self.gateway, outgoing.state.clone());
-        payload.increments = self.totals.as_ref().and_then(|totals| totals.spooled(&outgoing.totals));
-        // The gateway has everything once it has this push.
-        let is_complete = outgoing.totals.totals.is_some() || payload.increments.is_none();
+        let increments = || self.totals.as_ref().map(|totals| totals.spooled(&outgoing.totals));
+        payload.increments = increments();
+        // The gateway has everything once it has this push, or no later run could add the rest either.
+        let is_complete =
+            outgoing.totals.totals.is_some() || !self.totals.as_ref().is_some_and(GatewayTotals::awaits_base);
         let mut write = tokio::spawn(spool.clone().write(payload, Arc::clone(&write_state)));
         // The push follows the check for other processes: a delivery that ends between the two would replace the final
         // state unseen.
@@ -260,6 +283,7 @@ impl GatewayDestination {
         match self.push_final(source, &outgoing, budget).await {
             Ok(pushed) => {
                 write_state.is_delivered.store(is_complete, Ordering::Release);
+                self.report_missed_totals(source, &outgoing, true);
                 let until = deadline.min(Instant::now() + SPOOL_CLEANUP_TIME);
                 let mut written = timeout_at(until, &mut write).await;
                 let group_in_use = write_state.group_in_use.get().is_some_and(|in_use| *in_use);
@@ -285,7 +309,8 @@ impl GatewayDestination {
                     // A later run may add the increments, whatever the gateway shows by then.
                     Ok(Written { entry: Some(entry), .. }) if !self.is_unanswered.load(Ordering::Acquire) => {
                         let until = deadline + SPOOL_MARK_TIME;
-                        let _ = timeout_at(until, spool.mark_not_sent(entry)).await;
+                        // Less, if an earlier push was answered after the file was written.
+                        let _ = timeout_at(until, spool.mark_not_sent(entry, increments())).await;
                     }
                     Ok(_) => {}
                     Err(error) => source.on_event(DeliveryEvent::NotSpooled(error)),

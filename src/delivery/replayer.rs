@@ -12,7 +12,7 @@ use super::event::DeliveryEvent;
 use super::pushgateway::{EncodedState, Pushgateway};
 use super::source::ExpositionSource;
 use super::spool::{CarriedOver, Entry, Payload, Replayed, Scope, Spool, WriteState, Written, replay};
-use super::totals::Totals;
+use super::totals::{SpooledIncrements, Totals};
 use crate::error::Error;
 use crate::job_thread::JobThread;
 
@@ -130,16 +130,17 @@ impl SpoolThread {
         self.spool.written()
     }
 
-    /// Records in the file of a payload that no request with its increments has arrived.
-    pub(super) async fn mark_not_sent(&self, entry: Entry) {
+    /// Records in the file of a payload that no request with these increments has arrived.
+    pub(super) async fn mark_not_sent(&self, entry: Entry, increments: Option<SpooledIncrements>) {
+        let increments = increments.map(|increments| SpooledIncrements { may_have_arrived: false, ..increments });
+        if increments == entry.payload.increments {
+            return;
+        }
         let spool = Arc::clone(&self.spool);
         let mark = move || {
-            let mut payload = entry.payload.clone();
-            if let Some(increments) = payload.increments.as_mut().filter(|increments| increments.may_have_arrived) {
-                increments.may_have_arrived = false;
-                // If this fails, a replay relies on the totals that the gateway shows.
-                let _ = spool.in_turn(|spool| spool.rewrite(&entry.name, &payload));
-            }
+            let payload = Payload { increments, ..entry.payload.clone() };
+            // If this fails, a replay relies on the totals that the gateway shows.
+            let _ = spool.in_turn(|spool| spool.rewrite(&entry.name, &payload));
         };
         let _ = self.writes.run(mark).await;
     }

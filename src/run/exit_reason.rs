@@ -59,6 +59,8 @@ impl ExitReason {
 
 pub(crate) struct Run {
     start: Instant,
+    /// On the clock of the node.
+    start_time: Duration,
     failed: AtomicBool,
     /// Why the run was no success, once it has ended.
     reasons: OnceLock<Vec<String>>,
@@ -68,8 +70,12 @@ impl Run {
     /// Records the start of the run, which the first push carries.
     pub(crate) fn begin(stages: &StageTracker) -> Self {
         stages.bind();
-        stages.set_gauge(&schema::RUN_START, &[], unix_time::now().as_secs_f64());
-        Self { start: Instant::now(), failed: AtomicBool::new(false), reasons: OnceLock::new() }
+        Self::begin_at(unix_time::now(), stages)
+    }
+
+    fn begin_at(start_time: Duration, stages: &StageTracker) -> Self {
+        stages.set_gauge(&schema::RUN_START, &[], start_time.as_secs_f64());
+        Self { start: Instant::now(), start_time, failed: AtomicBool::new(false), reasons: OnceLock::new() }
     }
 
     /// Marks the run as failed, whatever the outcome of its stages.
@@ -95,11 +101,45 @@ impl Run {
             let text = verdict::warning(reasons);
             stages.diagnostics().emit(move || warn!(target: OWN_TARGET, "the run is not a success: {text}"));
         }
-        let now = unix_time::now().as_secs_f64();
+        // A clock that was set back must not show a run without an end.
+        let now = unix_time::now().max(self.start_time).as_secs_f64();
         stages.set_gauge(&schema::RUN_DURATION, &[], self.start.elapsed().as_secs_f64());
         stages.set_gauge(&schema::RUN_LAST_COMPLETION, &[], now);
         if reasons.is_empty() {
             stages.set_gauge(&schema::RUN_LAST_SUCCESS, &[], now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tracing::info_span;
+    use tracing::subscriber::with_default;
+    use tracing_subscriber::Registry;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+    use crate::exposition::Labels;
+    use crate::layer::{LayerSettings, MetricsLayer};
+    use crate::recorder::{RecorderTarget, StageRecorder};
+
+    #[test]
+    fn clock_that_is_set_back_ends_no_run_before_its_start() {
+        for offset in [0, 3_600] {
+            let recorder = Arc::new(StageRecorder::new([], [], false, Labels::default()));
+            let target = RecorderTarget::Own(Arc::clone(&recorder) as _);
+            let stages = Arc::new(StageTracker::new(LayerSettings { target, ..LayerSettings::default() }));
+            let run = Run::begin_at(unix_time::now() + Duration::from_secs(offset), &stages);
+            let layer = MetricsLayer::over(Arc::clone(&stages));
+            with_default(Registry::default().with(layer), || drop(info_span!("x", stage_id = "a")));
+            run.end(&stages, ExitReason::Returned, Duration::ZERO);
+            let families = recorder.families(stages.publish());
+            let gauge = |metric: &schema::Metric| families.gauge(&metric.name("quant"))[0].value.as_f64();
+            let [start, end, success] =
+                [schema::RUN_START, schema::RUN_LAST_COMPLETION, schema::RUN_LAST_SUCCESS].map(|metric| gauge(&metric));
+            assert_eq!((end > start, end == start, success == end), (offset == 0, offset > 0, true));
         }
     }
 }

@@ -162,7 +162,7 @@ impl RunMetrics {
 
     fn with_totals(&self, families: Families) -> Arc<Families> {
         match &self.totals {
-            Some(totals) => totals.completed(Arc::new(families), self.stage_counts()),
+            Some(totals) => totals.completed(&families, self.stage_counts()),
             None => Arc::new(families),
         }
     }

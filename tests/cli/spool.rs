@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
-use super::directory::names;
+use super::directory::{names, readdress};
 use super::support::measured::{Measured, measured, stage};
 use super::support::mock_gateway::Answer;
 use super::support::{self, MockGateway, Reply};
@@ -140,6 +140,40 @@ fn payload_that_a_job_works_with_is_left_to_it() {
     fs::remove_file(newer).unwrap();
     drop(file);
     assert_eq!(results(&["spool", "replay"], &environment), (0, vec![(name, "delivered".to_owned())]));
+}
+
+/// A job of another node adds to the totals of the group, which its next push would write again.
+#[test]
+fn totals_wait_for_the_run_of_the_group_that_is_at_work() {
+    let Some(gateway) = support::pushgateway() else { return };
+    let (url, directory) = (gateway.url(), tempfile::tempdir().unwrap());
+    let spool = directory.path();
+    let environment = [("SPOOL_DIR", spool.to_str().unwrap()), ("PUSHGATEWAY", &*url), ("JOB", "j")];
+    let builder = |url: &str| {
+        MetricsLayer::builder().with_pushgateway(Pushgateway::new(url, "j").unwrap()).with_cumulative_totals()
+    };
+    let away = format!("http://{}", support::free_addr());
+    {
+        let Measured { guard, log: _, default: _default } = measured(builder(&away).with_spool_dir(spool));
+        stage("a");
+        guard.shutdown().unwrap_err();
+    }
+    readdress(spool, &url);
+    let [name] = &names(spool)[..] else { panic!("{:?}", names(spool)) };
+    let Measured { guard, log: _, default: _default } = measured(builder(&url));
+    stage("a");
+    guard.flush().unwrap();
+    let kept = vec![(name.clone(), "kept: not tried".to_owned())];
+    assert_eq!(results(&["spool", "replay"], &environment), (0, kept));
+    guard.shutdown().unwrap();
+    let (code, replayed) = results(&["spool", "replay"], &environment);
+    assert_eq!((code, replayed.len()), (0, 1), "{replayed:?}");
+    assert_eq!(names(spool), [""; 0]);
+    for name in
+        ["runs_total{instance=\"\",job=\"j\"", "stage_runs_total{instance=\"\",job=\"j\",profile=\"\",stage_id=\"a\""]
+    {
+        assert!(gateway.metrics().contains(&format!("quant_{name},status=\"success\"}} 2\n")), "{}", gateway.metrics());
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::support::mock_gateway::{Answer, Request};
-use super::support::{MockGateway, Pushgateway, Reply, http};
+use super::support::{self, MockGateway, Pushgateway, Reply, http};
 
 /// What happens to the requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,6 +17,12 @@ pub(crate) enum Mode {
     LoseAnswers,
     /// The metrics of the gateway are not shown.
     Hide(u16, &'static str),
+    /// The gateway is away, and a proxy before it says that there is nothing.
+    Away,
+    /// Reads are answered after [`Relay::release`].
+    HoldReads,
+    /// Pushes arrive, and are answered after [`Relay::release`].
+    HoldPushes,
 }
 
 pub(crate) struct Relay {
@@ -37,7 +43,7 @@ impl Relay {
                     .collect();
                 let response = http::request(addr, &request.method, &request.path, &headers, &request.body).unwrap();
                 let answer = Answer::new(response.status).with_body(&response.body);
-                Reply::Answer(response.header("Date").map_or(answer.clone(), |date| answer.with_header("Date", date)))
+                response.header("Date").map_or(answer.clone(), |date| answer.with_header("Date", date))
             };
             match *of_relay.lock().unwrap() {
                 Mode::Refuse if is_push => Reply::status(401),
@@ -49,7 +55,10 @@ impl Relay {
                 Mode::Hide(status, body) if request.method == "GET" => {
                     Reply::Answer(Answer::new(status).with_body(body))
                 }
-                _ => forward(),
+                Mode::Away => Reply::status(404),
+                Mode::HoldReads if request.method == "GET" => Reply::Held(forward()),
+                Mode::HoldPushes if is_push => Reply::Held(forward()),
+                _ => Reply::Answer(forward()),
             }
         });
         Self { mock, mode }
@@ -61,6 +70,17 @@ impl Relay {
 
     pub(crate) fn set(&self, mode: Mode) {
         *self.mode.lock().unwrap() = mode;
+    }
+
+    /// Sends the held answers.
+    pub(crate) fn release(&self) {
+        self.mock.release();
+    }
+
+    /// Waits for this number of requests with the method.
+    pub(crate) fn await_requests(&self, method: &str, count: usize) {
+        let requests = || self.mock.requests().into_iter().filter(|request| request.method == method).count();
+        support::await_true(&format!("{count} requests with {method}"), || requests() >= count);
     }
 
     /// The pushes to the group.

@@ -8,8 +8,8 @@ use tracing_stage_metrics::{MetricsLayer, Pushgateway};
 
 use super::relay::{Mode, Relay};
 use super::support::measured::{Measured, measured, stage};
-use super::support::{self, sockets};
-use super::{builder, directory, run, shown, spooling, totals};
+use super::support::{self, http, sockets};
+use super::{builder, directory, of_gateway, run, shown, spooling, totals};
 
 /// Makes a run of two stages, the first of which a push shows. Everything after that push happens in this mode.
 #[track_caller]
@@ -27,7 +27,7 @@ fn leave(relay: &Relay, mode: Mode, spool: &Path) {
 
 /// Delivers the payloads from a run of another group, and returns its events.
 #[track_caller]
-fn sweep(url: &str, spool: &Path) -> Vec<String> {
+pub(crate) fn sweep(url: &str, spool: &Path) -> Vec<String> {
     directory::readdress(spool, url);
     let Measured { guard, log, default: _default } = measured(sweeper(url, spool));
     directory::await_no_payload(spool);
@@ -69,7 +69,7 @@ fn runs_without_a_base_are_added() {
         let spool = tempfile::tempdir().unwrap();
         assert!(run(builder(&server.url()), &["a"], &[]));
         for _ in 0..2 {
-            let down = spooling("http://127.0.0.1:1", spool.path()).with_flush_timeout(Duration::from_millis(500));
+            let down = spooling("http://127.0.0.1:1", spool.path()).with_flush_timeout(Duration::from_secs(5));
             assert!(!run(down, &["a"], &["a"]));
         }
         assert_eq!(directory::payloads(spool.path()).len(), 2);
@@ -228,5 +228,68 @@ fn payload_says_what_the_gateway_lacks() {
         let text = fs::read_to_string(directory::only_payload(spool.path())).unwrap();
         assert!(text.contains(&format!("\nincrements: 1 0 {flags}\nincrements-stage: a  1 0 ")), "{text}");
         assert!(text.contains("\nquant_runs_total{status=\"success\"} 1\n"), "{text}");
+    }
+}
+
+/// Each namespace has totals of its own.
+#[test]
+fn payload_of_another_namespace_is_not_the_base() {
+    let Some(server) = support::pushgateway() else { return };
+    let (relay, spool) = (Relay::start(&server), tempfile::tempdir().unwrap());
+    leave(&relay, Mode::Refuse, spool.path());
+    assert!(run(spooling(&relay.url(), spool.path()).with_namespace("acme"), &["a"], &[]));
+    let runs = |name| of_gateway(&server).expect(name, &[("instance", ""), ("job", "j"), ("status", "success")]);
+    assert_eq!(["quant_runs_total", "acme_runs_total"].map(runs), [1.0, 1.0]);
+}
+
+/// Somebody has pushed the name with a value that no run writes. The state of the payload matters more.
+#[test]
+fn payload_is_delivered_although_the_totals_of_the_gateway_are_no_counts() {
+    let Some(server) = support::pushgateway() else { return };
+    let (relay, spool) = (Relay::start(&server), tempfile::tempdir().unwrap());
+    leave(&relay, Mode::Refuse, spool.path());
+    let text = b"# TYPE quant_runs_total counter\nquant_runs_total{status=\"success\"} 1.5\n";
+    http::request(server.addr(), "POST", "/metrics/job/j", &[], text).unwrap();
+    let Measured { guard, log, default: _default } = measured(spooling(&relay.url(), spool.path()));
+    stage("a");
+    guard.flush().unwrap();
+    guard.shutdown().unwrap();
+    assert_eq!(directory::names(spool.path()), [""; 0]);
+    let events = log.own();
+    let [lack, hidden] = &events[..] else { panic!("{events:?}") };
+    assert!(lack.starts_with("the cumulative totals lack earlier runs"), "{lack}");
+    assert!(hidden.contains("shows totals of this group that are no counts"), "{hidden}");
+}
+
+/// The proxy of a cluster has no backend, and takes the gateway for a page that does not exist.
+#[test]
+fn run_behind_a_proxy_without_its_gateway_is_added_later() {
+    let Some(server) = support::pushgateway() else { return };
+    let (relay, spool) = (Relay::start(&server), tempfile::tempdir().unwrap());
+    assert!(run(spooling(&relay.url(), spool.path()), &["a"], &[]));
+    relay.set(Mode::Away);
+    for _ in 0..2 {
+        assert!(!run(spooling(&relay.url(), spool.path()), &["a"], &[]));
+    }
+    relay.set(Mode::Forward);
+    let Measured { guard, log, default: _default } = measured(spooling(&relay.url(), spool.path()));
+    stage("a");
+    guard.shutdown().unwrap();
+    assert_eq!(totals(&server), Some(shown([4, 0], [4, 0])));
+    assert_eq!((log.own(), directory::names(spool.path())), (vec![], vec![]));
+}
+
+/// The second run counts the first as killed, and its last answer is lost. Of the first run only a stage is missing then.
+#[test]
+fn replay_keeps_the_stages_of_a_payload_from_another_directory() {
+    let Some(server) = support::pushgateway() else { return };
+    let relay = Relay::start(&server);
+    let [first, second] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    leave(&relay, Mode::Refuse, first.path());
+    leave(&relay, Mode::LoseAnswers, second.path());
+    assert_eq!(totals(&server), Some(shown([1, 1], [3, 0])));
+    for spool in [first, second] {
+        assert_eq!(sweep(&relay.url(), spool.path()), [""; 0]);
+        assert_eq!(totals(&server), Some(shown([1, 1], [4, 0])));
     }
 }

@@ -106,3 +106,23 @@ fn run_that_never_knew_its_base_is_added_later() {
     assert_eq!(totals(&server), Some(shown([3, 0], [3, 0])));
     assert_eq!(directory::names(spool.path()), [""; 0]);
 }
+
+/// Pushes pass, and every read fails. A run that has no more pushes says so, and one that goes on too.
+#[test]
+fn reads_that_always_fail_are_reported_once() {
+    for flushes in [0, 3] {
+        let Some(server) = support::pushgateway() else { return };
+        let relay = Relay::start(&server);
+        relay.set(Mode::Hide(500, "an error of the gateway"));
+        let Measured { guard, log, default: _default } = measured(builder(&relay.url()));
+        stage("a");
+        (0..flushes).for_each(|_| guard.flush().unwrap());
+        let reported = || log.own().iter().filter(|event| event.contains("totals")).count();
+        assert_eq!(reported(), usize::from(flushes > 0));
+        guard.shutdown().unwrap();
+        assert_eq!(totals(&server), None);
+        let [warning] = &log.own()[..] else { panic!("{:?}", log.own()) };
+        assert!(warning.starts_with("the cumulative totals are left out until the gateway shows"), "{warning}");
+        assert!(warning.contains("500") && warning.contains("an error of the gateway"), "{warning}");
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::grouping::Grouping;
-use crate::delivery::totals::{Base, ReadBase, Totals, TotalsReader};
+use crate::delivery::totals::{Base, Totals, TotalsReader};
 use crate::exposition::Labels;
 use crate::exposition::samples::{self, LabelSet};
 use crate::schema::{PROFILE, RUN_LAST_COMPLETION, RUN_LAST_SUCCESS, RUN_START};
@@ -24,17 +24,16 @@ pub(in crate::delivery) struct GroupState {
     pub(in crate::delivery) last_success: Option<f64>,
     /// Whether the group has a run with other constant labels, which the state does not show.
     pub(in crate::delivery) hides_run: bool,
-    /// Whether a run of the group, with whatever constant labels, has started and not ended: it is at work, or was killed.
-    pub(in crate::delivery) has_open_run: bool,
+    /// Start of a run of the group, with whatever labels of its own, that has not ended: it is at work, or was killed.
+    pub(in crate::delivery) open_run: Option<f64>,
     /// The totals over all runs of the group; `None` if they cannot be read.
     pub(in crate::delivery) totals: Option<Totals>,
 }
 
 impl GroupState {
     /// Returns the base of a run that begins now. `None` if the totals cannot be read.
-    pub(in crate::delivery) fn into_base(self) -> Option<ReadBase> {
-        let base = Base { shown: self.totals?, has_killed_run: self.has_open_run };
-        Some(ReadBase { base, run_start: self.run_start })
+    pub(in crate::delivery) fn into_base(self) -> Option<Base> {
+        Some(Base { shown: self.totals?, killed_run: self.open_run })
     }
 }
 
@@ -135,7 +134,7 @@ impl GroupStateReader {
         Some(GroupState {
             run_start: self.starts.iter().find(is_shown).map(|(_, time)| *time),
             hides_run: self.starts.iter().any(is_hidden),
-            has_open_run: of_group(&self.starts).is_some_and(|start| completion.is_none_or(|end| end < start)),
+            open_run: of_group(&self.starts).filter(|start| completion.is_none_or(|end| end < *start)),
             totals: self.totals.finish(is_of_group),
             ..self.state
         })
@@ -200,7 +199,7 @@ mod tests {
             run_start: Some(1.6e9),
             last_success: Some(1.5e9),
             hides_run: false,
-            has_open_run: true,
+            open_run: Some(1.6e9),
             totals: Some(Totals::default()),
         };
         assert_eq!(state(&[]), expected);
@@ -303,9 +302,10 @@ mod tests {
         let end = |time: &str, more: &str| {
             format!("x_run_last_completion_timestamp_seconds{{{more}instance=\"\",job=\"a\",team=\"t\"}} {time}")
         };
-        assert!(!totals_of(&[]).has_open_run && totals_of(&[start]).has_open_run);
-        assert!(totals_of(&[start, &end("4", "")]).has_open_run && !totals_of(&[start, &end("6", "")]).has_open_run);
-        assert!(!totals_of(&[start, &end("6", "env=\"old\",")]).has_open_run, "of a run with other constant labels");
+        let open = |lines: &[&str]| totals_of(lines).open_run;
+        assert_eq!((open(&[]), open(&[start])), (None, Some(5.0)));
+        assert_eq!((open(&[start, &end("4", "")]), open(&[start, &end("6", "")])), (Some(5.0), None));
+        assert_eq!(open(&[start, &end("6", "env=\"old\",")]), None, "of a run with other constant labels");
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl MetricsPage {
             start = Instant::now();
             let rendered = Arc::clone(&self.source).exposition(start + RENDER_TIMEOUT).await;
             let families = rendered.map_err(|error| error.to_string()).map(|families| match &self.totals {
-                Some(totals) => totals.completed(families, self.source.stage_counts()),
+                Some(totals) => totals.completed(&families, self.source.stage_counts()),
                 None => families,
             });
             *last = Rendered { start: Some(start), next: start, families, bodies: Default::default() };

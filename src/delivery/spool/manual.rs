@@ -140,17 +140,13 @@ impl Spool {
     pub(crate) async fn replay(self, gateway: &Pushgateway, observe: Observer<'_>) -> Result<(), Error> {
         let spool = Arc::new(self);
         let files = JobThread::start("metrics-spool", MAX_WAITING_JOBS)?;
-        for scope in [Scope::OwnGroup, Scope::OtherGroups] {
-            loop {
-                let deadline = Instant::now() + GROUP_TIME;
-                match replay_observed(gateway, &spool, &files, scope, deadline, observe).await {
-                    Replayed::Done | Replayed::Refused | Replayed::Skipped => {}
-                    Replayed::Nothing => break,
-                    Replayed::Failed | Replayed::Unanswered => return Ok(()),
-                }
+        loop {
+            let deadline = Instant::now() + GROUP_TIME;
+            match replay_observed(gateway, &spool, &files, Scope::AllGroups, deadline, observe).await {
+                Replayed::Done | Replayed::Refused | Replayed::Skipped => {}
+                Replayed::Nothing | Replayed::Failed | Replayed::Unanswered => return Ok(()),
             }
         }
-        Ok(())
     }
 }
 

@@ -36,9 +36,12 @@ impl Spool {
         self.state().written.clone()
     }
 
-    /// Records the totals that the gateway has accepted with a payload of the own group.
+    /// Records the totals that the gateway has accepted with a payload of the own group. Those of another namespace are not
+    /// this run's.
     pub(super) fn set_written(&self, entry: &Entry, totals: Totals) {
-        self.state().written = Some((totals, entry.payload.run_start));
+        if entry.payload.namespace.as_deref() == Some(&self.namespace) {
+            self.state().written = Some((totals, entry.payload.run_start));
+        }
     }
 
     /// Records that the increments of a payload are decided on, although its file may stay.

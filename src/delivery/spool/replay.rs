@@ -120,9 +120,6 @@ struct Outdated {
     constant: Labels,
 }
 
-/// A payload whose increments have to wait.
-struct Waits;
-
 impl Replay<'_> {
     async fn oldest_group(&self) -> Result<Replayed, Error> {
         let query = self.query.clone();
@@ -192,29 +189,36 @@ impl Replay<'_> {
         if self.on_disk(move |spool| spool.is_run_ending(&name)).await? {
             return Ok(Outcome::Superseded);
         }
-        let totals = match self.decide_on_totals(entry, state.as_ref()).await? {
-            Ok(totals) => totals,
-            Err(Waits) => return Ok(Outcome::Superseded),
+        let decision = self.decide_on_totals(entry, state.as_ref()).await?;
+        let totals = match &decision {
+            Some(Decision::Wait) => return Ok(Outcome::Superseded),
+            Some(Decision::Write(totals, _)) => Some(totals),
+            Some(Decision::Keep | Decision::Drop) | None => None,
+        };
+        let delivered = |entry: &Entry| match &decision {
+            Some(Decision::Write(totals, _)) => self.set_written(entry, totals),
+            Some(Decision::Drop) => self.spool.drop_increments(entry),
+            Some(Decision::Keep | Decision::Wait) | None => {}
         };
         if let Some(state) = state.filter(|_| outdated) {
-            let Some(totals) = totals else { return Ok(Outcome::Outdated(state)) };
-            let format = gateway.format();
-            let body = format.encode(&entry.payload.only_totals(&totals));
-            return Ok(match self.send(gateway, std::slice::from_ref(entry), body, format.content_type()).await {
-                Ok(()) => {
-                    self.set_written(entry, Some(totals));
-                    Outcome::Outdated(state)
+            if let Some(totals) = totals {
+                let format = gateway.format();
+                let body = format.encode(&entry.payload.only_totals(totals));
+                let entries = std::slice::from_ref(entry);
+                if let Err(err) = self.send(gateway, entries, body, format.content_type()).await {
+                    return Ok(Outcome::Failed(err));
                 }
-                Err(err) => Outcome::Failed(err),
-            });
+            }
+            delivered(entry);
+            return Ok(Outcome::Outdated(state));
         }
-        if totals.is_none() && entry.payload.increments.is_some() {
+        if totals.is_none() && decision.is_some() {
             entry.payload.set_totals(None);
         }
         let (payload, entries) = (&entry.payload, std::slice::from_ref(entry));
         let refusal = match self.send(gateway, entries, payload.body.clone(), &payload.content_type).await {
             Ok(()) => {
-                self.set_written(entry, totals);
+                delivered(entry);
                 return Ok(Outcome::Delivered);
             }
             Err(err) if err.error.status() == Some(400) => err,
@@ -228,53 +232,40 @@ impl Replay<'_> {
         }))
     }
 
-    /// Returns the cumulative totals that the push of a payload carries; `None` if it carries none. Before they are sent,
-    /// the file of the payload has them.
-    async fn decide_on_totals(
-        &self,
-        entry: &mut Entry,
-        state: Option<&GroupState>,
-    ) -> Result<Result<Option<Totals>, Waits>, Error> {
-        let Some(spooled) = entry.payload.increments.clone() else { return Ok(Ok(None)) };
-        let Some(state) = state else {
-            self.spool.drop_increments(entry);
-            return Ok(Ok(None));
+    /// Decides on the cumulative totals that the push of a payload carries; `None` if it has none. Before they are sent, the
+    /// file of the payload has them.
+    async fn decide_on_totals(&self, entry: &mut Entry, state: Option<&GroupState>) -> Result<Option<Decision>, Error> {
+        let Some(spooled) = entry.payload.increments.clone() else { return Ok(None) };
+        let Some((state, shown)) = state.and_then(|state| Some((state, state.totals.as_ref()?))) else {
+            return Ok(Some(Decision::Drop));
         };
-        let is_same_run = state.run_start.is_some() && state.run_start == entry.payload.run_start;
-        // A run that started before the payload's was killed: a group has one run at a time. The run of the own group that
-        // is at work is this one, whose pushes have no totals yet.
-        let has_started_later = state.run_start.is_none_or(|start| Some(start) > entry.payload.run_start);
         let shown = Shown {
-            totals: state.totals.as_ref(),
-            is_same_run,
-            is_other_run_open: self.scope == Scope::OtherGroups && state.has_open_run && has_started_later,
+            totals: shown,
+            is_same_run: state.run_start.is_some() && state.run_start == entry.payload.run_start,
+            // A run that started before the payload's was killed: a group has one run at a time. The run of the own group
+            // that is at work is this one, whose pushes have no totals yet.
+            is_other_run_open: self.scope != Scope::OwnGroup
+                && state.open_run.is_some_and(|start| Some(start) > entry.payload.run_start),
         };
         let known = entry.payload.totals();
-        match decide(&spooled, known.as_ref(), shown) {
-            Decision::Write(totals, sent) => {
-                if known.as_ref() != Some(&totals) || sent != spooled {
-                    let mut payload = entry.payload.clone();
-                    payload.set_totals(Some(&totals));
-                    payload.increments = Some(sent);
-                    if !self.rewrite(entry, payload).await? {
-                        return Ok(Err(Waits));
-                    }
-                }
-                Ok(Ok(Some(totals)))
+        let decision = decide(&spooled, known.as_ref(), shown);
+        if let Decision::Write(totals, sent) = &decision
+            && (known.as_ref() != Some(totals) || *sent != spooled)
+        {
+            let mut payload = entry.payload.clone();
+            payload.set_totals(Some(totals));
+            payload.increments = Some(sent.clone());
+            if !self.rewrite(entry, payload).await? {
+                return Ok(Some(Decision::Wait));
             }
-            Decision::Keep => Ok(Ok(None)),
-            Decision::Drop => {
-                self.spool.drop_increments(entry);
-                Ok(Ok(None))
-            }
-            Decision::Wait => Ok(Err(Waits)),
         }
+        Ok(Some(decision))
     }
 
     /// Keeps the totals that the gateway has accepted, for the base of this run.
-    fn set_written(&self, entry: &Entry, totals: Option<Totals>) {
-        if let Some(totals) = totals.filter(|_| self.scope == Scope::OwnGroup) {
-            self.spool.set_written(entry, totals);
+    fn set_written(&self, entry: &Entry, totals: &Totals) {
+        if self.scope == Scope::OwnGroup {
+            self.spool.set_written(entry, totals.clone());
         }
     }
 

@@ -18,6 +18,20 @@ pub(in crate::delivery) enum Scope {
     /// The group that this process pushes to.
     OwnGroup,
     OtherGroups,
+    /// Of a process that pushes to no group itself.
+    #[cfg(feature = "cli")]
+    AllGroups,
+}
+
+impl Scope {
+    fn has(self, is_own: bool) -> bool {
+        match self {
+            Self::OwnGroup => is_own,
+            Self::OtherGroups => !is_own,
+            #[cfg(feature = "cli")]
+            Self::AllGroups => true,
+        }
+    }
 }
 
 /// Selects payloads by gateway and group.
@@ -59,7 +73,7 @@ impl Query {
     }
 
     fn is_in_scope(&self, group: &Grouping) -> bool {
-        (group.identity() == self.own_group.identity()) == (self.scope == Scope::OwnGroup)
+        self.scope.has(group.identity() == self.own_group.identity())
     }
 }
 
@@ -68,7 +82,7 @@ impl Spool {
     /// group, so that the payloads of a group are sent in order. Quarantines corrupt files.
     pub(super) fn next(&self, query: &Query) -> Option<Entry> {
         let own = names::group_hash(&query.own_group);
-        self.select(query, None, |hash| (hash == Some(&own)) == (query.scope == Scope::OwnGroup))
+        self.select(query, None, |hash| query.scope.has(hash == Some(&own)))
     }
 
     /// Returns the payload behind this one in its group.

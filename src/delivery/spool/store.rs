@@ -31,7 +31,7 @@ const ABANDONED: Duration = Duration::from_secs(60);
 pub(crate) struct Spool {
     pub(super) directory: PathBuf,
     /// Prefix of this process's metrics.
-    namespace: String,
+    pub(super) namespace: String,
     max_files: usize,
     max_bytes: u64,
     dropped: AtomicU64,

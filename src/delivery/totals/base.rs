@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::families::{is_total, of_families, replace_in};
+use super::ledger::OutgoingTotals;
 use super::model::{Increments, Outcomes, StageCounts, StageKey, Totals};
 use crate::error::{Error, Kind};
 use crate::exposition::{Families, Labels, Problems, parse};
@@ -13,34 +14,25 @@ use crate::schema::{Metric, RUN_LAST_COMPLETION, RUN_LAST_SUCCESS, RUN_START};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(in crate::delivery) struct Base {
     pub(in crate::delivery) shown: Totals,
-    /// Whether the run that the destination shows never ended.
-    pub(in crate::delivery) has_killed_run: bool,
+    /// Start of the run that the destination shows and that never ended: it was killed.
+    pub(in crate::delivery) killed_run: Option<f64>,
 }
 
 impl Base {
     /// Returns the totals that this run continues.
     pub(super) fn totals(&self) -> Totals {
         let mut totals = self.shown.clone();
-        totals.add_runs(Outcomes { success: 0, failure: u64::from(self.has_killed_run) });
+        totals.add_runs(Outcomes { success: 0, failure: u64::from(self.killed_run.is_some()) });
         totals
     }
-}
 
-/// A base, and the start of the run that it shows.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(in crate::delivery) struct ReadBase {
-    pub(in crate::delivery) base: Base,
-    pub(in crate::delivery) run_start: Option<f64>,
-}
-
-impl ReadBase {
     /// Returns the base after a replay that wrote these totals for a run. A gateway that was frozen may have applied an
     /// earlier push of that run since then.
     pub(in crate::delivery) fn after_replay(mut self, written: Option<(Totals, Option<f64>)>) -> Self {
         if let Some((totals, run)) = written {
-            self.base.has_killed_run &= self.run_start != run;
-            if self.base.shown.counts_are_at_most(&totals) {
-                self.base.shown = totals;
+            self.killed_run = self.killed_run.filter(|start| Some(*start) != run);
+            if self.shown.counts_are_at_most(&totals) {
+                self.shown = totals;
             }
         }
         self
@@ -61,23 +53,10 @@ pub(crate) struct CumulativeTotals {
 #[derive(Debug, Default)]
 struct State {
     base: Option<Arc<Base>>,
+    /// Whether an unknown base stays unknown.
+    is_closed: bool,
     /// Start of this run, once it is rendered.
     run_start: Option<f64>,
-}
-
-/// A state with the totals of the run.
-#[derive(Clone, Debug)]
-pub(in crate::delivery) struct Rendering {
-    pub(in crate::delivery) families: Arc<Families>,
-    /// `None` while the base is unknown.
-    pub(super) totals: Option<Totals>,
-    pub(super) increments: Increments,
-}
-
-impl Rendering {
-    pub(in crate::delivery) fn without_totals(families: Arc<Families>) -> Self {
-        Self { families, totals: None, increments: Increments::default() }
-    }
 }
 
 impl CumulativeTotals {
@@ -99,11 +78,18 @@ impl CumulativeTotals {
     }
 
     /// Sets the base. A destination that shows this run already says nothing about the run before it.
-    pub(in crate::delivery) fn set_base(&self, read: ReadBase) {
+    pub(in crate::delivery) fn set_base(&self, mut base: Base) {
         let mut state = self.state();
-        let mut base = read.base;
-        base.has_killed_run &= read.run_start.is_none() || read.run_start != state.run_start;
-        state.base.get_or_insert_with(|| Arc::new(base));
+        if !state.is_closed {
+            base.killed_run = base.killed_run.filter(|start| Some(*start) != state.run_start);
+            state.base.get_or_insert_with(|| Arc::new(base));
+        }
+    }
+
+    /// Leaves an unknown base unknown. The payload of the final state then has all increments of the run, and no push may
+    /// have any of them.
+    pub(in crate::delivery) fn close(&self) {
+        self.state().is_closed = true;
     }
 
     /// Returns the base in a text file, which has the state of one group.
@@ -111,7 +97,7 @@ impl CumulativeTotals {
     /// # Errors
     ///
     /// The text has totals that are no counts.
-    pub(in crate::delivery) fn base_of_text(&self, text: Option<&str>, path: &Path) -> Result<ReadBase, Error> {
+    pub(in crate::delivery) fn base_of_text(&self, text: Option<&str>, path: &Path) -> Result<Base, Error> {
         // A text without a valid line has no totals.
         let state = text.and_then(|text| parse(text, |_| None, &mut Problems::default()).ok()).unwrap_or_default();
         let gauge =
@@ -125,20 +111,22 @@ impl CumulativeTotals {
             }
             None => Totals::default(),
         };
-        let has_killed_run = run_start.is_some_and(|start| completion.is_none_or(|end| end < start));
-        Ok(ReadBase { base: Base { shown, has_killed_run }, run_start })
+        let killed_run = run_start.filter(|start| completion.is_none_or(|end| end < *start));
+        Ok(Base { shown, killed_run })
     }
 
-    /// Adds the totals to a state. `stages` has the counts of its stages.
+    /// Adds the totals to a state. `stages` has the counts of its stages. While the base is unknown, the state has no metrics of
+    /// their names, not even of the application: a gateway keeps those that it has.
     pub(in crate::delivery) fn complete(
         &self,
-        families: Arc<Families>,
+        families: &Families,
         stages: Vec<(StageKey, StageCounts)>,
-    ) -> Rendering {
+    ) -> (Arc<Families>, OutgoingTotals) {
         let gauge = |name: String| families.plain_gauge(&name).map(|series| series.value.as_f64());
         let [start, completion, success] =
             [RUN_START, RUN_LAST_COMPLETION, RUN_LAST_SUCCESS].map(|metric| gauge(metric.name(&self.namespace)));
-        let runs = match completion {
+        // A recorder of the application may still have the end of an earlier run of this process.
+        let runs = match completion.filter(|end| start.is_none_or(|start| *end >= start)) {
             None => Outcomes::default(),
             // Both are set at the end of the run, to the same time.
             Some(_) if completion == success => Outcomes { success: 1, failure: 0 },
@@ -153,16 +141,13 @@ impl CumulativeTotals {
             state.base.clone()
         };
         let totals = base.map(|base| base.totals().plus(&increments));
-        let families = match &totals {
-            Some(totals) => Arc::new(replace_in(&families, Some(totals), &self.namespace, &self.constant)),
-            None => families,
-        };
-        Rendering { families, totals, increments }
+        let families = replace_in(families, totals.as_ref(), &self.namespace, &self.constant);
+        (Arc::new(families), OutgoingTotals { totals, increments })
     }
 
     /// Returns a state with the totals.
-    pub(crate) fn completed(&self, families: Arc<Families>, stages: Vec<(StageKey, StageCounts)>) -> Arc<Families> {
-        self.complete(families, stages).families
+    pub(crate) fn completed(&self, families: &Families, stages: Vec<(StageKey, StageCounts)>) -> Arc<Families> {
+        self.complete(families, stages).0
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -182,11 +167,10 @@ mod tests {
             Totals::default().plus(&Increments { runs: Outcomes { success: runs, failure: 0 }, stages })
         };
         let read = |runs, run_start| {
-            let base = Base { shown: totals(runs), has_killed_run: true };
-            ReadBase { base, run_start: Some(run_start) }.after_replay(Some((totals(3), Some(5.0)))).base
+            Base { shown: totals(runs), killed_run: Some(run_start) }.after_replay(Some((totals(3), Some(5.0))))
         };
-        assert_eq!(read(2, 5.0), Base { shown: totals(3), has_killed_run: false });
-        assert_eq!(read(3, 6.0), Base { shown: totals(3), has_killed_run: true }, "a later run was killed");
+        assert_eq!(read(2, 5.0), Base { shown: totals(3), killed_run: None });
+        assert_eq!(read(3, 6.0), Base { shown: totals(3), killed_run: Some(6.0) }, "a later run was killed");
         assert_eq!(read(4, 6.0).shown, totals(4));
     }
 }

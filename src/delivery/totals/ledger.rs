@@ -1,6 +1,6 @@
 //! Records the part of this run's totals that the gateway has.
 
-use super::base::{Base, Rendering};
+use super::base::Base;
 use super::model::{Increments, Totals};
 use super::replay::SpooledIncrements;
 
@@ -10,13 +10,7 @@ pub(in crate::delivery) struct OutgoingTotals {
     /// The totals in the body; `None` while the base is unknown.
     pub(in crate::delivery) totals: Option<Totals>,
     /// The runs and stages since the base.
-    increments: Increments,
-}
-
-impl OutgoingTotals {
-    pub(in crate::delivery) fn new(rendering: &Rendering) -> Self {
-        Self { totals: rendering.totals.clone(), increments: rendering.increments.clone() }
-    }
+    pub(super) increments: Increments,
 }
 
 /// The totals in the last push of this run that was answered.
@@ -43,7 +37,7 @@ impl Ledger {
         };
         SpooledIncrements {
             increments,
-            has_killed_run: self.confirmed.is_none() && base.is_some_and(|base| base.has_killed_run),
+            has_killed_run: self.confirmed.is_none() && base.is_some_and(|base| base.killed_run.is_some()),
             is_confirmed: self.confirmed.is_some(),
             may_have_arrived: last.totals.is_some(),
         }

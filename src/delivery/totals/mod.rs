@@ -28,8 +28,8 @@ mod model;
 mod read;
 mod replay;
 
+pub(super) use base::Base;
 pub(crate) use base::CumulativeTotals;
-pub(super) use base::{Base, ReadBase, Rendering};
 pub(super) use families::{is_total, of_families, replace_in};
 pub(super) use ledger::{Ledger, OutgoingTotals};
 pub(super) use model::{Increments, Outcomes, Totals};

@@ -27,8 +27,7 @@ impl SpooledIncrements {
 /// The state of the payload's group on the gateway.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::delivery) struct Shown<'a> {
-    /// `None` if they cannot be read.
-    pub(in crate::delivery) totals: Option<&'a Totals>,
+    pub(in crate::delivery) totals: &'a Totals,
     /// Whether the state is of the payload's run.
     pub(in crate::delivery) is_same_run: bool,
     /// Whether another run of the group may be at work, whose next push would replace what the replay writes.
@@ -49,9 +48,10 @@ pub(in crate::delivery) enum Decision {
 
 /// Decides on the totals of a payload. `after`: the totals in its body; `None` if its run did not know its base.
 pub(in crate::delivery) fn decide(spooled: &SpooledIncrements, after: Option<&Totals>, shown: Shown<'_>) -> Decision {
-    let Some(totals) = shown.totals.filter(|_| shown.is_same_run || !shown.is_other_run_open) else {
+    let Shown { totals, is_same_run, is_other_run_open } = shown;
+    if is_other_run_open && !is_same_run {
         return Decision::Wait;
-    };
+    }
     let sent = |totals, spooled: &SpooledIncrements| {
         Decision::Write(totals, SpooledIncrements { may_have_arrived: true, ..spooled.clone() })
     };
@@ -60,9 +60,9 @@ pub(in crate::delivery) fn decide(spooled: &SpooledIncrements, after: Option<&To
         sent(totals.plus(&spooled.increments), &spooled)
     };
     let Some(after) = after else { return add(spooled.increments.clone()) };
-    if shown.is_same_run {
-        // Else an earlier state of the run is there, or its last one and increments of a payload before it.
-        let has_more = totals.runs.sum() > after.runs.sum();
+    if is_same_run {
+        // Else an earlier state of the run is there, or its last one and the increments of other payloads.
+        let has_more = after.counts_are_at_most(totals) && !after.counts_are(totals);
         return if totals == after || has_more { Decision::Keep } else { sent(after.clone(), spooled) };
     }
     // With the seconds, which no other run has the same. Its counts may well be.
