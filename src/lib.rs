@@ -174,6 +174,8 @@ mod job_thread;
 mod process;
 #[cfg(feature = "pushgateway")]
 mod run;
+#[cfg(feature = "pushgateway")]
+mod terminal;
 
 #[cfg(feature = "pushgateway")]
 pub use config::{DEFAULT_ENV_PREFIX, DEFAULT_PUSH_INTERVAL, MetricsLayerBuilder};

@@ -177,6 +177,36 @@ fn panic_through_the_guard_inside_a_runtime_fails_the_run() {
     }
 }
 
+#[test]
+fn exit_code_zero_says_that_a_retried_stage_is_no_failure() {
+    for (scenario, is_success) in [("a retried stage, exit 0", true), ("a retried stage, return", false)] {
+        let outcome = run(scenario);
+        assert_eq!(outcome.ended.status.code(), Some(0), "{scenario}: {:?}", outcome.ended);
+        assert_eq!((outcome.total("success"), outcome.total("failure")), (1.0, 1.0), "{scenario}");
+        assert_eq!(outcome.is_success(), is_success, "{scenario}");
+    }
+}
+
+#[test]
+fn one_warning_says_why_the_run_is_no_success() {
+    for (scenario, why) in [
+        ("return without a stage", "no stage was measured: give its span the field `stage_id`, "),
+        ("a stage failed", "stage a failed (error)"),
+        ("a retried stage, return", "stage a failed 1 of 2 times (error)"),
+        ("finish err", "the program ended with an error: `finish` was given an `Err`\n"),
+        ("fail, then finish ok", "`fail()` was called\n"),
+        ("panic in a stage", "stage a failed (panic); the program panicked\n"),
+        ("exit 0 in a stage", "stage a failed (interrupted)\n"),
+        ("exit 3", "the program exited with code 3\n"),
+    ] {
+        let stderr = run(scenario).ended.stderr;
+        let warnings = stderr.split("the run is not a success: ").skip(1).collect::<Vec<_>>();
+        assert_eq!(warnings.len(), 1, "{scenario}: {stderr}");
+        assert!(warnings[0].starts_with(why), "{scenario}: {stderr}");
+    }
+    assert!(!run("return").ended.stderr.contains("the run is not a success"));
+}
+
 /// No destructor runs, as the documentation says.
 #[test]
 fn guard_never_dropped_leaves_the_state_of_the_last_push() {

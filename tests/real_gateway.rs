@@ -12,6 +12,7 @@ mod protobuf;
 #[path = "real_gateway/push_formats.rs"]
 mod push_formats;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -191,6 +192,35 @@ fn failed_run_keeps_last_success_and_replaces_totals() {
     assert_eq!(extra, Vec::<&exposition::Sample>::new(), "a family is replaced as a whole");
 }
 
+/// What the program says at its end decides whether a failed stage that succeeded another time fails the run.
+#[test]
+fn prometheus_tells_a_retry_from_a_failure() {
+    let Some(server) = support::pushgateway() else { return };
+    let Some(prometheus) = support::prometheus(&[("pushgateway", server.addr(), true)]) else { return };
+    let run = |job, end: fn(FlushGuard)| {
+        let Measured { guard, log: _, default: _default } = measured(builder(gateway_for(&server, job)));
+        [failing_stage, stage].iter().for_each(|run| run("retried"));
+        [stage, failing_stage].iter().for_each(|run| run("failed last"));
+        end(guard);
+    };
+    run("claims success", |guard| guard.finish(Ok::<(), ()>(())).unwrap());
+    run("says nothing", drop);
+    run("says no", |guard| guard.finish(Err::<(), ()>(())).unwrap_err());
+    let jobs = |query: &str, number: usize| {
+        let found = prometheus.await_query(query, |series| series.len() == number);
+        let job = |(labels, _): (BTreeMap<String, String>, f64)| labels["job"].clone();
+        found.into_iter().map(job).collect::<BTreeSet<_>>()
+    };
+    let [yes, nothing, no] = ["claims success", "says nothing", "says no"].map(str::to_owned);
+    let all = BTreeSet::from([yes.clone(), nothing, no]);
+    assert_eq!(jobs("quant_run_last_completion_timestamp_seconds", 3), all);
+    assert_eq!(jobs("quant_run_last_success_timestamp_seconds", 1), BTreeSet::from([yes]));
+    for (stage, failed) in [("retried", 0), ("failed last", 1)] {
+        let query = format!("quant_stage_last_failed{{stage_id='{stage}'}} == {failed}");
+        assert_eq!(jobs(&query, 3), all, "{stage}");
+    }
+}
+
 /// The labels are empty at first, so that the run before is not shown, and its series does not stay.
 #[test]
 fn gateway_has_one_run_info() {
@@ -214,6 +244,25 @@ fn gateway_has_one_run_info() {
             guard.shutdown().unwrap();
             assert_eq!(run_info(), [run_id, "p"], "run {number}");
         }
+    }
+}
+
+/// A series twice would make the gateway refuse the whole push, and for it a label without a value is none.
+#[test]
+fn series_of_the_application_does_not_repeat_run_info() {
+    for format in [PushFormat::Text, PushFormat::Protobuf] {
+        let Some(server) = support::pushgateway() else { return };
+        let gateway = gateway_for(&server, "j").with_format(format);
+        let text = "# TYPE quant_run_info gauge\nquant_run_info 7\nquant_run_info{commit=\"c\"} 8\n";
+        let builder = builder(gateway).with_exposition(move || text.to_owned());
+        let Measured { guard, log, default: _default } = measured(builder);
+        guard.shutdown().unwrap();
+        let mut stored: Vec<_> =
+            stored_series(&server, "quant_run_info").iter().map(|series| series["value"].to_string()).collect();
+        stored.sort();
+        assert_eq!(stored, ["\"1\"", "\"8\""], "{format:?}");
+        let warning = "the application records a series of `quant_run_info` with the labels of one of this crate; ";
+        assert!(matches!(&log.own()[..], [own] if own.starts_with(warning)), "{:?}", log.own());
     }
 }
 

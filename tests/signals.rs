@@ -110,6 +110,9 @@ fn signal_flushes_reports_once_and_kills() {
         assert_died_of(&ended, signal);
         assert_reported(&ended, "the report: done (1, 0), open (1, 1)");
         assert_eq!(ended.stderr.matches("stage open was still open at the final flush").count(), 1, "{ended:?}");
+        let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGINT" };
+        let warning = format!("the run is not a success: stage open failed (interrupted); {name} ended the program\n");
+        assert_eq!(ended.stderr.matches(&warning).count(), 1, "{ended:?}");
         assert_eq!(server.requests().len(), 2, "at install and at the end");
         assert_interrupted(&last_push(&server));
     }

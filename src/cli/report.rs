@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::delivery::Grouping;
+use crate::terminal::{self, is_deceptive};
 
 /// The output of a command in both forms, and whether all is well.
 pub(super) struct Report {
@@ -14,13 +15,14 @@ pub(super) struct Report {
 /// Aligns the columns of a table. The last column has no padding.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| terminal::width(cell)).max();
     let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
-            line.push_str(&format!("{cell:width$}  "));
+            let padding = width - terminal::width(cell) + 2;
+            line.push_str(&format!("{cell}{:padding$}", ""));
         }
         text.push_str(line.trim_end());
         text.push('\n');
@@ -61,13 +63,6 @@ pub(super) fn arguments(group: &Grouping) -> String {
     let arguments: Vec<_> =
         group.all_labels().iter().map(|(name, value)| format!("{name}={}", shell_quoted(value))).collect();
     arguments.join(" ")
-}
-
-/// Whether a terminal obeys the character, or shows the text around it as another one: control characters, and those that
-/// set the direction of writing or have no width.
-fn is_deceptive(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// Quotes a value for a shell where it has to be. Characters that deceive whoever reads them in a terminal are escaped.
@@ -126,5 +121,7 @@ mod tests {
     fn columns_are_aligned() {
         let rows = [vec!["a".to_owned(), "bcd".to_owned()], vec!["ef".to_owned(), String::new()]];
         assert_eq!(table(&rows), "a   bcd\nef\n");
+        let rows = [vec!["日本".to_owned(), "b".to_owned()], vec!["ef".to_owned(), "c".to_owned()]];
+        assert_eq!(table(&rows), "日本  b\nef    c\n");
     }
 }

@@ -205,8 +205,9 @@ impl Families {
         }
     }
 
-    /// Adds a family, or its series to those of the same family; of another kind, they are left out.
-    pub(crate) fn add(&mut self, family: Family) {
+    /// Adds a family, or its series to those of the same family; of another kind, they are left out. A series that is there already
+    /// is replaced.
+    pub(crate) fn add(&mut self, family: Family, problems: &mut Problems) {
         if family.samples.is_empty() {
             return;
         }
@@ -214,10 +215,13 @@ impl Families {
             Err(at) => self.0.insert(at, Arc::new(family)),
             Ok(at) => {
                 let known = Arc::make_mut(&mut self.0[at]);
-                match (&mut known.samples, family.samples) {
-                    (Samples::Counter(series), Samples::Counter(more)) => series.extend(more),
-                    (Samples::Gauge(series), Samples::Gauge(more)) => series.extend(more),
-                    _ => {}
+                let is_replaced = match (&mut known.samples, family.samples) {
+                    (Samples::Counter(series), Samples::Counter(more)) => extend(series, more),
+                    (Samples::Gauge(series), Samples::Gauge(more)) => extend(series, more),
+                    _ => false,
+                };
+                if is_replaced {
+                    problems.add(Problem::SeriesTaken { metric: family.name.to_string() });
                 }
                 known.samples.sort();
             }
@@ -239,6 +243,16 @@ impl Families {
         }
         family.samples.sort();
     }
+}
+
+/// Adds series in the place of those that are the same ones. Returns whether there are such.
+fn extend<T>(series: &mut Vec<Series<T>>, more: Vec<Series<T>>) -> bool {
+    let new: HashSet<_> = more.iter().map(|series| series.labels.identity()).collect();
+    let before = series.len();
+    series.retain(|series| !new.contains(&series.labels.identity()));
+    let is_replaced = series.len() < before;
+    series.extend(more);
+    is_replaced
 }
 
 #[cfg(test)]

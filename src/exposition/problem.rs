@@ -23,6 +23,8 @@ pub(crate) enum Problem {
     JoinedLabels { metric: String, label: String },
     /// A foreign text has a series twice, with the constant labels. The first is written.
     Repeated { metric: String },
+    /// The application has a series of this crate. That of the crate is written.
+    SeriesTaken { metric: String },
     /// A foreign text has lines that are not in the format. They are left out.
     Unreadable(Unreadable),
     /// There are problems that are not reported.
@@ -71,7 +73,8 @@ impl Problem {
             Self::NameTaken { metric, .. }
             | Self::SharedGauge { metric }
             | Self::JoinedLabels { metric, .. }
-            | Self::Repeated { metric } => metric,
+            | Self::Repeated { metric }
+            | Self::SeriesTaken { metric } => metric,
             Self::Unreadable(_) | Self::More => "",
         }
     }
@@ -102,6 +105,11 @@ impl fmt::Display for Problem {
                 f,
                 "the text of `with_exposition` has a series of `{metric}` more than once, with the constant labels if there \
                  are some; only the first is delivered: record it once"
+            ),
+            Self::SeriesTaken { metric } => write!(
+                f,
+                "the application records a series of `{metric}` with the labels of one of this crate; it is left out: give the \
+                 metric another name"
             ),
             Self::Unreadable(lines) => write!(
                 f,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::Event;
@@ -36,9 +37,10 @@ impl ErrorTexts {
 
     /// Keeps the text of an event in place of an earlier one.
     pub(super) fn keep(&self, stage: SlotRef, event: &Event<'_>, is_open: impl Fn(SlotRef) -> bool) {
-        let text = self.texts().unused.pop().unwrap_or_default();
-        // Without the lock: this runs the application's code, which may emit an error itself.
-        let text = suppress_instrumentation(|| text_of(event, text));
+        let mut text = self.texts().unused.pop().unwrap_or_default();
+        // Without the lock: this runs the application's code, which may emit an error itself. If it panics, the text before is
+        // kept: a program without another subscriber of the text must not end here.
+        let _ = catch_unwind(AssertUnwindSafe(|| suppress_instrumentation(|| text_of(event, &mut text))));
         let Texts { open, unused } = &mut *self.texts();
         if open.len() >= MAX_OPEN && !open.contains_key(&stage) {
             open.retain(|stage, text| {
@@ -60,18 +62,17 @@ impl ErrorTexts {
     }
 }
 
-/// Returns the message of an event and its error, of an event without both all fields, in the memory of a text.
-fn text_of(event: &Event<'_>, mut text: String) -> String {
+/// Writes the message of an event and its error, of an event without both all fields.
+fn text_of(event: &Event<'_>, text: &mut String) {
     let fields = event.metadata().fields();
     let has = |name: &str| fields.field(name).is_some();
     let takes_all = !has("message") && !ERROR_FIELDS.into_iter().any(has);
     text.clear();
-    event.record(&mut ErrorText { takes_all, text: &mut text });
+    event.record(&mut ErrorText { takes_all, text });
     if text.len() > MAX_VALUE_BYTES {
-        text.truncate(prefix(&text, MAX_VALUE_BYTES - CUT.len()).len());
+        text.truncate(prefix(text, MAX_VALUE_BYTES - CUT.len()).len());
         text.push_str(CUT);
     }
-    text
 }
 
 struct ErrorText<'a> {

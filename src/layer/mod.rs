@@ -35,7 +35,7 @@ pub(crate) use labels::OnRunInfo;
 pub use outcome::FailurePolicy;
 pub(crate) use stages::LayerSettings;
 #[cfg(feature = "pushgateway")]
-pub(crate) use summary::{FailedStages, RunState, StageState};
+pub(crate) use summary::{FailedStages, FailingStage, RunState, StageState};
 pub(crate) use tracker::StageTracker;
 
 /// A [`Layer`] that records the duration and the outcome of every stage.

@@ -81,23 +81,6 @@ impl Default for LayerSettings {
     }
 }
 
-/// A stage that is open, with its labels of this moment.
-pub(super) struct OpenStage {
-    started: u64,
-    pub(super) stage: LabelId,
-    pub(super) labels: ContextLabels,
-    pub(super) is_outermost: bool,
-    /// Its outcome if the run ended now, without a signal or a panic.
-    pub(super) outcome: Outcome,
-}
-
-impl OpenStage {
-    /// Whether its id is known.
-    pub(super) fn has_id(&self) -> bool {
-        !self.stage.is_none()
-    }
-}
-
 /// The open spans, and the series in which a stage is counted when it ends.
 pub(super) struct Stages {
     pub(super) callsites: Callsites,
@@ -112,6 +95,8 @@ pub(super) struct Stages {
     pub(super) run_info: Option<RunInfo>,
     /// Present if CPU time is measured.
     pub(super) cpu: Option<StageCpu>,
+    /// Whether [`note_opened`](Self::note_opened) has anything to do.
+    pub(super) notes_opened: bool,
     /// Present if a guard reports them.
     pub(super) error_texts: Option<ErrorTexts>,
     /// Whether an outermost stage has finished.
@@ -134,6 +119,7 @@ impl Stages {
             run_info,
             cpu: if settings.stage_cpu { StageCpu::new() } else { None },
             error_texts: settings.error_texts.then(ErrorTexts::default),
+            notes_opened: false,
             callsites: Callsites::new(Inherited { profile: profile.is_spans(), run_id: run_id.is_spans() }),
             spans: SpanTree::new(Arc::clone(&interner), profile, run_id),
             labels: LabelResolver::new(Arc::clone(&interner), settings.max_series),
@@ -155,6 +141,7 @@ impl Stages {
             traces: StageTraces::new(settings.exemplars.is_some()),
         };
         stages.series.on_cpu_time = settings.on_cpu_time;
+        stages.notes_opened = stages.cpu.is_some() || stages.series.recorder.updates_eagerly();
         for stage in &stages.expected {
             stages.series.stage(*stage);
         }
@@ -246,22 +233,6 @@ impl Stages {
         }
     }
 
-    /// Returns the open stages by their start.
-    pub(super) fn open_stages(&self) -> impl Iterator<Item = OpenStage> {
-        let open = self.spans.open.iter().filter_map(|span| {
-            let (reference, flags, stage) = (span.reference(), span.flags(), span.stage());
-            let labels = self.spans.look(span.slot);
-            let started = span.started.load(Ordering::Relaxed);
-            let is_outermost = self.spans.nearest_stage(span.parent(), self.spans.epoch()).is_none();
-            let outcome = self.policy.outcome_at_end(flags, span.entered.is_entered(), false);
-            let is_stage = flags.is_stage() && span.is_current(reference);
-            is_stage.then_some(OpenStage { started, stage, labels, is_outermost, outcome })
-        });
-        let mut open: Vec<_> = open.collect();
-        open.sort_by_key(|open| open.started);
-        open.into_iter()
-    }
-
     /// Keeps the labels of a stage for `quant_run_info` if no stage had such labels before.
     pub(super) fn note_run(&self, labels: ContextLabels) {
         if let Some(run_info) = &self.run_info {
@@ -278,8 +249,8 @@ impl Stages {
 
     /// A stage that has failed, and is counted, closed.
     #[cold]
-    pub(super) fn closed_failed(&self, span: SpanRef<'_>, reference: SlotRef, failed: FinishedStage, reason: Reason) {
-        self.keep_error(reference, failed);
+    pub(super) fn closed_failed(&self, span: SpanRef<'_>, failed: FinishedStage, reason: Reason) {
+        self.keep_error(span.reference(), failed);
         if reason == Reason::Cancelled
             && let Some(callsite) = self.callsite(span)
         {
@@ -329,6 +300,17 @@ impl Stages {
             self.count_unclosed(span, reference, outcome, span.last_exit().unwrap_or_else(|| self.clock.raw()));
         } else {
             self.dec_active(span);
+        }
+    }
+
+    /// A span opened: its slot has no CPU time, and it is active in a recorder that is updated eagerly.
+    #[cold]
+    pub(super) fn note_opened(&self, span: SpanRef<'_>) {
+        if let Some(cpu) = &self.cpu {
+            cpu.opened(span);
+        }
+        if self.series.recorder.updates_eagerly() {
+            self.inc_active(span);
         }
     }
 

@@ -1,12 +1,50 @@
 //! The state of all stages at one moment.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 
-use super::stages::{OpenStage, Stages};
+use super::span::tree::ContextLabels;
+use super::stages::Stages;
 use crate::histogram::Snapshot;
 use crate::recorder::KeptHistogram;
-use crate::series::outcome::{FailuresByReason, Outcome};
+use crate::series::interner::LabelId;
+use crate::series::outcome::{FailuresByReason, Outcome, Reason};
 use crate::series::{DurationSeries, StageTotals};
+
+/// A stage that is open, with its labels of this moment.
+pub(super) struct OpenStage {
+    pub(super) started: u64,
+    pub(super) stage: LabelId,
+    pub(super) labels: ContextLabels,
+    pub(super) is_outermost: bool,
+    /// Its outcome if the run ended now, without a signal or a panic.
+    pub(super) outcome: Outcome,
+}
+
+impl OpenStage {
+    /// Whether its id is known.
+    pub(super) fn has_id(&self) -> bool {
+        !self.stage.is_none()
+    }
+}
+
+impl Stages {
+    /// Returns the open stages by their start.
+    pub(super) fn open_stages(&self) -> impl Iterator<Item = OpenStage> {
+        let open = self.spans.open.iter().filter_map(|span| {
+            let (reference, flags, stage) = (span.reference(), span.flags(), span.stage());
+            let labels = self.spans.look(span.slot);
+            let started = span.started.load(Ordering::Relaxed);
+            let is_outermost = self.spans.nearest_stage(span.parent(), self.spans.epoch()).is_none();
+            let outcome = self.policy.outcome_at_end(flags, span.entered.is_entered(), false);
+            let is_stage = flags.is_stage() && span.is_current(reference);
+            is_stage.then_some(OpenStage { started, stage, labels, is_outermost, outcome })
+        });
+        let mut open: Vec<_> = open.collect();
+        open.sort_by_key(|open| open.started);
+        open.into_iter()
+    }
+}
 
 /// A stage in the run report.
 #[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
@@ -45,10 +83,18 @@ pub(crate) struct RunState {
     pub(crate) has_finished: bool,
     /// The outermost stages that failed, by profile.
     pub(crate) failed: Vec<FailedStages>,
-    /// The outermost stages, with their profiles, that would fail if the run ended now.
-    pub(crate) open: Vec<[String; 2]>,
+    /// The outermost stages that would fail if the run ended now.
+    pub(crate) open: Vec<FailingStage>,
     /// The expected stages that never succeeded, with their failures.
     pub(crate) missing: Vec<FailedStages>,
+}
+
+/// A stage that is open and would fail if the run ended now.
+#[cfg_attr(not(feature = "pushgateway"), allow(dead_code))]
+pub(crate) struct FailingStage {
+    pub(crate) stage: String,
+    pub(crate) profile: String,
+    pub(crate) reason: Reason,
 }
 
 /// The failures of a stage, in one profile if it was outermost.
@@ -59,6 +105,8 @@ pub(crate) struct FailedStages {
     pub(crate) succeeded: u64,
     pub(crate) failed: FailuresByReason,
     pub(crate) last_error: Option<String>,
+    /// Whether one of its spans is open; `false` for an outermost one, which is among the open stages.
+    pub(crate) is_open: bool,
 }
 
 pub(super) fn run_state(stages: &Stages) -> RunState {
@@ -69,15 +117,21 @@ pub(super) fn run_state(stages: &Stages) -> RunState {
         succeeded: totals.succeeded,
         failed: totals.failed,
         last_error,
+        is_open: false,
     });
-    let (mut has_finished, mut open, mut returned) = (stages.has_finished_outermost(), Vec::new(), HashSet::new());
+    let (mut has_finished, mut open) = (stages.has_finished_outermost(), Vec::new());
+    let (mut returned, mut inner) = (HashSet::new(), HashSet::new());
     for OpenStage { stage, labels, is_outermost, outcome, .. } in stages.open_stages() {
-        if outcome == Outcome::Success {
-            returned.insert(stages.series.stage(stage).1.stage);
-        } else if is_outermost {
-            open.push([stage, labels.profile].map(text));
+        match outcome {
+            Outcome::Success => {
+                returned.insert(stages.series.stage(stage).1.stage);
+                has_finished |= is_outermost;
+            }
+            Outcome::Failure(reason) if is_outermost => {
+                open.push(FailingStage { stage: text(stage), profile: text(labels.profile), reason });
+            }
+            Outcome::Failure(_) => _ = inner.insert(stages.series.stage(stage).1.stage),
         }
-        has_finished |= is_outermost && outcome == Outcome::Success;
     }
     let mut totals: HashMap<_, _> = stages.series.totals().collect();
     let missing = stages.expected.iter().filter_map(|stage| {
@@ -91,6 +145,7 @@ pub(super) fn run_state(stages: &Stages) -> RunState {
             succeeded: 0,
             failed: totals.failed,
             last_error: totals.last_error,
+            is_open: inner.contains(&counted),
         })
     });
     RunState { has_finished, failed: failed.collect(), open, missing: missing.collect() }

@@ -118,15 +118,12 @@ impl StageTracker {
         let resolved = context.pack(epoch);
         let span = NewSpan { callsite: number, parent, enclosing_stage, started, flags, values, cached, resolved };
         let Some(span) = spans.open.claim(id, span) else { return };
-        if let Some(cpu) = &self.stages.cpu {
-            cpu.opened(span);
-        }
         if let Some(hashes) = hashes {
             // No other thread has the id yet.
             span.set_hashes(values, hashes);
         }
-        if self.stages.series.recorder.updates_eagerly() {
-            self.stages.inc_active(span);
+        if self.stages.notes_opened {
+            self.stages.note_opened(span);
         }
     }
 
@@ -311,8 +308,8 @@ impl StageTracker {
         let stages = &self.stages;
         if span.flags().has(SpanFlags::STAGE) {
             stages.ensure_stage_id(span);
-            let (flags, reference) = (span.flags(), span.reference());
-            if flags.is_stage() && span.try_finish(reference) {
+            let flags = span.flags();
+            if flags.is_stage() && span.try_finish_held() {
                 let outcome = stages.policy.outcome(flags);
                 // The clock is read only if the span was never entered: a reading is a large part of the cost of a span.
                 let ended = span.last_exit().unwrap_or_else(|| stages.clock.raw());
@@ -327,7 +324,7 @@ impl StageTracker {
                 }
                 stages.count(span, ended);
                 if let Outcome::Failure(reason) = outcome {
-                    stages.closed_failed(span, reference, ended, reason);
+                    stages.closed_failed(span, ended, reason);
                 }
                 #[cfg(feature = "trace-id")]
                 stages.warn_first_failure(ended);

@@ -62,6 +62,8 @@ pub(crate) struct Run {
     /// On the clock of the node.
     start_time: Duration,
     failed: AtomicBool,
+    /// Present once the run ends.
+    ending: OnceLock<ExitReason>,
     /// Why the run was no success, once it has ended.
     reasons: OnceLock<Vec<String>>,
 }
@@ -75,7 +77,13 @@ impl Run {
 
     fn begin_at(start_time: Duration, stages: &StageTracker) -> Self {
         stages.set_gauge(&schema::RUN_START, &[], start_time.as_secs_f64());
-        Self { start: Instant::now(), start_time, failed: AtomicBool::new(false), reasons: OnceLock::new() }
+        Self {
+            start: Instant::now(),
+            start_time,
+            failed: AtomicBool::new(false),
+            ending: OnceLock::new(),
+            reasons: OnceLock::new(),
+        }
     }
 
     /// Marks the run as failed, whatever the outcome of its stages.
@@ -83,24 +91,34 @@ impl Run {
         self.failed.store(true, Ordering::Relaxed);
     }
 
-    fn judge(&self, stages: &StageTracker, ending: Option<ExitReason>) -> Vec<String> {
-        verdict::reasons(&stages.run_state(), ending, self.failed.load(Ordering::Relaxed))
+    fn judge(&self, stages: &StageTracker) -> Vec<String> {
+        verdict::reasons(&stages.run_state(), self.ending.get().copied(), self.failed.load(Ordering::Relaxed))
     }
 
     /// Returns why the run is no success; before its end, as if the guard were dropped now.
     pub(crate) fn reasons(&self, stages: &StageTracker) -> Vec<String> {
-        self.reasons.get().cloned().unwrap_or_else(|| self.judge(stages, None))
+        self.reasons.get().cloned().unwrap_or_else(|| self.judge(stages))
     }
 
-    /// Ends the run: counts the open stages, decides whether the run succeeded, warns if it did not, and sets its gauges. `grace` is the time that a
-    /// stage which closes at this moment has to be counted.
-    pub(crate) fn end(&self, stages: &StageTracker, reason: ExitReason, grace: Duration) {
-        stages.end(reason.is_aborted(), grace);
-        let reasons = self.reasons.get_or_init(|| self.judge(stages, Some(reason)));
+    /// Records how the run ends, before a recorder of the application may hold up the rest.
+    pub(crate) fn ends_by(&self, reason: ExitReason) {
+        let _ = self.ending.set(reason);
+    }
+
+    /// Warns of a run that has ended and is no success.
+    pub(crate) fn warn(&self, stages: &StageTracker) {
+        let reasons = self.reasons.get_or_init(|| self.judge(stages));
         if !reasons.is_empty() {
             let text = verdict::warning(reasons);
             stages.diagnostics().emit(move || warn!(target: OWN_TARGET, "the run is not a success: {text}"));
         }
+    }
+
+    /// Ends the run: counts the open stages, decides whether the run succeeded, and sets its gauges. `grace` is the time that a
+    /// stage which closes at this moment has to be counted.
+    pub(crate) fn end(&self, stages: &StageTracker, reason: ExitReason, grace: Duration) {
+        stages.end(reason.is_aborted(), grace);
+        let reasons = self.reasons.get_or_init(|| self.judge(stages));
         // A clock that was set back must not show a run without an end.
         let now = unix_time::now().max(self.start_time).as_secs_f64();
         stages.set_gauge(&schema::RUN_DURATION, &[], self.start.elapsed().as_secs_f64());

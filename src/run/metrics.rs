@@ -183,7 +183,7 @@ impl RunMetrics {
         let mut families = recorder.families(self.stages.publish());
         #[cfg(feature = "trace-id")]
         families.set_exemplars(exemplars, &self.constant);
-        added_metrics::add(&mut families, &self.stages, &self.namespace, &self.constant);
+        added_metrics::add(&mut families, &self.stages, &self.namespace, &self.constant, &mut self.problems());
         families
     }
 
@@ -197,7 +197,7 @@ impl RunMetrics {
                 )
             })?
             .with_labels(&self.constant, problems);
-        added_metrics::add(&mut families, &self.stages, &self.namespace, &self.constant);
+        added_metrics::add(&mut families, &self.stages, &self.namespace, &self.constant, problems);
         Ok(families)
     }
 
@@ -225,10 +225,16 @@ impl RunMetrics {
         self.run.fail();
     }
 
-    /// Ends the run: counts the open stages and sets the gauges of the run. The gauges are missing if a recorder of the
+    /// Ends the run: counts the open stages, sets the gauges of the run, and warns if it is no success. The gauges are missing if a recorder of the
     /// application does not take them by the deadline. `grace` is the time that a stage which closes at this moment has to be
     /// counted.
     pub(crate) fn end(self: &Arc<Self>, reason: ExitReason, grace: Duration, deadline: Instant) {
+        self.run.ends_by(reason);
+        self.end_stages(reason, grace, deadline);
+        self.run.warn(&self.stages);
+    }
+
+    fn end_stages(self: &Arc<Self>, reason: ExitReason, grace: Duration, deadline: Instant) {
         let end = move |metrics: &Self| {
             metrics.run.end(&metrics.stages, reason, grace);
             #[cfg(feature = "resource-usage")]

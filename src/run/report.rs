@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::layer::StageState;
 use crate::series::outcome::{FailuresByReason, Reason};
+use crate::terminal;
 
 /// The stages of a run: the finished ones in the order in which they first finished, then the others.
 ///
@@ -227,7 +228,9 @@ impl fmt::Display for RunReport {
 impl fmt::Display for StageReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |n: u64| if n < 1_000_000 { n.to_string() } else { format!("{:.2}M", n as f64 / 1e6) };
-        write!(f, "{:STAGE$}", shortened(&self.stage_id))?;
+        // Ids of one pipeline share their beginnings.
+        let id = terminal::last_columns(&terminal::one_line(&self.stage_id), STAGE);
+        write!(f, "{id}{:padding$}", "", padding = STAGE - terminal::width(&id))?;
         match (self.runs, self.open) {
             (0, 0) => return write!(f, " {:>NUMBER$}", "never"),
             (0, 1) => return write!(f, " {:>NUMBER$}", "open"),
@@ -242,9 +245,9 @@ impl fmt::Display for StageReport {
             write!(f, "\n{:STAGE$} {:>NUMBER$}", "", format!("{} open", count(self.open)))?;
         }
         if self.failures() > 0 {
-            let error = self.last_error().map_or_else(String::new, |error| format!(": {}", one_line(error)));
+            let error = self.last_error().map_or_else(String::new, |error| format!(": {}", terminal::one_line(error)));
             let text = format!("  {}{error}", failures_text(&self.failures));
-            write!(f, "\n{}", shortened_end(&text))?;
+            write!(f, "\n{}", terminal::first_columns(&text, WIDTH))?;
         }
         #[cfg(feature = "trace-id")]
         if let Some(trace_id) = &self.trace_id {
@@ -266,34 +269,6 @@ pub(super) fn failures_text(failures: &FailuresByReason) -> String {
         [(reason, _)] => reason.to_owned(),
         _ => reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", "),
     }
-}
-
-/// Returns a text without line ends and other control characters, which a terminal would obey.
-pub(super) fn one_line(text: &str) -> String {
-    let shown = |c: char| match c {
-        c if c.is_whitespace() => ' ',
-        c if c.is_control() => '\u{fffd}',
-        c => c,
-    };
-    text.trim().chars().map(shown).collect()
-}
-
-/// Keeps the beginning of a long line.
-fn shortened_end(line: &str) -> String {
-    if line.chars().count() <= WIDTH {
-        return line.to_owned();
-    }
-    line.chars().take(WIDTH - 1).chain(std::iter::once('…')).collect()
-}
-
-/// Keeps the end of a long id: ids of one pipeline share their beginnings.
-fn shortened(id: &str) -> String {
-    let characters = id.chars().count();
-    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    if characters <= STAGE {
-        return id.chars().map(shown).collect();
-    }
-    std::iter::once('…').chain(id.chars().skip(characters - (STAGE - 1)).map(shown)).collect()
 }
 
 /// Formats a duration as three digits and a unit, up to days.
@@ -420,8 +395,20 @@ risk.report                            1       1   1.00 µs   1.00 µs   1.00 µ
             failed([2, 0, 0, 1, 0], Some(hostile)).unwrap(),
             "  2 error, 1 interrupted: \u{fffd}[2J two   lines"
         );
+        assert_eq!(failed([2, 0, 0, 0, 0], Some("a\u{202e}b")).unwrap(), "  error: a\u{fffd}b");
         let long = failed([1, 0, 0, 0, 0], Some(&"ä".repeat(128))).unwrap();
         assert_eq!((long.chars().count(), long.ends_with("ä…")), (80, true), "{long}");
+    }
+
+    #[test]
+    fn wide_and_deceptive_characters_keep_the_columns() {
+        let wide = StageReport { last_error: Some("日".repeat(80)), ..stage(&"語".repeat(20), 1, 1, 9, 9, 0) };
+        let text =
+            RunReport { reasons: Vec::new(), stages: vec![wide, stage("a\u{200b}\tb", 1, 0, 9, 9, 0)] }.to_string();
+        let lines = text.lines().map(terminal::width).collect::<Vec<_>>();
+        assert_eq!(lines, [78, 78, 80, 78], "{text}");
+        assert!(text.contains(&format!("\n…{}  ", "語".repeat(15))), "{text}");
+        assert!(text.contains("\na\u{fffd} b  "), "{text}");
     }
 
     #[test]

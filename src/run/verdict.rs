@@ -1,8 +1,10 @@
 //! Why a run is no success, in one line for each reason.
 
 use super::exit_reason::ExitReason;
-use super::report::{failures_text, one_line};
-use crate::layer::{FailedStages, RunState};
+use super::report::failures_text;
+use crate::layer::{FailedStages, FailingStage, RunState};
+use crate::series::outcome::Reason;
+use crate::terminal::one_line;
 
 /// Number of reasons in the warning at the final flush.
 const MAX_WARNED: usize = 10;
@@ -16,20 +18,24 @@ pub(super) fn reasons(state: &RunState, ending: Option<ExitReason>, is_failed: b
     let failed = || state.failed.iter().filter(|stage| !may_fail || stage.succeeded == 0);
     if !state.has_finished && state.failed.is_empty() && state.open.is_empty() {
         reasons.push(
-            "no stage was measured: add the layer to the subscriber, and check that no filter hides spans of level INFO"
+            "no stage was measured: give its span the field `stage_id`, add the layer to the subscriber before, and check \
+             that no filter hides spans of level INFO"
                 .to_owned(),
         );
     }
     reasons.extend(failed().map(|stage| format!("stage {} {}", name(&stage.stage, &stage.profile), failures(stage))));
-    reasons.extend(state.open.iter().map(|[stage, profile]| format!("stage {} is still open", name(stage, profile))));
+    reasons
+        .extend(state.open.iter().map(|open| format!("stage {} {}", name(&open.stage, &open.profile), failing(open))));
     for stage in &state.missing {
         let is_listed = failed().any(|failed| failed.stage == stage.stage)
-            || state.open.iter().any(|[open, _]| *open == stage.stage);
-        if stage.runs() == 0 {
-            reasons.push(format!("expected stage {} never ran", one_line(&stage.stage)));
-        } else if !is_listed {
-            reasons.push(format!("expected stage {} {}", one_line(&stage.stage), failures(stage)));
-        }
+            || state.open.iter().any(|open| open.stage == stage.stage);
+        let what = match stage.runs() {
+            _ if is_listed => continue,
+            0 if stage.is_open => "is still open".to_owned(),
+            0 => "never ran".to_owned(),
+            _ => failures(stage),
+        };
+        reasons.push(format!("expected stage {} {what}", one_line(&stage.stage)));
     }
     if is_failed {
         reasons.push("`fail()` was called".to_owned());
@@ -55,6 +61,14 @@ fn name(stage: &str, profile: &str) -> String {
     }
 }
 
+fn failing(open: &FailingStage) -> String {
+    match open.reason {
+        Reason::Interrupted | Reason::Unfinished => "is still open".to_owned(),
+        // The function returned or panicked, and a handle keeps the span open.
+        reason => format!("failed ({}) and is still open", reason.as_str()),
+    }
+}
+
 fn failures(stage: &FailedStages) -> String {
     let (failed, runs) = (stage.failed.iter().sum::<u64>(), stage.runs());
     let times = if runs == 1 { String::new() } else { format!(" {failed} of {runs} times") };
@@ -74,7 +88,7 @@ mod tests {
 
     fn stage(stage: &str, profile: &str, succeeded: u64, failed: [u64; 5], error: Option<&str>) -> FailedStages {
         let (stage, profile) = (stage.to_owned(), profile.to_owned());
-        FailedStages { stage, profile, succeeded, failed, last_error: error.map(Into::into) }
+        FailedStages { stage, profile, succeeded, failed, last_error: error.map(Into::into), is_open: false }
     }
 
     fn state(failed: Vec<FailedStages>, missing: Vec<FailedStages>) -> RunState {

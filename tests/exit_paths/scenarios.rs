@@ -166,6 +166,17 @@ fn run_scenario() {
             record_last_value();
             std::process::exit(3);
         }
+        "a retried stage, exit 0" => {
+            failing_stage("a");
+            stage("a");
+            record_last_value();
+            guard.exit(0);
+        }
+        "a retried stage, return" => {
+            failing_stage("a");
+            stage("a");
+            record_last_value();
+        }
         "exit 0" => {
             stage("a");
             record_last_value();

@@ -158,3 +158,23 @@ fn texts_of_closed_stages_make_room() {
     let text = |stage| report.stage(stage).unwrap().last_error();
     assert_eq!([text("open"), text("fine"), text("a")], [Some("open"), None, Some("last")]);
 }
+
+/// A program whose subscriber has this layer alone formats its errors nowhere else.
+#[test]
+fn panic_while_an_error_is_formatted_ends_in_the_layer() {
+    struct Panics;
+    impl fmt::Display for Panics {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("before")?;
+            panic!("on purpose")
+        }
+    }
+    let pipeline = Pipeline::start();
+    info_span!("x", stage_id = "a").in_scope(|| error!(error = %Panics, "cannot read"));
+    let report = pipeline.guard().report();
+    let stage = report.stage("a").unwrap();
+    assert_eq!(stage.failures_by_reason().collect::<Vec<_>>(), [("error", 1)]);
+    assert_eq!(stage.last_error(), Some("cannot read: before"));
+    info_span!("x", stage_id = "a").in_scope(|| error!("another"));
+    assert_eq!(pipeline.guard().report().stage("a").unwrap().last_error(), Some("another"));
+}

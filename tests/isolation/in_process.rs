@@ -1,7 +1,7 @@
 //! Subscribers and recorders that block, in the process of the test.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use tracing_subscriber::{Layer, prelude::*, reload};
 use super::SLACK;
 use super::support::log::{Log, OWN_TARGET};
 use super::support::measured::{Measured, measured, stage};
-use super::support::{self, MockGateway, Reply, exposition, http};
+use super::support::{self, MockGateway, Reply, WAIT_TIMEOUT, exposition, http};
 
 fn builder(server: &MockGateway) -> MetricsLayerBuilder {
     let gateway = Pushgateway::new(server.url(), "j").unwrap();
@@ -292,6 +292,34 @@ fn last_rendering_is_delivered_after_a_recorder_panicked_with_its_lock() {
     assert_eq!(server.requests().last().unwrap().text(), "rows_total 7\n");
     let own = log.own();
     assert!(own.iter().any(|text| text.contains("its last rendering is delivered")), "{own:?}");
+}
+
+#[test]
+fn reasons_of_a_failed_run_need_no_recorder() {
+    let server = MockGateway::ok();
+    let lock = Arc::new(Mutex::new(()));
+    let (lock_of_render, (sender, is_rendering)) = (Arc::clone(&lock), channel());
+    let render = move || {
+        let _ = sender.send(());
+        drop(lock_of_render.lock());
+        "rows_total 7\n".to_owned()
+    };
+    let builder = builder(&server).with_push_interval(Duration::from_secs(3_600)).with_exposition(render);
+    let Measured { guard, default: _default, log } = measured(builder.with_flush_timeout(Duration::from_secs(1)));
+    info_span!("x", stage_id = "a").in_scope(|| ());
+    guard.flush().unwrap();
+    while is_rendering.try_recv().is_ok() {}
+    let (held, handle) = (lock.lock(), guard.handle());
+    let flushing = guard.handle();
+    let flush = std::thread::spawn(move || flushing.flush());
+    is_rendering.recv_timeout(WAIT_TIMEOUT).unwrap();
+    guard.finish(Err::<(), ()>(())).unwrap_err();
+    let why = "the program ended with an error: `finish` was given an `Err`";
+    let report = handle.report();
+    assert_eq!(report.reasons().collect::<Vec<_>>(), [why]);
+    assert!(log.text().contains(&format!("the run is not a success: {why}\n")), "{}", log.text());
+    drop(held);
+    let _ = flush.join().unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tracing::{error, info_span};
+use tracing::{Span, error, info_span, instrument};
 use tracing_stage_metrics::{FlushGuard, MetricsLayerBuilder};
 
 use super::Pipeline;
@@ -64,8 +64,8 @@ fn run_without_success_explains_itself() {
     let shut_down = |guard: FlushGuard| guard.shutdown().unwrap();
     let finish = |guard: FlushGuard| guard.finish(Ok::<(), ()>(())).unwrap();
     let never = ["expected stage a never ran", "expected stage b never ran"];
-    let unmeasured =
-        "no stage was measured: add the layer to the subscriber, and check that no filter hides spans of level INFO";
+    let unmeasured = "no stage was measured: give its span the field `stage_id`, add the layer to the subscriber before, and \
+                      check that no filter hides spans of level INFO";
     assert_eq!(reasons(|| (), shut_down), [&[unmeasured], &never[..]].concat());
     assert_eq!(reasons(|| good("c"), finish), never);
     let retried = || [(bad as fn(&str), "a"), (good, "a"), (good, "b")].iter().for_each(|(run, id)| run(id));
@@ -117,6 +117,40 @@ fn report_of_a_running_job_judges_it_as_if_it_ended_now() {
     assert_eq!(reasons(), ["stage a failed 1 of 2 times (error): it broke"]);
     assert!(!pipeline.guard().report().succeeded());
     assert!(pipeline.heard().is_empty(), "only the final flush warns");
+}
+
+#[test]
+fn open_stage_has_one_reason() {
+    #[instrument(fields(stage_id = "returned"), err)]
+    fn returned() -> Result<Span, String> {
+        let held = Span::current();
+        std::mem::forget(held);
+        Err("no such file".to_owned())
+    }
+    let pipeline = Pipeline::with(|builder| builder.with_expected_stages(["outer", "inner", "later"]));
+    let handle = pipeline.guard().handle();
+    let reasons = || handle.report().reasons().map(str::to_owned).collect::<Vec<_>>();
+    returned().unwrap_err();
+    let outer = info_span!("x", stage_id = "outer");
+    let inner = info_span!(parent: &outer, "x", stage_id = "inner");
+    let open = [
+        "stage returned failed (error) and is still open",
+        "stage outer is still open",
+        "expected stage inner is still open",
+        "expected stage later never ran",
+    ];
+    assert_eq!(reasons(), open);
+    pipeline.end_by(|guard| guard.finish(Ok::<(), ()>(())).unwrap());
+    drop((inner, outer));
+    let mut ended = reasons();
+    ended.sort();
+    let expected = [
+        "expected stage inner failed (unfinished)",
+        "expected stage later never ran",
+        "stage outer failed (unfinished)",
+        "stage returned failed (error): no such file",
+    ];
+    assert_eq!(ended, expected);
 }
 
 #[track_caller]

@@ -20,7 +20,7 @@ fn scenarios() {
     let Some(_) = child::scenario() else { return };
     let builder = MetricsLayer::builder().with_histogram_buckets("rows_per_batch", &[10.0, 100.0]).with_env().unwrap();
     let builder = builder.with_push_interval(Duration::from_secs(3_600)).with_flush_timeout(Duration::from_secs(5));
-    let (layer, guard) = builder.install().unwrap();
+    let (layer, guard) = builder.with_stage_cpu().install().unwrap();
     tracing_subscriber::registry().with(layer).init();
     tracing::info_span!("run", profile = "crypto", run_id = "r-1").in_scope(|| stage("ingest"));
     failing_stage("policy");

@@ -131,6 +131,47 @@ fn stage_on_another_thread_counts_for_the_stages_around_it() {
     assert_works(&pipeline, "outer", 3.0);
 }
 
+/// A worker of `rayon` that waits in one stage may run another one.
+#[test]
+fn stages_of_one_thread_in_any_order_count_once() {
+    let pipeline = start();
+    let stages = || {
+        let outer = info_span!("x", stage_id = "outer");
+        let inner = info_span!(parent: &outer, "x", stage_id = "inner");
+        let sibling = info_span!(parent: &outer, "x", stage_id = "sibling");
+        [outer, inner, sibling, info_span!(parent: None, "x", stage_id = "other")]
+    };
+    let [outer, inner, ..] = stages();
+    let (left_first, left_last) = (outer.entered(), inner.entered());
+    work();
+    drop(left_first);
+    work();
+    drop(left_last);
+    assert_works(&pipeline, "outer", 2.0);
+    assert_works(&pipeline, "inner", 2.0);
+
+    let [outer, inner, ..] = stages();
+    inner.in_scope(|| outer.in_scope(work));
+    drop((inner, outer));
+    assert_works(&pipeline, "outer", 3.0);
+    assert_works(&pipeline, "inner", 3.0);
+
+    let [outer, inner, sibling, other] = stages();
+    other.in_scope(|| {
+        work();
+        inner.in_scope(|| {
+            work();
+            sibling.in_scope(work);
+            outer.in_scope(work);
+        });
+    });
+    drop((inner, sibling, outer, other));
+    assert_works(&pipeline, "outer", 6.0);
+    assert_works(&pipeline, "inner", 6.0);
+    assert_works(&pipeline, "sibling", 1.0);
+    assert_works(&pipeline, "other", 4.0);
+}
+
 #[test]
 fn task_counts_on_every_thread_that_polls_it() {
     let pipeline = start();

@@ -15,6 +15,7 @@ use super::tls::TlsSettings;
 use super::tls_error;
 use super::url::Address;
 use crate::error::{Error, Kind};
+use crate::terminal::is_deceptive;
 
 /// Bytes of a refusal's body that are read. More than an error shows: error pages of proxies are mostly white space.
 const MAX_BODY_READ: usize = 64 * 1024;
@@ -233,7 +234,7 @@ pub(in crate::delivery) fn sanitize(headers: &HeaderMap, text: &[u8]) -> String 
 
 fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let words = text.split(|c: char| c.is_whitespace() || is_deceptive(c)).filter(|word| !word.is_empty());
     let mut line = String::new();
     for word in words {
         if !line.is_empty() {
@@ -258,6 +259,7 @@ mod tests {
     fn text_of_a_server_becomes_one_line() {
         assert_eq!(one_line(b""), "");
         assert_eq!(one_line(b" a\r\n\n  b\x1b[31m\0c\t"), "a b [31m c");
+        assert_eq!(one_line("a\u{202e}b".as_bytes()), "a b");
         assert_eq!(one_line(b"\xff!"), "\u{fffd}!");
         let long = one_line("ä".repeat(2000).as_bytes());
         assert_eq!(long, format!("{}…", "ä".repeat(512)));

@@ -1,8 +1,9 @@
 //! The CPU time of the threads that are inside open stages.
 //!
-//! A thread has a list of the stage spans that it is in, each with its CPU time at the enter. When it leaves one, the time since then
-//! goes to that span's stage and to the stages around it, up to one that the thread is in as well: that one gets it when the
-//! thread leaves it.
+//! A thread has a list of the stage spans that it is in, most often each within the one before. The time since the enter goes to a
+//! span's stage and to the stages around it, up to one that the thread is in as well, which has its own time. It is credited when
+//! the thread leaves the span, or the list changes in another order: a worker of `rayon` that waits in one stage may run another one,
+//! and both may be within a third.
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -13,11 +14,18 @@ use super::state::{SlotRef, SpanRef};
 use super::tree::SpanTree;
 
 thread_local! {
-    static INSIDE: RefCell<Vec<Entered>> = const { RefCell::new(Vec::new()) };
+    static INSIDE: RefCell<Inside> = const { RefCell::new(Inside { spans: Vec::new(), credited: Vec::new() }) };
 }
 
-/// Entries of a thread. A span that is left on another thread than it was entered on leaves one behind.
+/// Spans of a thread. One that is left on another thread than it was entered on leaves an entry behind.
 const MAX_INSIDE: usize = 1_024;
+
+/// The spans that this thread is in.
+struct Inside {
+    spans: Vec<Entered>,
+    /// The stages that have got the time of the thread up to now, while it is credited.
+    credited: Vec<SlotRef>,
+}
 
 /// A span that this thread is in.
 struct Entered {
@@ -26,8 +34,10 @@ struct Entered {
     span: SlotRef,
     /// How many times it is entered on this thread.
     depth: u32,
-    /// The CPU time of the thread at the first of these enters.
-    started: u64,
+    /// The CPU time of the thread up to which it is credited.
+    credited_to: u64,
+    /// Whether each span up to this one is within the one before it. If one is not, all are credited up to the same time.
+    is_in_order: bool,
 }
 
 /// The CPU time of each open stage so far.
@@ -51,68 +61,88 @@ impl StageCpu {
 
     /// This thread has entered a span.
     #[cold]
-    pub(crate) fn entered(&self, span: SpanRef<'_>, spans: &SpanTree) {
+    pub(crate) fn entered(&self, span: SpanRef<'_>, tree: &SpanTree) {
         if !span.flags().has(SpanFlags::STAGE) {
             return;
         }
         let reference = span.reference();
         with_inside(|inside| {
-            if let Some(entered) = inside.iter_mut().rfind(|entered| entered.is(self.id, reference)) {
-                entered.depth += 1;
+            if let Some(at) = inside.position(self.id, reference) {
+                inside.spans[at].depth += 1;
                 return;
             }
-            if inside.len() >= MAX_INSIDE {
-                inside.retain(|entered| entered.layer != self.id || spans.open.get(entered.span).is_some());
+            if inside.spans.len() >= MAX_INSIDE {
+                inside.spans.retain(|entered| entered.layer != self.id || tree.open.get(entered.span).is_some());
             }
-            if inside.len() < MAX_INSIDE {
-                // The last step, so that the rest of the enter is not measured.
-                let started = thread_nanos().unwrap_or_default();
-                inside.push(Entered { layer: self.id, span: reference, depth: 1, started });
+            if inside.spans.len() >= MAX_INSIDE {
+                return;
             }
+            let last = inside.spans.iter().rfind(|entered| entered.layer == self.id);
+            let is_in_order = last.is_none_or(|last| last.is_in_order && tree.is_within(span, last.span));
+            // The last step in most cases, so that the rest of the enter is not measured.
+            let now = thread_nanos().unwrap_or_default();
+            if !is_in_order {
+                self.credit_all(inside, now, tree);
+            }
+            inside.spans.push(Entered { layer: self.id, span: reference, depth: 1, credited_to: now, is_in_order });
         });
     }
 
     /// This thread leaves a span.
     #[cold]
-    pub(crate) fn exited(&self, span: SpanRef<'_>, spans: &SpanTree) {
+    pub(crate) fn exited(&self, span: SpanRef<'_>, tree: &SpanTree) {
         if !span.flags().has(SpanFlags::STAGE) {
             return;
         }
         let (now, reference) = (thread_nanos().unwrap_or_default(), span.reference());
         with_inside(|inside| {
             // Absent if it was entered on another thread.
-            let Some(at) = inside.iter().rposition(|entered| entered.is(self.id, reference)) else { return };
-            inside[at].depth -= 1;
-            if inside[at].depth == 0 {
-                let entered = inside.remove(at);
-                self.credit(span, now.saturating_sub(entered.started), inside, spans);
+            let Some(at) = inside.position(self.id, reference) else { return };
+            inside.spans[at].depth -= 1;
+            if inside.spans[at].depth > 0 {
+                return;
             }
+            let is_last = inside.spans[at + 1..].iter().all(|entered| entered.layer != self.id);
+            if is_last && inside.spans[at].is_in_order {
+                inside.credited.clear();
+                self.credit(at, inside, now, tree);
+            } else {
+                self.credit_all(inside, now, tree);
+            }
+            inside.spans.remove(at);
         });
     }
 
     /// Counts the time so far of the spans that this thread is in.
-    pub(crate) fn count_current_thread(&self, spans: &SpanTree) {
+    pub(crate) fn count_current_thread(&self, tree: &SpanTree) {
         let now = thread_nanos().unwrap_or_default();
-        with_inside(|inside| {
-            for at in 0..inside.len() {
-                let Some(span) = spans.open.get(inside[at].span).filter(|_| inside[at].layer == self.id) else {
-                    continue;
-                };
-                let used = now.saturating_sub(std::mem::replace(&mut inside[at].started, now));
-                self.credit(span, used, inside, spans);
-            }
-        });
+        with_inside(|inside| self.credit_all(inside, now, tree));
     }
 
-    /// Adds the time of a span to its stage, and to the stages around it up to one that the thread is in.
-    fn credit(&self, span: SpanRef<'_>, nanos: u64, inside: &[Entered], spans: &SpanTree) {
-        let mut next = Some(span);
-        while let Some(span) = next {
+    #[cold]
+    fn credit_all(&self, inside: &mut Inside, now: u64, tree: &SpanTree) {
+        inside.credited.clear();
+        (0..inside.spans.len()).for_each(|at| self.credit(at, inside, now, tree));
+    }
+
+    /// Adds the time of a span to its stage, and to the stages around it up to one that the thread is in or that has got it.
+    fn credit(&self, at: usize, inside: &mut Inside, now: u64, tree: &SpanTree) {
+        let Some(mut span) = tree.open.get(inside.spans[at].span).filter(|_| inside.spans[at].layer == self.id) else {
+            return;
+        };
+        let nanos = now.saturating_sub(std::mem::replace(&mut inside.spans[at].credited_to, now));
+        let by_others = inside.credited.len();
+        loop {
             if span.flags().is_stage() {
                 self.nanos.of(span.index, |sum| sum.fetch_add(nanos, Ordering::Relaxed));
             }
-            let is_outside = |span: &SpanRef<'_>| !inside.iter().any(|entered| entered.is(self.id, span.reference()));
-            next = spans.open.get(span.parent()).filter(is_outside);
+            let Some(around) = tree.open.get(span.parent()) else { return };
+            let reference = around.reference();
+            if inside.position(self.id, reference).is_some() || inside.credited[..by_others].contains(&reference) {
+                return;
+            }
+            inside.credited.push(reference);
+            span = around;
         }
     }
 
@@ -122,14 +152,14 @@ impl StageCpu {
     }
 }
 
-impl Entered {
-    fn is(&self, layer: u32, span: SlotRef) -> bool {
-        self.layer == layer && self.span == span
+impl Inside {
+    fn position(&self, layer: u32, span: SlotRef) -> Option<usize> {
+        self.spans.iter().rposition(|entered| entered.layer == layer && entered.span == span)
     }
 }
 
 /// Calls `f` with the spans that this thread is in. Not while the thread ends.
-fn with_inside(f: impl FnOnce(&mut Vec<Entered>)) {
+fn with_inside(f: impl FnOnce(&mut Inside)) {
     let _ = INSIDE.try_with(|inside| inside.try_borrow_mut().map(|mut inside| f(&mut inside)));
 }
 

@@ -57,7 +57,6 @@ impl SpanFlags {
     pub(crate) const TRACE_REPLACED: Self = Self(1 << 11);
 
     /// Facts that make a stage fail under some policy.
-    #[cfg(feature = "trace-id")]
     pub(crate) const TROUBLE: Self = Self(
         Self::PANICKED.0 | Self::ERROR_EVENT.0 | Self::ERROR_WITHIN.0 | Self::RETURNED_ERROR.0 | Self::DECLARED_ERROR.0,
     );

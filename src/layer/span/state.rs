@@ -123,12 +123,18 @@ impl Slot {
     /// Takes the right to count the span referred to. True for one caller only.
     pub(crate) fn try_finish(&self, reference: SlotRef) -> bool {
         let state = self.state.load(Ordering::Acquire);
-        reference.is_generation(state >> 2)
-            && state & 3 == Phase::Open as u64
-            && self
-                .state
-                .compare_exchange(state, state & !3 | Phase::Finished as u64, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+        reference.is_generation(state >> 2) && self.try_finish_from(state)
+    }
+
+    /// Takes the right to count the span, for a caller that holds its id, so that the slot has no other span.
+    pub(crate) fn try_finish_held(&self) -> bool {
+        self.try_finish_from(self.state.load(Ordering::Acquire))
+    }
+
+    fn try_finish_from(&self, state: u64) -> bool {
+        let finished = state & !3 | Phase::Finished as u64;
+        state & 3 == Phase::Open as u64
+            && self.state.compare_exchange(state, finished, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     pub(crate) fn parent(&self) -> SlotRef {

@@ -215,6 +215,15 @@ impl SpanTree {
         None
     }
 
+    /// Whether a span is within another one.
+    pub(crate) fn is_within(&self, span: SpanRef<'_>, other: SlotRef) -> bool {
+        let mut next = span.parent();
+        while let Some(ancestor) = self.open.get(next).filter(|_| next != other) {
+            next = ancestor.parent();
+        }
+        next == other
+    }
+
     /// Whether a span with these values, whose nearest stage this is, is a nested span of the same stage: it has the same id,
     /// and no profile or run id of its own that differs. `hashes`: of the values, where one of them is beyond a limit.
     #[inline]
