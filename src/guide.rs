@@ -3,6 +3,7 @@
 //! - [`stages`]: stages, their failures, retries, the success of a run.
 //! - [`metrics`]: the table of all metrics, the metrics of your application, native histograms, cardinality, queries and
 //!   alerts.
+//! - [`queries`]: the questions about jobs that run and end, each with its PromQL.
 //! - [`configuration`]: all environment variables, all settings in one piece of code, the text file, a recorder of your
 //!   own.
 //! - [`delivery`]: what arrives, by process end and by gateway state; threads, forks, signals, the spool, services.
@@ -38,6 +39,17 @@ pub mod stages {}
 /// [`with_max_series`](crate::MetricsLayerBuilder::with_max_series),
 /// [`without_run_id_label`](crate::MetricsLayerBuilder::without_run_id_label).
 pub mod metrics {}
+
+/// The questions about jobs that run and end, each with its PromQL.
+///
+#[doc = include_str!("../docs/queries.md")]
+///
+/// ## See also
+///
+/// [`with_cumulative_totals`](crate::MetricsLayerBuilder::with_cumulative_totals),
+/// [`with_stage_cpu`](crate::MetricsLayerBuilder::with_stage_cpu),
+/// [`with_native_histograms`](crate::MetricsLayerBuilder::with_native_histograms).
+pub mod queries {}
 
 /// All environment variables and settings.
 ///

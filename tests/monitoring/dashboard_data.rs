@@ -12,6 +12,7 @@ mod dashboard;
 #[allow(dead_code)]
 mod files;
 mod notifications;
+mod queries;
 mod text_files;
 
 use std::collections::BTreeSet;

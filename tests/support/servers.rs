@@ -197,11 +197,30 @@ impl Prometheus {
         Self::start_with(configuration, &[&["--web.enable-otlp-receiver"], args].concat())
     }
 
+    /// Starts a Prometheus that scrapes nothing, on the samples of an OpenMetrics text. A series ends where it has no
+    /// sample for a step.
+    #[track_caller]
+    pub fn start_on_samples(open_metrics: &str, step: Duration) -> Self {
+        let dir = tempfile::tempdir().expect("a directory for Prometheus");
+        let samples = dir.path().join("samples");
+        std::fs::write(&samples, open_metrics).expect("the samples written");
+        let mut promtool = Command::new("promtool");
+        promtool.args(["tsdb", "create-blocks-from", "--max-block-duration=1000h", "openmetrics"]);
+        let output = promtool.args([samples, dir.path().join("data")]).output().expect("promtool");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lookback = format!("--query.lookback-delta={}ms", step.as_millis() - 1);
+        Self::start_in(dir, &configuration(&[], &[]), &[&lookback, "--storage.tsdb.retention.time=1y"])
+    }
+
     /// Starts a Prometheus with this configuration and with further arguments.
     #[track_caller]
     pub fn start_with(configuration: &str, args: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a directory for Prometheus"), configuration, args)
+    }
+
+    #[track_caller]
+    fn start_in(dir: TempDir, configuration: &str, args: &[&str]) -> Self {
         let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let dir = tempfile::tempdir().expect("a directory for Prometheus");
         let config = dir.path().join("prometheus.yml");
         std::fs::write(&config, configuration).expect("its configuration written");
         let data = dir.path().join("data");
@@ -221,6 +240,12 @@ impl Prometheus {
     #[track_caller]
     pub fn query(&self, promql: &str) -> Vec<Series> {
         query(&self.process, promql, "")
+    }
+
+    /// The result of an instant query at a Unix time.
+    #[track_caller]
+    pub fn query_at(&self, time: f64, promql: &str) -> Vec<Series> {
+        query(&self.process, promql, &format!("&time={time}"))
     }
 
     /// The exemplars of a query's series in the last hour, from `/api/v1/query_exemplars`.
