@@ -147,7 +147,7 @@ impl MetricsLayerBuilder {
         #[cfg(feature = "resource-usage")]
         let resources = {
             let node = self.node.unwrap_or_else(process::hostname);
-            Some(crate::run::metrics::Resources::new(node))
+            Some(crate::run::resource::Resources::new(node))
         };
         let textfile_labels = match &self.gateway {
             Some(gateway) => gateway.grouping().all_labels(),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "resource-usage")]
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ use tracing::{info, warn};
 use super::added_metrics;
 use super::exit_reason::{ExitReason, Run};
 use super::report::RunReport;
+#[cfg(feature = "resource-usage")]
+use super::resource::Resources;
 use crate::delivery::{BoxFuture, CumulativeTotals, DeliveryEvent, ExpositionSource, StageCounts, StageKey};
 use crate::error::{Error, Kind};
 #[cfg(feature = "otlp")]
@@ -70,44 +72,6 @@ pub(crate) fn own_metrics(namespace: &str) -> impl Iterator<Item = (String, Metr
 struct Pushes {
     success: Counter,
     failure: Counter,
-}
-
-/// The resources of the process, and the label `node` of their metrics.
-#[cfg(feature = "resource-usage")]
-pub(crate) struct Resources {
-    meter: crate::run::resource::ResourceSampler,
-    node: String,
-    sampled: AtomicBool,
-}
-
-#[cfg(feature = "resource-usage")]
-impl Resources {
-    pub(crate) fn new(node: String) -> Self {
-        Self { meter: crate::run::resource::ResourceSampler::new(), node, sampled: AtomicBool::new(false) }
-    }
-
-    /// Sets the gauges. They have no value before the first sample: a zero would not be a measurement.
-    fn sample(&self, stages: &StageTracker) {
-        self.sampled.store(true, Ordering::Relaxed);
-        let sample = self.meter.sample();
-        let set = |resource, value| stages.set_gauge(&schema::RESOURCE_USAGE, &[resource, &self.node], value);
-        if let Some(cores) = sample.cores {
-            set("cpu", cores);
-        }
-        if let Some(bytes) = sample.resident_bytes {
-            set("mem", bytes as f64);
-        }
-    }
-
-    fn end(&self, stages: &StageTracker) {
-        self.sample(stages);
-        if let Some(used) = self.meter.cpu_used() {
-            stages.set_gauge(&schema::RUN_CPU, &[], used.as_secs_f64());
-        }
-        if let Some(bytes) = self.meter.peak_bytes() {
-            stages.set_gauge(&schema::RUN_PEAK_MEMORY, &[], bytes as f64);
-        }
-    }
 }
 
 impl RunMetrics {

@@ -3,11 +3,51 @@
 //! CPU comes from the process's CPU clock, which counts in nanoseconds; the ticks of `/proc` count in hundredths of a
 //! second, too coarse for a job that lives for one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::layer::StageTracker;
+use crate::schema;
+
 /// Default interval between two samples: 5 seconds. `MetricsLayerBuilder::with_resource_usage` changes it.
 pub const DEFAULT_RESOURCE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The resources of the process, and the label `node` of their metrics.
+pub(crate) struct Resources {
+    meter: ResourceSampler,
+    node: String,
+    pub(super) sampled: AtomicBool,
+}
+
+impl Resources {
+    pub(crate) fn new(node: String) -> Self {
+        Self { meter: ResourceSampler::new(), node, sampled: AtomicBool::new(false) }
+    }
+
+    /// Sets the gauges. They have no value before the first sample: a zero would not be a measurement.
+    pub(super) fn sample(&self, stages: &StageTracker) {
+        self.sampled.store(true, Ordering::Relaxed);
+        let sample = self.meter.sample();
+        let set = |resource, value| stages.set_gauge(&schema::RESOURCE_USAGE, &[resource, &self.node], value);
+        if let Some(cores) = sample.cores {
+            set("cpu", cores);
+        }
+        if let Some(bytes) = sample.resident_bytes {
+            set("mem", bytes as f64);
+        }
+    }
+
+    pub(super) fn end(&self, stages: &StageTracker) {
+        self.sample(stages);
+        if let Some(used) = self.meter.cpu_used() {
+            stages.set_gauge(&schema::RUN_CPU, &[], used.as_secs_f64());
+        }
+        if let Some(bytes) = self.meter.peak_bytes() {
+            stages.set_gauge(&schema::RUN_PEAK_MEMORY, &[], bytes as f64);
+        }
+    }
+}
 
 /// Samples the resources of this process, beginning with its creation.
 pub(crate) struct ResourceSampler {

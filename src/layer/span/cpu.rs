@@ -17,7 +17,7 @@ thread_local! {
     static INSIDE: RefCell<Inside> = const { RefCell::new(Inside { spans: Vec::new(), credited: Vec::new() }) };
 }
 
-/// Spans of a thread. One that is left on another thread than it was entered on leaves an entry behind.
+/// Spans of a thread. One that is not left on the thread that entered it leaves an entry behind.
 const MAX_INSIDE: usize = 1_024;
 
 /// The spans that this thread is in.
@@ -71,14 +71,15 @@ impl StageCpu {
                 inside.spans[at].depth += 1;
                 return;
             }
-            if inside.spans.len() >= MAX_INSIDE {
+            let mut is_in_order = self.is_in_order(span, inside, tree);
+            if !is_in_order {
+                // Without the entries that closed spans have left behind.
                 inside.spans.retain(|entered| entered.layer != self.id || tree.open.get(entered.span).is_some());
+                is_in_order = self.is_in_order(span, inside, tree);
             }
             if inside.spans.len() >= MAX_INSIDE {
                 return;
             }
-            let last = inside.spans.iter().rfind(|entered| entered.layer == self.id);
-            let is_in_order = last.is_none_or(|last| last.is_in_order && tree.is_within(span, last.span));
             // The last step in most cases, so that the rest of the enter is not measured.
             let now = thread_nanos().unwrap_or_default();
             if !is_in_order {
@@ -86,6 +87,12 @@ impl StageCpu {
             }
             inside.spans.push(Entered { layer: self.id, span: reference, depth: 1, credited_to: now, is_in_order });
         });
+    }
+
+    /// Whether each of the spans is within the one before it, with this one as the last.
+    fn is_in_order(&self, span: SpanRef<'_>, inside: &Inside, tree: &SpanTree) -> bool {
+        let last = inside.spans.iter().rfind(|entered| entered.layer == self.id);
+        last.is_none_or(|last| last.is_in_order && tree.is_within(span, last.span))
     }
 
     /// This thread leaves a span.
