@@ -139,6 +139,22 @@ fn base_is_that_of_the_group_whatever_the_constant_labels() {
     assert_eq!(of(&[("instance", ""), ("job", "j"), ("team", "other")]), Some(shown([2, 0], [2, 0])));
 }
 
+/// A refused push leaves a group without series. Its labels are those of a stage.
+#[test]
+fn group_whose_pushes_were_refused_has_no_part_in_the_totals() {
+    let Some(server) = support::pushgateway() else { return };
+    for runs in [1.0, 2.0] {
+        let Measured { guard, log: _, default: _default } = measured(builder(&server.url()));
+        tracing::info_span!("s", stage_id = "a", profile = "p").in_scope(|| {});
+        guard.shutdown().unwrap();
+        let labels = [("instance", ""), ("job", "j"), ("stage_id", "a"), ("profile", "p"), ("status", "success")];
+        assert_eq!(of_gateway(&server).expect("quant_stage_runs_total", &labels), runs);
+        let of_another_kind = b"# TYPE quant_runs_total gauge\nquant_runs_total 1\n";
+        let path = "/metrics/job/j/profile/p";
+        assert_eq!(support::http::request(server.addr(), "POST", path, &[], of_another_kind).unwrap().status, 400);
+    }
+}
+
 #[test]
 fn runs_within_a_second_are_all_counted() {
     let Some(server) = support::pushgateway() else { return };

@@ -51,6 +51,26 @@ fn otlp_has_no_totals() {
     assert_eq!(totals(&server), Some(shown([2, 0], [2, 0])));
 }
 
+/// It answers reads and has no groups.
+#[test]
+fn victoria_metrics_has_no_totals() {
+    let Some(server) = support::victoria_metrics() else { return };
+    let spool = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let Measured { guard, log, default: _default } = measured(spooling(&server.import_url(), spool.path()));
+        stage("a");
+        guard.flush().unwrap();
+        guard.shutdown().unwrap();
+        let [warning] = &log.own()[..] else { panic!("{:?}", log.own()) };
+        assert!(warning.contains("shows no metrics of a Pushgateway"), "{warning}");
+        assert_eq!(directory::names(spool.path()), [""; 0]);
+    }
+    let request = |query: &str| format!("last_over_time({query}{{job='j'}}[1h])");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert_eq!(server.query_at(now, &request("quant_runs_total")).len(), 0);
+    assert_eq!(server.query_at(now, &request("quant_run_duration_seconds")).len(), 1);
+}
+
 /// Pushes pass and reads do not. The totals that are there stay, and the spool does not fill up.
 #[test]
 fn proxy_that_shows_nothing_leaves_the_totals_as_they_are() {

@@ -112,7 +112,8 @@ impl GroupStateReader {
             }
         } else if labels == self.labels {
             self.state.push_time = Some(value);
-        } else {
+        } else if value > 0.0 {
+            // Else no push of the group has succeeded, and it has no series.
             labels.retain(|name, _| !self.labels.contains_key(name));
             self.further_groups.insert(labels);
         }
