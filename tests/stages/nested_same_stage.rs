@@ -118,6 +118,8 @@ fn late_profile_does_not_change_the_decision() {
 #[test]
 fn changed_id_changes_the_decision() {
     let pipeline = Pipeline::start();
+    // The first state, which is written on another thread, would have the stage under the id before the change.
+    pipeline.guard().flush().unwrap();
     info_span!("x", stage_id = "a").in_scope(|| {
         let inner = info_span!("y", stage_id = "b");
         inner.record("stage_id", "a");
