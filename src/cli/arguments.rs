@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use super::templates::DEFAULT_DASHBOARD_URL;
 use crate::DEFAULT_NAMESPACE;
 use crate::config::{DEFAULT_ENV_PREFIX, Variable, documented_variables, parse_duration};
 
@@ -112,11 +113,13 @@ pub(super) enum Command {
         /// Prefix of the names of the metrics.
         #[arg(long, default_value = DEFAULT_NAMESPACE)]
         namespace: String,
-        /// How far back the rules look for the last success of a stage and its median duration: more than two periods
-        /// of the slowest job, and no more than Prometheus keeps (15d unless it is configured). A number and h, d, w or
-        /// y.
+        /// How long the rules remember what nobody lists any more, and how far back they look after Prometheus was away:
+        /// no more than it keeps (15d unless it is configured). A number and h, d, w or y.
         #[arg(long, default_value = "15d", value_name = "DURATION")]
         history: String,
+        /// Where Grafana has the dashboard, without a query: alerts link to it with its variables filled.
+        #[arg(long, default_value = DEFAULT_DASHBOARD_URL, value_name = "URL")]
+        dashboard_url: String,
     },
     /// Prints a dashboard for Grafana.
     ///

@@ -70,7 +70,7 @@ fn execute(arguments: Arguments, progress: ProgressDrawTarget) -> Result<Report,
         Command::Check { common } => check::run(&common),
         Command::Groups { command } => groups::run(command, progress),
         Command::Spool { command } => spool::run(command, progress),
-        Command::Rules { namespace, history } => templates::rules(&namespace, &history),
+        Command::Rules { namespace, history, dashboard_url } => templates::rules(&namespace, &history, &dashboard_url),
         Command::Dashboard { namespace } => templates::dashboard(&namespace),
     }
 }

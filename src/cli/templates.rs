@@ -9,24 +9,57 @@ use crate::error::Error;
 const RULES: &str = include_str!("../../examples/monitoring/batch.rules.yml.in");
 const DASHBOARD: &str = include_str!("../../examples/monitoring/grafana/dashboards/quant.json");
 
+/// Where the Grafana of `examples/monitoring/compose.yml` has the dashboard.
+pub(super) const DEFAULT_DASHBOARD_URL: &str = "http://localhost:3000/d/batch-jobs";
+
 /// Labels of the subject of an alert, beside the job. One that is missing is left out.
 const SUBJECT_LABELS: [&str; 2] = ["profile", "instance"];
 
-/// Renders the alert rules. `history` is how far back they look.
-pub(super) fn rules(namespace: &str, history: &str) -> Result<Report, Error> {
+/// Variables of the dashboard, and the labels of an alert that set them.
+const DASHBOARD_VARIABLES: [(&str, &str); 2] = [("profile", "profile"), ("stage", "stage_id")];
+
+/// Renders the alert rules. `history` is how far back they look, `dashboard_url` where Grafana has the dashboard.
+pub(super) fn rules(namespace: &str, history: &str, dashboard_url: &str) -> Result<Report, Error> {
     check_namespace(namespace)?;
-    check_history(history)?;
-    let others =
-        SUBJECT_LABELS.map(|label| format!("{{{{ with $labels.{label} }}}}, {label} {{{{ . }}}}{{{{ end }}}}"));
+    let history_seconds = history_seconds(history)?;
+    check_dashboard_url(dashboard_url)?;
+    let with = |label: &str, text: &str| format!("{{{{ with $labels.{label} }}}}{text}{{{{ end }}}}");
+    let others = SUBJECT_LABELS.map(|label| with(label, &format!(", {label} {{{{ . }}}}")));
     let subject = format!("{{{{ $labels.job }}}}{}", others.concat());
-    Ok(rendered(RULES.replace("@NS@", namespace).replace("@HISTORY@", history).replace("@SUBJECT@", &subject)))
+    let variables =
+        DASHBOARD_VARIABLES.map(|(variable, label)| with(label, &format!("&var-{variable}={{{{ . | urlquery }}}}")));
+    let link =
+        format!("dashboard_url: '{dashboard_url}?var-job={{{{ $labels.job | urlquery }}}}{}'", variables.concat());
+    let run = [
+        format!("run_id: '{}'", label_of("@NS@_run_info", "run_id")),
+        format!("host: '{}'", label_of("@NS@_engine_resource_usage", "node")),
+        link.clone(),
+    ];
+    Ok(rendered(
+        RULES
+            .replace("@RUN@", &run.join("\n          "))
+            .replace("@LINK@", &link)
+            .replace("@SUBJECT@", &subject)
+            .replace("@NS@", namespace)
+            .replace("@HISTORY@", history)
+            .replace("@HISTORY_SECONDS@", &history_seconds.to_string()),
+    ))
+}
+
+/// Returns a template that reads a label of a metric of the alert's run, or `unknown`. The metric has the run's profile
+/// where its group has none, and no instance where the alert is about all of them.
+fn label_of(metric: &str, label: &str) -> String {
+    format!(
+        "{{{{ with printf \"{metric}{{job=%q,instance=~%q,profile=~%q}}\" $labels.job (or $labels.instance \".*\") \
+         (or $labels.profile \".*\") | query }}}}{{{{ . | first | label \"{label}\" }}}}{{{{ else }}}}unknown{{{{ end }}}}"
+    )
 }
 
 /// Renders the dashboard.
 pub(super) fn dashboard(namespace: &str) -> Result<Report, Error> {
     check_namespace(namespace)?;
-    // Names of metrics and of recorded rules; `quantile` is neither.
-    let names = ["_", ":"].map(|end| (format!("quant{end}"), format!("{namespace}{end}")));
+    // Names of metrics, of recorded rules and of groups of rules; `quantile` is neither.
+    let names = ["_", ":", "-"].map(|end| (format!("quant{end}"), format!("{namespace}{end}")));
     Ok(rendered(names.iter().fold(DASHBOARD.to_owned(), |text, (from, to)| text.replace(from, to))))
 }
 
@@ -34,16 +67,31 @@ fn rendered(text: String) -> Report {
     Report { text, json: Value::Null, is_ok: true }
 }
 
-/// Checks a duration of Prometheus with one unit, from an hour on.
-fn check_history(history: &str) -> Result<(), Error> {
-    let number = history.strip_suffix(['h', 'd', 'w', 'y']);
-    let is_number = |text: &str| !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
-    match number.filter(|number| !number.is_empty()) {
-        Some(number) if is_number(number) => Ok(()),
-        _ => Err(Error::config(format!(
+/// Returns the seconds of a duration of Prometheus with one unit, from an hour on.
+fn history_seconds(history: &str) -> Result<u64, Error> {
+    let units = [('h', 3_600), ('d', 86_400), ('w', 604_800), ('y', 31_536_000)];
+    let seconds = units.into_iter().find_map(|(unit, seconds)| {
+        let number = history.strip_suffix(unit)?;
+        let is_number = !number.starts_with('0') && number.bytes().all(|byte| byte.is_ascii_digit());
+        number.parse::<u64>().ok().filter(|_| is_number)?.checked_mul(seconds)
+    });
+    seconds.ok_or_else(|| {
+        Error::config(format!(
             "the history {history:?} is no duration: give a whole number and h, d, w or y, such as 60d"
-        ))),
+        ))
+    })
+}
+
+/// Checks an address that stands in single quotes in YAML, and in a template.
+fn check_dashboard_url(url: &str) -> Result<(), Error> {
+    let is_address =
+        ["http://", "https://"].iter().any(|scheme| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+    if is_address && !url.contains(|c: char| c.is_whitespace() || c.is_control() || "'{}?#".contains(c)) {
+        return Ok(());
     }
+    Err(Error::config(format!(
+        "the dashboard URL {url:?} is no address of a dashboard: give one without a query, such as {DEFAULT_DASHBOARD_URL}"
+    )))
 }
 
 #[cfg(test)]
@@ -52,10 +100,26 @@ mod tests {
 
     #[test]
     fn history_is_a_number_with_a_unit() {
-        assert!(["1h", "15d", "120w", "1y"].into_iter().all(|history| check_history(history).is_ok()));
-        for history in ["", "d", "15", "0d", "015d", "1.5d", "15m", "15 d", "-1d", "1d1h", "15ä"] {
-            let text = check_history(history).unwrap_err().to_string();
+        for (history, seconds) in [("1h", 3_600), ("15d", 1_296_000), ("120w", 72_576_000), ("1y", 31_536_000)] {
+            assert_eq!(history_seconds(history).unwrap(), seconds);
+        }
+        for history in
+            ["", "d", "15", "0d", "015d", "1.5d", "15m", "15 d", "-1d", "1d1h", "15ä", "+1d", "99999999999999999999d"]
+        {
+            let text = history_seconds(history).unwrap_err().to_string();
             assert!(text.starts_with(&format!("the history {history:?} is no duration: ")), "{text}");
+        }
+    }
+    #[test]
+    fn dashboard_url_is_an_address_without_a_query() {
+        for url in [DEFAULT_DASHBOARD_URL, "https://grafana.example/g/d/abc/batch"] {
+            check_dashboard_url(url).unwrap();
+        }
+        for url in
+            ["", "http://", "grafana", "ftp://a/d", "http://a/d?x=1", "http://a/d/'", "http://a/{{ . }}", "http://a b"]
+        {
+            let text = check_dashboard_url(url).unwrap_err().to_string();
+            assert!(text.starts_with(&format!("the dashboard URL {url:?} is no address")), "{text}");
         }
     }
 }

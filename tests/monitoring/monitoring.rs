@@ -18,3 +18,4 @@ mod persistence;
 mod promql;
 mod render;
 mod rules;
+mod simulator;

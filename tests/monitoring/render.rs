@@ -15,7 +15,7 @@ fn render(arguments: &[&str]) -> (u8, String, String) {
 }
 
 #[track_caller]
-fn rendered(arguments: &[&str]) -> String {
+pub(crate) fn rendered(arguments: &[&str]) -> String {
     let (code, out, err) = render(arguments);
     assert_eq!((code, &*err), (0, ""), "{arguments:?}");
     out
@@ -37,13 +37,19 @@ fn committed_files_equal_the_programs_output() {
 fn namespace_and_history_replace_the_defaults() {
     let committed = files::text("quant.rules.yml");
     let other = rendered(&["rules", "--namespace", "acme_jobs", "--history", "30d"]);
-    let expected = in_namespace(&committed, "acme_jobs").replace("15d", "30d").replace("quant ", "acme_jobs ");
+    let expected = in_namespace(&committed, "acme_jobs")
+        .replace("15d", "30d")
+        .replace("1296000", "2592000")
+        .replace("quant ", "acme_jobs ");
     assert_eq!(other, expected);
     assert!(!other.contains("quant_") && !other.contains("quant:") && other.contains("acme_jobs_stage_total"));
-    assert!(other.contains("quantile_over_time("), "the name of a function stays");
+    let linked = rendered(&["rules", "--dashboard-url", "https://grafana.example/d/abc"]);
+    assert_eq!(linked, committed.replace("http://localhost:3000/d/batch-jobs", "https://grafana.example/d/abc"));
+    assert_ne!(linked, committed);
     let dashboard = rendered(&["dashboard", "--namespace", "acme_jobs"]);
     assert_eq!(dashboard, in_namespace(&files::text("grafana/dashboards/quant.json"), "acme_jobs"));
     assert!(!dashboard.contains("quant_") && dashboard.contains("acme_jobs_stage_total"));
+    assert!(dashboard.contains("histogram_quantile("), "the name of a function stays");
 }
 
 #[test]
@@ -55,6 +61,7 @@ fn invalid_arguments_are_refused() {
         (["--namespace", ""], "the namespace \"\" cannot begin a metric name"),
         (["--history", "15"], "the history \"15\" is no duration"),
         (["--history", "0d"], "the history \"0d\" is no duration"),
+        (["--dashboard-url", "grafana"], "the dashboard URL \"grafana\" is no address"),
     ] {
         let (code, out, err) = render(&[&["rules"], &argument[..]].concat());
         assert_eq!((code, &*out), (2, ""), "{argument:?}");
@@ -64,7 +71,7 @@ fn invalid_arguments_are_refused() {
     assert_eq!(render(&["rules", "acme"]).0, 2);
 }
 
-/// Renames metrics, recorded rules and groups; `quantile_over_time` keeps its name.
+/// Renames metrics, recorded rules and groups; `histogram_quantile` keeps its name.
 fn in_namespace(text: &str, namespace: &str) -> String {
     ["_", ":", "-"]
         .iter()

@@ -1,12 +1,15 @@
 //! Conventions of the rules: texts and labels of an alert, and cases that show its behaviour.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
 use super::dashboard::{list, text};
 use super::lint::MEANINGLESS;
 use super::{files, promql};
+
+/// Reasons of a failed stage; the table of `docs/metrics.md` has them too.
+const REASONS: [&str; 5] = ["error", "panic", "cancelled", "interrupted", "unfinished"];
 
 /// Returns the rules of a rule file.
 pub(crate) fn rules(file: &Value) -> Vec<&Value> {
@@ -42,25 +45,46 @@ fn alert(rule: &Value) -> Vec<String> {
             complaints.push(complaint.to_owned());
         }
     };
-    check(matches!(text(&rule["labels"], "severity"), "critical" | "warning"), "no severity");
+    let severities: &[&str] = if name == "BatchWatchdog" { &["none"] } else { &["critical", "warning"] };
+    check(severities.contains(&text(&rule["labels"], "severity")), "no severity");
+    let is_of_a_run = !["BatchGatewayDown", "BatchJobUnlisted", "BatchWatchdog"].contains(&name);
     for (annotation, text_of_annotation) in [("summary", summary), ("description", description)] {
-        check(text_of_annotation.contains("{{ $labels.job }}"), &format!("the {annotation} names no job"));
-        // The gateway alert has no profile.
-        let is_of_the_gateway = name == "BatchGatewayDown";
         check(
-            text_of_annotation.contains("{{ with $labels.profile }}") || is_of_the_gateway,
+            text_of_annotation.contains("{{ $labels.job }}") || name == "BatchWatchdog",
+            &format!("the {annotation} names no job"),
+        );
+        check(
+            text_of_annotation.contains("{{ with $labels.profile }}") || !is_of_a_run,
             &format!("the {annotation} names no profile"),
         );
         let names_stage = text_of_annotation.contains("{{ $labels.stage_id }}");
         check(names_stage || !name.starts_with("BatchStage"), &format!("the {annotation} names no stage"));
     }
-    check(description.contains("First"), "the description does not say what to do first");
+    check(description.to_lowercase().contains("first "), "the description does not say what to do first");
+    let link = text(&rule["annotations"], "dashboard_url");
+    for variable in
+        ["var-job={{ $labels.job", "with $labels.profile }}&var-profile=", "with $labels.stage_id }}&var-stage="]
+    {
+        check(link.contains(variable), &format!("the dashboard_url sets no {variable}"));
+    }
+    for (annotation, metric) in [("run_id", "_run_info{"), ("host", "_engine_resource_usage{")] {
+        let text = text(&rule["annotations"], annotation);
+        let is_guarded = text.contains(metric) && text.contains("{{ with printf") && text.contains("{{ else }}unknown");
+        check(is_guarded || !is_of_a_run, &format!("no {annotation}"));
+    }
+    if name == "BatchStageFailed" {
+        for reason in REASONS {
+            check(description.contains(&format!("{reason} means")), &format!("the description leaves out {reason}"));
+        }
+    }
     complaints
 }
 
 /// Alerts without a case in which they are inactive, then fire, then end.
 pub(crate) fn without_cases(file: &Value, cases: &[Value]) -> Vec<String> {
-    let alerts = rules(file).into_iter().map(|rule| text(rule, "alert")).filter(|name| !name.is_empty());
+    let alerts = rules(file).into_iter().map(|rule| text(rule, "alert"));
+    // The watchdog always fires.
+    let alerts = alerts.filter(|name| !name.is_empty() && *name != "BatchWatchdog");
     let has_case =
         |name: &&str| cases.iter().flat_map(|file| list(&file["tests"])).any(|case| fires_and_ends(case, name));
     alerts.filter(|name| !has_case(name)).map(str::to_owned).collect()
@@ -110,6 +134,16 @@ mod tests {
     }
 
     #[test]
+    fn reasons_of_the_convention_are_those_of_the_metric() {
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md")).unwrap();
+        let row = page.lines().find(|line| line.starts_with("| `quant_stage_failures_total`")).unwrap();
+        let (_, reasons) = row.split_once("by reason: ").unwrap();
+        let named: BTreeSet<_> =
+            reasons.split('`').skip(1).step_by(2).filter(|name| *name != "ProvenSuccess").collect();
+        assert_eq!(named, REASONS.into());
+    }
+
+    #[test]
     fn missing_case_is_reported() {
         let cases = cases();
         let rules = files::yaml("quant.rules.yml");
@@ -137,7 +171,7 @@ mod tests {
             complaints(&serde_saphyr::from_str(&broken).unwrap()).join("\n")
         };
         for (from, to, complaint) in [
-            ("changes(quant_run", "increase(quant_run", "BatchTwoWriters: increase()"),
+            ("changes(quant:run", "increase(quant:run", "BatchTwoWriters: increase()"),
             ("quant_telemetry_overflow_total > 0", "quant_telemetry_overflow_total >", "BatchSeriesOverflow: "),
             ("severity: critical", "severity: bad", "BatchRunFailed: no severity"),
             ("summary: \"{{ $labels.job }}", "summary: \"", "BatchRunFailed: the summary names no job"),
@@ -149,6 +183,11 @@ mod tests {
             ),
             ("stage {{ $labels.stage_id }}", "stage", "BatchStageSlow: the summary names no stage"),
             ("First", "Then", "BatchRunFailed: the description does not say what to do first"),
+            ("&var-stage", "&stage", "BatchStageSlow: the dashboard_url sets no "),
+            ("var-job=", "job=", "BatchGatewayDown: the dashboard_url sets no "),
+            ("quant_run_info{job", "quant_run{job", "BatchRunFailed: no run_id"),
+            ("{{ else }}unknown", "", "BatchRunFailed: no host"),
+            ("unfinished means", "or", "BatchStageFailed: the description leaves out unfinished"),
         ] {
             let complaints = complaints_after_replacing(from, to);
             assert!(complaints.contains(complaint), "{from} -> {to}: {complaints}");
