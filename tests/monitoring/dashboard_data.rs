@@ -13,12 +13,13 @@ mod dashboard;
 mod files;
 mod notifications;
 mod queries;
+mod rule_cost;
 mod text_files;
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::Value;
 use support::child::{self, Running, Signal};
@@ -27,27 +28,42 @@ use tracing_stage_metrics::MetricsLayer;
 
 const PROFILE: &str = "multi_asset_daily";
 
-/// The servers, and a directory for the files of the runs.
+/// What a job measures beyond the defaults.
+const EVERYTHING: &[(&str, &str)] = &[("TV_PROMETHEUS_CUMULATIVE_TOTALS", "true"), ("TV_PROMETHEUS_STAGE_CPU", "true")];
+
+/// The servers, a directory for the files of the runs, and the variables of each run.
 struct Fixture {
     gateway: Pushgateway,
     prometheus: Prometheus,
     directory: tempfile::TempDir,
+    variables: &'static [(&'static str, &'static str)],
 }
 
-fn fixture() -> Option<Fixture> {
+fn fixture(variables: &'static [(&'static str, &'static str)]) -> Option<Fixture> {
     let gateway = support::pushgateway()?;
     if !support::servers::installed(support::servers::PROMETHEUS) {
         return None;
     }
     let prometheus = prometheus(&gateway, "");
-    Some(Fixture { gateway, prometheus, directory: tempfile::tempdir().unwrap() })
+    Some(Fixture { gateway, prometheus, directory: tempfile::tempdir().unwrap(), variables })
 }
 
-/// A Prometheus with the rules and with these experimental features, which scrapes the gateway.
+/// A Prometheus with the rules and with these experimental features, which scrapes the gateway and itself.
 fn prometheus(gateway: &Pushgateway, features: &str) -> Prometheus {
-    let rules = files::with_suffix(".rules.yml").iter().map(|name| files::path(name)).collect::<Vec<_>>();
-    let rules: Vec<&Path> = rules.iter().map(|path| path.as_path()).collect();
-    Prometheus::start_with_features(&[("pushgateway", gateway.addr(), true)], &rules, features)
+    // Prometheus reads the rules when it starts.
+    let directory = tempfile::tempdir().unwrap();
+    let rules = directory.path().join("quant.rules.yml");
+    let text = files::text("quant.rules.yml");
+    let mut without_waits = text.clone();
+    // BatchRunFailed waits for a retry; the history is recorded every four minutes.
+    for wait in ["        for: 10m\n", "    interval: 4m\n"] {
+        assert!(text.contains(wait), "{wait}");
+        without_waits = without_waits.replace(wait, "");
+    }
+    std::fs::write(&rules, without_waits).unwrap();
+    let periods = files::path("periods.rules.yml");
+    let itself = ("prometheus", ([127, 0, 0, 1], 0).into(), false);
+    Prometheus::start_with_features(&[("pushgateway", gateway.addr(), true), itself], &[&rules, &periods], features)
 }
 
 impl Fixture {
@@ -62,17 +78,17 @@ impl Fixture {
             .env("TV_PROMETHEUS_PUSHGATEWAY", self.gateway.url())
             .env("TV_PROMETHEUS_JOB", "quant_pipeline")
             .env("TV_PROMETHEUS_SPOOL_DIR", self.directory.path().join("spool"))
-            .envs(variables.iter().copied());
+            .envs(self.variables.iter().chain(variables).copied());
         child::start(command)
     }
 
-    /// Starts a run that stays in its first stage and pushes on this interval.
+    /// Starts a run that stays in its first stage.
     #[track_caller]
-    fn start_stuck(&self, run_id: &str, interval: &str) -> Running {
+    fn start_stuck(&self, run_id: &str, variables: &[(&str, &str)]) -> Running {
         // The run waits for its prices: no process writes into the pipe.
         let prices = self.directory.path().join(run_id);
         assert!(Command::new("mkfifo").arg(&prices).status().unwrap().success());
-        self.start(run_id, &["--data", prices.to_str().unwrap()], &[("TV_PROMETHEUS_PUSH_INTERVAL", interval)])
+        self.start(run_id, &["--data", prices.to_str().unwrap()], variables)
     }
 
     /// Makes a run and waits until Prometheus has scraped its end and evaluated the rules since. `outcome` is the value
@@ -86,7 +102,7 @@ impl Fixture {
     #[track_caller]
     fn await_run(&self, run_id: &str, outcome: f64) {
         await_stages(&self.prometheus, run_id);
-        self.prometheus.await_query(&interpolate(&query("Outcomes over time"), &all_selected(run_id)), |series| {
+        self.prometheus.await_query(&interpolate(&query("Outcomes over time"), ALL), |series| {
             series.iter().any(|(labels, value)| labels["job"] == "quant_pipeline" && *value == outcome)
         });
     }
@@ -96,9 +112,9 @@ impl Fixture {
     fn await_alerts(&self, wanted: &[&str]) {
         const LABELS: [&str; 5] = ["alertname", "job", "profile", "stage_id", "reason"];
         let wanted: BTreeSet<_> = wanted.iter().map(|alert| (*alert).to_owned()).collect();
-        // Four runs in as many seconds look like two writers.
+        // Four runs in as many seconds look like two writers, and the watchdog always fires.
         self.prometheus.await_query(
-            r#"ALERTS{alertname!="BatchTwoWriters", alertstate="firing"} or vector(0)"#,
+            r#"ALERTS{alertname!~"BatchTwoWriters|BatchWatchdog", alertstate="firing"} or vector(0)"#,
             |series| {
                 let alerts = series.iter().filter(|(labels, _)| labels.contains_key("alertname"));
                 let text = alerts
@@ -108,25 +124,41 @@ impl Fixture {
         );
     }
 
-    /// The queries of panels and variables that return no data.
+    /// The names of the queries of panels and variables that return no data.
     #[track_caller]
     fn without_data(&self, variables: &[(&str, &str)]) -> Vec<String> {
         let is_empty = |(_, query): &(String, String)| self.prometheus.query(query).is_empty();
-        let queries = dashboard_queries(variables).into_iter().filter(is_empty);
-        queries.map(|(name, query)| format!("{name}: {query}")).collect()
+        dashboard_queries(variables).into_iter().filter(is_empty).map(|(name, _)| name).collect()
+    }
+
+    /// Waits until every query has data but these. The last step of a subquery may be before the last scrape.
+    #[track_caller]
+    fn await_data(&self, variables: &[(&str, &str)], without: &[&str]) {
+        let mut empty = Vec::new();
+        let deadline = Instant::now() + support::WAIT_TIMEOUT;
+        while Instant::now() < deadline {
+            empty = self.without_data(variables);
+            if empty == without {
+                return;
+            }
+        }
+        panic!("these queries have no data: {empty:?}");
     }
 }
 
-/// The queries of panels and variables, with their names.
+/// The queries of panels and variables, with their names: `Jobs A`, `variable job`.
 #[track_caller]
 fn dashboard_queries(variables: &[(&str, &str)]) -> Vec<(String, String)> {
     let dashboard = files::dashboard();
-    let panels = dashboard::queries(&dashboard).into_iter();
-    let panels = panels.map(|(title, query)| (title.to_owned(), interpolate(query, variables)));
+    let panels = dashboard::panels(&dashboard).into_iter().flat_map(|panel| {
+        let name = |target: &Value| format!("{} {}", dashboard::text(panel, "title"), dashboard::text(target, "refId"));
+        let query = |target| interpolate(dashboard::text(target, "expr"), variables);
+        dashboard::list(&panel["targets"]).iter().map(move |target| (name(target), query(target))).collect::<Vec<_>>()
+    });
     let of_variables = dashboard::variable_queries(&dashboard).into_iter().map(|(name, selector, label)| {
         // `unless`: a series without the label has no value of it.
         let query = format!("group by ({label}) ({selector}) unless group by () ({selector})");
-        (name.to_owned(), interpolate(&query, variables))
+        (format!("variable {name}"), interpolate(&query, variables))
     });
     let all: Vec<_> = panels.chain(of_variables).collect();
     assert!(all.len() > 30, "{all:?}");
@@ -169,18 +201,17 @@ fn interpolate(query: &str, variables: &[(&str, &str)]) -> String {
 }
 
 /// The values of the variables where "All" is selected.
-fn all_selected(run_id: &str) -> [(&str, &str); 4] {
-    [("job", "other|quant_pipeline"), ("profile", ".*"), ("stage", ".*"), ("run_id", run_id)]
-}
+const ALL: &[(&str, &str)] =
+    &[("job", "other|quant_pipeline"), ("profile", ".*"), ("instance", ".*"), ("stage", ".*"), ("objective", "0.95")];
 
 #[test]
 fn dashboard_queries_have_data_after_real_runs() {
-    let Some(fixture) = fixture() else { return };
+    let Some(fixture) = fixture(EVERYTHING) else { return };
     fixture.run("good", &[], 0.0);
     fixture.await_alerts(&[]);
 
     fixture.run("failed", &["--fail", "alpha.policy"], 2.0);
-    let of_the_run = "BatchRunFailed quant_pipeline - - -";
+    let of_the_run = "BatchRunFailed quant_pipeline multi_asset_daily - -";
     fixture.await_alerts(&[of_the_run, "BatchStageFailed quant_pipeline multi_asset_daily alpha.policy error"]);
 
     fixture.run("panicked", &["--panic", "risk.optimize"], 2.0);
@@ -189,12 +220,11 @@ fn dashboard_queries_have_data_after_real_runs() {
     fixture.run("mended", &[], 0.0);
     fixture.await_alerts(&[]);
 
-    let run = fixture.start_stuck("interrupted", "100ms");
+    let run = fixture.start_stuck("interrupted", &[("TV_PROMETHEUS_PUSH_INTERVAL", "100ms")]);
     fixture
         .prometheus
         .await_query("quant_stage_active{stage_id=\"foundation.ingest\"} == 1", |series| series.len() == 1);
-    let outcome =
-        fixture.prometheus.await_query(&interpolate(&query("Outcomes over time"), &all_selected("")), |_| true);
+    let outcome = fixture.prometheus.await_query(&interpolate(&query("Outcomes over time"), ALL), |_| true);
     assert_eq!(outcome[0].1, 1.0, "the run is in progress: {outcome:?}");
     run.signal(Signal::TERM);
     let ended = run.wait();
@@ -203,13 +233,27 @@ fn dashboard_queries_have_data_after_real_runs() {
     fixture
         .await_alerts(&[of_the_run, "BatchStageFailed quant_pipeline multi_asset_daily foundation.ingest interrupted"]);
 
-    assert_eq!(fixture.without_data(&all_selected("good")), Vec::<String>::new());
-    let chosen =
-        [("job", "quant_pipeline"), ("profile", PROFILE), ("stage", "foundation\\\\.ingest"), ("run_id", "failed")];
-    assert_eq!(fixture.without_data(&chosen), Vec::<String>::new());
-    let nobody = [("job", "nobody"), ("profile", ".*"), ("stage", ".*"), ("run_id", "good")];
-    // The list of all jobs is not restricted to a job.
-    assert_eq!(fixture.without_data(&nobody).len(), dashboard::queries(&files::dashboard()).len() + 3);
+    // Another job, of which a run is in progress.
+    let host = [("TV_PROMETHEUS_JOB", "other"), ("TV_PROMETHEUS_GROUPING", "instance=host-1")];
+    fixture.start("other", &[], &host).wait();
+    await_stages(&fixture.prometheus, "other");
+    let _running = fixture.start_stuck("running", &[&host[..], &[("TV_PROMETHEUS_PUSH_INTERVAL", "100ms")]].concat());
+    fixture.prometheus.await_query("quant_run_info{job=\"other\", run_id=\"running\"}", |series| series.len() == 1);
+
+    fixture.await_data(ALL, &[]);
+    let chosen = [
+        ("job", "quant_pipeline"),
+        ("profile", PROFILE),
+        ("instance", "host-1"),
+        ("stage", "foundation\\\\.ingest"),
+        ("objective", "0.9"),
+    ];
+    fixture.await_data(&chosen, &["Jobs E", "Jobs F", "variable instance"]);
+    let nobody = [("job", "nobody"), ("profile", ".*"), ("instance", ".*"), ("stage", ".*"), ("objective", "0.9")];
+    // The list of all jobs is not restricted to a job, and neither are the servers.
+    let all = dashboard_queries(&nobody).into_iter().map(|(name, _)| name);
+    let of_jobs = all.filter(|name| !["variable job", "Gateway A", "Rule evaluation A"].contains(&name.as_str()));
+    assert_eq!(fixture.without_data(&nobody), of_jobs.collect::<Vec<_>>());
 
     // No rule fails to evaluate on the series of real runs.
     let rules: Value = serde_json::from_str(&fixture.prometheus.get_ok("/api/v1/rules")).unwrap();
@@ -224,7 +268,7 @@ fn dashboard_queries_have_data_after_real_runs() {
 /// One Prometheus stores the native histograms, and so no other series of them.
 #[test]
 fn queries_have_the_same_data_with_native_histograms() {
-    let Some(fixture) = fixture() else { return };
+    let Some(fixture) = fixture(&[]) else { return };
     let native = prometheus(&fixture.gateway, "native-histograms");
     let variables = [("TV_PROMETHEUS_NATIVE_HISTOGRAMS", "true")];
     // The second run fails, so that every panel has data.
@@ -232,6 +276,12 @@ fn queries_have_the_same_data_with_native_histograms() {
         fixture.start(run_id, arguments, &variables).wait();
         fixture.await_run(run_id, outcome);
         await_stages(&native, run_id);
+        // The history has every stage of the first run before the second one skips some.
+        for prometheus in [&fixture.prometheus, &native] {
+            prometheus.await_query("count(quant:stage_usual_duration_seconds)", |series| {
+                series.iter().any(|(_, count)| *count == 6.0)
+            });
+        }
         let failed = "ALERTS{alertname=\"BatchStageFailed\", alertstate=\"firing\"}";
         if outcome != 0.0 {
             for prometheus in [&fixture.prometheus, &native] {
@@ -240,14 +290,22 @@ fn queries_have_the_same_data_with_native_histograms() {
         }
     }
     assert_eq!(native.query("quant_stage_duration_seconds_count"), []);
-    assert_eq!(fixture.without_data(&all_selected("good")), Vec::<String>::new());
+    // Neither a run in progress, nor an instance, nor totals over all runs, nor the CPU time of stages.
+    let of_totals = "Success and error budget";
+    let optional = ["Jobs E", "Jobs F"].into_iter().map(str::to_owned);
+    let optional = optional.chain(["A", "B", "C", "D"].map(|query| format!("{of_totals} {query}")));
+    let optional = optional.chain(["G", "I", "J"].map(|query| format!("Stages of the last run {query}")));
+    let optional: Vec<_> = optional.chain(["variable instance".to_owned()]).collect();
+    fixture.await_data(ALL, &optional.iter().map(String::as_str).collect::<Vec<_>>());
 
     let rules = files::yaml("quant.rules.yml");
     let rules = dashboard::list(&rules["groups"]).iter().flat_map(|group| dashboard::list(&group["rules"]));
     let rules: Vec<_> = rules.map(|rule| dashboard::text(rule, "expr").to_owned()).collect();
     assert!(rules.len() > 10, "{rules:?}");
-    let of_dashboard = dashboard_queries(&all_selected("good")).into_iter().map(|(_, query)| query);
-    for query in of_dashboard.chain(rules).chain(documented_queries()) {
+    let of_dashboard = dashboard_queries(ALL).into_iter().map(|(_, query)| query);
+    let queries = of_dashboard.chain(rules).chain(documented_queries());
+    // Each Prometheus has its own address as instance.
+    for query in queries.filter(|query| !query.contains("prometheus_rule_group")) {
         let labels = |series: &[support::servers::Series]| {
             let without_name = |(labels, _): &support::servers::Series| {
                 let mut labels = labels.clone();
@@ -273,12 +331,12 @@ fn queries_have_the_same_data_with_native_histograms() {
 
 #[test]
 fn profile_of_the_grouping_is_on_the_dashboard_and_in_the_alerts() {
-    let Some(fixture) = fixture() else { return };
+    let Some(fixture) = fixture(&[]) else { return };
     let group = [("TV_PROMETHEUS_JOB", "grouped"), ("TV_PROMETHEUS_GROUPING", "profile=crypto")];
     fixture.start("one", &["--fail", "alpha.policy"], &group).wait();
     fixture.await_alerts(&["BatchRunFailed grouped crypto - -", "BatchStageFailed grouped crypto alpha.policy error"]);
     let outcome = |profile: &str| {
-        let variables = [("job", "grouped"), ("profile", profile), ("stage", ".*"), ("run_id", "one")];
+        let variables = [("job", "grouped"), ("profile", profile), ("instance", ".*")];
         fixture.prometheus.query(&interpolate(&query("Outcomes over time"), &variables))
     };
     let series = outcome("crypto");
@@ -288,9 +346,10 @@ fn profile_of_the_grouping_is_on_the_dashboard_and_in_the_alerts() {
 
 #[test]
 fn two_writers_in_one_group_raise_an_alert() {
-    let Some(fixture) = fixture() else { return };
+    let Some(fixture) = fixture(&[]) else { return };
     // The intervals drift against each other and the scrapes, so that the scrapes alternate between the two processes.
-    let _writers = [fixture.start_stuck("first", "110ms"), fixture.start_stuck("second", "130ms")];
+    let start = |run_id, interval| fixture.start_stuck(run_id, &[("TV_PROMETHEUS_PUSH_INTERVAL", interval)]);
+    let _writers = [start("first", "110ms"), start("second", "130ms")];
     let alert = "ALERTS{alertname=\"BatchTwoWriters\", alertstate=\"firing\", job=\"quant_pipeline\"}";
     fixture.prometheus.await_query(alert, |series| series.len() == 1);
 }
@@ -298,7 +357,7 @@ fn two_writers_in_one_group_raise_an_alert() {
 /// The gateway accepts the second push, which has the stages alone.
 #[test]
 fn partly_refused_push_raises_an_alert() {
-    let Some(fixture) = fixture() else { return };
+    let Some(fixture) = fixture(&[]) else { return };
     let other = b"# TYPE rows gauge\nrows 1\n";
     let pushed = http::request(fixture.gateway.addr(), "POST", "/metrics/job/other", &[], other).unwrap();
     assert_eq!(pushed.status, 200);

@@ -14,11 +14,12 @@ pub(crate) const MEANINGLESS: [&str; 6] = ["rate", "irate", "increase", "delta",
 const WITH_EXEMPLARS: [&str; 3] =
     ["quant_stage_duration_seconds", "quant_stage_duration_seconds_bucket", "quant_stage_failures_total"];
 
-const VARIABLES: [&str; 5] = ["datasource", "job", "profile", "stage", "run_id"];
+const VARIABLES: [&str; 6] = ["datasource", "job", "profile", "instance", "stage", "objective"];
 /// Regular expressions, because a variable may hold several values. Metrics without a profile belong to every
-/// profile.
+/// profile, and those without an instance to every instance.
 const JOB_MATCHER: &str = r#"job=~"$job""#;
 const PROFILE_MATCHER: &str = r#"profile=~"$profile|""#;
+const INSTANCE_MATCHER: &str = r#"instance=~"$instance|""#;
 const STAGE_MATCHER: &str = r#"stage_id=~"$stage""#;
 
 /// Every violation of a convention.
@@ -82,9 +83,9 @@ fn variable(variable: &Value) -> Vec<String> {
     if text(variable, "type") == "query" && !is_datasource_variable(&variable["datasource"]) {
         complaints.push(format!("variable {name}: the data source is not ${{datasource}}"));
     }
-    // With several values, one view could mix all runs.
-    if name == "run_id" && (variable["multi"] != false || variable["includeAll"] != false) {
-        complaints.push("variable run_id: allows more than one run".to_owned());
+    // With several values, the arithmetic on it would be no PromQL.
+    if name == "objective" && (variable["multi"] != false || variable["includeAll"] != false) {
+        complaints.push("variable objective: allows more than one value".to_owned());
     }
     complaints
 }
@@ -158,13 +159,25 @@ fn selector(selector: &Selector) -> Vec<String> {
         }
         return complaints;
     }
+    // Metrics of the servers themselves.
+    if metric == "up" || metric.starts_with("prometheus_") {
+        return complaints;
+    }
     if !selector.has(JOB_MATCHER) {
         complaints.push(format!("{metric} does not select the chosen job"));
+    }
+    // The number of all series of a job.
+    if metric.is_empty() {
+        return complaints;
+    }
+    if !selector.has(INSTANCE_MATCHER) {
+        complaints.push(format!("{metric} does not select the chosen instance"));
     }
     if !selector.has(PROFILE_MATCHER) && selector.exact_value("profile") != Some("") {
         complaints.push(format!("{metric} does not select the chosen profile"));
     }
-    if metric.starts_with("quant_stage_") && !selector.has(STAGE_MATCHER) {
+    let is_of_stages = metric.starts_with("quant_stage_") || metric.starts_with("quant:stage_");
+    if is_of_stages && !selector.has(STAGE_MATCHER) {
         complaints.push(format!("{metric} does not select the chosen stage"));
     }
     complaints
@@ -192,18 +205,18 @@ mod tests {
         ("/panels/3/gridPos/x", "13", "exceed the 24 columns"),
         ("/panels/1/gridPos/w", "0", "panels overlap"),
         ("/panels/1/gridPos", "{}", "panels overlap"),
-        ("/templating/list/4/name", r#""run""#, "no variable run_id"),
+        ("/templating/list/5/name", r#""goal""#, "no variable objective"),
         ("/templating/list/0/name", r#""ds""#, "no variable datasource"),
         ("/templating/list/1/label", r#""""#, "variable job: no label"),
         ("/templating/list/1/datasource/uid", r#""prometheus""#, "variable job: the data source is not"),
-        ("/templating/list/4/multi", "true", "allows more than one run"),
-        ("/templating/list/4/includeAll", "true", "allows more than one run"),
+        ("/templating/list/5/multi", "true", "allows more than one value"),
+        ("/templating/list/5/includeAll", "true", "allows more than one value"),
         (
-            "/templating/list/3/query/query",
+            "/templating/list/4/query/query",
             r#""label_values(quant_stage_total, stage_id)""#,
             "variable stage: does not select the chosen job",
         ),
-        ("/templating/list/3/query/query", r#""label_values(quant_stage_total{, stage_id)""#, "variable stage: "),
+        ("/templating/list/4/query/query", r#""label_values(quant_stage_total{, stage_id)""#, "variable stage: "),
         ("/panels/1/title", r#""""#, "no title"),
         ("/panels/1/description", r#""A table""#, "no description"),
         ("/panels/1/fieldConfig/defaults/unit", r#""""#, "no unit"),
@@ -211,11 +224,11 @@ mod tests {
         ("/panels/1/targets", "[]", "no query"),
         ("/panels/1/targets/1/refId", r#""A""#, "the same refId"),
         ("/panels/1/targets/0/datasource/uid", r#""prometheus""#, "a query's data source is not"),
-        ("/panels/2/targets/0/legendFormat", r#""all""#, "names no label"),
-        ("/panels/2/targets/0/legendFormat", r#""{{run_id}}""#, "the legend lists all runs"),
-        ("/panels/2/targets/0/expr", r#""sum(""#, "panel \"Outcomes over time\": "),
-        ("/panels/2/targets/0/exemplar", "true", "`exemplar` is true"),
-        ("/panels/8/targets/1/exemplar", "false", "`exemplar` is false"),
+        ("/panels/8/targets/0/legendFormat", r#""all""#, "names no label"),
+        ("/panels/8/targets/0/legendFormat", r#""{{run_id}}""#, "the legend lists all runs"),
+        ("/panels/8/targets/0/expr", r#""sum(""#, "panel \"Outcomes over time\": "),
+        ("/panels/8/targets/0/exemplar", "true", "`exemplar` is true"),
+        ("/panels/15/targets/1/exemplar", "false", "`exemplar` is false"),
         ("/panels/4/targets/0/expr", r#""ALERTS{job=\"a\"}""#, "ALERTS does not select the chosen job"),
     ];
 
@@ -238,10 +251,10 @@ mod tests {
     fn each_broken_query_convention_is_reported() {
         let complaints_about = |query: &str| {
             let mut dashboard = files::dashboard();
-            dashboard["panels"][2]["targets"][0]["expr"] = query.into();
+            dashboard["panels"][8]["targets"][0]["expr"] = query.into();
             complaints(&dashboard).join("\n")
         };
-        let good = r#"max by (job) (quant_stage_active{job=~"$job", profile=~"$profile|", stage_id=~"$stage"})"#;
+        let good = r#"max by (job) (quant_stage_active{job=~"$job", profile=~"$profile|", instance=~"$instance|", stage_id=~"$stage"})"#;
         assert_eq!(complaints_about(good), "");
         for (from, to, complaint) in [
             (r#"job=~"$job""#, r#"job="quant_pipeline""#, "quant_stage_active does not select the chosen job"),
@@ -249,6 +262,11 @@ mod tests {
                 r#"profile=~"$profile|""#,
                 r#"profile=~"$profile""#,
                 "quant_stage_active does not select the chosen profile",
+            ),
+            (
+                r#"instance=~"$instance|""#,
+                r#"instance=~"$instance""#,
+                "quant_stage_active does not select the chosen instance",
             ),
             (r#", stage_id=~"$stage""#, "", "quant_stage_active does not select the chosen stage"),
             ("(job)", "(job, run_id)", "the legend lists all runs"),

@@ -330,7 +330,7 @@ fn failed_run_is_one_page() {
     let config = config.lines().filter(is_known).collect::<Vec<_>>().join("\n");
     // Prometheus discovers the Alertmanager after the first alerts, and sends alerts again after a minute otherwise.
     let prometheus = Prometheus::start_with(&config, &["--rules.alert.resend-delay=1s"]);
-    let fixture = Fixture { gateway, prometheus, directory };
+    let fixture = Fixture { gateway, prometheus, directory, variables: &[] };
 
     let firing = |alert: &str| format!("ALERTS{{alertname{alert}, alertstate=\"firing\"}}");
     fixture.run("good", &[], 0.0);

@@ -36,9 +36,9 @@ impl Selector {
     }
 }
 
-/// Parses a query; `$__range` stands for a duration.
+/// Parses a query; `$__range` stands for a duration, `$objective` for a number.
 pub(crate) fn parse(query: &str) -> Result<Query, String> {
-    let expression = parser::parse(&query.replace("$__range", "1h"))?;
+    let expression = parser::parse(&query.replace("$__range", "1h").replace("$objective", "0.9"))?;
     let mut query = Query::default();
     let Ok(_) = walk_expr(&mut query, &expression);
     Ok(query)

@@ -306,7 +306,8 @@ fn queries_after_real_runs_have_the_results_that_the_page_says() {
     }
     let start = |features| Prometheus::start_with_features(&[("gateway", gateway.addr(), true)], &[], features);
     let (prometheus, native) = (start(""), start("native-histograms"));
-    let runs = Runs { fixture: Fixture { gateway, prometheus, directory: tempfile::tempdir().unwrap() }, native };
+    let directory = tempfile::tempdir().unwrap();
+    let runs = Runs { fixture: Fixture { gateway, prometheus, directory, variables: &[] }, native };
     let gateway = &runs.fixture.gateway;
 
     runs.run("killed", "k-1", &[], &[]);

@@ -149,7 +149,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes each `(job, address, honor_labels)`.
+    /// Scrapes each `(job, address, honor_labels)`. Port 0 of localhost is this Prometheus.
     #[track_caller]
     pub fn start(scrape: &[(&str, SocketAddr, bool)]) -> Self {
         Self::start_with_rules(scrape, &[])
@@ -222,9 +222,11 @@ impl Prometheus {
     fn start_in(dir: TempDir, configuration: &str, args: &[&str]) -> Self {
         let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let config = dir.path().join("prometheus.yml");
-        std::fs::write(&config, configuration).expect("its configuration written");
+        let configuration = configuration.to_owned();
         let data = dir.path().join("data");
         let process = Process::start(PROMETHEUS, "/-/ready", move |addr| {
+            let configuration = configuration.replace("\"127.0.0.1:0\"", &format!("\"{addr}\""));
+            std::fs::write(&config, configuration).expect("its configuration written");
             let mut command = Command::new(PROMETHEUS);
             command
                 .arg(format!("--config.file={}", config.display()))

@@ -161,7 +161,8 @@ fn exemplar_queries_of_the_dashboard() -> Vec<(String, String)> {
         let title = panel["title"].as_str().unwrap().to_owned();
         let targets = panel["targets"].as_array().cloned().unwrap_or_default();
         let queries = targets.into_iter().filter(|target| target["exemplar"] == true);
-        let all = |query: &str| query.replace("$job", ".*").replace("$profile", ".*").replace("$stage", ".*");
+        let variables = ["$job", "$profile", "$instance", "$stage"];
+        let all = |query: &str| variables.iter().fold(query.to_owned(), |query, name| query.replace(name, ".*"));
         queries.map(|target| (title.clone(), all(target["expr"].as_str().unwrap()))).collect::<Vec<_>>()
     };
     dashboard["panels"].as_array().unwrap().iter().flat_map(of_panel).collect()
