@@ -1,13 +1,14 @@
 //! The queries of `docs/queries.md`: each returns what the page says, over weeks and after real runs.
 
 mod history;
+mod jobs;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use history::{End, Group, Stage, stage};
+use jobs::{NOW, samples};
 
 use tracing_stage_metrics::MetricsLayer;
 
@@ -110,123 +111,20 @@ fn expected_lines_match_labels_and_values() {
     assert!(!is_like("job=a 0", "job=a *") && !is_like("job=a NaN", "job=a *") && !is_like("nothing", "job=a *"));
 }
 
-const DAY: u64 = 86_400;
-const HOUR: u64 = 3_600;
-const MINUTE: u64 = 60;
-/// Tuesday, 31 March 2026, 00:00 UTC.
-const TODAY: u64 = 1_774_915_200;
-const NOW: u64 = TODAY + 9 * HOUR;
-
-/// Five weeks of a daily job with totals. Ingest takes 20 minutes, training 40.
-fn nightly() -> Group {
-    let mut group = Group::new("nightly", "p", TODAY - 34 * DAY).with_cumulative_totals();
-    let (ingest, train) =
-        (Stage { cpu: 600.0, ..stage("ingest", 1_200) }, Stage { cpu: 7_200.0, ..stage("train", 2_400) });
-    for days in (0..=34).rev() {
-        let start = TODAY - days * DAY + 2 * HOUR;
-        let run_id = format!("n-{days}");
-        match days {
-            3 => group.run(start, &run_id, &[ingest.failed("panic")], &["train"], End::Failure),
-            10 => group.run(start, &run_id, &[ingest, train], &[], End::Killed(start + 30 * MINUTE)),
-            0 | 5 | 6 | 20 => group.run(start, &run_id, &[ingest, train.failed("error")], &[], End::Failure),
-            _ => group.run(start, &run_id, &[ingest, train], &[], End::Success),
-        }
-    }
-    let slow = Stage { cpu: 9_000.0, ..stage("train", 3_000) };
-    group.run(TODAY + 4 * HOUR, "n-0-again", &[ingest, slow], &[], End::Success);
-    group
-}
-
-/// The samples of all jobs.
-fn samples() -> String {
-    let mut weekly = Group::new("weekly", "", TODAY - 16 * DAY);
-    weekly.run(TODAY - 16 * DAY + 3 * HOUR, "w-1", &[stage("report", 7_200)], &[], End::Success);
-    weekly.run(TODAY - 9 * DAY + 3 * HOUR, "w-2", &[stage("report", 7_200).failed("error")], &[], End::Failure);
-    weekly.run(TODAY - 2 * DAY + 3 * HOUR, "w-3", &[stage("report", 7_200)], &[], End::Success);
-
-    let mut first = Group::new("first", "p", TODAY);
-    first.run(TODAY + 8 * HOUR + 30 * MINUTE, "f-1", &[stage("ingest", DAY)], &["train"], End::Success);
-
-    let mut again = Group::new("again", "", TODAY - 4 * DAY);
-    again.run(TODAY - 4 * DAY + 8 * HOUR, "a-0", &[stage("load", 2_700)], &[], End::Success);
-    again.run(TODAY - 2 * DAY + 8 * HOUR, "a-1", &[stage("load", 1_800)], &[], End::Success);
-    again.run(
-        TODAY - DAY + 8 * HOUR,
-        "a-2",
-        &[stage("load", 1_800)],
-        &[],
-        End::Killed(TODAY - DAY + 8 * HOUR + 10 * MINUTE),
-    );
-    again.run(TODAY + 8 * HOUR, "a-3", &[stage("check", 600), stage("load", DAY)], &[], End::Success);
-
-    let mut killed = Group::new("killed", "", TODAY - DAY);
-    killed.run(TODAY - DAY + 7 * HOUR, "k-1", &[stage("copy", 1_800)], &[], End::Success);
-    let start = TODAY + 8 * HOUR + 30 * MINUTE;
-    killed.run(start, "k-2", &[stage("copy", 1_800)], &[], End::Killed(start + 10 * MINUTE));
-
-    let mut gone = Group::new("gone", "", TODAY - 9 * DAY);
-    gone.run(TODAY - 9 * DAY + 6 * HOUR, "g-1", &[stage("old", 600)], &[], End::Success);
-    gone.delete(TODAY - 8 * DAY);
-
-    // Has no run ids.
-    let mut never = Group::new("never", "", TODAY - 2 * DAY);
-    for days in (0..=2).rev() {
-        let start = TODAY - days * DAY + 5 * HOUR;
-        never.run(start, "", &[stage("extract", 300).failed("error")], &["publish"], End::Failure);
-    }
-
-    let mut flaky = Group::new("flaky", "", TODAY - DAY);
-    flaky.run(TODAY - DAY + 6 * HOUR, "y-1", &[stage("fetch", 600)], &[], End::Success);
-    let retried = Stage { failures: 2, ..stage("fetch", 600) };
-    flaky.run(TODAY + 6 * HOUR, "y-2", &[retried], &[], End::Success);
-    flaky.set("quant_stage_failures_total", ",stage_id=\"fetch\",profile=\"\",reason=\"panic\"", 1.0);
-    flaky.set("quant_telemetry_spool_files", "", 3.0);
-    flaky.set("push_failure_time_seconds", "", (TODAY + 8 * HOUR) as f64);
-
-    // Two profiles in turn.
-    let mut desks = Group::new("desks", "crypto", TODAY - DAY);
-    for days in [1, 0] {
-        let start = TODAY - days * DAY + HOUR;
-        desks.profile = "crypto";
-        let crypto = stage("model", 1_200).failed("interrupted");
-        desks.run(start, &format!("c-{days}"), &[crypto], &[], End::Failure);
-        desks.profile = "equities";
-        desks.run(start + HOUR, &format!("e-{days}"), &[stage("model", 600)], &[], End::Success);
-    }
-
-    // The totals alone of a job with eleven runs, whose gateway comes back after the tenth with the state after the eighth.
-    let mut restored = Group::new("restored", "", TODAY - 12 * DAY);
-    for (days, runs) in (0..=11).rev().zip([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 8]) {
-        restored.wait_until(TODAY - days * DAY);
-        restored.set("quant_runs_total", ",status=\"success\"", f64::from(runs));
-        restored.set("quant_runs_total", ",status=\"failure\"", 0.0);
-    }
-    restored.wait_until(TODAY + 2 * HOUR);
-    restored.set("quant_runs_total", ",status=\"success\"", 9.0);
-
-    let mut samples = String::new();
-    for mut group in [nightly(), weekly, first, again, killed, gone, never, flaky, desks, restored] {
-        group.wait_until(NOW + 1);
-        // A run that is in progress now ends later.
-        let past = |line: &&str| line.rsplit_once(' ').is_some_and(|(_, time)| time.parse::<u64>().unwrap() <= NOW);
-        group.samples.lines().filter(past).for_each(|line| samples.extend([line, "\n"]));
-    }
-    samples + "# EOF\n"
-}
-
 #[test]
 fn queries_over_weeks_have_the_results_that_the_page_says() {
     if !servers::installed(servers::PROMETHEUS) || !servers::installed("promtool") {
         return;
     }
     let prometheus = Prometheus::start_on_samples(&samples(), Duration::from_secs(history::STEP));
-    let query = |query: &str| lines(&prometheus.query_at(NOW as f64, query), NOW as f64);
+    // The history has a scrape every five minutes.
+    let query = |query: &str| lines(&prometheus.query_at(NOW as f64, &query.replace("[5m]", "[15m]")), NOW as f64);
     assert_answers(&expected("over_weeks.txt"), query);
 
     let (_, shares) =
         questions().into_iter().find(|(question, _)| question.starts_with("What share of the runs")).unwrap();
     for share in shares {
-        let of_week = query(&share.replace("[30d]", "[7d]"));
+        let of_week = query(&share.replace("[30d]", "[7d]").replace("30 *", "7 *"));
         assert!(of_week.contains(&"job=nightly 0.5".to_owned()), "{of_week:?}");
     }
 }
@@ -261,8 +159,9 @@ impl Runs {
 
     #[track_caller]
     fn await_end(&self, run_id: &str) {
+        let info = format!("quant_run_info{{run_id={run_id:?}}}");
         self.await_data(&format!(
-            "quant_run_info{{run_id={run_id:?}}} and on (job) \
+            "({info} or group without (profile) ({info})) and ignoring (run_id) \
              quant_run_last_completion_timestamp_seconds >= quant_run_start_timestamp_seconds"
         ));
     }
@@ -320,6 +219,17 @@ fn queries_after_real_runs_have_the_results_that_the_page_says() {
     runs.run("desks", "c-1", &["--profile", "crypto", "--fail", "alpha.policy"], &[]);
     runs.run("desks", "e-1", &["--profile", "equities"], &[]);
 
+    // Two workers with a label of their own beside the grouping, and two profiles in the grouping.
+    for (run_id, worker, arguments) in [("w-1", "worker=a", &[][..]), ("w-2", "worker=b", &["--fail", "alpha.policy"])]
+    {
+        let variables = [("TV_PROMETHEUS_GROUPING", worker), ("TV_PROMETHEUS_LABELS", "team=risk")];
+        runs.run("fleet", run_id, arguments, &variables);
+    }
+    for (run_id, profile, arguments) in [("o-1", "crypto", &["--fail", "alpha.policy"][..]), ("o-2", "equities", &[])] {
+        let grouping = format!("profile={profile}");
+        runs.run("books", run_id, arguments, &[("TV_PROMETHEUS_GROUPING", &grouping)]);
+    }
+
     // Two attempts of a stage.
     let group = tracing_stage_metrics::Pushgateway::new(gateway.url(), "flaky").unwrap();
     let Measured { guard, log: _, default } =
@@ -358,7 +268,8 @@ fn queries_after_real_runs_have_the_results_that_the_page_says() {
     }
 
     let in_seconds = |query: &str, offset: f64| {
-        let query = query.replace("time() - 300", "time() - 8").replace("offset 7d", &format!("offset {offset:.0}ms"));
+        let query = query.replace("time() - 300", "time() - 8").replace("[5m]", "[8s]");
+        let query = query.replace("offset 7d", &format!("offset {offset:.0}ms"));
         ["1d", "14d", "30d"].iter().fold(query, |query, days| query.replace(&format!("[{days}:1m]"), "[5m:150ms]"))
     };
     let (_, killed) = questions().into_iter().find(|(question, _)| question == "Which run was killed?").unwrap();

@@ -49,6 +49,10 @@ pub(crate) enum End {
 pub(crate) struct Group {
     job: &'static str,
     pub(crate) profile: &'static str,
+    /// The grouping labels beside the job.
+    grouping: Vec<(&'static str, &'static str)>,
+    /// The labels of `with_label`, which the metrics of the gateway do not have.
+    constant: Vec<(&'static str, &'static str)>,
     cumulative: bool,
     /// Name and labels of each series, with its value.
     series: BTreeMap<(&'static str, String), f64>,
@@ -62,8 +66,28 @@ pub(crate) struct Group {
 impl Group {
     /// Begins at this time. The scrapes are a minute before each step.
     pub(crate) fn new(job: &'static str, profile: &'static str, begin: u64) -> Self {
-        let (series, samples) = (BTreeMap::new(), String::new());
-        Self { job, profile, cumulative: false, series, next: begin + STEP - 60, pushes: false, killed: false, samples }
+        Self {
+            job,
+            profile,
+            grouping: Vec::new(),
+            constant: Vec::new(),
+            cumulative: false,
+            series: BTreeMap::new(),
+            next: begin + STEP - 60,
+            pushes: false,
+            killed: false,
+            samples: String::new(),
+        }
+    }
+
+    pub(crate) fn with_grouping(mut self, name: &'static str, value: &'static str) -> Self {
+        self.grouping.push((name, value));
+        self
+    }
+
+    pub(crate) fn with_label(mut self, name: &'static str, value: &'static str) -> Self {
+        self.constant.push((name, value));
+        self
     }
 
     pub(crate) fn with_cumulative_totals(self) -> Self {
@@ -75,8 +99,17 @@ impl Group {
         while self.next < time {
             if self.pushes {
                 self.set("push_time_seconds", "", self.next as f64);
+                self.add("quant_telemetry_push_total", ",result=\"success\"", 1.0);
             }
             for ((name, labels), value) in &self.series {
+                let mut labels = labels.clone();
+                let constant = self.constant.iter().filter(|_| name.starts_with("quant_"));
+                for (name, value) in self.grouping.iter().chain(constant) {
+                    // A grouping label takes the place of the series' own.
+                    if !labels.contains(&format!(",{name}=")) {
+                        let _ = write!(labels, ",{name}=\"{value}\"");
+                    }
+                }
                 let _ = writeln!(self.samples, "{name}{{job=\"{}\"{labels}}} {value} {}", self.job, self.next);
             }
             self.next += STEP;
@@ -116,6 +149,8 @@ impl Group {
         self.set("quant_engine_resource_usage", ",resource_type=\"cpu\",node=\"worker-1\"", 1.0);
         self.set("quant_engine_resource_usage", ",resource_type=\"mem\",node=\"worker-1\"", 1e9);
         self.set("quant_telemetry_spool_files", "", 0.0);
+        self.set("quant_telemetry_push_total", ",result=\"success\"", 0.0);
+        self.set("quant_telemetry_push_total", ",result=\"failure\"", 0.0);
         self.remove(&["quant_run_info"]);
         self.set("quant_run_info", ",run_id=\"\",profile=\"\"", 1.0);
         let killed = std::mem::take(&mut self.killed);
