@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use super::templates::DEFAULT_DASHBOARD_URL;
 use crate::DEFAULT_NAMESPACE;
 use crate::config::{DEFAULT_ENV_PREFIX, Variable, documented_variables, parse_duration};
 
@@ -117,13 +116,16 @@ pub(super) enum Command {
         /// no more than it keeps (15d unless it is configured). A number and h, d, w or y.
         #[arg(long, default_value = "15d", value_name = "DURATION")]
         history: String,
-        /// Where Grafana has the dashboard, without a query: alerts link to it with its variables filled.
-        #[arg(long, default_value = DEFAULT_DASHBOARD_URL, value_name = "URL")]
-        dashboard_url: String,
+        /// Where Grafana has the dashboard, without a query: alerts link to it with its variables filled. The default is
+        /// http://localhost:3000/d/batch-jobs, and http://localhost:3000/d/batch-jobs-acme for the namespace acme.
+        #[arg(long, value_name = "URL")]
+        dashboard_url: Option<String>,
     },
     /// Prints a dashboard for Grafana.
     ///
-    /// Import it in Grafana, or put it where Grafana's provisioning finds it. It needs Prometheus 2.40.
+    /// Import it in Grafana, or put it where Grafana's provisioning finds it. It needs Prometheus 2.40. Its uid and its
+    /// title are those of the namespace, so that Grafana has a dashboard of each. The links of the alerts that `rules`
+    /// prints open it.
     #[command(after_long_help = "EXAMPLES\n  stage-metrics dashboard --namespace acme > acme.json")]
     Dashboard {
         /// Prefix of the names of the metrics.

@@ -70,7 +70,9 @@ fn execute(arguments: Arguments, progress: ProgressDrawTarget) -> Result<Report,
         Command::Check { common } => check::run(&common),
         Command::Groups { command } => groups::run(command, progress),
         Command::Spool { command } => spool::run(command, progress),
-        Command::Rules { namespace, history, dashboard_url } => templates::rules(&namespace, &history, &dashboard_url),
+        Command::Rules { namespace, history, dashboard_url } => {
+            templates::rules(&namespace, &history, dashboard_url.as_deref())
+        }
         Command::Dashboard { namespace } => templates::dashboard(&namespace),
     }
 }

@@ -1,28 +1,40 @@
 //! The commands `rules` and `dashboard`: the files of `examples/monitoring` for any namespace.
 
+use rapidhash::v3::rapidhash_v3;
 use serde_json::Value;
 
 use super::report::Report;
+use crate::DEFAULT_NAMESPACE;
 use crate::config::check_namespace;
 use crate::error::Error;
 
 const RULES: &str = include_str!("../../examples/monitoring/batch.rules.yml.in");
 const DASHBOARD: &str = include_str!("../../examples/monitoring/grafana/dashboards/quant.json");
 
-/// Where the Grafana of `examples/monitoring/compose.yml` has the dashboard.
-pub(super) const DEFAULT_DASHBOARD_URL: &str = "http://localhost:3000/d/batch-jobs";
+/// Where the Grafana of `examples/monitoring/compose.yml` has its dashboards.
+const DASHBOARDS: &str = "http://localhost:3000/d/";
+
+/// The uid and the title of the dashboard in the default namespace, and the beginning of those in others.
+const UID: &str = "batch-jobs";
+const TITLE: &str = "Batch jobs";
+
+/// Characters of a uid in Grafana, which are letters, digits, `-` and `_`.
+const UID_LIMIT: usize = 40;
 
 /// Labels of the subject of an alert, beside the job. One that is missing is left out.
 const SUBJECT_LABELS: [&str; 2] = ["profile", "instance"];
 
 /// Variables of the dashboard, and the labels of an alert that set them.
-const DASHBOARD_VARIABLES: [(&str, &str); 2] = [("profile", "profile"), ("stage", "stage_id")];
+const DASHBOARD_VARIABLES: [(&str, &str); 3] =
+    [("profile", "profile"), ("instance", "instance"), ("stage", "stage_id")];
 
-/// Renders the alert rules. `history` is how far back they look, `dashboard_url` where Grafana has the dashboard.
-pub(super) fn rules(namespace: &str, history: &str, dashboard_url: &str) -> Result<Report, Error> {
+/// Renders the alert rules. `history` is how far back they look, `dashboard_url` where Grafana has the dashboard, if not
+/// where the one of the namespace is by default.
+pub(super) fn rules(namespace: &str, history: &str, dashboard_url: Option<&str>) -> Result<Report, Error> {
     check_namespace(namespace)?;
     let history_seconds = history_seconds(history)?;
-    check_dashboard_url(dashboard_url)?;
+    let dashboard_url = dashboard_url.map_or_else(|| format!("{DASHBOARDS}{}", uid(namespace)), str::to_owned);
+    check_dashboard_url(&dashboard_url)?;
     let with = |label: &str, text: &str| format!("{{{{ with $labels.{label} }}}}{text}{{{{ end }}}}");
     let others = SUBJECT_LABELS.map(|label| with(label, &format!(", {label} {{{{ . }}}}")));
     let subject = format!("{{{{ $labels.job }}}}{}", others.concat());
@@ -30,15 +42,17 @@ pub(super) fn rules(namespace: &str, history: &str, dashboard_url: &str) -> Resu
         DASHBOARD_VARIABLES.map(|(variable, label)| with(label, &format!("&var-{variable}={{{{ . | urlquery }}}}")));
     let link =
         format!("dashboard_url: '{dashboard_url}?var-job={{{{ $labels.job | urlquery }}}}{}'", variables.concat());
-    let run = [
-        format!("run_id: '{}'", label_of("@NS@_run_info", "run_id")),
-        format!("host: '{}'", label_of("@NS@_engine_resource_usage", "node")),
-        link.clone(),
-    ];
+    let run = |info: &str| {
+        let run_id = format!("run_id: '{}'", label_of(info, "run_id"));
+        let host = format!("host: '{}'", label_of("@NS@_engine_resource_usage", "node"));
+        [run_id, host, link.clone()].join("\n          ")
+    };
     Ok(rendered(
         RULES
-            .replace("@RUN@", &run.join("\n          "))
+            .replace("@RUN@", &run("@NS@_run_info"))
+            .replace("@ENDED_RUN@", &run("@NS@:ended_run_info"))
             .replace("@LINK@", &link)
+            .replace("@DASHBOARD@", &dashboard_url)
             .replace("@SUBJECT@", &subject)
             .replace("@NS@", namespace)
             .replace("@HISTORY@", history)
@@ -46,12 +60,15 @@ pub(super) fn rules(namespace: &str, history: &str, dashboard_url: &str) -> Resu
     ))
 }
 
-/// Returns a template that reads a label of a metric of the alert's run, or `unknown`. The metric has the run's profile
-/// where its group has none, and no instance where the alert is about all of them.
+/// Returns a template that reads a label of a metric of the alert's run, or `unknown`. An alert about all instances, or
+/// all profiles, gets that of any. A metric without a profile may belong to a run that has one.
 fn label_of(metric: &str, label: &str) -> String {
     format!(
-        "{{{{ with printf \"{metric}{{job=%q,instance=~%q,profile=~%q}}\" $labels.job (or $labels.instance \".*\") \
-         (or $labels.profile \".*\") | query }}}}{{{{ . | first | label \"{label}\" }}}}{{{{ else }}}}unknown{{{{ end }}}}"
+        "{{{{ $run := printf \"job=%q\" $labels.job }}}}\
+         {{{{ with $labels.instance }}}}{{{{ $run = printf \"%s,instance=%q\" $run . }}}}{{{{ end }}}}\
+         {{{{ $other := $run }}}}{{{{ with $labels.profile }}}}{{{{ $other = printf \"%s,profile=%q\" $run \"\" }}}}{{{{ end }}}}\
+         {{{{ with or (printf \"{metric}{{%s,profile=%q}}\" $run $labels.profile | query) \
+         (printf \"{metric}{{%s}}\" $other | query) }}}}{{{{ . | first | label \"{label}\" }}}}{{{{ else }}}}unknown{{{{ end }}}}"
     )
 }
 
@@ -60,7 +77,29 @@ pub(super) fn dashboard(namespace: &str) -> Result<Report, Error> {
     check_namespace(namespace)?;
     // Names of metrics, of recorded rules and of groups of rules; `quantile` is neither.
     let names = ["_", ":", "-"].map(|end| (format!("quant{end}"), format!("{namespace}{end}")));
-    Ok(rendered(names.iter().fold(DASHBOARD.to_owned(), |text, (from, to)| text.replace(from, to))))
+    let identity = [("uid", UID, uid(namespace)), ("title", TITLE, title(namespace))]
+        .map(|(key, from, to)| (format!("\"{key}\": \"{from}\""), format!("\"{key}\": \"{to}\"")));
+    let texts = names.iter().chain(&identity);
+    Ok(rendered(texts.fold(DASHBOARD.to_owned(), |text, (from, to)| text.replace(from, to))))
+}
+
+/// Returns the uid of a namespace's dashboard: Grafana has one dashboard of each uid. A hash tells long names apart,
+/// behind a `-`, which is in no namespace.
+fn uid(namespace: &str) -> String {
+    if namespace == DEFAULT_NAMESPACE {
+        return UID.to_owned();
+    }
+    let uid = format!("{UID}-{namespace}");
+    if uid.len() <= UID_LIMIT {
+        return uid;
+    }
+    let hash = format!("-{:016x}", rapidhash_v3(namespace.as_bytes()));
+    format!("{}{hash}", &uid[..UID_LIMIT - hash.len()])
+}
+
+/// Returns the title of a namespace's dashboard. Older Grafana has one dashboard of each title in a folder.
+fn title(namespace: &str) -> String {
+    if namespace == DEFAULT_NAMESPACE { TITLE.to_owned() } else { format!("{TITLE} of {namespace}") }
 }
 
 fn rendered(text: String) -> Report {
@@ -90,7 +129,7 @@ fn check_dashboard_url(url: &str) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::config(format!(
-        "the dashboard URL {url:?} is no address of a dashboard: give one without a query, such as {DEFAULT_DASHBOARD_URL}"
+        "the dashboard URL {url:?} is no address of a dashboard: give one without a query, such as {DASHBOARDS}{UID}"
     )))
 }
 
@@ -112,7 +151,7 @@ mod tests {
     }
     #[test]
     fn dashboard_url_is_an_address_without_a_query() {
-        for url in [DEFAULT_DASHBOARD_URL, "https://grafana.example/g/d/abc/batch"] {
+        for url in ["http://localhost:3000/d/batch-jobs", "https://grafana.example/g/d/abc/batch"] {
             check_dashboard_url(url).unwrap();
         }
         for url in

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use super::files;
 use super::support::servers::{GRAFANA_SCHEMA, installed};
 
@@ -22,12 +24,20 @@ fn dashboard_matches_the_schema() {
     if !installed(GRAFANA_SCHEMA) {
         return;
     }
-    let dashboard = files::text("grafana/dashboards/quant.json");
+    let mut dashboard = files::dashboard();
+    for panel in dashboard["panels"].as_array_mut().unwrap() {
+        // Grafana gives queries the data source of their panel; the reader tells by it what they are.
+        let datasource = panel["datasource"].clone();
+        for target in panel.get_mut("targets").and_then(Value::as_array_mut).into_iter().flatten() {
+            target["datasource"] = datasource.clone();
+        }
+    }
+    let dashboard = serde_json::to_string_pretty(&dashboard).unwrap();
     assert_eq!(faults(&dashboard), "");
     for (from, to, fault) in [
         ("\"exemplar\": true", "\"exemplars\": true", "unexpected field 'exemplars'"),
         ("\"exemplar\": true", "\"exemplar\": \"yes\"", "cannot unmarshal string"),
-        ("\"cellHeight\"", "\"cell_height\"", "unexpected field 'cell_height'"),
+        ("\"rowHeight\"", "\"row_height\"", "unexpected field 'row_height'"),
         ("\"inspect\": false", "\"align\": \"auto\"", "inspect: required field is missing"),
     ] {
         let broken = dashboard.replace(from, to);

@@ -12,6 +12,7 @@ mod dashboard;
 mod deploy;
 mod files;
 mod grafana_schema;
+mod links;
 mod lint;
 mod panel_values;
 mod persistence;

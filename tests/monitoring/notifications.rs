@@ -81,6 +81,8 @@ fn cases() -> Vec<Case> {
         case("workers", &["BatchStageNoSuccess profile=crypto stage_id=ingest"], &["pager: workers, 5 BatchRunFailed"])
             .and_each(5, "BatchRunFailed")
             .and_each(5, "BatchStageFailed profile=crypto stage_id=ingest"),
+        case("never_ran", &["BatchRunFailed profile=crypto"], &["pager: never_ran, 1 BatchRunFailed"])
+            .and_alerts(&["BatchStageNeverRan stage_id=policy"]),
         // What has another cause is not held back.
         case(
             "profiles",
@@ -207,18 +209,27 @@ fn watchdog_repeats() {
 }
 
 #[test]
-fn command_of_the_page_reaches_the_pager() {
+fn commands_of_the_page_reach_the_pager_and_silence_it() {
     if !servers::installed(ALERTMANAGER) || !servers::installed(AMTOOL) {
         return;
     }
     let page = files::text("README.md");
     let commands: Vec<_> = page.lines().filter(|line| line.starts_with("amtool --alertmanager.url")).collect();
-    assert_eq!(commands.len(), 1, "{commands:?}");
+    let [alert, silence] = commands[..] else { panic!("{commands:?}") };
     let alertmanager = Alertmanager::start(&config());
-    let command = replaced(commands[0], &[("localhost:9093", &alertmanager.addr().to_string())]);
-    let sent = Command::new(AMTOOL).args(command.split(' ').skip(1)).output().unwrap();
-    assert!(sent.status.success(), "{command}: {sent:?}");
+    let run = |command: &str| {
+        let command = replaced(command, &[("localhost:9093", &alertmanager.addr().to_string())]);
+        let (command, _comment) = command.split_once(" #").unwrap_or((&command, ""));
+        let sent = Command::new(AMTOOL).args(command.split_whitespace().skip(1)).output().unwrap();
+        assert!(sent.status.success(), "{command}: {sent:?}");
+    };
+    run(alert);
     await_true("a page", || !alertmanager.notifications().is_empty());
+    assert_eq!(alertmanager.lines(), ["pager: try, 1 BatchRunFailed"]);
+    // What is silenced is not sent again.
+    run(silence);
+    alertmanager.post([Alert::new("BatchNoSuccess", "try")]);
+    alertmanager.await_flushes("silenced");
     assert_eq!(alertmanager.lines(), ["pager: try, 1 BatchRunFailed"]);
 }
 
@@ -251,6 +262,7 @@ fn each_change_of_the_configuration_changes_notifications() {
         (2, "source_matchers: [", NO_SOURCE),
         (3, "source_matchers: [", NO_SOURCE),
         (4, "source_matchers: [", NO_SOURCE),
+        (5, "source_matchers: [", NO_SOURCE),
         (0, "BatchRunFailed|", ""),
         (0, "BatchRunNeverEnded|", ""),
         (0, "BatchRunTooLong|", ""),
@@ -265,9 +277,11 @@ fn each_change_of_the_configuration_changes_notifications() {
         (0, "equal: [job, profile]", "equal: [job]"),
         (0, "[*cause, 'profile=\"\"']", "[*cause]"),
         (0, "equal: [job, instance]", "equal: [job]"),
+        (1, "equal: [job, instance]", "equal: [job]"),
         (1, "[*cause, 'profile=\"\"']", "[*cause]"),
         (0, "[*effect, 'instance=\"\"']", "[*effect]"),
         (0, "[*stage, 'instance=\"\"']", "[*stage]"),
+        (0, "[*stage, 'profile=\"\"']", "[*stage]"),
     ];
     for (changes, cases) in [(&of_gateway[..], gateway_cases()), (&of_runs[..], cases())] {
         let unseen = |(occurrence, from, to): &(usize, &str, &str)| {

@@ -204,6 +204,59 @@ fn jobs_panel_compares_the_run_in_progress_with_the_history() {
     assert_query_shows("Jobs", "H", times, &series, &both(120.0, 120.0));
 }
 
+/// The rules remember the longest successful run, which the alert compares with; a job that they do not know yet has the
+/// longest run of the time range.
+#[test]
+fn jobs_panel_compares_with_the_longest_run_of_the_rules() {
+    let histories = [history("job='a',instance='h'", true), history("job='new'", true)].concat();
+    let mut series = borrowed(&histories);
+    series.push(("quant:run_duration_seconds:max{job='a'}", "240x20"));
+    for (reference, a, new) in [("F", 0.5, 1.0), ("H", 240.0, 120.0)] {
+        let samples = [("{job='a', instance='h'}", a), ("{job='new'}", new)];
+        assert_query_shows("Jobs", reference, ("1m", "20m"), &series, &samples);
+    }
+}
+
+/// A group whose pushes were all refused has none that is accepted: its time is zero.
+#[test]
+fn last_push_is_one_that_was_accepted() {
+    for (panel, reference) in [("Jobs", "I"), ("Push health", "A")] {
+        let series = [
+            ("push_time_seconds{job='killed',profile='p'}", "300x20"),
+            ("push_time_seconds{job='refused'}", "0x20"),
+            ("push_failure_time_seconds{job='refused'}", "600x20"),
+        ];
+        assert_query_shows(panel, reference, ("1m", "20m"), &series, &[("{job='killed', profile='p'}", 900.0)]);
+    }
+}
+
+#[test]
+fn alerts_panel_has_the_time_since_an_alert_became_active() {
+    let since = |labels: &str| format!("ALERTS_FOR_STATE{{{labels}}}");
+    let alert = |labels: &str, state: &str| format!("ALERTS{{{labels},alertstate='{state}'}}");
+    let [failed, waiting, down, other] = [
+        "alertname='BatchRunFailed',severity='critical',job='a',profile='p'",
+        "alertname='BatchNoSuccess',severity='critical',job='a'",
+        "alertname='BatchGatewayDown',severity='critical',job='pushgateway',instance='g:9091'",
+        "alertname='DiskFull',severity='critical',job='a'",
+    ];
+    assert_shows(
+        "Firing alerts",
+        &[
+            (&since(failed), "_x9 600x10"),
+            (&alert(failed, "pending"), "_x9 1x5 stale"),
+            (&alert(failed, "firing"), "_x15 1x4"),
+            (&since(waiting), "_x9 600x10"),
+            (&alert(waiting, "pending"), "_x9 1x10"),
+            (&since(down), "900x20"),
+            (&alert(down, "firing"), "1x20"),
+            (&since(other), "900x20"),
+            (&alert(other, "firing"), "1x20"),
+        ],
+        &[(&format!("{{{failed}}}"), 600.0), (&format!("{{{down}}}"), 300.0)],
+    );
+}
+
 #[test]
 fn jobs_panel_has_the_run_id_in_the_line_of_its_group() {
     let start = "quant_run_start_timestamp_seconds";
@@ -380,6 +433,35 @@ fn stages_panel_compares_the_last_duration_with_the_usual_one() {
         ],
         &[("{job='a', stage_id='s'}", 3.0)],
     );
+}
+
+#[test]
+fn stages_panel_has_the_stages_that_are_open_or_were_when_the_process_was_killed() {
+    let series = [
+        ("quant_stage_active{job='a',stage_id='s',profile='p',instance='1'}", "2x20"),
+        ("quant_stage_active{job='a',stage_id='s',profile='p',instance='2'}", "1x20"),
+        ("push_time_seconds{job='a',instance='1'}", "60x20"),
+        ("quant_stage_active{job='a',stage_id='closed',profile='p'}", "0x20"),
+    ];
+    let samples = [("{job='a', stage_id='s'}", 3.0), ("{job='a', stage_id='closed'}", 0.0)];
+    assert_query_shows("Stages of the last run", "K", ("1m", "20m"), &series, &samples);
+}
+
+#[test]
+fn stages_panel_has_the_last_success_of_a_stage_that_the_gateway_shows_no_more() {
+    let series = [
+        // The last run of `a` skipped the stage before the time range; the rules know no stage of `unruled`.
+        ("quant:stage_last_success_timestamp_seconds{job='a',stage_id='s',profile='p'}", "300x180"),
+        ("quant_stage_last_success_timestamp_seconds{job='a',stage_id='t',profile='p',instance='1'}", "_x150 9600x30"),
+        ("quant:stage_last_success_timestamp_seconds{job='a',stage_id='t',profile='p'}", "300x180"),
+        ("quant_stage_last_success_timestamp_seconds{job='unruled',stage_id='s'}", "_x130 7200x10 stale"),
+    ];
+    let samples = [
+        ("{job='a', stage_id='s'}", 10_500.0),
+        ("{job='a', stage_id='t'}", 1_200.0),
+        ("{job='unruled', stage_id='s'}", 3_600.0),
+    ];
+    assert_query_shows("Stages of the last run", "H", ("1m", "180m"), &series, &samples);
 }
 
 #[test]

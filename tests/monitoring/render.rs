@@ -1,10 +1,14 @@
 //! The committed rules and dashboard equal the output of `stage-metrics`, for any namespace, and promtool accepts the rules
 //! and their cases.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
-use super::files;
+use serde_json::Value;
+
+use super::dashboard::text;
 use super::support::servers::{installed, is_prometheus_3};
+use super::{files, rules};
 
 /// Runs the program. Returns its exit code, its output and its errors.
 fn render(arguments: &[&str]) -> (u8, String, String) {
@@ -40,16 +44,48 @@ fn namespace_and_history_replace_the_defaults() {
     let expected = in_namespace(&committed, "acme_jobs")
         .replace("15d", "30d")
         .replace("1296000", "2592000")
-        .replace("quant ", "acme_jobs ");
+        .replace("quant ", "acme_jobs ")
+        .replace("/d/batch-jobs", "/d/batch-jobs-acme_jobs");
     assert_eq!(other, expected);
     assert!(!other.contains("quant_") && !other.contains("quant:") && other.contains("acme_jobs_stage_total"));
     let linked = rendered(&["rules", "--dashboard-url", "https://grafana.example/d/abc"]);
     assert_eq!(linked, committed.replace("http://localhost:3000/d/batch-jobs", "https://grafana.example/d/abc"));
     assert_ne!(linked, committed);
     let dashboard = rendered(&["dashboard", "--namespace", "acme_jobs"]);
-    assert_eq!(dashboard, in_namespace(&files::text("grafana/dashboards/quant.json"), "acme_jobs"));
+    let expected = in_namespace(&files::text("grafana/dashboards/quant.json"), "acme_jobs")
+        .replace("\"uid\": \"batch-jobs\"", "\"uid\": \"batch-jobs-acme_jobs\"")
+        .replace("\"title\": \"Batch jobs\"", "\"title\": \"Batch jobs of acme_jobs\"");
+    assert_eq!(dashboard, expected);
     assert!(!dashboard.contains("quant_") && dashboard.contains("acme_jobs_stage_total"));
     assert!(dashboard.contains("histogram_quantile("), "the name of a function stays");
+}
+
+/// Grafana keeps one dashboard of each uid, and the older one of each title in a folder. A uid has at most 40 characters.
+#[test]
+fn links_open_the_dashboard_of_their_namespace() {
+    // The longest name whose uid is whole, and longer ones that differ at their ends.
+    let [longest, long, longer] = [29, 30, 300].map(|length| "a".repeat(length));
+    let (other_long, other_longer) = (format!("{}b", &long[1..]), format!("{}b", &longer[1..]));
+    let namespaces = ["quant", "acme", "Acme_2", "_", &longest, &long, &longer, &other_long, &other_longer];
+    let mut identities = BTreeSet::new();
+    for namespace in namespaces {
+        let dashboard: Value = serde_json::from_str(&rendered(&["dashboard", "--namespace", namespace])).unwrap();
+        let (uid, title) = (text(&dashboard, "uid"), text(&dashboard, "title"));
+        assert!((1..=40).contains(&uid.len()), "{uid}");
+        assert!(uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)), "{uid}");
+        let rules: Value = serde_saphyr::from_str(&rendered(&["rules", "--namespace", namespace])).unwrap();
+        let links = rules::rules(&rules).into_iter().map(|rule| text(&rule["annotations"], "dashboard_url"));
+        let links: Vec<_> = links.filter(|link| !link.is_empty()).collect();
+        assert!(links.len() > 10, "{links:?}");
+        for link in links {
+            assert_eq!(link.split('?').next(), Some(&*format!("http://localhost:3000/d/{uid}")));
+        }
+        identities.extend([uid.to_owned(), title.to_owned()]);
+    }
+    assert_eq!(identities.len(), 2 * namespaces.len(), "{identities:?}");
+    // Links stay valid with later versions of the program.
+    let of_long: Value = serde_json::from_str(&rendered(&["dashboard", "--namespace", &long])).unwrap();
+    assert_eq!(of_long["uid"], "batch-jobs-aaaaaaaaaaaa-3809827081560112");
 }
 
 #[test]
@@ -132,7 +168,8 @@ fn rule_cases_pass_in_another_namespace() {
     // The history cases are slow and add nothing about names.
     let cases = files::with_suffix(".test.yml").into_iter().filter(|name| name != "history.test.yml").map(|name| {
         let to = directory.path().join(&name);
-        std::fs::write(&to, in_namespace(&files::text(&name), "acme").replace("acme.rules", "quant.rules")).unwrap();
+        let cases = in_namespace(&files::text(&name), "acme").replace("/d/batch-jobs", "/d/batch-jobs-acme");
+        std::fs::write(&to, cases.replace("acme.rules", "quant.rules")).unwrap();
         to
     });
     promtool(&["test", "rules"], &cases.collect::<Vec<_>>());

@@ -47,7 +47,8 @@ fn alert(rule: &Value) -> Vec<String> {
     };
     let severities: &[&str] = if name == "BatchWatchdog" { &["none"] } else { &["critical", "warning"] };
     check(severities.contains(&text(&rule["labels"], "severity")), "no severity");
-    let is_of_a_run = !["BatchGatewayDown", "BatchJobUnlisted", "BatchWatchdog"].contains(&name);
+    let is_of_a_job = !["BatchGatewayDown", "BatchWatchdog"].contains(&name);
+    let is_of_a_run = is_of_a_job && name != "BatchJobUnlisted";
     for (annotation, text_of_annotation) in [("summary", summary), ("description", description)] {
         check(
             text_of_annotation.contains("{{ $labels.job }}") || name == "BatchWatchdog",
@@ -62,14 +63,21 @@ fn alert(rule: &Value) -> Vec<String> {
     }
     check(description.to_lowercase().contains("first "), "the description does not say what to do first");
     let link = text(&rule["annotations"], "dashboard_url");
-    for variable in
-        ["var-job={{ $labels.job", "with $labels.profile }}&var-profile=", "with $labels.stage_id }}&var-stage="]
-    {
-        check(link.contains(variable), &format!("the dashboard_url sets no {variable}"));
+    for variable in [
+        "var-job={{ $labels.job",
+        "with $labels.profile }}&var-profile=",
+        "with $labels.instance }}&var-instance=",
+        "with $labels.stage_id }}&var-stage=",
+    ] {
+        check(link.contains(variable) || !is_of_a_job, &format!("the dashboard_url sets no {variable}"));
     }
-    for (annotation, metric) in [("run_id", "_run_info{"), ("host", "_engine_resource_usage{")] {
+    // A variable with the job of a gateway, or an empty one, would choose nothing.
+    check(link.starts_with("http"), "no dashboard_url");
+    check(is_of_a_job || !link.contains(['?', '{']), "the dashboard_url sets variables");
+    for (annotation, metric) in [("run_id", "run_info{"), ("host", "_engine_resource_usage{")] {
         let text = text(&rule["annotations"], annotation);
-        let is_guarded = text.contains(metric) && text.contains("{{ with printf") && text.contains("{{ else }}unknown");
+        let is_guarded =
+            text.contains(metric) && text.contains("{{ with or (printf") && text.contains("{{ else }}unknown");
         check(is_guarded || !is_of_a_run, &format!("no {annotation}"));
     }
     if name == "BatchStageFailed" {
@@ -102,7 +110,7 @@ fn fires_and_ends(case: &Value, alert: &str) -> bool {
 }
 
 /// Parses `90m` or `2h` into minutes.
-fn minutes(time: &str) -> u64 {
+pub(crate) fn minutes(time: &str) -> u64 {
     let (number, unit) = time.split_at(time.len() - 1);
     let unit = match unit {
         "m" => 1,
@@ -131,6 +139,18 @@ mod tests {
     #[test]
     fn each_alert_has_a_case_that_fires_and_ends() {
         assert_eq!(without_cases(&files::yaml("quant.rules.yml"), &cases()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn page_lists_each_alert_with_its_severity() {
+        let page = files::text("README.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `Batch")?.split_once("` | "));
+        let listed: BTreeSet<_> =
+            rows.map(|(name, rest)| (format!("Batch{name}"), rest.split(' ').next().unwrap())).collect();
+        let file = files::yaml("quant.rules.yml");
+        let alerts = rules(&file).into_iter().filter(|rule| !text(rule, "alert").is_empty());
+        let alerts = alerts.map(|rule| (text(rule, "alert").to_owned(), text(&rule["labels"], "severity")));
+        assert_eq!(listed, alerts.collect());
     }
 
     #[test]
@@ -184,8 +204,11 @@ mod tests {
             ("stage {{ $labels.stage_id }}", "stage", "BatchStageSlow: the summary names no stage"),
             ("First", "Then", "BatchRunFailed: the description does not say what to do first"),
             ("&var-stage", "&stage", "BatchStageSlow: the dashboard_url sets no "),
-            ("var-job=", "job=", "BatchGatewayDown: the dashboard_url sets no "),
-            ("quant_run_info{job", "quant_run{job", "BatchRunFailed: no run_id"),
+            ("&var-instance", "&instance", "BatchRunFailed: the dashboard_url sets no "),
+            ("var-job=", "job=", "BatchJobUnlisted: the dashboard_url sets no "),
+            ("batch-jobs'", "batch-jobs?var-job='", "BatchGatewayDown: the dashboard_url sets variables"),
+            ("'http://localhost:3000/d/batch-jobs'", "''", "BatchWatchdog: no dashboard_url"),
+            ("run_info{", "info{", "BatchRunFailed: no run_id"),
             ("{{ else }}unknown", "", "BatchRunFailed: no host"),
             ("unfinished means", "or", "BatchStageFailed: the description leaves out unfinished"),
         ] {

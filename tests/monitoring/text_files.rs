@@ -9,13 +9,12 @@ use super::support::measured::{Measured, failing_stage, measured, stage};
 use super::support::servers::{self, NodeExporter};
 use super::{Prometheus, files};
 
-/// Three jobs are expected on the node. One of them never ran.
+/// Two jobs are expected on the node.
 const PERIODS: &str = "groups:
   - name: periods
     rules:
       - {record: job:period_seconds, expr: vector(3600), labels: {job: nightly}}
       - {record: job:period_seconds, expr: vector(7200), labels: {job: backup}}
-      - {record: job:period_seconds, expr: vector(7200), labels: {job: missing}}
 ";
 
 /// Writes the text file of one run.
@@ -61,17 +60,14 @@ fn jobs_of_a_node_are_told_apart_by_their_labels_restored_or_not_renamed() {
                 alerted == jobs.into()
             });
         }
-        let periods = prometheus.await_query("quant:period_seconds", |series| series.len() == 3);
-        for (labels, period) in periods {
-            let (expected, instance) = match labels["job"].as_str() {
-                "nightly" => (3_600.0, true),
-                "backup" => (7_200.0, true),
-                // It never ran, and counts from its entry in the list.
-                "missing" => (7_200.0, false),
-                job => panic!("{job}"),
-            };
-            assert_eq!(period, expected, "{labels:?} {honor_labels} {settings:?}");
-            assert_eq!(labels.contains_key("instance"), instance, "{labels:?} {honor_labels} {settings:?}");
+        // The one that succeeded has a limit, and each has a history of its host.
+        let periods = prometheus.await_query("quant:period_seconds", |series| series.len() == 1);
+        assert_eq!((periods[0].0["job"].as_str(), periods[0].1), ("nightly", 3_600.0), "{honor_labels} {settings:?}");
+        let runs = prometheus.await_query("quant:run_start_timestamp_seconds", |series| series.len() == 2);
+        let jobs: BTreeSet<_> = runs.iter().map(|(labels, _)| labels["job"].as_str()).collect();
+        assert_eq!(jobs, ["backup", "nightly"].into(), "{honor_labels} {settings:?}");
+        for (labels, _) in periods.iter().chain(&runs) {
+            assert!(labels.contains_key("instance"), "{labels:?} {honor_labels} {settings:?}");
         }
         assert_eq!(prometheus.query("{exported_job!=\"\"}"), []);
     }

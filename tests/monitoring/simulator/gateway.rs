@@ -63,6 +63,8 @@ pub(crate) struct Targets {
     groups: BTreeMap<Labels, Group>,
     snapshot: BTreeMap<Labels, Group>,
     gateway_start: i64,
+    /// How far the gateway's clock is ahead of Prometheus'.
+    pub(crate) gateway_clock: i64,
     /// By host and file, with the time at which it was written.
     text_files: BTreeMap<(String, String), (i64, Families)>,
     gateway_down: bool,
@@ -84,10 +86,10 @@ impl Targets {
             Event::Push { group, families } if !self.gateway_down => {
                 let group = self.groups.entry(group).or_default();
                 group.families.extend(families);
-                group.push_time = at;
+                group.push_time = at + self.gateway_clock;
             }
             Event::RefusedPush { group } if !self.gateway_down => {
-                self.groups.entry(group).or_default().push_failure_time = at;
+                self.groups.entry(group).or_default().push_failure_time = at + self.gateway_clock;
             }
             Event::Push { .. } | Event::RefusedPush { .. } => {}
             Event::Delete(labels) => {
@@ -96,7 +98,7 @@ impl Targets {
             Event::GatewayDown => self.gateway_down = true,
             Event::GatewayUp(restart) => {
                 self.gateway_down = false;
-                self.gateway_start = at;
+                self.gateway_start = at + self.gateway_clock;
                 match restart {
                     Restart::Kept => {}
                     Restart::Empty => self.groups.clear(),
@@ -128,6 +130,7 @@ impl Targets {
                 store.scrape(source, tick, &samples());
             }
         };
+        scrape("prometheus", &|| vec![("prometheus_is_up".to_owned(), 1.0)]);
         let is_up = !self.gateway_down && !self.scrapes_fail;
         if self.has_gateway {
             scrape("gateway", &|| {

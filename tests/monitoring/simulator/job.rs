@@ -111,6 +111,8 @@ pub(crate) struct Job {
     pub(crate) expects_stages: bool,
     /// The label of the stages' spans.
     pub(crate) profile: &'static str,
+    /// A stage whose span has another profile.
+    stage_profile: Option<(&'static str, &'static str)>,
     /// Grouping labels besides the job.
     pub(crate) grouping: Labels,
     /// The `instance` of each run is a new one.
@@ -128,6 +130,8 @@ pub(crate) struct Job {
     pub(crate) overflows: bool,
     /// Pushes at every second tick alone.
     pub(crate) pushes_less: bool,
+    /// From a time on, at an interval, another program pushes to the group of the job.
+    pub(crate) foreign_pushes: Option<(i64, i64)>,
     outcomes: Vec<(i64, Outcome)>,
     extra: Vec<(i64, Outcome)>,
     lifetime: (i64, i64),
@@ -145,6 +149,7 @@ impl Job {
             renamed: None,
             expects_stages: true,
             profile: "crypto",
+            stage_profile: None,
             grouping: Labels::new(),
             instance_per_run: false,
             text_file: None,
@@ -156,6 +161,7 @@ impl Job {
             spool_files: Vec::new(),
             overflows: false,
             pushes_less: false,
+            foreign_pushes: None,
             outcomes: Vec::new(),
             extra: Vec::new(),
             lifetime: (0, i64::MAX),
@@ -206,6 +212,16 @@ impl Job {
     pub(crate) fn profile(mut self, profile: &'static str) -> Self {
         self.profile = profile;
         self
+    }
+
+    /// The span of this stage has a profile of its own.
+    pub(crate) fn with_stage_profile(mut self, stage: &'static str, profile: &'static str) -> Self {
+        self.stage_profile = Some((stage, profile));
+        self
+    }
+
+    pub(crate) fn profile_of(&self, stage: &str) -> &'static str {
+        self.stage_profile.filter(|(id, _)| *id == stage).map_or(self.profile, |(_, profile)| profile)
     }
 
     pub(crate) fn grouped_by_profile(self) -> Self {
@@ -292,6 +308,11 @@ impl Job {
     /// Half of the scrapes see the pushes of this job, and half those of another job before it in the same group.
     pub(crate) fn pushing_in_turn(mut self) -> Self {
         self.pushes_less = true;
+        self
+    }
+
+    pub(crate) fn with_foreign_pushes(mut self, since: i64, interval: &str) -> Self {
+        self.foreign_pushes = Some((since, duration(interval)));
         self
     }
 

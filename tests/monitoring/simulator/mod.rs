@@ -31,8 +31,9 @@ use super::support::servers::installed;
 type Batch = Vec<(String, Scenario)>;
 
 /// Those that run by default.
-const CHOSEN: [&str; 27] = [
+const CHOSEN: [&str; 33] = [
     // Half a day.
+    "clock_that_is_behind_by_hours_is_no_late_stage",
     "failure_after_a_clock_was_ahead",
     "failures_before_and_after_a_lost_state",
     "hourly_run_that_fails_once",
@@ -40,6 +41,9 @@ const CHOSEN: [&str; 27] = [
     "job_every_two_minutes_that_fails_for_hours",
     "one_failure_of_a_job_every_two_minutes_is_no_critical_alert",
     "quiet_day_of_a_job_every_two_minutes",
+    "refused_runs_of_an_hourly_job",
+    "run_longer_than_its_period_had_each_stage",
+    "run_that_is_killed_and_started_again_and_again",
     "two_writers_in_turn",
     "watchdog_always_fires",
     // Two days.
@@ -58,8 +62,10 @@ const CHOSEN: [&str; 27] = [
     "run_that_hangs_and_pushes_in_a_daily_job",
     "stage_that_fails_twice_and_recovers_is_no_alert",
     // A gateway of their own.
+    "clock_of_the_gateway_that_is_behind_is_a_warning",
     "failed_run_stays_one_page_while_the_gateway_is_away",
     "gateway_that_restarts_without_its_state_is_no_alert",
+    "late_job_stays_one_page_when_the_gateway_loses_its_state",
     "prometheus_that_is_down_is_no_alert_afterwards",
     "rules_of_two_namespaces_side_by_side",
 ];

@@ -155,9 +155,9 @@ fn cases_notice(rules: &str) -> bool {
 /// A change of a rule, and a scenario that notices it. The test below tries all changes.
 const CHOSEN: [(&str, &str, &str); 5] = [
     ("BatchNoSuccess", "without for", "hourly_run_that_never_starts"),
-    ("BatchNoSuccess", "without quant:run_failed_since_timestamp_seconds", "failed_run_is_one_page"),
+    ("BatchNoSuccess", "without (quant:run_failed_since_timestamp_seconds", "failed_run_with_a_text_file"),
     ("BatchRunFailed", "without for", "hourly_run_that_fails_once"),
-    ("BatchRunNeverEnded", "300 at", "killed_run_never_ended"),
+    ("quant:run_never_ended", "300 at", "killed_run_never_ended"),
     ("BatchTwoWriters", " > at", "two_writers_in_turn"),
 ];
 

@@ -103,6 +103,7 @@ fn write_files(directory: &Path, scenario: &Scenario, rules: &Rules, windows: &[
     let mut files = vec!["periods.rules.yml".to_owned()];
     for (namespace, rules) in rules {
         let file = format!("{namespace}.rules.yml");
+        let rules = if scenario.prometheus_is_down() { paused(rules) } else { rules.clone() };
         std::fs::write(directory.join(&file), rules).unwrap();
         files.push(file);
     }
@@ -136,6 +137,16 @@ fn write_files(directory: &Path, scenario: &Scenario, rules: &Rules, windows: &[
         .unwrap();
     }
     std::fs::write(directory.join("scenario.test.yml"), test).unwrap();
+}
+
+/// Returns rules that have no results while Prometheus is down, so that they lose their own last ones as in reality.
+fn paused(rules: &str) -> String {
+    let mut file: Value = serde_saphyr::from_str(rules).unwrap();
+    let groups = file["groups"].as_array_mut().unwrap().iter_mut();
+    for rule in groups.flat_map(|group| group["rules"].as_array_mut().unwrap()) {
+        rule["expr"] = format!("({}\n) and on () prometheus_is_up", text(rule, "expr")).into();
+    }
+    file.to_string()
 }
 
 /// Reads the results of all queries from the output of promtool.

@@ -120,6 +120,16 @@ pub(crate) fn events(job: &Job, run: &Run, totals: &mut Totals, tick: i64, into:
     }
 }
 
+/// Adds the pushes of another program to the group of the job.
+pub(crate) fn foreign_events(job: &Job, until: i64, into: &mut Vec<(i64, Event)>) {
+    let Some((since, interval)) = job.foreign_pushes else { return };
+    let mut group = job.grouping.clone();
+    group.insert("job".to_owned(), job.name.clone());
+    let families = Families::from([("rows", Rc::new(vec![(series("rows", &group), 7.0)]))]);
+    let times = (since..until).step_by(interval as usize);
+    into.extend(times.map(|at| (at, Event::Push { group: group.clone(), families: families.clone() })));
+}
+
 fn event(job: &Job, run: &Run, is_refused: bool, families: Families) -> Event {
     match job.text_file {
         Some(host) => {
@@ -179,7 +189,8 @@ fn families(job: &Job, run: &Run, plan: &Plan, totals: &Totals, at: i64, success
     }
     for stage in &begun {
         let is_done = stage.end <= now;
-        let both = &[("stage_id", stage.id), ("profile", job.profile)];
+        let profile = job.profile_of(stage.id);
+        let both = &[("stage_id", stage.id), ("profile", profile)];
         // Each failed attempt takes a part of the stage's time.
         let attempts = i64::from(stage.failures) + i64::from(stage.succeeds);
         let failures = match is_done {
@@ -192,7 +203,7 @@ fn families(job: &Job, run: &Run, plan: &Plan, totals: &Totals, at: i64, success
         add("stage_total", &[("stage_id", stage.id), ("status", "failure")], failures as f64);
         add(
             "stage_failures_total",
-            &[("stage_id", stage.id), ("profile", job.profile), ("reason", "error")],
+            &[("stage_id", stage.id), ("profile", profile), ("reason", "error")],
             failures as f64,
         );
         if is_done || failures > 0 {
@@ -214,12 +225,16 @@ fn families(job: &Job, run: &Run, plan: &Plan, totals: &Totals, at: i64, success
             add("runs_total", &[("status", status)], totals.runs.get(status).copied().unwrap_or_default());
             for stage in plan.stages.iter() {
                 let count = totals.stages.get(&(stage.id, status)).copied().unwrap_or_default();
-                add("stage_runs_total", &[("stage_id", stage.id), ("profile", job.profile), ("status", status)], count);
+                add(
+                    "stage_runs_total",
+                    &[("stage_id", stage.id), ("profile", job.profile_of(stage.id)), ("status", status)],
+                    count,
+                );
             }
         }
         for stage in plan.stages.iter() {
             let seconds = totals.seconds.get(stage.id).copied().unwrap_or_default();
-            add("stage_run_seconds_total", &[("stage_id", stage.id), ("profile", job.profile)], seconds);
+            add("stage_run_seconds_total", &[("stage_id", stage.id), ("profile", job.profile_of(stage.id))], seconds);
         }
     }
     add("telemetry_overflow_total", &[], if job.overflows && now > 0 { 3.0 } else { 0.0 });

@@ -98,6 +98,7 @@ pub(crate) struct Scenario {
     extra_periods: Vec<(String, String, String)>,
     pub(crate) checks_watchdog: bool,
     is_without_gateway: bool,
+    gateway_clock: i64,
     pub(crate) also_without_run_info: bool,
 }
 
@@ -121,6 +122,7 @@ impl Scenario {
             extra_periods: Vec::new(),
             checks_watchdog: false,
             is_without_gateway: false,
+            gateway_clock: 0,
             also_without_run_info: false,
         }
     }
@@ -190,6 +192,12 @@ impl Scenario {
         self
     }
 
+    /// The clock of the gateway is ahead of the one of Prometheus; negative: behind.
+    pub(crate) fn gateway_clock_ahead(mut self, by: &str) -> Self {
+        self.gateway_clock = duration(by);
+        self
+    }
+
     pub(crate) fn watchdog(mut self) -> Self {
         self.checks_watchdog = true;
         self
@@ -219,11 +227,13 @@ impl Scenario {
             for run in job.runs(self.length) {
                 run::events(job, &run, &mut totals, self.tick, &mut events);
             }
+            run::foreign_events(job, self.length, &mut events);
         }
         events.sort_by_key(|(at, _)| *at);
         let mut events = events.into_iter().peekable();
         let mut targets = Targets::default();
         targets.has_gateway = !self.is_without_gateway;
+        targets.gateway_clock = self.gateway_clock;
         targets.all_changed = true;
         let mut store = SeriesStore::default();
         for tick in 0..self.ticks() {
@@ -291,10 +301,15 @@ impl Scenario {
     /// Whether something happens that other jobs would see too.
     pub(crate) fn needs_a_world_of_its_own(&self) -> bool {
         self.is_without_gateway
+            || self.gateway_clock != 0
             || self.checks_watchdog
             || self.history != "15d"
             || self.jobs.iter().any(|job| job.namespace != "quant")
             || self.events.iter().any(|(_, event)| !matches!(event, Event::Delete(_)))
+    }
+
+    pub(crate) fn prometheus_is_down(&self) -> bool {
+        self.events.iter().any(|(_, event)| matches!(event, Event::PrometheusDown))
     }
 
     /// Describes the expectation, a line for each alert.

@@ -59,14 +59,25 @@ scenarios! {
         .job(Job::daily("02:00", "nightly").clock_ahead(0, "10m"))
         .expect(page("BatchClockSkew", "nightly").from(at("Thu 02:20")).begins_within("30m"));
 
+    /// A host with the wrong time zone. The times of stages and of the run are on one clock, or they say nothing.
+    clock_that_is_behind_by_hours_is_no_late_stage => Scenario::hours(12)
+        .job(Job::every("1h", "hourly").clock_ahead(0, "-3h"))
+        .expect(page("BatchClockSkew", "hourly").from(at("Thu 00:30")).begins_within("30m"));
+
+    /// Each run seems to have stopped pushing ten minutes ago, while it pushes.
+    clock_of_the_gateway_that_is_behind_is_a_warning => Scenario::hours(31)
+        .job(Job::daily("02:00", "nightly").lasting("1h"))
+        .gateway_clock_ahead("-10m")
+        .expect(page("BatchClockSkew", "nightly").from(at("Thu 03:00")).begins_within("30m"));
+
     /// Each run begins with a clock that is 40 minutes ahead, so it ends before it began.
     clock_that_is_corrected_in_the_middle_of_a_run => Scenario::hours(52)
         .job(Job::daily("02:00", "nightly").clock_ahead(at("Fri 00:00"), "40m").clock_ahead(at("Fri 02:05"), "0s"))
         .expect(may("BatchClockSkew", "nightly").from(at("Fri 02:00")).until(at("Sat 02:00")));
 
-    /// The success at 04:30 is written as 06:30, later than the failure at 05:23.
+    /// The success at 04:30 is written as 06:20, later than the failure at 05:23.
     failure_after_a_clock_was_ahead => Scenario::hours(12)
-        .job(Job::every("1h", "hourly").clock_ahead(0, "2h").clock_ahead(at("Thu 05:00"), "0s").on(hours(0, 5), Fails("train")))
+        .job(Job::every("1h", "hourly").clock_ahead(0, "110m").clock_ahead(at("Thu 05:00"), "0s").on(hours(0, 5), Fails("train")))
         .expect(page("BatchRunFailed", "hourly").from(at("Thu 05:33")).until(at("Thu 06:10")))
         .expect(page("BatchStageFailed", "hourly").from(at("Thu 05:23")).until(at("Thu 06:10")))
         .expect(may("BatchNoSuccess", "hourly").from(at("Thu 05:50")).until(at("Thu 06:30")))

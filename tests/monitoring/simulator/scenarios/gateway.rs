@@ -30,6 +30,12 @@ scenarios! {
         .expect(page("BatchRunFailed", "nightly").from(at("Fri 02:23")).until(at("Sat 02:00")))
         .expect(page("BatchStageFailed", "nightly").from(at("Fri 02:13")).until(at("Sat 02:00")));
 
+    /// The job was late before, and has paged. That page goes on until the next success, and no other one takes its place.
+    late_job_stays_one_page_when_the_gateway_loses_its_state => Scenario::hours(53)
+        .job(Job::daily("02:00", "nightly").on(at("Fri 02:00"), NotStarted))
+        .gateway_loses_state(at("Fri 14:01"))
+        .expect(page("BatchNoSuccess", "nightly").from(at("Fri 08:25")).until(at("Sat 02:20")).ends_within("8m"));
+
     gateway_that_is_down_for_two_hours_is_one_page => Scenario::hours(39)
         .job(Job::daily("02:00", "nightly"))
         .gateway_down(at("Fri 10:01"), at("Fri 12:00"))

@@ -49,6 +49,21 @@ scenarios! {
         .period("typo", "", "vector(86400)")
         .expect(page("BatchNoSuccess", "typo").from(at("Fri 06:00")).begins_within("1h"));
 
+    /// Each run has another pod. The failed one of Friday is still on the gateway, though a later run was good.
+    job_that_stops_after_a_failure_that_was_put_right => Scenario::hours(83)
+        .job(Job::daily("02:00", "pods").with_instance_per_run().on(at("Fri 02:00"), Fails("train"))
+            .on(at("Sun 02:00"), NotStarted))
+        .expect(may("BatchRunFailed", "pods").from(at("Fri 02:23")))
+        .expect(may("BatchStageFailed", "pods").from(at("Fri 02:13")))
+        .expect(page("BatchNoSuccess", "pods").from(at("Sun 08:25")));
+
+    /// Prometheus is restarted in the meantime, which takes twenty minutes.
+    listed_job_that_was_never_started_before_prometheus_restarts => Scenario::hours(33)
+        .job(Job::daily("02:00", "other"))
+        .period("typo", "", "vector(86400)")
+        .prometheus_down(at("Thu 20:00"), at("Thu 20:20"))
+        .expect(page("BatchNoSuccess", "typo").from(at("Fri 06:00")).begins_within("1h"));
+
     grouped_profile_that_was_never_started => Scenario::hours(33)
         .job(Job::daily("02:00", "nightly").profile("crypto").grouped_by_profile())
         .period("nightly", ", profile: equities", "vector(86400)")
@@ -75,6 +90,29 @@ scenarios! {
         .expect(page("BatchRunFailed", "nightly").from(at("Fri 02:23")).until(at("Sat 02:00")))
         .expect(page("BatchStageFailed", "nightly").from(at("Fri 02:13")).until(at("Fri 05:00")))
         .expect(may("BatchStageFailed", "nightly").with("profile", "crypto").from(at("Fri 05:00")).until(at("Sat 02:00")));
+
+    /// The gateway refuses each push from Friday on. A push that it refuses is no success.
+    refused_runs_of_a_job_that_was_good => Scenario::hours(53)
+        .job(Job::daily("02:00", "nightly").between(at("Fri 00:00"), at("Sun 00:00"), &RefusedAfter("0s")))
+        .expect(page("BatchPushRefused", "nightly").from(at("Fri 02:00")))
+        .expect(page("BatchNoSuccess", "nightly").from(at("Fri 08:25")));
+
+    refused_runs_of_an_hourly_job => Scenario::hours(12)
+        .job(Job::every("1h", "hourly").between(hours(0, 5), hours(0, 12), &RefusedAfter("0s")))
+        .expect(page("BatchPushRefused", "hourly").from(at("Thu 05:10")))
+        .expect(page("BatchNoSuccess", "hourly").from(at("Thu 05:50")));
+
+    /// Its group has a time of a refused push, and nothing else.
+    listed_job_whose_pushes_were_always_refused => Scenario::hours(35)
+        .job(Job::daily("02:00", "other"))
+        .job(Job::daily("02:00", "nightly").between(0, at("Sat 00:00"), &RefusedAfter("0s")))
+        .expect(page("BatchPushRefused", "nightly").from(at("Thu 02:00")))
+        .expect(page("BatchNoSuccess", "nightly").from(at("Fri 06:00")).begins_within("3h"));
+
+    /// Another program adds its metrics to the group each hour. Its pushes are no success, and say nothing of a clock.
+    group_that_another_program_pushes_to => Scenario::hours(53)
+        .job(Job::daily("02:00", "nightly").on(at("Fri 02:00"), NotStarted).with_foreign_pushes(at("Thu 04:30"), "1h"))
+        .expect(page("BatchNoSuccess", "nightly").from(at("Fri 08:25")).until(at("Sat 02:20")));
 
     /// A text file shows no pushes, so the kill shows as a success that is late. The other host's runs are good.
     killed_runs_with_a_text_file_on_one_of_two_hosts => Scenario::hours(60)

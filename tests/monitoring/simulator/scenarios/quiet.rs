@@ -35,6 +35,11 @@ scenarios! {
         .job(Job::daily("02:00", "nightly").profile("crypto"))
         .job(Job::daily("03:00", "nightly").profile("equities"));
 
+    /// Until the last stage begins, all stages have the same profile.
+    quiet_days_of_runs_with_stages_of_two_profiles => Scenario::hours(53)
+        .job(Job::daily("02:00", "nightly").with_stage_profile("report", "equities"))
+        .with_and_without_run_info();
+
     quiet_days_of_two_grouped_profiles => Scenario::hours(51)
         .job(Job::daily("02:00", "nightly").profile("crypto").grouped_by_profile())
         .job(Job::daily("03:00", "nightly").profile("equities").grouped_by_profile());

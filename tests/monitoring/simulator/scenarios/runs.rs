@@ -3,7 +3,14 @@
 use super::scenarios;
 use crate::simulator::job::{Job, Outcome::*, hours};
 use crate::simulator::scenario::{Scenario, may, one_of, page};
-use crate::simulator::time::at;
+use crate::simulator::time::{at, duration};
+
+/// Runs of two minutes from Thursday 02:00 to 06:00 that are killed, and then one that succeeds.
+fn restarted(interval: &str) -> Job {
+    let kills = (at("Thu 02:00")..at("Thu 06:00")).step_by(duration(interval) as usize);
+    let job = Job::daily("06:00", "nightly");
+    kills.fold(job, |job, start| job.also(start, KilledAfter("2m")))
+}
 
 scenarios! {
     /// The run ends at 02:13, and ten minutes are left for a retry. One critical alert.
@@ -90,6 +97,28 @@ scenarios! {
         .expect(page("BatchRunNeverEnded", "nightly").from(at("Sat 02:11")).until(at("Sun 02:00")))
         .expect(may("BatchNoSuccess", "nightly").from(at("Fri 08:25")).until(at("Sun 02:20")));
 
+    /// A scheduler starts it again every six minutes, as Kubernetes does with a pod that crashes. No run lasts long enough to
+    /// be missed, and none ends.
+    run_that_is_killed_and_started_again_and_again => Scenario::hours(12)
+        .job(restarted("6m"))
+        .expect(one_of(&["BatchRunNeverEnded", "BatchRunFailed"], "nightly")
+            .from(at("Thu 02:20")).until(at("Thu 06:00")).begins_within("40m"))
+        .expect(may("BatchTwoWriters", "nightly").from(at("Thu 02:10")).until(at("Thu 06:15")));
+
+    /// One page, and not one for each of the runs.
+    run_that_is_killed_and_started_again_every_ten_minutes => Scenario::hours(12)
+        .job(restarted("10m"))
+        .expect(one_of(&["BatchRunNeverEnded", "BatchRunFailed"], "nightly")
+            .from(at("Thu 02:08")).until(at("Thu 06:00")).begins_within("50m"))
+        .expect(may("BatchTwoWriters", "nightly").from(at("Thu 02:10")).until(at("Thu 06:15")));
+
+    /// Each stage of the long run succeeded in it, the first one almost two hours before its end.
+    run_longer_than_its_period_had_each_stage => Scenario::hours(12)
+        .job(Job::every("1h", "hourly").on(hours(0, 5), Takes("2h 45m")).on(hours(0, 6), NotStarted).on(hours(0, 7), NotStarted))
+        .expect(may("BatchNoSuccess", "hourly").from(at("Thu 05:50")).until(at("Thu 08:00")))
+        .expect(may("BatchRunTooLong", "hourly").from(at("Thu 05:55")).until(at("Thu 08:00")))
+        .expect(may("BatchStageSlow", "hourly").from(at("Thu 06:10")).until(at("Thu 09:30")));
+
     /// Each pod has a group of its own, and the groups are deleted each night.
     killed_worker_of_a_fleet_is_one_page => Scenario::days(2)
         .jobs((0..3).map(|worker| {
@@ -147,6 +176,7 @@ scenarios! {
         .job(Job::daily("02:00", "long").lasting("3h"))
         .expect(page("BatchTwoWriters", "long").from(at("Fri 04:00")).until(at("Fri 05:00")).begins_within("30m"))
         .expect(page("BatchTwoWriters", "long").from(at("Sat 04:00")).until(at("Sat 05:00")).begins_within("30m"))
+        .expect(may("BatchStageNeverRan", "long").from(at("Fri 04:00")))
         .expect(may("BatchClockSkew", "long"));
 
     too_many_label_sets => Scenario::days(2)
