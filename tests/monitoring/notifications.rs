@@ -77,13 +77,18 @@ fn cases() -> Vec<Case> {
         case("fleet", &["BatchStageNoSuccess profile=crypto stage_id=ingest"], &["pager: fleet, 30 BatchRunFailed"])
             .and_each(30, "BatchRunFailed profile=crypto")
             .and_each(30, "BatchStageFailed profile=crypto stage_id=ingest")
-            .and_later(&["BatchNoSuccess profile=crypto"]),
+            .and_later(&["BatchJobMissing profile=crypto"]),
         case("workers", &["BatchStageNoSuccess profile=crypto stage_id=ingest"], &["pager: workers, 5 BatchRunFailed"])
             .and_each(5, "BatchRunFailed")
             .and_each(5, "BatchStageFailed profile=crypto stage_id=ingest"),
         case("never_ran", &["BatchRunFailed profile=crypto"], &["pager: never_ran, 1 BatchRunFailed"])
             .and_alerts(&["BatchStageNeverRan stage_id=policy"]),
-        // What has another cause is not held back.
+        // What has another cause is not held back. A pod failed long ago, and no run comes any more.
+        case(
+            "pods",
+            &["BatchRunFailed profile=crypto instance=p1", "BatchNoSuccess profile=crypto"],
+            &["pager: pods, 1 BatchNoSuccess, 1 BatchRunFailed"],
+        ),
         case(
             "profiles",
             &[
@@ -267,10 +272,10 @@ fn each_change_of_the_configuration_changes_notifications() {
         (0, "BatchRunNeverEnded|", ""),
         (0, "BatchRunTooLong|", ""),
         (0, "|BatchNoSuccess", ""),
-        (0, "BatchNoSuccess|BatchJobMissing", "BatchJobMissing"),
-        (0, "BatchJobMissing|", ""),
-        (0, "BatchJobMissing|BatchStage.+", "BatchJobMissing"),
+        (0, "BatchNoSuccess|BatchStage.+", "BatchStage.+"),
+        (0, "BatchNoSuccess|BatchStage.+", "BatchNoSuccess"),
         (1, "BatchStage.+", "Batch.+"),
+        (2, "BatchStage.+", "Batch.+"),
         (0, "equal: [job, profile, instance]", "equal: [job, profile]"),
         (0, "equal: [job, profile, instance]", "equal: [job, instance]"),
         (0, "equal: [job, profile, instance]", "equal: [profile, instance]"),
@@ -279,7 +284,10 @@ fn each_change_of_the_configuration_changes_notifications() {
         (0, "equal: [job, instance]", "equal: [job]"),
         (1, "equal: [job, instance]", "equal: [job]"),
         (1, "[*cause, 'profile=\"\"']", "[*cause]"),
-        (0, "[*effect, 'instance=\"\"']", "[*effect]"),
+        (0, "|BatchStage.+\"', 'instance=\"\"'", "|BatchStage.+\"'"),
+        (0, "BatchJobMissing|BatchStage.+", "BatchNoSuccess|BatchJobMissing|BatchStage.+"),
+        (0, "BatchJobMissing|BatchStage.+", "BatchStage.+"),
+        (0, "BatchJobMissing|BatchStage.+", "BatchJobMissing"),
         (0, "[*stage, 'instance=\"\"']", "[*stage]"),
         (0, "[*stage, 'profile=\"\"']", "[*stage]"),
     ];
