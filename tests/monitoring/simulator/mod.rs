@@ -31,7 +31,7 @@ use super::support::servers::installed;
 type Batch = Vec<(String, Scenario)>;
 
 /// Those that run by default.
-const CHOSEN: [&str; 33] = [
+const CHOSEN: [&str; 34] = [
     // Half a day.
     "clock_that_is_behind_by_hours_is_no_late_stage",
     "failure_after_a_clock_was_ahead",
@@ -54,6 +54,7 @@ const CHOSEN: [&str; 33] = [
     "failed_run_with_a_text_file",
     "failure_in_a_shared_group_outlives_the_other_profile",
     "grouped_profile_that_stops_is_one_page",
+    "hourly_fleet_that_is_pruned_daily",
     "killed_run_never_ended",
     "refused_run_that_is_killed",
     "retired_job_whose_last_run_failed",
