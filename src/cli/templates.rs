@@ -18,7 +18,7 @@ const DASHBOARDS: &str = "http://localhost:3000/d/";
 const UID: &str = "batch-jobs";
 const TITLE: &str = "Batch jobs";
 
-/// Characters of a uid in Grafana, which are letters, digits, `-` and `_`.
+/// The most characters of a uid in Grafana: letters, digits, `-` and `_`.
 const UID_LIMIT: usize = 40;
 
 /// Labels of the subject of an alert, beside the job. One that is missing is left out.
@@ -60,14 +60,16 @@ pub(super) fn rules(namespace: &str, history: &str, dashboard_url: Option<&str>)
     ))
 }
 
-/// Returns a template that reads a label of a metric of the alert's run, or `unknown`. An alert about all instances, or
-/// all profiles, gets that of any. A metric without a profile may belong to a run that has one.
+/// Returns a template that reads a label of a metric of the alert's run, or `unknown`. The metric has the labels of the
+/// alert. An alert about all instances, or all profiles, gets that of any. A metric without a profile may belong to a run
+/// that has one.
 fn label_of(metric: &str, label: &str) -> String {
+    const OTHERS: &str = "^(__name__|alertname|severity|profile|stage_id|reason)$";
     format!(
-        "{{{{ $run := printf \"job=%q\" $labels.job }}}}\
-         {{{{ with $labels.instance }}}}{{{{ $run = printf \"%s,instance=%q\" $run . }}}}{{{{ end }}}}\
-         {{{{ $other := $run }}}}{{{{ with $labels.profile }}}}{{{{ $other = printf \"%s,profile=%q\" $run \"\" }}}}{{{{ end }}}}\
-         {{{{ with or (printf \"{metric}{{%s,profile=%q}}\" $run $labels.profile | query) \
+        "{{{{ $run := \"\" }}}}{{{{ range $name, $value := $labels }}}}{{{{ if not (match \"{OTHERS}\" $name) }}}}\
+         {{{{ $run = printf \"%s%s=%q,\" $run $name $value }}}}{{{{ end }}}}{{{{ end }}}}\
+         {{{{ $other := $run }}}}{{{{ with $labels.profile }}}}{{{{ $other = printf \"%sprofile=%q\" $run \"\" }}}}{{{{ end }}}}\
+         {{{{ with or (printf \"{metric}{{%sprofile=%q}}\" $run $labels.profile | query) \
          (printf \"{metric}{{%s}}\" $other | query) }}}}{{{{ . | first | label \"{label}\" }}}}{{{{ else }}}}unknown{{{{ end }}}}"
     )
 }
@@ -106,13 +108,15 @@ fn rendered(text: String) -> Report {
     Report { text, json: Value::Null, is_ok: true }
 }
 
-/// Returns the seconds of a duration of Prometheus with one unit, from an hour on.
+/// Returns the seconds of a Prometheus duration that has one unit, hours or longer.
 fn history_seconds(history: &str) -> Result<u64, Error> {
     let units = [('h', 3_600), ('d', 86_400), ('w', 604_800), ('y', 31_536_000)];
     let seconds = units.into_iter().find_map(|(unit, seconds)| {
         let number = history.strip_suffix(unit)?;
         let is_number = !number.starts_with('0') && number.bytes().all(|byte| byte.is_ascii_digit());
-        number.parse::<u64>().ok().filter(|_| is_number)?.checked_mul(seconds)
+        let seconds = number.parse::<u64>().ok().filter(|_| is_number)?.checked_mul(seconds)?;
+        // Prometheus counts nanoseconds in 64 bits.
+        (seconds <= i64::MAX as u64 / 1_000_000_000).then_some(seconds)
     });
     seconds.ok_or_else(|| {
         Error::config(format!(
@@ -142,9 +146,22 @@ mod tests {
         for (history, seconds) in [("1h", 3_600), ("15d", 1_296_000), ("120w", 72_576_000), ("1y", 31_536_000)] {
             assert_eq!(history_seconds(history).unwrap(), seconds);
         }
-        for history in
-            ["", "d", "15", "0d", "015d", "1.5d", "15m", "15 d", "-1d", "1d1h", "15ä", "+1d", "99999999999999999999d"]
-        {
+        for history in [
+            "",
+            "d",
+            "15",
+            "0d",
+            "015d",
+            "1.5d",
+            "15m",
+            "15 d",
+            "-1d",
+            "1d1h",
+            "15ä",
+            "+1d",
+            "99999999999999999999d",
+            "1000y",
+        ] {
             let text = history_seconds(history).unwrap_err().to_string();
             assert!(text.starts_with(&format!("the history {history:?} is no duration: ")), "{text}");
         }

@@ -123,7 +123,7 @@ pub(crate) struct Job {
     pub(crate) retired_at: Option<i64>,
     /// From a time on, the job's clock is ahead by so many seconds.
     pub(crate) clock: Vec<(i64, i64)>,
-    /// Metrics of issue 16 that each current version writes.
+    /// `quant_run_info` and `quant_stage_last_failed`, which older versions do not write.
     pub(crate) has_run_info: bool,
     pub(crate) has_totals: bool,
     pub(crate) spool_files: Vec<(i64, u32)>,

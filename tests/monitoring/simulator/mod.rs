@@ -1,7 +1,7 @@
 //! Simulates batch jobs, their gateway and their Prometheus over days to months, and runs the rules over what Prometheus stores.
 //!
 //! A scenario (`scenarios/`) says in a few lines what happens and which alerts fire, and that no other does. It was written
-//! before the rules were run. Scenarios that do not disturb each other share a promtool. All of them take minutes, so a part
+//! before the rules were run. Scenarios that do not disturb each other share a promtool. All of them take half an hour, so a part
 //! runs by default. A failure shows each difference.
 //!
 //! - all: `cargo test -p monitoring --test monitoring all_scenarios -- --ignored`

@@ -41,7 +41,7 @@ fn mutants(file: &Value) -> Vec<Mutant> {
         for (what, changed) in
             changed_comparisons(expression).chain(changed_constants(expression)).chain(dropped_operands(expression))
         {
-            // One that no longer parses, or takes no sense, is noticed anyway.
+            // A change that does not parse would be noticed anyway.
             if parser::parse(&changed).is_ok() {
                 add(what, "expr", Some(changed));
             }
@@ -56,7 +56,8 @@ fn mutants(file: &Value) -> Vec<Mutant> {
 }
 
 fn changed_comparisons(expression: &str) -> impl Iterator<Item = (String, String)> {
-    let opposites = [(" >= ", " < "), (" <= ", " > "), (" == ", " != "), (" > ", " <= "), (" < ", " >= ")];
+    let opposites =
+        [(" >= ", " < "), (" <= ", " > "), (" == ", " != "), (" != ", " == "), (" > ", " <= "), (" < ", " >= ")];
     opposites.into_iter().flat_map(move |(from, to)| {
         expression.match_indices(from).map(move |(at, _)| {
             (

@@ -164,6 +164,11 @@ scenarios! {
         .job(Job::daily("02:00", "nightly").on(at("Thu+1 02:00"), Slow("train", "18m")))
         .expect(page("BatchStageSlow", "nightly").with("stage_id", "train").from(at("Thu+1 02:25")).until(at("Fri+1 02:00")));
 
+    /// Nothing is said of a job that is retired while its last run was slow.
+    slow_stage_of_a_job_that_is_retired => Scenario::days(9)
+        .job(Job::daily("02:00", "nightly").on(at("Thu+1 02:00"), Slow("train", "18m")).retired(at("Thu+1 12:00")))
+        .expect(page("BatchStageSlow", "nightly").with("stage_id", "train").from(at("Thu+1 02:25")).until(at("Thu+1 12:00")));
+
     /// A payload waits, and neither of the next runs sends it.
     spool_of_a_weekly_job_that_is_not_sent => Scenario::days(26)
         .job(Job::weekly("Sat 03:00", "weekly").spool_files(0, 0).spool_files(at("Sat+1 03:00"), 2))
