@@ -140,9 +140,11 @@ scenarios! {
         .expect(page("BatchRunNeverEnded", "nightly").from(at("Fri 14:04")).until(at("Sat 02:00")))
         .expect(may("BatchNoSuccess", "nightly").from(at("Fri 08:25")).until(at("Sat 02:20")));
 
+    /// It is killed after two days.
     run_that_hangs_and_pushes_in_a_weekly_job => Scenario::days(20)
         .job(Job::weekly("Sat 03:00", "weekly").lasting("1h").on(at("Sat+2 03:00"), HangsFor("48h")))
-        .expect(page("BatchRunTooLong", "weekly").from(at("Sat+2 05:00")).begins_within("30m"))
+        .expect(page("BatchRunTooLong", "weekly").from(at("Sat+2 05:00")).until(at("Mon+2 03:00")).begins_within("30m"))
+        .expect(page("BatchRunNeverEnded", "weekly").from(at("Mon+2 03:04")))
         .expect(may("BatchNoSuccess", "weekly").from(at("Sat+2 10:05")));
 
     run_within_twice_its_usual_time_is_no_alert => Scenario::hours(28)
