@@ -166,6 +166,7 @@ mod tests {
             assert!(text.starts_with(&format!("the history {history:?} is no duration: ")), "{text}");
         }
     }
+
     #[test]
     fn dashboard_url_is_an_address_without_a_query() {
         for url in ["http://localhost:3000/d/batch-jobs", "https://grafana.example/g/d/abc/batch"] {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::dashboard::{list, panels, text, with_rows};
 use super::render::promtool;
+use super::simulator::time::duration;
 use super::support::servers::installed;
 use super::{files, rules};
 
@@ -47,7 +48,7 @@ fn firing(name: &str) -> Firing {
         text(evaluation, "alertname") == name && !list(&evaluation["exp_alerts"]).is_empty()
     });
     let (file, case, evaluation) =
-        fires.min_by_key(|(.., evaluation)| rules::minutes(text(evaluation, "eval_time"))).unwrap();
+        fires.min_by_key(|(.., evaluation)| duration(text(evaluation, "eval_time"))).unwrap();
     let mut file = file.clone();
     let mut series = case["input_series"].clone();
     for series in series.as_array_mut().unwrap() {

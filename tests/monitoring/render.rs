@@ -74,10 +74,7 @@ fn links_open_the_dashboard_of_their_namespace() {
         assert!((1..=40).contains(&uid.len()), "{uid}");
         assert!(uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)), "{uid}");
         let rules: Value = serde_saphyr::from_str(&rendered(&["rules", "--namespace", namespace])).unwrap();
-        let links = rules::rules(&rules).into_iter().map(|rule| text(&rule["annotations"], "dashboard_url"));
-        let links: Vec<_> = links.filter(|link| !link.is_empty()).collect();
-        assert!(links.len() > 10, "{links:?}");
-        for link in links {
+        for link in rules::links(&rules) {
             assert_eq!(link.split('?').next(), Some(&*format!("http://localhost:3000/d/{uid}")));
         }
         identities.extend([uid.to_owned(), title.to_owned()]);

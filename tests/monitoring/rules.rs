@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::dashboard::{list, text};
 use super::lint::MEANINGLESS;
+use super::simulator::time::duration;
 use super::{files, promql};
 
 /// Reasons of a failed stage; the table of `docs/metrics.md` has them too.
@@ -14,6 +15,14 @@ const REASONS: [&str; 5] = ["error", "panic", "cancelled", "interrupted", "unfin
 /// Returns the rules of a rule file.
 pub(crate) fn rules(file: &Value) -> Vec<&Value> {
     list(&file["groups"]).iter().flat_map(|group| list(&group["rules"])).collect()
+}
+
+/// The links of the alerts to the dashboard.
+pub(crate) fn links(file: &Value) -> Vec<&str> {
+    let alerts = rules(file).into_iter().filter(|rule| !text(rule, "alert").is_empty());
+    let links: Vec<_> = alerts.map(|rule| text(&rule["annotations"], "dashboard_url")).collect();
+    assert!(links.len() > 10, "{links:?}");
+    links
 }
 
 /// Every violation of a convention.
@@ -101,23 +110,12 @@ pub(crate) fn without_cases(file: &Value, cases: &[Value]) -> Vec<String> {
 /// Whether the case evaluates the alert before it fires, while it fires, and afterwards.
 fn fires_and_ends(case: &Value, alert: &str) -> bool {
     let evaluations = list(&case["alert_rule_test"]).iter().filter(|evaluation| text(evaluation, "alertname") == alert);
-    let by_time: BTreeMap<u64, bool> = evaluations
-        .map(|evaluation| (minutes(text(evaluation, "eval_time")), !list(&evaluation["exp_alerts"]).is_empty()))
+    let by_time: BTreeMap<i64, bool> = evaluations
+        .map(|evaluation| (duration(text(evaluation, "eval_time")), !list(&evaluation["exp_alerts"]).is_empty()))
         .collect();
     let mut changes: Vec<bool> = by_time.into_values().collect();
     changes.dedup();
     changes == [false, true, false]
-}
-
-/// Parses `90m` or `2h` into minutes.
-pub(crate) fn minutes(time: &str) -> u64 {
-    let (number, unit) = time.split_at(time.len() - 1);
-    let unit = match unit {
-        "m" => 1,
-        "h" => 60,
-        _ => panic!("not a time in minutes or hours: {time}"),
-    };
-    number.parse::<u64>().unwrap() * unit
 }
 
 /// Returns the promtool test files.

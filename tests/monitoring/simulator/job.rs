@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::gateway::Labels;
-use super::time::{DAY, HOUR, MINUTE, clock_time, duration, weekday_index};
+use super::time::{DAY, MINUTE, clock_time, duration, weekday, weekday_index};
 use crate::dashboard::{list, text};
 use crate::files;
 
@@ -29,8 +29,8 @@ impl Schedule {
                 (0..).map(|run| 10 * MINUTE + run * interval).take_while(|at| *at < until).collect()
             }
             Self::Daily(clock) => days(clock).collect(),
-            Self::Weekdays(clock) => days(clock).filter(|at| !matches!(at / DAY % 7, 2 | 3)).collect(),
-            Self::Weekly(weekday, clock) => days(clock).filter(|at| at / DAY % 7 == i64::from(weekday)).collect(),
+            Self::Weekdays(clock) => days(clock).filter(|at| !matches!(weekday(*at), 2 | 3)).collect(),
+            Self::Weekly(on, clock) => days(clock).filter(|at| weekday(*at) == on).collect(),
             Self::Monthly(clock) => [0, 31, 59, 90, 120].map(|day| day * DAY + clock).into(),
             Self::Never => Vec::new(),
         };
@@ -107,7 +107,7 @@ pub(crate) struct Job {
     /// Stage, and the weekday on which it runs where that is not each day.
     pub(crate) stages: Vec<(&'static str, Option<u8>)>,
     /// Stages that take another name from a time on.
-    pub(crate) renamed: Option<(&'static str, &'static str, i64)>,
+    renamed: Option<(&'static str, &'static str, i64)>,
     pub(crate) expects_stages: bool,
     /// The label of the stages' spans.
     pub(crate) profile: &'static str,
@@ -222,6 +222,17 @@ impl Job {
 
     pub(crate) fn profile_of(&self, stage: &str) -> &'static str {
         self.stage_profile.filter(|(id, _)| *id == stage).map_or(self.profile, |(_, profile)| profile)
+    }
+
+    /// The name of a stage in a run that is due at this time.
+    pub(crate) fn stage_name(&self, stage: &'static str, due: i64) -> &'static str {
+        self.renamed.filter(|(from, _, since)| *from == stage && due >= *since).map_or(stage, |(_, to, _)| to)
+    }
+
+    /// The labels of the job's groups, without those that each run has of its own.
+    pub(crate) fn group(&self) -> Labels {
+        let job = ("job".to_owned(), self.name.clone());
+        self.grouping.clone().into_iter().chain([job]).collect()
     }
 
     pub(crate) fn grouped_by_profile(self) -> Self {
@@ -374,9 +385,4 @@ impl Job {
     pub(crate) fn clock_offset(&self, at: i64) -> i64 {
         self.clock.iter().rev().find(|(since, _)| *since <= at).map_or(0, |(_, ahead)| *ahead)
     }
-}
-
-/// The hour, for jobs that run each hour: `hours(3)` is ten minutes past three.
-pub(crate) fn hours(day: i64, hour: i64) -> i64 {
-    day * DAY + hour * HOUR + 10 * MINUTE
 }

@@ -17,7 +17,7 @@ mod run;
 mod scenario;
 mod scenarios;
 mod series;
-mod time;
+pub(crate) mod time;
 
 use std::collections::BTreeMap;
 
@@ -79,7 +79,7 @@ fn batches(scenarios: Vec<(&'static str, Scenario)>) -> Vec<Batch> {
         let lengths = [24, 36, 56, 80, 7 * 24, 10 * 24, 14 * 24, 20 * 24].map(|hours| hours * HOUR);
         let length = lengths.into_iter().find(|length| scenario.length <= *length).unwrap_or(i64::MAX);
         for variant in variants(name, scenario) {
-            match variant.1.needs_a_world_of_its_own() {
+            match variant.1.needs_its_own_prometheus() {
                 true => batches.push(vec![variant]),
                 false => shared.entry(length).or_default().push(variant),
             }

@@ -34,13 +34,13 @@ pub(crate) type Rules = BTreeMap<&'static str, String>;
 /// Runs promtool, and returns a description of each difference from the expected alerts, by scenario.
 pub(crate) fn differences(batch: &[(String, Scenario)], rules: &Rules) -> Vec<(String, Vec<String>)> {
     let mut members = batch.iter().map(|(name, scenario)| scenario.clone().with_prefix(name));
-    let mut world = members.next().unwrap();
-    members.for_each(|member| world.merge(member));
-    let windows = windows(&world, batch);
+    let mut merged = members.next().unwrap();
+    members.for_each(|member| merged.merge(member));
+    let windows = windows(&merged, batch);
     let mut directory = tempfile::tempdir().unwrap();
     // Keeps the files for a look at them.
     directory.disable_cleanup(std::env::var_os("SIMULATOR_KEEP_FILES").is_some());
-    write_files(directory.path(), &world, rules, &windows);
+    write_files(directory.path(), &merged, rules, &windows);
     let output =
         Command::new("promtool").args(["test", "rules", "scenario.test.yml"]).current_dir(directory.path()).output();
     let output = output.unwrap();
@@ -81,10 +81,10 @@ fn of_member(alert: &Labels, name: &str, is_first: bool) -> Option<Labels> {
 }
 
 /// Splits the ticks where an expectation changes, and every six hours.
-fn windows(world: &Scenario, batch: &[(String, Scenario)]) -> Vec<(usize, usize)> {
-    let ticks = world.ticks();
-    let tick_at = |time: i64| ((time.max(0) + world.tick - 1) / world.tick).min(ticks as i64) as usize;
-    let mut edges: BTreeSet<usize> = (0..world.length).step_by(6 * HOUR as usize).map(tick_at).collect();
+fn windows(merged: &Scenario, batch: &[(String, Scenario)]) -> Vec<(usize, usize)> {
+    let ticks = merged.ticks();
+    let tick_at = |time: i64| ((time.max(0) + merged.tick - 1) / merged.tick).min(ticks as i64) as usize;
+    let mut edges: BTreeSet<usize> = (0..merged.length).step_by(6 * HOUR as usize).map(tick_at).collect();
     edges.insert(ticks);
     for (_, scenario) in batch {
         edges.insert(tick_at(scenario.length));
@@ -196,23 +196,30 @@ fn compare(scenario: &Scenario, window: (usize, usize), counts: &Counts, into: &
         let is_allowed = |expected: &super::scenario::Expected| {
             expected.is(alert) && is_within(expected.from, expected.until.saturating_add(expected.ends_within))
         };
-        let is_watchdog = alert.get("alertname").is_some_and(|name| name == "BatchWatchdog");
-        if !is_watchdog && !scenario.expected.iter().any(is_allowed) {
+        if !is_watchdog(alert) && !scenario.expected.iter().any(is_allowed) {
             let labels: Vec<_> = alert
                 .iter()
                 .filter(|(name, _)| *name != "alertname" && *name != "severity")
                 .map(|(name, value)| format!("{name}={value:?}"))
                 .collect();
-            add(format!("unexpected: {}{{{}}}", alert.get("alertname").map_or("", |n| n), labels.join(", ")), *count);
+            add(format!("unexpected: {}{{{}}}", name(alert), labels.join(", ")), *count);
         }
         if let Some(severity) = wrong_severity(alert) {
             add(severity, *count);
         }
     }
-    let watchdogs = counts.iter().filter(|(alert, _)| alert.get("alertname").is_some_and(|n| n == "BatchWatchdog"));
+    let watchdogs = counts.iter().filter(|(alert, _)| is_watchdog(alert));
     if scenario.checks_watchdog && watchdogs.map(|(_, count)| count).sum::<u64>() != ticks {
         add("missing: BatchWatchdog".to_owned(), ticks);
     }
+}
+
+fn name(alert: &Labels) -> &str {
+    alert.get("alertname").map_or("", String::as_str)
+}
+
+fn is_watchdog(alert: &Labels) -> bool {
+    name(alert) == "BatchWatchdog"
 }
 
 /// Alerts that wake somebody; all others but the watchdog warn.
@@ -226,9 +233,9 @@ const CRITICAL: [&str; 6] = [
 ];
 
 fn wrong_severity(alert: &Labels) -> Option<String> {
-    let name = alert.get("alertname").map_or("", String::as_str);
+    let name = name(alert);
     let expected = match name {
-        "BatchWatchdog" => "none",
+        _ if is_watchdog(alert) => "none",
         name if CRITICAL.contains(&name) => "critical",
         _ => "warning",
     };

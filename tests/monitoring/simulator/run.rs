@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::gateway::{Event, Families, Labels, series};
 use super::job::{Job, Outcome, Run};
-use super::time::{MINUTE, duration};
+use super::time::{MINUTE, duration, weekday};
 
 /// Totals over the runs of a job's group, and their increments.
 #[derive(Default)]
@@ -37,13 +37,8 @@ struct Plan {
 
 impl Plan {
     fn new(job: &Job, run: &Run) -> Self {
-        let weekday = (run.due / super::time::DAY % 7) as u8;
-        let rename = |id| match job.renamed {
-            Some((from, to, since)) if from == id && run.due >= since => to,
-            _ => id,
-        };
-        let names: Vec<_> =
-            job.stages.iter().filter(|(_, on)| on.is_none_or(|on| on == weekday)).map(|(id, _)| rename(id)).collect();
+        let stages = job.stages.iter().filter(|(_, on)| on.is_none_or(|on| on == weekday(run.due)));
+        let names: Vec<_> = stages.map(|(id, _)| job.stage_name(id, run.due)).collect();
         let length = match run.outcome {
             Outcome::Takes(length) => duration(length),
             _ => job.duration,
@@ -123,8 +118,7 @@ pub(crate) fn events(job: &Job, run: &Run, totals: &mut Totals, tick: i64, into:
 /// Adds the pushes of another program to the group of the job.
 pub(crate) fn foreign_events(job: &Job, until: i64, into: &mut Vec<(i64, Event)>) {
     let Some((since, interval)) = job.foreign_pushes else { return };
-    let mut group = job.grouping.clone();
-    group.insert("job".to_owned(), job.name.clone());
+    let group = job.group();
     let families = Families::from([("rows", Rc::new(vec![(series("rows", &group), 7.0)]))]);
     let times = (since..until).step_by(interval as usize);
     into.extend(times.map(|at| (at, Event::Push { group: group.clone(), families: families.clone() })));
@@ -142,8 +136,7 @@ fn event(job: &Job, run: &Run, is_refused: bool, families: Families) -> Event {
 
 /// The labels of the group, and so of each of its series.
 fn group(job: &Job, run: &Run) -> Labels {
-    let mut labels = job.grouping.clone();
-    labels.insert("job".to_owned(), job.name.clone());
+    let mut labels = job.group();
     if job.instance_per_run {
         labels.insert("instance".to_owned(), format!("{}-{}", job.name, run.start / MINUTE));
     }
@@ -177,10 +170,7 @@ fn families(job: &Job, run: &Run, plan: &Plan, totals: &Totals, at: i64, success
         plan.stages.iter().filter(|stage| stage.begin <= now && (now > 0 || success.is_some())).collect();
     if job.expects_stages {
         for (stage, _) in job.stages.iter().filter(|(_, weekday)| weekday.is_none()) {
-            let stage = match job.renamed {
-                Some((from, to, since)) if from == *stage && run.due >= since => to,
-                _ => stage,
-            };
+            let stage = job.stage_name(stage, run.due);
             if !begun.iter().any(|begun| begun.id == stage) {
                 add("stage_total", &[("stage_id", stage), ("status", "success")], 0.0);
                 add("stage_total", &[("stage_id", stage), ("status", "failure")], 0.0);

@@ -299,7 +299,7 @@ impl Scenario {
     }
 
     /// Whether something happens that other jobs would see too.
-    pub(crate) fn needs_a_world_of_its_own(&self) -> bool {
+    pub(crate) fn needs_its_own_prometheus(&self) -> bool {
         self.is_without_gateway
             || self.gateway_clock != 0
             || self.checks_watchdog

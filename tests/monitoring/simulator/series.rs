@@ -25,10 +25,7 @@ pub(crate) struct SeriesStore {
 impl SeriesStore {
     /// Stores what a scrape has of a source: its series, and staleness for those that an earlier one had.
     pub(crate) fn scrape(&mut self, source: &str, tick: usize, samples: &[(String, f64)]) {
-        if !self.sources.contains_key(source) {
-            self.sources.insert(source.to_owned(), BTreeMap::new());
-        }
-        let Some(series) = self.sources.get_mut(source) else { return };
+        let series = self.sources.entry(source.to_owned()).or_default();
         for (name, value) in samples {
             match series.get_mut(name) {
                 Some(changes) => push_change(changes, tick, Sample::Value(*value)),

@@ -22,6 +22,11 @@ pub(crate) fn at(text: &str) -> i64 {
     day * DAY + clock_time(clock)
 }
 
+/// The weekday of a time, in days after a Thursday.
+pub(crate) fn weekday(at: i64) -> u8 {
+    at.div_euclid(DAY).rem_euclid(7) as u8
+}
+
 /// Days after a Thursday.
 #[track_caller]
 pub(crate) fn weekday_index(name: &str) -> u8 {
@@ -59,7 +64,7 @@ pub(crate) struct Shown(pub(crate) i64);
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (day, clock) = (self.0.div_euclid(DAY), self.0.rem_euclid(DAY));
-        write!(f, "{}", WEEKDAYS[day.rem_euclid(7) as usize])?;
+        write!(f, "{}", WEEKDAYS[usize::from(weekday(self.0))])?;
         if day >= 7 {
             write!(f, "+{}", day / 7)?;
         }

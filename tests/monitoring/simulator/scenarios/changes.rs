@@ -1,7 +1,7 @@
 //! Jobs, stages and clocks that change: renamed, retired, of another namespace, ahead or behind.
 
 use super::scenarios;
-use crate::simulator::job::{Job, Outcome::*, hours};
+use crate::simulator::job::{Job, Outcome::*};
 use crate::simulator::scenario::{Scenario, may, page};
 use crate::simulator::time::at;
 
@@ -77,7 +77,7 @@ scenarios! {
 
     /// The success at 04:30 is written as 06:20, later than the failure at 05:23.
     failure_after_a_clock_was_ahead => Scenario::hours(12)
-        .job(Job::every("1h", "hourly").clock_ahead(0, "110m").clock_ahead(at("Thu 05:00"), "0s").on(hours(0, 5), Fails("train")))
+        .job(Job::every("1h", "hourly").clock_ahead(0, "110m").clock_ahead(at("Thu 05:00"), "0s").on(at("Thu 05:10"), Fails("train")))
         .expect(page("BatchRunFailed", "hourly").from(at("Thu 05:33")).until(at("Thu 06:10")))
         .expect(page("BatchStageFailed", "hourly").from(at("Thu 05:23")).until(at("Thu 06:10")))
         .expect(may("BatchNoSuccess", "hourly").from(at("Thu 05:50")).until(at("Thu 06:30")))
@@ -91,7 +91,7 @@ scenarios! {
 
     /// The period of the profile is an hour, that of the job a day.
     period_of_a_profile_takes_precedence => Scenario::days(2)
-        .job(Job::every("1h", "mixed").profile("fast").grouped_by_profile().on(hours(0, 5), NotStarted))
+        .job(Job::every("1h", "mixed").profile("fast").grouped_by_profile().on(at("Thu 05:10"), NotStarted))
         .job(Job::daily("02:00", "mixed").profile("slow").grouped_by_profile().unlisted())
         .period("mixed", "", "vector(86400)")
         .expect(page("BatchNoSuccess", "mixed").with("profile", "fast").from(at("Thu 05:50")).until(at("Thu 06:30")));

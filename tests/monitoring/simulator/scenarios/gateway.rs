@@ -1,7 +1,7 @@
 //! A gateway or a Prometheus that restarts, is away or loses its state, and groups that somebody deletes.
 
 use super::scenarios;
-use crate::simulator::job::{Job, Outcome::*, hours};
+use crate::simulator::job::{Job, Outcome::*};
 use crate::simulator::scenario::{Scenario, may, page};
 use crate::simulator::time::at;
 
@@ -113,7 +113,7 @@ scenarios! {
 
     /// A gateway that loses its state while a run fails hourly: the next failure pages as the one before.
     failures_before_and_after_a_lost_state => Scenario::hours(12)
-        .job(Job::every("1h", "hourly").on(hours(0, 5), Fails("train")).on(hours(0, 8), Fails("ingest")))
+        .job(Job::every("1h", "hourly").on(at("Thu 05:10"), Fails("train")).on(at("Thu 08:10"), Fails("ingest")))
         .gateway_loses_state(at("Thu 07:00"))
         .expect(page("BatchRunFailed", "hourly").from(at("Thu 05:33")).until(at("Thu 06:10")))
         .expect(page("BatchStageFailed", "hourly").from(at("Thu 05:23")).until(at("Thu 06:10")))

@@ -1,7 +1,7 @@
 //! Runs that never start, or of which nothing arrives: somebody must be told, and in time.
 
 use super::scenarios;
-use crate::simulator::job::{Job, Outcome::*, hours};
+use crate::simulator::job::{Job, Outcome::*};
 use crate::simulator::scenario::{Scenario, may, one_of, page};
 use crate::simulator::time::at;
 
@@ -17,7 +17,7 @@ scenarios! {
 
     /// The run of 05:10 is missing; the one of 04:10 ended at 04:30.
     hourly_run_that_never_starts => Scenario::hours(12)
-        .job(Job::every("1h", "hourly").on(hours(0, 5), NotStarted))
+        .job(Job::every("1h", "hourly").on(at("Thu 05:10"), NotStarted))
         .expect(page("BatchNoSuccess", "hourly").from(at("Thu 05:50")).until(at("Thu 06:30")).ends_within("10m"));
 
     weekly_run_that_never_starts => Scenario::days(19)
@@ -98,7 +98,7 @@ scenarios! {
         .expect(page("BatchNoSuccess", "nightly").from(at("Fri 08:25")));
 
     refused_runs_of_an_hourly_job => Scenario::hours(12)
-        .job(Job::every("1h", "hourly").between(hours(0, 5), hours(0, 12), &RefusedAfter("0s")))
+        .job(Job::every("1h", "hourly").between(at("Thu 05:10"), at("Thu 12:10"), &RefusedAfter("0s")))
         .expect(page("BatchPushRefused", "hourly").from(at("Thu 05:10")))
         .expect(page("BatchNoSuccess", "hourly").from(at("Thu 05:50")));
 

@@ -1,7 +1,7 @@
 //! Runs that fail, are killed, hang or are overtaken.
 
 use super::scenarios;
-use crate::simulator::job::{Job, Outcome::*, hours};
+use crate::simulator::job::{Job, Outcome::*};
 use crate::simulator::scenario::{Scenario, may, one_of, page};
 use crate::simulator::time::{at, duration};
 
@@ -63,12 +63,12 @@ scenarios! {
         .expect(page("BatchStageFailed", "nightly").from(at("Fri 02:13")).until(at("Fri 03:15")));
 
     one_failure_of_a_job_every_two_minutes_is_no_critical_alert => Scenario::hours(12)
-        .job(Job::every("2m", "poll").on(hours(0, 5), Fails("train")))
-        .expect(may("BatchStageFailed", "poll").from(hours(0, 5)).until(hours(0, 5) + 120));
+        .job(Job::every("2m", "poll").on(at("Thu 05:10"), Fails("train")))
+        .expect(may("BatchStageFailed", "poll").from(at("Thu 05:10")).until(at("Thu 05:10") + 120));
 
     /// From 05:10 on. Period and grace are twelve minutes, and five more pass. It is one cause, whichever alert says it.
     job_every_two_minutes_that_fails_for_hours => Scenario::hours(12)
-        .job(Job::every("2m", "poll").between(hours(0, 5), hours(0, 9), &Fails("train")))
+        .job(Job::every("2m", "poll").between(at("Thu 05:10"), at("Thu 09:10"), &Fails("train")))
         .expect(one_of(&["BatchNoSuccess", "BatchRunFailed"], "poll")
             .from(at("Thu 05:26")).until(at("Thu 09:10")).begins_within("10m"))
         .expect(may("BatchRunFailed", "poll").from(at("Thu 05:12")).until(at("Thu 09:10")))
@@ -76,7 +76,7 @@ scenarios! {
 
     /// It fails at 05:23; the run at 06:10 is good.
     hourly_run_that_fails_once => Scenario::hours(12)
-        .job(Job::every("1h", "hourly").on(hours(0, 5), Fails("train")))
+        .job(Job::every("1h", "hourly").on(at("Thu 05:10"), Fails("train")))
         .expect(page("BatchRunFailed", "hourly").from(at("Thu 05:33")).until(at("Thu 06:10")))
         .expect(page("BatchStageFailed", "hourly").from(at("Thu 05:23")).until(at("Thu 06:10")))
         .expect(may("BatchNoSuccess", "hourly").from(at("Thu 05:50")).until(at("Thu 06:30")));
@@ -114,7 +114,7 @@ scenarios! {
 
     /// Each stage of the long run succeeded in it, the first one almost two hours before its end.
     run_longer_than_its_period_had_each_stage => Scenario::hours(12)
-        .job(Job::every("1h", "hourly").on(hours(0, 5), Takes("2h 45m")).on(hours(0, 6), NotStarted).on(hours(0, 7), NotStarted))
+        .job(Job::every("1h", "hourly").on(at("Thu 05:10"), Takes("2h 45m")).on(at("Thu 06:10"), NotStarted).on(at("Thu 07:10"), NotStarted))
         .expect(may("BatchNoSuccess", "hourly").from(at("Thu 05:50")).until(at("Thu 08:00")))
         .expect(may("BatchRunTooLong", "hourly").from(at("Thu 05:55")).until(at("Thu 08:00")))
         .expect(may("BatchStageSlow", "hourly").from(at("Thu 06:10")).until(at("Thu 09:30")));
@@ -123,7 +123,7 @@ scenarios! {
     killed_worker_of_a_fleet_is_one_page => Scenario::days(2)
         .jobs((0..3).map(|worker| {
             let job = Job::every("6h", "fleet").grouped_by("worker", &worker.to_string()).with_instance_per_run();
-            if worker == 2 { job.on(hours(0, 6), KilledAfter("7m")) } else { job }
+            if worker == 2 { job.on(at("Thu 06:10"), KilledAfter("7m")) } else { job }
         }))
         .delete_groups(at("Fri 00:05"), &[("job", "fleet")])
         .expect(page("BatchRunNeverEnded", "fleet").with("worker", "2").from(at("Thu 06:21")).until(at("Fri 00:05")));
