@@ -44,3 +44,17 @@ pub(crate) fn variable_queries<'a>(dashboard: &'a Value) -> Vec<(&'a str, &'a st
     };
     variables(dashboard).iter().filter_map(parts).collect()
 }
+
+/// Replaces the variables in a query, as Grafana does, and the time range.
+#[track_caller]
+pub(crate) fn interpolate<'a>(
+    query: &str,
+    range: &str,
+    variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> String {
+    let query = query.replace("$__range", range);
+    let replaced = |query: String, (name, value)| query.replace(&format!("${name}"), value);
+    let interpolated = variables.into_iter().fold(query, replaced);
+    assert!(!interpolated.contains('$'), "every variable has a value: {interpolated}");
+    interpolated
+}

@@ -190,14 +190,10 @@ fn query(title: &str) -> String {
     queries[0].1.to_owned()
 }
 
-/// Replaces the variables of the dashboard in a query, as Grafana does.
+/// Replaces the variables of the dashboard in a query.
+#[track_caller]
 fn interpolate(query: &str, variables: &[(&str, &str)]) -> String {
-    let mut interpolated = query.replace("$__range", "1h");
-    for (name, value) in variables {
-        interpolated = interpolated.replace(&format!("${name}"), value);
-    }
-    assert!(!interpolated.contains('$'), "every variable has a value: {interpolated}");
-    interpolated
+    dashboard::interpolate(query, "1h", variables.iter().copied())
 }
 
 /// The values of the variables where "All" is selected.

@@ -3,7 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::dashboard::{list, panels, text, with_rows};
+use super::dashboard::{interpolate, list, text, with_rows};
+use super::panel_values::expression;
 use super::render::promtool;
 use super::simulator::time::duration;
 use super::support::servers::installed;
@@ -65,16 +66,11 @@ fn firing(name: &str) -> Firing {
 
 /// The query of a panel with the variables of a link. A job that is not in the link is one of those with metrics.
 fn query(title: &str, reference: &str, link: &str) -> String {
-    let dashboard = files::dashboard();
-    let panel = panels(&dashboard).into_iter().find(|panel| text(panel, "title") == title).unwrap();
-    let target = list(&panel["targets"]).iter().find(|target| text(target, "refId") == reference).unwrap();
     let (_, variables) = link.split_once('?').unwrap_or_default();
     assert!(!variables.contains(['%', '+']), "the values need no decoding: {link}");
     let chosen = variables.split('&').filter_map(|set| set.strip_prefix("var-")?.split_once('='));
-    let others = [("job", "another"), ("profile", ".*"), ("instance", ".*"), ("stage", ".*"), ("_range", "7d")];
-    let values = chosen.chain(others.iter().copied());
-    let replaced = |text: String, (name, value): (&str, &str)| text.replace(&format!("${name}"), value);
-    values.fold(text(target, "expr").replace("$__range", "$_range"), replaced)
+    let others = [("job", "another"), ("profile", ".*"), ("instance", ".*"), ("stage", ".*")];
+    interpolate(&expression(title, reference), "7d", chosen.chain(others))
 }
 
 /// A selector of an alert by all labels that its line in "Firing alerts" has.

@@ -3,29 +3,33 @@
 
 use std::fmt::Write as _;
 
-use super::dashboard::{list, panels, text};
+use super::dashboard::{interpolate, list, panels, text};
 use super::files;
 use super::render::promtool;
 use super::support::servers::installed;
 
-/// Returns the panel's query with this reference, with every variable set to match all.
+/// Returns the panel's query with this reference.
 #[track_caller]
-fn query(title: &str, reference: &str) -> String {
+pub(crate) fn expression(title: &str, reference: &str) -> String {
     let dashboard = files::dashboard();
     let panel = panels(&dashboard).into_iter().find(|panel| text(panel, "title") == title);
     let panel = panel.unwrap_or_else(|| panic!("no panel {title}"));
     let target = list(&panel["targets"]).iter().find(|target| text(target, "refId") == reference);
-    let query = text(target.unwrap_or_else(|| panic!("no query {reference} of {title}")), "expr");
-    let values = [("$__range", "1h"), ("$objective", "0.75")];
-    let query = values.iter().fold(query.to_owned(), |query, (variable, value)| query.replace(variable, value));
-    ["$job", "$profile", "$instance", "$stage"].iter().fold(query, |query, variable| query.replace(variable, ".*"))
+    text(target.unwrap_or_else(|| panic!("no query {reference} of {title}")), "expr").to_owned()
 }
+
+/// The values of the variables: each matches all.
+const VARIABLES: [(&str, &str); 5] =
+    [("objective", "0.75"), ("job", ".*"), ("profile", ".*"), ("instance", ".*"), ("stage", ".*")];
+
+/// A sample each minute, and the time of the evaluation.
+const MINUTES: (&str, &str) = ("1m", "20m");
 
 /// Asserts through promtool that the only query of a panel yields these samples, labels and value, at minute 20 of the
 /// series, which have a sample a minute.
 #[track_caller]
 fn assert_shows(title: &str, series: &[(&str, &str)], samples: &[(&str, f64)]) {
-    assert_query_shows(title, "A", ("1m", "20m"), series, samples);
+    assert_query_shows(title, "A", MINUTES, series, samples);
 }
 
 /// Asserts the samples of a query of a panel, for series with this interval, at this time.
@@ -37,7 +41,7 @@ fn assert_query_shows(
     series: &[(&str, &str)],
     samples: &[(&str, f64)],
 ) {
-    let query = query(title, reference);
+    let query = interpolate(&expression(title, reference), "1h", VARIABLES);
     if !installed("promtool") {
         return;
     }
@@ -194,14 +198,13 @@ fn borrowed(series: &[(String, String)]) -> Vec<(&str, &str)> {
 fn jobs_panel_compares_the_run_in_progress_with_the_history() {
     let histories = [history("job='a',instance='h'", true), history("job='ended',profile='p'", false)].concat();
     let series = borrowed(&histories);
-    let times = ("1m", "20m");
     let both = |running: f64, ended: f64| [("{job='a', instance='h'}", running), ("{job='ended', profile='p'}", ended)];
-    assert_query_shows("Jobs", "D", times, &series, &both(420.0, 420.0));
-    assert_query_shows("Jobs", "E", times, &series, &[("{job='a', instance='h'}", 120.0)]);
+    assert_query_shows("Jobs", "D", MINUTES, &series, &both(420.0, 420.0));
+    assert_query_shows("Jobs", "E", MINUTES, &series, &[("{job='a', instance='h'}", 120.0)]);
     // The failed run took two minutes. The gateway shows it for as long as the run that was killed after it.
-    assert_query_shows("Jobs", "F", times, &series, &[("{job='a', instance='h'}", 1.0)]);
-    assert_query_shows("Jobs", "G", times, &series, &both(60.0, 60.0));
-    assert_query_shows("Jobs", "H", times, &series, &both(120.0, 120.0));
+    assert_query_shows("Jobs", "F", MINUTES, &series, &[("{job='a', instance='h'}", 1.0)]);
+    assert_query_shows("Jobs", "G", MINUTES, &series, &both(60.0, 60.0));
+    assert_query_shows("Jobs", "H", MINUTES, &series, &both(120.0, 120.0));
 }
 
 /// The rules remember the longest successful run, which the alert compares with; a job that they do not know yet has the
@@ -213,7 +216,7 @@ fn jobs_panel_compares_with_the_longest_run_of_the_rules() {
     series.push(("quant:run_duration_seconds:max{job='a'}", "240x20"));
     for (reference, a, new) in [("F", 0.5, 1.0), ("H", 240.0, 120.0)] {
         let samples = [("{job='a', instance='h'}", a), ("{job='new'}", new)];
-        assert_query_shows("Jobs", reference, ("1m", "20m"), &series, &samples);
+        assert_query_shows("Jobs", reference, MINUTES, &series, &samples);
     }
 }
 
@@ -226,7 +229,7 @@ fn last_push_is_one_that_was_accepted() {
             ("push_time_seconds{job='refused'}", "0x20"),
             ("push_failure_time_seconds{job='refused'}", "600x20"),
         ];
-        assert_query_shows(panel, reference, ("1m", "20m"), &series, &[("{job='killed', profile='p'}", 900.0)]);
+        assert_query_shows(panel, reference, MINUTES, &series, &[("{job='killed', profile='p'}", 900.0)]);
     }
 }
 
@@ -263,7 +266,7 @@ fn jobs_panel_has_the_run_id_in_the_line_of_its_group() {
     assert_query_shows(
         "Jobs",
         "B",
-        ("1m", "20m"),
+        MINUTES,
         &[
             (&format!("{start}{{job='plain'}}"), "60x20"),
             ("quant_run_info{job='plain',profile='of_stages',run_id='1'}", "1x20"),
@@ -297,7 +300,7 @@ fn due_panel_counts_down_to_the_next_success_and_to_the_alert() {
     ] {
         let samples =
             [("{job='overdue'}", overdue), ("{job='daily', profile='p'}", daily), ("{job='frequent'}", frequent)];
-        assert_query_shows("Next success due", reference, ("1m", "20m"), &series, &samples);
+        assert_query_shows("Next success due", reference, MINUTES, &series, &samples);
     }
 }
 
@@ -311,7 +314,7 @@ fn runs_panel_has_each_run_with_its_outcome() {
         let ended = of_both.iter().map(|(start, value)| line("job='ended', profile='p'", *start, *value));
         let samples: Vec<_> = a.chain(ended).collect();
         let samples: Vec<_> = samples.iter().map(|(labels, value)| (labels.as_str(), *value)).collect();
-        assert_query_shows("Last 20 runs of each job", reference, ("1m", "20m"), &series, &samples);
+        assert_query_shows("Last 20 runs of each job", reference, MINUTES, &series, &samples);
     };
     shows("A", &[(1, 0.0), (4, 2.0), (8, 3.0), (12, 0.0)], &[(18, 1.0)]);
     shows("B", &[(1, 60.0), (4, 120.0), (12, 60.0)], &[]);
@@ -336,7 +339,7 @@ fn runs_panel_has_the_run_id_of_each_run() {
     assert_query_shows(
         "Last 20 runs of each job",
         "C",
-        ("1m", "20m"),
+        MINUTES,
         &[
             (&format!("{start}{{job='plain',team='x'}}"), "60x9 600x10"),
             ("quant_run_info{job='plain',team='x',profile='of_stages',run_id='1'}", "1x9 stale"),
@@ -424,7 +427,7 @@ fn stages_panel_compares_the_last_duration_with_the_usual_one() {
     assert_query_shows(
         "Stages of the last run",
         "F",
-        ("1m", "20m"),
+        MINUTES,
         &[
             (&last("profile='p',instance='h'"), "30x20"),
             ("quant:stage_usual_duration_seconds{job='a',stage_id='s',profile='p'}", "10x20"),
@@ -444,7 +447,7 @@ fn stages_panel_has_the_stages_that_are_open_or_were_when_the_process_was_killed
         ("quant_stage_active{job='a',stage_id='closed',profile='p'}", "0x20"),
     ];
     let samples = [("{job='a', stage_id='s'}", 3.0), ("{job='a', stage_id='closed'}", 0.0)];
-    assert_query_shows("Stages of the last run", "K", ("1m", "20m"), &series, &samples);
+    assert_query_shows("Stages of the last run", "K", MINUTES, &series, &samples);
 }
 
 #[test]
@@ -486,7 +489,7 @@ fn pushes_panel_has_the_clock_of_the_host() {
     assert_query_shows(
         "Push health",
         "I",
-        ("1m", "20m"),
+        MINUTES,
         &[
             (&run("start", "job='ahead',team='x'"), "600x20"),
             (&run("last_completion", "job='ahead',team='x'"), "900x20"),
