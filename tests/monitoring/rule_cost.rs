@@ -1,26 +1,23 @@
 //! What an evaluation of the rules costs: 1 000 jobs with ten stages each, and a history, on a real Prometheus.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
-
-use super::support::process::Process;
-use super::support::servers::{NODE_EXPORTER, NodeExporter, PROMETHEUS, installed};
-use super::{dashboard, files};
+use super::files;
+use super::support::Prometheus;
+use super::support::servers::{NODE_EXPORTER, NodeExporter, PROMETHEUS, Series, installed};
 
 const JOBS: usize = 1_000;
 const STAGES: usize = 10;
+/// The groups of the rules, and that of the periods.
+const GROUPS: usize = 6;
 /// Samples of each recorded series, four minutes apart: the rules look back a day, and `--history` for runs.
 const SAMPLES: u64 = 24;
 /// The rules of the history are evaluated this often here, so that the test need not wait for minutes.
 const HISTORY_INTERVAL: Duration = Duration::from_secs(20);
 
 const DEADLINE: Duration = Duration::from_secs(180);
-const POLL: Duration = Duration::from_millis(500);
 
 /// Adds a family with one series for each job, or for each stage of it.
 fn family(text: &mut String, name: &str, labels: &[&str], value: impl std::fmt::Display) {
@@ -91,7 +88,8 @@ fn history(now: u64) -> String {
     text + "# EOF\n"
 }
 
-fn write_configuration(directory: &Path, exporter: &NodeExporter) {
+/// Writes the rules, and returns the configuration of a Prometheus that reads them and scrapes the exporter and itself.
+fn configuration(directory: &Path, exporter: &NodeExporter) -> String {
     let text = files::text("quant.rules.yml");
     let rules = text.replace("interval: 4m", &format!("interval: {}s", HISTORY_INTERVAL.as_secs()));
     assert_ne!(rules, text, "the history has an interval of its own");
@@ -102,12 +100,13 @@ fn write_configuration(directory: &Path, exporter: &NodeExporter) {
             .unwrap();
     }
     std::fs::write(directory.join("periods.rules.yml"), periods).unwrap();
-    let configuration = format!(
-        "global: {{scrape_interval: 15s, evaluation_interval: 15s}}\nrule_files: [quant.rules.yml, periods.rules.yml]\n\
-         scrape_configs:\n  - {{job_name: pushgateway, honor_labels: true, static_configs: [{{targets: [\"{}\"]}}]}}\n",
+    format!(
+        "global: {{scrape_interval: 15s, evaluation_interval: 15s}}\nrule_files: [\"{}/*.rules.yml\"]\n\
+         scrape_configs:\n  - {{job_name: pushgateway, honor_labels: true, static_configs: [{{targets: [\"{}\"]}}]}}\n  \
+         - {{job_name: prometheus, static_configs: [{{targets: [\"127.0.0.1:0\"]}}]}}\n",
+        directory.display(),
         exporter.addr()
-    );
-    std::fs::write(directory.join("prometheus.yml"), configuration).unwrap();
+    )
 }
 
 #[test]
@@ -116,60 +115,28 @@ fn evaluation_of_ten_thousand_stages_takes_less_than_a_third_of_its_interval() {
         return;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let (scraped, server) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (scraped, rules) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(scraped.path().join("gateway.prom"), gateway(now)).unwrap();
     let exporter = NodeExporter::start(scraped.path());
-    write_configuration(server.path(), &exporter);
-    let (past, data) = (server.path().join("history.om"), server.path().join("data"));
-    std::fs::write(&past, history(now)).unwrap();
-    let blocks =
-        Command::new("promtool").args(["tsdb", "create-blocks-from", "openmetrics"]).args([&past, &data]).output();
-    assert!(blocks.as_ref().unwrap().status.success(), "{blocks:?}");
-    let config = server.path().join("prometheus.yml");
-    let prometheus = Process::start(PROMETHEUS, "/-/ready", move |addr| {
-        let mut command = Command::new(PROMETHEUS);
-        command.arg(format!("--config.file={}", config.display()));
-        command.arg(format!("--storage.tsdb.path={}", data.display())).arg(format!("--web.listen-address={addr}"));
-        command
-    });
-    let groups = || -> Vec<(String, f64, f64)> {
-        let rules: Value = serde_json::from_str(&prometheus.get_ok("/api/v1/rules")).unwrap();
-        let number = |group: &Value, name: &str| group[name].as_f64().unwrap();
-        let measured = |group: &Value| {
-            let name = dashboard::text(group, "name").to_owned();
-            (name, number(group, "evaluationTime"), number(group, "interval"))
-        };
-        dashboard::list(&rules["data"]["groups"]).iter().map(measured).collect()
-    };
-    let count = |query: &str| -> f64 {
-        let path = format!("/api/v1/query?query={}", super::support::http::percent_encode(query));
-        let answer: Value = serde_json::from_str(&prometheus.get_ok(&path)).unwrap();
-        answer["data"]["result"][0]["value"][1].as_str().map_or(0.0, |value| value.parse().unwrap())
+    let prometheus = Prometheus::start_with_history(&history(now), &configuration(rules.path(), &exporter), &[]);
+    let await_query = |query: &str, matches: &dyn Fn(&[Series]) -> bool| {
+        let last = prometheus.await_query_for(DEADLINE, query, matches);
+        last.unwrap_or_else(|last| panic!("the query {query} has no such result in {DEADLINE:?}, last: {last:?}"))
     };
     // The second evaluation of the history is the first that has all of it.
-    let stages = (JOBS * STAGES) as f64;
-    let deadline = Instant::now() + DEADLINE;
-    while count("count(count_over_time(quant:stage_success_age_seconds[10m]) >= 2)") < stages {
-        assert!(Instant::now() < deadline, "no two evaluations of the history in {DEADLINE:?}");
-        std::thread::sleep(POLL);
+    let of_all = |series: &[Series]| series.iter().any(|(_, count)| *count == (JOBS * STAGES) as f64);
+    await_query("count(count_over_time(quant:stage_success_age_seconds[10m]) >= 2)", &of_all);
+    assert_eq!(prometheus.query("quant:run_late_seconds"), [], "the runs are recent");
+    let is_cheap = |(labels, seconds): &Series| {
+        // The history has its own interval in the file.
+        let interval = if labels["rule_group"].ends_with(";quant-history") { 240.0 } else { 15.0 };
+        *seconds < interval / 3.0
+    };
+    // Another program may delay an evaluation, so a later one counts too.
+    let groups = await_query("prometheus_rule_group_last_duration_seconds", &|groups: &[Series]| {
+        groups.len() == GROUPS && groups.iter().all(is_cheap)
+    });
+    for (labels, seconds) in groups {
+        println!("{}: {seconds:.2} s", labels["rule_group"]);
     }
-    assert_eq!(count("count(quant:run_late_seconds) or vector(0)"), 0.0, "the runs are recent");
-    // Another program may delay an evaluation, so the fastest one counts.
-    let mut fastest: BTreeMap<String, f64> = BTreeMap::new();
-    loop {
-        let mut is_fast = true;
-        for (name, seconds, interval) in groups() {
-            // The history has its own interval in the file.
-            let interval = if name == "quant-history" { 240.0 } else { interval };
-            let least = fastest.entry(name).or_insert(seconds);
-            *least = least.min(seconds);
-            is_fast &= *least < interval / 3.0;
-        }
-        if is_fast {
-            break;
-        }
-        assert!(Instant::now() < deadline, "an evaluation takes more than a third of its interval: {fastest:?}");
-        std::thread::sleep(POLL);
-    }
-    println!("seconds of an evaluation: {fastest:?}");
 }

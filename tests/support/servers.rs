@@ -201,6 +201,14 @@ impl Prometheus {
     /// sample for a step.
     #[track_caller]
     pub fn start_on_samples(open_metrics: &str, step: Duration) -> Self {
+        let lookback = format!("--query.lookback-delta={}ms", step.as_millis() - 1);
+        let args = [&*lookback, "--storage.tsdb.retention.time=1y"];
+        Self::start_with_history(open_metrics, &configuration(&[], &[]), &args)
+    }
+
+    /// Starts a Prometheus with this configuration that has the samples of an OpenMetrics text already.
+    #[track_caller]
+    pub fn start_with_history(open_metrics: &str, configuration: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory for Prometheus");
         let samples = dir.path().join("samples");
         std::fs::write(&samples, open_metrics).expect("the samples written");
@@ -208,8 +216,7 @@ impl Prometheus {
         promtool.args(["tsdb", "create-blocks-from", "--max-block-duration=1000h", "openmetrics"]);
         let output = promtool.args([samples, dir.path().join("data")]).output().expect("promtool");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let lookback = format!("--query.lookback-delta={}ms", step.as_millis() - 1);
-        Self::start_in(dir, &configuration(&[], &[]), &[&lookback, "--storage.tsdb.retention.time=1y"])
+        Self::start_in(dir, configuration, args)
     }
 
     /// Starts a Prometheus with this configuration and with further arguments.
