@@ -108,11 +108,10 @@ fn check(batches: &[Batch]) {
     let mut report = String::new();
     for batch in batches {
         let jobs = batch.iter().flat_map(|(_, scenario)| &scenario.jobs);
-        let history = batch[0].1.history;
         let rules = jobs
             .map(|job| job.namespace)
             .chain(["quant"])
-            .map(|namespace| (namespace, rendered(&["rules", "--namespace", namespace, "--history", history])))
+            .map(|namespace| (namespace, rendered(&["rules", "--namespace", namespace])))
             .collect();
         for (name, differences) in promtool::differences(batch, &rules) {
             let (_, scenario) = batch.iter().find(|(member, _)| *member == name).unwrap();

@@ -88,7 +88,6 @@ impl Expected {
 pub(crate) struct Scenario {
     pub(crate) length: i64,
     pub(crate) tick: i64,
-    pub(crate) history: &'static str,
     pub(crate) jobs: Vec<Job>,
     events: Vec<(i64, Event)>,
     pub(crate) expected: Vec<Expected>,
@@ -114,7 +113,6 @@ impl Scenario {
         Self {
             length: hours * HOUR,
             tick: tick * MINUTE,
-            history: "15d",
             jobs: Vec::new(),
             events: Vec::new(),
             expected: Vec::new(),
@@ -134,12 +132,6 @@ impl Scenario {
 
     pub(crate) fn jobs(self, jobs: impl IntoIterator<Item = Job>) -> Self {
         jobs.into_iter().fold(self, Self::job)
-    }
-
-    /// Renders the rules for jobs that run less often.
-    pub(crate) fn history(mut self, history: &'static str) -> Self {
-        self.history = history;
-        self
     }
 
     /// Lists a period for a job, with further labels in YAML, such as `", profile: crypto"`.
@@ -303,7 +295,6 @@ impl Scenario {
         self.is_without_gateway
             || self.gateway_clock != 0
             || self.checks_watchdog
-            || self.history != "15d"
             || self.jobs.iter().any(|job| job.namespace != "quant")
             || self.events.iter().any(|(_, event)| !matches!(event, Event::Delete(_)))
     }

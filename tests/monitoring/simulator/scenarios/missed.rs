@@ -26,7 +26,6 @@ scenarios! {
 
     /// January has 31 days.
     monthly_run_that_never_starts => Scenario::days(34)
-        .history("60d")
         .job(Job::monthly("02:00", "monthly").on(at("day 31 02:00"), NotStarted))
         .expect(page("BatchNoSuccess", "monthly").from(at("day 31 08:25")));
 
