@@ -16,6 +16,9 @@ use crate::error::{Error, Kind};
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// Longest wait before a try.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Shortest time for a try after a failed one. A try that the deadline cuts has no result: the error before it says
+/// more.
+const MIN_TRY_TIME: Duration = Duration::from_millis(100);
 /// How long the final request of a process is retried while the server is unreachable.
 const MAX_UNREACHABLE_TIME: Duration = Duration::from_secs(1);
 
@@ -54,7 +57,7 @@ pub(in crate::delivery) async fn retry<T, F: Future<Output = Result<T, RequestEr
         let wait = backoff(tries).max(err.retry_after.unwrap_or_default());
         let stays_unreachable =
             budget.is_final && err.error.kind() == Kind::Unreachable && start.elapsed() + wait > MAX_UNREACHABLE_TIME;
-        if !is_retryable(&err.error) || stays_unreachable || Instant::now() + wait >= budget.deadline {
+        if !is_retryable(&err.error) || stays_unreachable || Instant::now() + wait + MIN_TRY_TIME > budget.deadline {
             return Err(err.error);
         }
         if timeout(wait, budget.superseded.notified()).await.is_ok() {
@@ -100,14 +103,19 @@ fn backoff(tries: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error as _;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
 
+    fn final_budget(time: Duration) -> RetryBudget {
+        RetryBudget { deadline: Instant::now() + time, is_final: true, superseded: Arc::default() }
+    }
+
     /// Returns the number of tries and their total time when every try fails with this kind of error.
     async fn tries(kind: Kind, is_final: bool, time: Duration) -> (u32, Duration) {
         let (start, tries) = (Instant::now(), AtomicU32::new(0));
-        let budget = RetryBudget { deadline: start + time, is_final, superseded: Arc::default() };
+        let budget = RetryBudget { is_final, ..final_budget(time) };
         let attempt = || async {
             tries.fetch_add(1, Ordering::Relaxed);
             Err::<(), RequestError>(Error::new(kind, "on purpose").into())
@@ -116,7 +124,36 @@ mod tests {
         (tries.into_inner(), start.elapsed())
     }
 
-    #[tokio::test]
+    /// The first wait takes 50 ms to 100 ms.
+    #[tokio::test(start_paused = true)]
+    async fn time_too_short_for_another_try_leaves_the_error_of_the_last_one() {
+        let failing_in_20_ms = || async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Err::<(), RequestError>(Error::new(Kind::Unreachable, "on purpose").into())
+        };
+        for time in 21..500 {
+            let budget = final_budget(Duration::from_millis(time));
+            let error = retry("x", &budget, failing_in_20_ms).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::Unreachable, "{time} ms: {error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn try_that_gets_no_answer_is_a_timeout_whose_source_is_the_error_before() {
+        let budget = final_budget(Duration::from_secs(1));
+        let tries = AtomicU32::new(0);
+        let attempt = || async {
+            if tries.fetch_add(1, Ordering::Relaxed) > 0 {
+                std::future::pending::<()>().await;
+            }
+            Err::<(), RequestError>(Error::new(Kind::Unreachable, "on purpose").into())
+        };
+        let error = retry("x", &budget, attempt).await.unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (Kind::Timeout, "x gave no answer in the 1.0s allowed"));
+        assert_eq!(error.source().unwrap().to_string(), "on purpose");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn only_the_final_request_to_an_unreachable_server_gives_up_early() {
         const TIME: Duration = Duration::from_secs(5);
         let (unreachable, failing, not_final) = tokio::join!(
