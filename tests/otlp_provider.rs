@@ -136,6 +136,9 @@ fn provider_collects_current_values_on_its_own() {
     measured.guard.shutdown().unwrap();
 }
 
+/// Metrics that a callback registers, so that their instruments take longer to build than the collection that calls it.
+const MANY: usize = 1_000;
+
 /// Entry point of the child process: an application whose observable instrument records new metrics through the
 /// `metrics` facade while the SDK collects.
 #[test]
@@ -146,6 +149,9 @@ fn scenarios() {
     let observe = |seen: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
         counter!("new_total").increment(1);
         histogram!("new_sizes").record(1.0);
+        for n in 0..MANY {
+            counter!(format!("many_{n}_total")).increment(1);
+        }
         seen.observe(1, &[]);
     };
     provider.meter("application").u64_observable_counter("application").with_callback(observe).build();
@@ -156,12 +162,14 @@ fn scenarios() {
     counter!("of_main_total").increment(1);
     histogram!("of_main_sizes").record(1.0);
     guard.flush().unwrap();
-    let values = exported(&exporter);
+    let (many, values): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        exported(&exporter).into_iter().partition(|(name, _)| name.starts_with("many_"));
     for (name, expected) in
         [("new_total{}", 2.0), ("new_sizes{}", 2.0), ("of_main_total{}", 1.0), ("of_main_sizes{}", 1.0)]
     {
         assert_eq!(values.get(name), Some(&expected), "{name}: {values:?}");
     }
+    assert_eq!(many.values().filter(|value| **value == 2.0).count(), MANY);
     let text = exposition::parse(&guard.render());
     assert_eq!((text.expect("new_total", &[]), text.expect("new_sizes_count", &[])), (2.0, 2.0));
     guard.shutdown().unwrap();

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::client::{ExportResponse, OtlpClient};
 use super::families::OtlpFamilies;
+use super::instruments::Instruments;
 use super::reader::MetricReader;
 use super::request::{Origin, Part, split};
 use super::settings::OtlpSettings;
@@ -36,7 +37,7 @@ pub(crate) enum ExporterConfig {
     /// Exports to the collector of the environment.
     Owned(Box<OwnedConfig>),
     /// Flushes the provider of the application.
-    External(SdkMeterProvider),
+    External(SdkMeterProvider, Arc<Instruments>),
 }
 
 /// The parts of an [`OwnedExporter`].
@@ -77,7 +78,7 @@ impl ExporterConfig {
     pub(crate) fn endpoint(&self) -> Option<String> {
         match self {
             Self::Owned(config) => Some(config.settings.endpoint.to_string()),
-            Self::External(_) => None,
+            Self::External(..) => None,
         }
     }
 
@@ -85,7 +86,9 @@ impl ExporterConfig {
     pub(in crate::delivery) fn start(self) -> Result<Exporter, Error> {
         Ok(match self {
             Self::Owned(config) => Exporter::Owned(Box::new(OwnedExporter::new(*config)?)),
-            Self::External(provider) => Exporter::External(ExternalExporter { provider, stuck: None }),
+            Self::External(provider, instruments) => {
+                Exporter::External(ExternalExporter { provider, instruments, stuck: None })
+            }
         })
     }
 }
@@ -131,6 +134,7 @@ async fn catch_panic<T>(work: impl Future<Output = T>) -> Option<T> {
 /// Flushes the provider of the application.
 pub(crate) struct ExternalExporter {
     provider: SdkMeterProvider,
+    instruments: Arc<Instruments>,
     /// A flush that did not end by its deadline.
     stuck: Option<JoinHandle<OTelSdkResult>>,
 }
@@ -145,8 +149,14 @@ impl ExternalExporter {
             let _ = timeout_at(deadline, stuck).await.map_err(|_| late())?;
             self.stuck = None;
         }
-        let provider = self.provider.clone();
-        let flushed = self.stuck.insert(tokio::task::spawn_blocking(move || provider.force_flush()));
+        let (provider, instruments) = (self.provider.clone(), Arc::clone(&self.instruments));
+        // A callback of the application that blocks delays the instruments: the flush of other readers needs time too.
+        let now = Instant::now();
+        let built_until = now + deadline.saturating_duration_since(now) / 2;
+        let flushed = self.stuck.insert(tokio::task::spawn_blocking(move || {
+            instruments.build_until(built_until.into_std());
+            provider.force_flush()
+        }));
         let flushed = timeout_at(deadline, flushed).await.map_err(|_| late())?;
         self.stuck = None;
         match flushed {

@@ -26,7 +26,7 @@ const MAX_NAME: usize = 255;
 const BUILD_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Builds instruments of a meter and waits for them.
-pub(super) struct Instruments {
+pub(crate) struct Instruments {
     meter: Meter,
     queue: Mutex<Queue>,
     is_waiting: AtomicBool,
@@ -64,6 +64,17 @@ impl Instruments {
     /// Builds the instruments in the queue on another thread and waits for them, at most [`BUILD_TIMEOUT`]. The caller
     /// must hold no lock.
     pub(super) fn build_waiting(self: &Arc<Self>) {
+        self.await_built(|building_since| building_since + BUILD_TIMEOUT);
+    }
+
+    /// Builds the instruments in the queue on another thread and waits for them until this time. A collection has the
+    /// metrics that were registered before. The caller must hold no lock.
+    pub(super) fn build_until(self: &Arc<Self>, end: Instant) {
+        self.await_built(|_| end);
+    }
+
+    /// `end` takes the start of the thread that builds the instruments, and returns the end of the wait for it.
+    fn await_built(self: &Arc<Self>, end: impl FnOnce(Instant) -> Instant) {
         if !self.is_waiting.load(Ordering::Acquire) {
             return;
         }
@@ -80,7 +91,7 @@ impl Instruments {
                 *queue.building_since.insert(Instant::now())
             }
         };
-        let timeout = (since + BUILD_TIMEOUT).saturating_duration_since(Instant::now());
+        let timeout = end(since).saturating_duration_since(Instant::now());
         let is_building = |queue: &mut Queue| queue.building_since.is_some();
         drop(self.built.wait_timeout_while(queue, timeout, is_building).unwrap_or_else(PoisonError::into_inner));
     }

@@ -75,10 +75,11 @@ impl Otlp {
                 None => Ok(OtlpPipeline::default()),
             },
             Self::Provider(provider) => {
-                let meter = without_subscriber(|| provider.meter(SCOPE));
-                Ok(OtlpPipeline { exporter: Some(ExporterConfig::External(provider)), ..to_meter(meter, config) })
+                let instruments = Arc::new(Instruments::new(without_subscriber(|| provider.meter(SCOPE))));
+                let exporter = Some(ExporterConfig::External(provider, Arc::clone(&instruments)));
+                Ok(OtlpPipeline { exporter, ..to_meter(instruments, config) })
             }
-            Self::Meter(meter) => Ok(to_meter(meter, config)),
+            Self::Meter(meter) => Ok(to_meter(Arc::new(Instruments::new(meter)), config)),
         }
     }
 }
@@ -94,8 +95,7 @@ fn to_collector(settings: OtlpSettings, config: PipelineConfig<'_>) -> OtlpPipel
     OtlpPipeline { recorder: Some(OtelRecorder::new(families)), exporter: Some(exporter), updates_eagerly: false }
 }
 
-fn to_meter(meter: Meter, config: PipelineConfig<'_>) -> OtlpPipeline {
-    let instruments = Arc::new(Instruments::new(meter));
+fn to_meter(instruments: Arc<Instruments>, config: PipelineConfig<'_>) -> OtlpPipeline {
     let limits = Limits { others: MAX_LABEL_SETS, ..Limits::default() };
     let families = Arc::new(OtlpFamilies::new(config.bounds, limits, config.constant, Some(Arc::clone(&instruments))));
     // The instruments of this crate exist before a stage needs one.
