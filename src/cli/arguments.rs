@@ -112,8 +112,8 @@ pub(super) enum Command {
         /// Prefix of the names of the metrics.
         #[arg(long, default_value = DEFAULT_NAMESPACE)]
         namespace: String,
-        /// How long the rules remember what nobody lists any more, and how far back they look after Prometheus was away:
-        /// no more than it keeps (15d unless it is configured). A number and h, d, w or y.
+        /// How long the rules remember a job whose group is deleted, a stage that no run has, and the longest run: at most
+        /// what Prometheus keeps (15d unless it is configured). A number and h, d, w or y.
         #[arg(long, default_value = "15d", value_name = "DURATION")]
         history: String,
         /// Where Grafana has the dashboard, without a query: alerts link to it with its variables filled. The default is

@@ -1,11 +1,11 @@
 //! Simulates batch jobs, their gateway and their Prometheus over days to months, and runs the rules over what Prometheus stores.
 //!
-//! A scenario (`scenarios/`) says in a few lines what happens and which alerts fire, and that no other does. It was written
-//! before the rules were run. Scenarios that do not disturb each other share a promtool. All of them take half an hour, so a part
-//! runs by default. A failure shows each difference.
+//! A scenario (`scenarios/`) says in a few lines what happens and which alerts fire, and that no other does. Scenarios that do
+//! not disturb each other share a promtool. All of them take half an hour, so a part runs by default. A failure shows each
+//! difference.
 //!
 //! - all: `cargo test -p monitoring --test monitoring all_scenarios -- --ignored`
-//! - one: `cargo test -p monitoring --test monitoring simulator::scenarios:: -- --ignored failed_run_is_one_page`
+//! - one: `cargo test -p monitoring --test monitoring failed_run_is_one_page -- --ignored`
 //!
 //! With `SIMULATOR_KEEP_FILES` promtool's files stay in the temporary directory.
 
@@ -31,7 +31,7 @@ use super::support::servers::installed;
 type Batch = Vec<(String, Scenario)>;
 
 /// Those that run by default.
-const CHOSEN: [&str; 34] = [
+const CHOSEN: [&str; 43] = [
     // Half a day.
     "clock_that_is_behind_by_hours_is_no_late_stage",
     "failure_after_a_clock_was_ahead",
@@ -54,21 +54,31 @@ const CHOSEN: [&str; 34] = [
     "failed_run_with_a_text_file",
     "failure_in_a_shared_group_outlives_the_other_profile",
     "grouped_profile_that_stops_is_one_page",
+    "grouped_profile_that_was_never_started_beside_one_that_fails",
     "hourly_fleet_that_is_pruned_daily",
     "killed_run_never_ended",
     "refused_run_that_is_killed",
     "retired_job_whose_last_run_failed",
+    "retired_jobs_that_had_warnings",
     "retry_after_five_minutes_that_fails_too_is_one_page",
     "retry_after_five_minutes_that_succeeds_is_no_critical_alert",
     "run_that_hangs_and_pushes_in_a_daily_job",
     "stage_that_fails_twice_and_recovers_is_no_alert",
+    // Weeks.
+    "retired_job_is_no_alert",
+    "slow_stage_of_a_job_that_fails_then",
+    "slow_stages_that_are_retired",
+    "stage_that_runs_on_mondays_is_no_alert",
+    "weekday_run_of_monday_that_never_starts",
     // A gateway of their own.
     "clock_of_the_gateway_that_is_behind_is_a_warning",
     "failed_run_stays_one_page_while_the_gateway_is_away",
+    "gateway_restored_from_an_older_state_is_no_alert",
     "gateway_that_restarts_without_its_state_is_no_alert",
     "late_job_stays_one_page_when_the_gateway_loses_its_state",
     "prometheus_that_is_down_is_no_alert_afterwards",
     "rules_of_two_namespaces_side_by_side",
+    "warnings_last_while_the_gateway_is_away",
 ];
 
 /// Groups scenarios with the same tick and about the same length.

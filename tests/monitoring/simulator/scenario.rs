@@ -84,6 +84,11 @@ impl Expected {
     }
 }
 
+/// The expression of a period that is +Inf from a time on.
+pub(crate) fn retired_from(at: i64, period: &str) -> String {
+    format!("{period} and on () vector(time()) < {at} or vector(+Inf)")
+}
+
 #[derive(Clone)]
 pub(crate) struct Scenario {
     pub(crate) length: i64,
@@ -250,7 +255,7 @@ impl Scenario {
             let labels = format!("job: {}{}", job.name, profile.unwrap_or_default());
             let period = job.schedule.period();
             let period = match job.retired_at {
-                Some(at) => format!("{period} and on () vector(time()) < {at} or vector(+Inf)"),
+                Some(at) => retired_from(at, &period),
                 None => period,
             };
             if !rules.iter().any(|(listed, _)| *listed == labels) {

@@ -2,7 +2,7 @@
 
 use super::scenarios;
 use crate::simulator::job::{Job, Outcome::*};
-use crate::simulator::scenario::{Scenario, may, page};
+use crate::simulator::scenario::{Scenario, may, page, retired_from};
 use crate::simulator::time::at;
 
 scenarios! {
@@ -37,6 +37,25 @@ scenarios! {
         .expect(page("BatchRunFailed", "nightly").from(at("Fri 02:23")).until(at("Fri 12:00")))
         .expect(page("BatchStageFailed", "nightly").from(at("Fri 02:13")).until(at("Fri 12:00")))
         .expect(page("BatchRunNeverEnded", "killed").from(at("Fri 03:11")).until(at("Fri 12:00")));
+
+    /// Of the job no alert is left, and of the other profile in its group none begins.
+    retired_profile_whose_last_run_failed => Scenario::hours(39)
+        .job(Job::daily("02:00", "nightly").profile("crypto").on(at("Fri 02:00"), Fails("train")).until(at("Fri 12:00")))
+        .job(Job::daily("05:00", "nightly").profile("equities"))
+        .period("nightly", ", profile: crypto", &retired_from(at("Fri 12:00"), "vector(86400)"))
+        .expect(page("BatchRunFailed", "nightly").with("profile", "crypto").from(at("Fri 02:23")).until(at("Fri 12:00")))
+        .expect(page("BatchStageFailed", "nightly").with("profile", "crypto").from(at("Fri 02:13")).until(at("Fri 05:00")))
+        .expect(may("BatchStageFailed", "nightly").from(at("Fri 05:00")).until(at("Fri 12:00")));
+
+    retired_jobs_that_had_warnings => Scenario::hours(39)
+        .job(Job::daily("02:00", "refused").on(at("Fri 02:00"), RefusedAfter("0s")).retired(at("Fri 12:00")))
+        .job(Job::daily("02:00", "overflow").overflowing().since(at("Fri 00:00")).retired(at("Fri 12:00")))
+        .job(Job::daily("02:00", "spool").spool_files(0, 2).retired(at("Fri 12:00")))
+        .expect(page("BatchPushRefused", "refused").from(at("Fri 02:00")).until(at("Fri 12:00")))
+        .expect(may("BatchNoSuccess", "refused").from(at("Fri 08:25")).until(at("Fri 12:00")))
+        .expect(page("BatchSeriesOverflow", "overflow").from(at("Fri 02:02")).until(at("Fri 12:00")))
+        .expect(page("BatchSpoolNotDraining", "spool").from(at("Fri 02:05")).until(at("Fri 12:00")))
+        .expect(may("BatchNoSuccess", "overflow").until(at("Fri 02:20")));
 
     /// The rules of both namespaces are loaded; each job has one.
     rules_of_two_namespaces_side_by_side => Scenario::hours(32)

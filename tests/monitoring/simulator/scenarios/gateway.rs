@@ -41,6 +41,11 @@ scenarios! {
         .gateway_down(at("Fri 10:01"), at("Fri 12:00"))
         .expect(down(at("Fri 10:01"), at("Fri 12:00")));
 
+    gateway_that_is_down_for_half_a_day_is_one_page => Scenario::hours(50)
+        .job(Job::weekly("Thu 05:00", "weekly"))
+        .gateway_down(at("Fri 10:01"), at("Fri 22:00"))
+        .expect(down(at("Fri 10:01"), at("Fri 22:00")));
+
     /// The run is not seen, so its success is missing until the next one.
     gateway_that_is_down_during_a_run => Scenario::hours(53)
         .job(Job::daily("02:00", "nightly"))
@@ -56,9 +61,22 @@ scenarios! {
         .gateway_down(at("Fri 10:01"), at("Fri 12:00"))
         .expect(down(at("Fri 10:01"), at("Fri 12:00")))
         .expect(page("BatchRunFailed", "nightly").from(at("Fri 02:23")).until(at("Sat 02:00")))
-        .expect(page("BatchStageFailed", "nightly").from(at("Fri 02:13")).until(at("Fri 10:01")))
-        .expect(may("BatchStageFailed", "nightly").from(at("Fri 10:01")).until(at("Fri 12:10")))
-        .expect(page("BatchStageFailed", "nightly").from(at("Fri 12:00")).until(at("Sat 02:00")));
+        .expect(page("BatchStageFailed", "nightly").from(at("Fri 02:13")).until(at("Sat 02:00")));
+
+    /// So do warnings about the delivery, and about a job in no list.
+    warnings_last_while_the_gateway_is_away => Scenario::hours(32)
+        .job(Job::daily("02:00", "refused").on(at("Fri 02:00"), RefusedAfter("0s")))
+        .job(Job::daily("02:00", "overflow").overflowing())
+        .job(Job::daily("02:00", "spool").spool_files(0, 2))
+        .job(Job::daily("02:00", "ad-hoc").unlisted())
+        .scrapes_lost(at("Fri 03:00"), at("Fri 03:04"))
+        .gateway_down(at("Fri 04:01"), at("Fri 06:00"))
+        .expect(down(at("Fri 04:01"), at("Fri 06:00")))
+        .expect(page("BatchPushRefused", "refused").from(at("Fri 02:00")))
+        .expect(page("BatchSeriesOverflow", "overflow").from(at("Thu 02:02")).until(at("Fri 02:00")))
+        .expect(page("BatchSeriesOverflow", "overflow").from(at("Fri 02:02")))
+        .expect(page("BatchSpoolNotDraining", "spool").from(at("Fri 02:05")))
+        .expect(page("BatchJobUnlisted", "ad-hoc").from(at("Thu 02:00")).begins_within("1h"));
 
     late_success_stays_one_page_while_scrapes_are_lost => Scenario::hours(53)
         .job(Job::daily("02:00", "nightly").on(at("Fri 02:00"), NotStarted))

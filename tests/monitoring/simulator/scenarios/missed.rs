@@ -2,7 +2,7 @@
 
 use super::scenarios;
 use crate::simulator::job::{Job, Outcome::*};
-use crate::simulator::scenario::{Scenario, may, one_of, page};
+use crate::simulator::scenario::{Scenario, may, one_of, page, retired_from};
 use crate::simulator::time::at;
 
 scenarios! {
@@ -66,6 +66,15 @@ scenarios! {
     grouped_profile_that_was_never_started => Scenario::hours(33)
         .job(Job::daily("02:00", "nightly").profile("crypto").grouped_by_profile())
         .period("nightly", ", profile: equities", "vector(86400)")
+        .expect(page("BatchNoSuccess", "nightly").with("profile", "equities").from(at("Fri 06:00")).begins_within("1h"));
+
+    /// The other profile was started, and fails each day.
+    grouped_profile_that_was_never_started_beside_one_that_fails => Scenario::hours(33)
+        .job(Job::daily("02:00", "nightly").profile("crypto").grouped_by_profile()
+            .between(0, at("Sat 00:00"), &Fails("train")))
+        .period("nightly", ", profile: equities", "vector(86400)")
+        .expect(page("BatchRunFailed", "nightly").with("profile", "crypto").from(at("Thu 02:23")))
+        .expect(page("BatchStageFailed", "nightly").with("profile", "crypto").from(at("Thu 02:13")))
         .expect(page("BatchNoSuccess", "nightly").with("profile", "equities").from(at("Fri 06:00")).begins_within("1h"));
 
     /// One page, and none for each of its stages.
@@ -167,6 +176,53 @@ scenarios! {
     slow_stage_of_a_job_that_is_retired => Scenario::days(9)
         .job(Job::daily("02:00", "nightly").on(at("Thu+1 02:00"), Slow("train", "18m")).retired(at("Thu+1 12:00")))
         .expect(page("BatchStageSlow", "nightly").with("stage_id", "train").from(at("Thu+1 02:25")).until(at("Thu+1 12:00")));
+
+    /// Nor of a profile, whose group shows another one, or of a stage.
+    slow_stages_that_are_retired => Scenario::days(9)
+        .job(Job::daily("02:00", "shared").profile("crypto").on(at("Thu+1 02:00"), Slow("train", "18m"))
+            .until(at("Thu+1 12:00")))
+        .job(Job::daily("05:00", "shared").profile("equities"))
+        .period("shared", ", profile: crypto", &retired_from(at("Thu+1 12:00"), "vector(86400)"))
+        .job(Job::daily("02:00", "nightly").on(at("Thu+1 02:00"), Slow("train", "18m")))
+        .period("nightly", ", stage_id: train", &retired_from(at("Thu+1 12:00"), "vector(86400)"))
+        .expect(page("BatchStageSlow", "shared").with("profile", "crypto").from(at("Thu+1 02:25")).until(at("Thu+1 12:00")))
+        .expect(page("BatchStageSlow", "nightly").from(at("Thu+1 02:25")).until(at("Thu+1 12:00")));
+
+    /// The next run has the stage under another name.
+    slow_stage_that_is_renamed => Scenario::days(9)
+        .job(Job::daily("02:00", "nightly").without_expected_stages().renaming_stage("train", "fit", at("Fri+1 00:00"))
+            .on(at("Thu+1 02:00"), Slow("train", "18m")))
+        .expect(page("BatchStageSlow", "nightly").with("stage_id", "train").from(at("Thu+1 02:25")).until(at("Fri+1 02:20")));
+
+    /// The page says what to look at.
+    slow_stage_of_a_job_that_is_late_then => Scenario::days(9)
+        .job(Job::daily("02:00", "nightly").on(at("Thu+1 02:00"), Slow("train", "18m")).on(at("Fri+1 02:00"), NotStarted))
+        .expect(page("BatchStageSlow", "nightly").from(at("Thu+1 02:25")).until(at("Fri+1 08:36")))
+        .expect(page("BatchNoSuccess", "nightly").from(at("Fri+1 08:36")))
+        .with_and_without_run_info();
+
+    /// The next run ends before it comes to the stage.
+    slow_stage_of_a_job_that_fails_then => Scenario::days(9)
+        .job(Job::daily("02:00", "nightly").on(at("Thu+1 02:00"), Slow("train", "18m"))
+            .on(at("Fri+1 02:00"), Fails("ingest")))
+        .job(Job::daily("03:00", "mixed").with_stage_profile("report", "equities")
+            .on(at("Thu+1 03:00"), Slow("train", "18m")).on(at("Fri+1 03:00"), Fails("ingest")))
+        .expect(page("BatchStageSlow", "nightly").from(at("Thu+1 02:25")).until(at("Fri+1 02:07")))
+        .expect(page("BatchRunFailed", "nightly").from(at("Fri+1 02:16")))
+        .expect(page("BatchStageFailed", "nightly").from(at("Fri+1 02:06")))
+        .expect(page("BatchStageSlow", "mixed").from(at("Thu+1 03:25")).until(at("Fri+1 03:07")))
+        .expect(page("BatchRunFailed", "mixed").from(at("Fri+1 03:16")))
+        .expect(page("BatchStageFailed", "mixed").from(at("Fri+1 03:06")))
+        .with_and_without_run_info();
+
+    /// Both profiles leave out the stage; its period is that of one of them.
+    stage_of_one_profile_that_is_left_out => Scenario::hours(53)
+        .jobs([("02:00", "crypto"), ("04:00", "equities")].map(|(clock, profile)| {
+            Job::daily(clock, "nightly").profile(profile).grouped_by_profile().without_expected_stages()
+                .renaming_stage("report", "summary", at("Fri 00:00"))
+        }))
+        .period("nightly", ", profile: crypto, stage_id: report", "vector(43200)")
+        .expect(page("BatchStageNoSuccess", "nightly").with("profile", "crypto").with("stage_id", "report").from(at("Fri 02:20")));
 
     /// A payload waits, and neither of the next runs sends it.
     spool_of_a_weekly_job_that_is_not_sent => Scenario::days(26)
