@@ -190,7 +190,7 @@ mod tests {
         };
         for (from, to, complaint) in [
             ("changes(quant:run", "increase(quant:run", "BatchTwoWriters: increase()"),
-            ("quant_telemetry_overflow_total > 0", "quant_telemetry_overflow_total >", "BatchSeriesOverflow: "),
+            ("quant_telemetry_overflow_total > 0", "quant_telemetry_overflow_total >", "quant:overflow_stages: "),
             ("severity: critical", "severity: bad", "BatchRunFailed: no severity"),
             ("summary: \"{{ $labels.job }}", "summary: \"", "BatchRunFailed: the summary names no job"),
             ("The run of {{ $labels.job }}", "The run", "BatchRunFailed: the description names no job"),
