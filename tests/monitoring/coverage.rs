@@ -92,7 +92,7 @@ fn queries_use_no_unknown_metric() {
     let recorded: BTreeSet<_> = rules::rules(&rules).into_iter().map(|rule| text(rule, "record").to_owned()).collect();
     let foreign = [
         // Jobs that are known, in any namespace.
-        ".+_run_start_timestamp_seconds|.+:run_last_success_timestamp_seconds",
+        ".+_run_start_timestamp_seconds|.+:run_(start|last_success)_timestamp_seconds",
         "ALERTS",
         "ALERTS_FOR_STATE",
         "job:period_seconds",

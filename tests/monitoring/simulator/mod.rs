@@ -31,7 +31,7 @@ use super::support::servers::installed;
 type Batch = Vec<(String, Scenario)>;
 
 /// Those that run by default.
-const CHOSEN: [&str; 43] = [
+const CHOSEN: [&str; 44] = [
     // Half a day.
     "clock_that_is_behind_by_hours_is_no_late_stage",
     "failure_after_a_clock_was_ahead",
@@ -65,19 +65,20 @@ const CHOSEN: [&str; 43] = [
     "run_that_hangs_and_pushes_in_a_daily_job",
     "stage_that_fails_twice_and_recovers_is_no_alert",
     // Weeks.
-    "retired_job_is_no_alert",
-    "slow_stage_of_a_job_that_fails_then",
     "slow_stages_that_are_retired",
-    "stage_that_runs_on_mondays_is_no_alert",
     "weekday_run_of_monday_that_never_starts",
     // A gateway of their own.
     "clock_of_the_gateway_that_is_behind_is_a_warning",
+    "failed_job_stays_one_page_with_rules_of_two_namespaces",
     "failed_run_stays_one_page_while_the_gateway_is_away",
     "gateway_restored_from_an_older_state_is_no_alert",
     "gateway_that_restarts_without_its_state_is_no_alert",
+    "job_that_is_retired_while_the_gateway_is_away",
     "late_job_stays_one_page_when_the_gateway_loses_its_state",
+    "profile_that_was_never_started_stays_one_page_while_the_gateway_is_away",
     "prometheus_that_is_down_is_no_alert_afterwards",
     "rules_of_two_namespaces_side_by_side",
+    "slow_stage_of_one_worker_of_a_fleet",
     "warnings_last_while_the_gateway_is_away",
 ];
 
@@ -132,12 +133,26 @@ fn check(batches: &[Batch]) {
     assert!(report.is_empty(), "\n{report}");
 }
 
-#[test]
-fn chosen_scenarios() {
+/// Checks the chosen scenarios that have a gateway of their own, or those that share one.
+#[track_caller]
+fn check_chosen(has_its_own_gateway: bool) {
     let all = scenarios::all();
     let unknown: Vec<_> = CHOSEN.iter().filter(|chosen| !all.iter().any(|(name, _)| name == *chosen)).collect();
     assert_eq!(unknown, Vec::<&&str>::new());
-    check(&batches(all.into_iter().filter(|(name, _)| CHOSEN.contains(name)).collect()));
+    let chosen = all.into_iter().filter(|(name, scenario)| {
+        CHOSEN.contains(name) && scenario.needs_its_own_prometheus() == has_its_own_gateway
+    });
+    check(&batches(chosen.collect()));
+}
+
+#[test]
+fn chosen_scenarios_with_a_shared_gateway() {
+    check_chosen(false);
+}
+
+#[test]
+fn chosen_scenarios_with_their_own_gateway() {
+    check_chosen(true);
 }
 
 #[test]

@@ -64,6 +64,15 @@ scenarios! {
         .expect(page("BatchRunFailed", "theirs").from(at("Fri 02:23")).until(at("Sat 02:00")))
         .expect(page("BatchStageFailed", "theirs").from(at("Fri 02:13")).until(at("Sat 02:00")));
 
+    /// It never succeeded, and only the rules of its namespace know that it runs.
+    failed_job_stays_one_page_with_rules_of_two_namespaces => Scenario::hours(12)
+        .job(Job::daily("02:00", "ours"))
+        .job(Job::every("1h", "theirs").in_namespace("acme").between(0, at("Thu 12:00"), &Fails("train")))
+        .gateway_down(at("Thu 05:01"), at("Thu 07:00"))
+        .expect(page("BatchGatewayDown", "").from(at("Thu 05:06")).until(at("Thu 07:00")))
+        .expect(page("BatchRunFailed", "theirs").from(at("Thu 00:33")))
+        .expect(page("BatchStageFailed", "theirs").from(at("Thu 00:23")));
+
     late_job_is_one_page_with_rules_of_two_namespaces => Scenario::hours(53)
         .job(Job::daily("02:00", "ours").on(at("Fri 02:00"), NotStarted))
         .job(Job::daily("02:00", "theirs").in_namespace("acme"))

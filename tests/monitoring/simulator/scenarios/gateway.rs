@@ -2,7 +2,7 @@
 
 use super::scenarios;
 use crate::simulator::job::{Job, Outcome::*};
-use crate::simulator::scenario::{Scenario, may, page};
+use crate::simulator::scenario::{Scenario, may, page, retired_from};
 use crate::simulator::time::at;
 
 fn down(from: i64, until: i64) -> crate::simulator::scenario::Expected {
@@ -36,10 +36,34 @@ scenarios! {
         .gateway_loses_state(at("Fri 14:01"))
         .expect(page("BatchNoSuccess", "nightly").from(at("Fri 08:25")).until(at("Sat 02:20")).ends_within("8m"));
 
+    /// The refused push of Friday; those of Saturday were accepted.
+    gateway_restored_with_an_older_refusal_is_no_alert => Scenario::hours(61)
+        .job(Job::daily("02:00", "nightly").on(at("Fri 02:00"), RefusedAfter("5m")))
+        .gateway_restored(at("Sat 10:01"), at("Fri 12:00"))
+        .expect(page("BatchPushRefused", "nightly").from(at("Fri 02:06")).until(at("Sat 02:00")))
+        .expect(page("BatchRunNeverEnded", "nightly").from(at("Fri 02:24")).until(at("Sat 02:00")));
+
     gateway_that_is_down_for_two_hours_is_one_page => Scenario::hours(39)
         .job(Job::daily("02:00", "nightly"))
         .gateway_down(at("Fri 10:01"), at("Fri 12:00"))
         .expect(down(at("Fri 10:01"), at("Fri 12:00")));
+
+    /// The warning ends.
+    job_that_is_retired_while_the_gateway_is_away => Scenario::hours(32)
+        .job(Job::daily("02:00", "refused").grouped_by_profile().unlisted().on(at("Fri 02:00"), RefusedAfter("0s")))
+        .period("refused", "", &retired_from(at("Fri 05:00"), "vector(86400)"))
+        .gateway_down(at("Fri 04:01"), at("Fri 06:00"))
+        .expect(down(at("Fri 04:01"), at("Fri 06:00")))
+        .expect(page("BatchPushRefused", "refused").from(at("Fri 02:00")).until(at("Fri 05:00")));
+
+    /// The other profile goes on.
+    profile_that_was_never_started_stays_one_page_while_the_gateway_is_away => Scenario::hours(33)
+        .job(Job::daily("02:00", "nightly").profile("crypto").grouped_by_profile())
+        .period("nightly", ", profile: equities", "vector(86400)")
+        .scrapes_lost(at("Fri 07:04"), at("Fri 07:12"))
+        .gateway_down(at("Fri 07:30"), at("Fri 08:30"))
+        .expect(down(at("Fri 07:30"), at("Fri 08:30")))
+        .expect(page("BatchNoSuccess", "nightly").with("profile", "equities").from(at("Fri 06:00")).begins_within("1h"));
 
     gateway_that_is_down_for_half_a_day_is_one_page => Scenario::hours(50)
         .job(Job::weekly("Thu 05:00", "weekly"))

@@ -188,6 +188,14 @@ scenarios! {
         .expect(page("BatchStageSlow", "shared").with("profile", "crypto").from(at("Thu+1 02:25")).until(at("Thu+1 12:00")))
         .expect(page("BatchStageSlow", "nightly").from(at("Thu+1 02:25")).until(at("Thu+1 12:00")));
 
+    /// The other worker runs each hour, and has another stage in place of this one. A scrape is lost after such a run.
+    slow_stage_of_one_worker_of_a_fleet => Scenario::hours(24)
+        .job(Job::every("2h", "fleet").grouped_by("instance", "w1").on(at("Thu 12:10"), Slow("train", "19m")).unlisted())
+        .job(Job::every("1h", "fleet").grouped_by("instance", "w2").renaming_stage("train", "fit", 0).unlisted())
+        .period("fleet", "", "vector(7200)")
+        .scrapes_lost(at("Thu 13:40"), at("Thu 13:44"))
+        .expect(page("BatchStageSlow", "fleet").with("stage_id", "train").from(at("Thu 12:35")).until(at("Thu 14:18")));
+
     /// The next run has the stage under another name.
     slow_stage_that_is_renamed => Scenario::days(9)
         .job(Job::daily("02:00", "nightly").without_expected_stages().renaming_stage("train", "fit", at("Fri+1 00:00"))
