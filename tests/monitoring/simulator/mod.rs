@@ -139,9 +139,9 @@ fn check_chosen(has_its_own_gateway: bool) {
     let all = scenarios::all();
     let unknown: Vec<_> = CHOSEN.iter().filter(|chosen| !all.iter().any(|(name, _)| name == *chosen)).collect();
     assert_eq!(unknown, Vec::<&&str>::new());
-    let chosen = all.into_iter().filter(|(name, scenario)| {
-        CHOSEN.contains(name) && scenario.needs_its_own_prometheus() == has_its_own_gateway
-    });
+    let chosen = all
+        .into_iter()
+        .filter(|(name, scenario)| CHOSEN.contains(name) && scenario.needs_its_own_prometheus() == has_its_own_gateway);
     check(&batches(chosen.collect()));
 }
 
