@@ -103,9 +103,14 @@ fn final_flush_aborts_a_push_without_an_answer() {
     server.await_requests(1);
     stage("a");
     let start = Instant::now();
-    guard.shutdown().unwrap();
+    let ending = std::thread::spawn(move || guard.shutdown());
+    server.await_requests(2);
+    let second = Instant::now();
+    server.await_requests(3);
+    // The gateway may still apply the first push after the second, which is therefore sent again a little later.
+    assert!(second.elapsed() > Duration::from_millis(100), "{:?}", second.elapsed());
+    ending.join().unwrap().unwrap();
     assert!(start.elapsed() < timeout, "{:?}", start.elapsed());
-    // The gateway may still apply the first push after the second, which is therefore sent again.
     let requests = server.requests();
     assert_eq!(requests.len(), 3);
     let [last, again] = [1, 2].map(|n| exposition::parse(requests[n].text()));

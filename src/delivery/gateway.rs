@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::destination::{SharedState, half_time};
 use super::event::DeliveryEvent;
@@ -28,6 +28,10 @@ const SPOOL_CLEANUP_TIME: Duration = Duration::from_millis(500);
 
 /// How long after its deadline the final flush waits until the file of a payload says that no request has arrived.
 const SPOOL_MARK_TIME: Duration = Duration::from_millis(25);
+
+/// How long a gateway that answers gets to apply an earlier push that it has not answered. It orders the pushes of two
+/// connections as it likes, but does not leave one lying that long.
+const EARLIER_PUSH_TIME: Duration = Duration::from_millis(250);
 
 /// Returns the time until which the payloads of earlier runs of the group may delay a push.
 fn own_group_deadline(deadline: Instant) -> Instant {
@@ -348,7 +352,7 @@ impl GatewayDestination {
             let free = timeout_at(budget.deadline, spool.wait_group_free(entry)).await;
             let late = |_| Err(Error::new(Kind::Timeout, "its delivery did not end in the time allowed"));
             let repeated = match free.unwrap_or_else(late) {
-                Ok(()) => self.push(source, outgoing, budget).await.map(|_| ()),
+                Ok(()) => self.push_again(source, outgoing, budget).await.map(|_| ()),
                 Err(error) => Err(error),
             };
             repeated.map_err(may_be_replaced)?;
@@ -358,6 +362,18 @@ impl GatewayDestination {
         let entry = entry.filter(|_| is_complete);
         let _ = timeout_at(until, spool.remove(entry, self.carried_over())).await;
         Ok(())
+    }
+
+    /// Sends the final state a second time, after the gateway had time to apply an earlier push.
+    async fn push_again(
+        &self,
+        source: &Arc<dyn ExpositionSource>,
+        outgoing: &Outgoing,
+        budget: &RetryBudget,
+    ) -> Result<Pushed, Error> {
+        let left = budget.deadline.saturating_duration_since(Instant::now());
+        sleep(EARLIER_PUSH_TIME.min(left / 4)).await;
+        self.push(source, outgoing, budget).await
     }
 
     /// Pushes the final state. If an earlier push was abandoned without a response, the gateway may apply it after this
@@ -373,7 +389,7 @@ impl GatewayDestination {
         if !is_outcome_unknown {
             return Ok(pushed);
         }
-        self.push(source, outgoing, budget).await.map_err(|error| {
+        self.push_again(source, outgoing, budget).await.map_err(|error| {
             let text = "an earlier push got no answer and may replace the final state, which could not be sent again";
             Error::new(error.kind(), text).with_source(error)
         })
