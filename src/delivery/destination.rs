@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::event::DeliveryEvent;
 use super::gateway::GatewayDestination;
-use super::http::retry::RetryBudget;
+use super::http::retry::{RetryBudget, half_time};
 #[cfg(feature = "otlp")]
 use super::otlp::Exporter;
 #[cfg(feature = "otlp")]
@@ -73,12 +73,6 @@ impl SharedState {
             None => (Arc::clone(families), OutgoingTotals::default()),
         })
     }
-}
-
-/// Returns the middle of the time that is left: what comes before a request leaves time for the request.
-pub(super) fn half_time(deadline: Instant) -> Instant {
-    let now = Instant::now();
-    now + deadline.saturating_duration_since(now) / 2
 }
 
 impl Destination {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::destination::{SharedState, half_time};
+use super::destination::SharedState;
 use super::event::DeliveryEvent;
 use super::gateway_totals::GatewayTotals;
-use super::http::retry::RetryBudget;
+use super::http::retry::{RetryBudget, half_time};
 use super::pushgateway::{EncodedState, OutcomeGuard, Pushed, Pushgateway, push_state};
 use super::replayer::SpoolThread;
 use super::request::Trigger;
@@ -29,8 +29,8 @@ const SPOOL_CLEANUP_TIME: Duration = Duration::from_millis(500);
 /// How long after its deadline the final flush waits until the file of a payload says that no request has arrived.
 const SPOOL_MARK_TIME: Duration = Duration::from_millis(25);
 
-/// How long a gateway that answers gets to apply an earlier push that it has not answered. It orders the pushes of two
-/// connections as it likes, but does not leave one lying that long.
+/// How long a gateway that answers gets to apply an earlier push that it has not answered. It may order the pushes of two
+/// connections as it likes.
 const EARLIER_PUSH_TIME: Duration = Duration::from_millis(250);
 
 /// Returns the time until which the payloads of earlier runs of the group may delay a push.

@@ -13,9 +13,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
-use super::destination::{Destination, SharedState, half_time};
+use super::destination::{Destination, SharedState};
 use super::event::DeliveryEvent;
-use super::http::retry::RetryBudget;
+use super::http::retry::{RetryBudget, half_time};
 use super::request::{Trigger, Waiter, notify_all};
 use super::source::ExpositionSource;
 use crate::error::{Error, Kind};

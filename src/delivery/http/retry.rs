@@ -40,6 +40,12 @@ impl RetryBudget {
     }
 }
 
+/// Returns the middle of the time that is left: what comes before a request leaves time for the request.
+pub(in crate::delivery) fn half_time(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / 2
+}
+
 /// Calls `attempt` until it succeeds, is refused for good, or the time is over. `server` names the server in errors.
 pub(in crate::delivery) async fn retry<T, F: Future<Output = Result<T, RequestError>>>(
     server: &str,
@@ -112,13 +118,17 @@ mod tests {
         RetryBudget { deadline: Instant::now() + time, is_final: true, superseded: Arc::default() }
     }
 
+    fn failure(kind: Kind) -> Result<(), RequestError> {
+        Err(Error::new(kind, "on purpose").into())
+    }
+
     /// Returns the number of tries and their total time when every try fails with this kind of error.
     async fn tries(kind: Kind, is_final: bool, time: Duration) -> (u32, Duration) {
         let (start, tries) = (Instant::now(), AtomicU32::new(0));
         let budget = RetryBudget { is_final, ..final_budget(time) };
         let attempt = || async {
             tries.fetch_add(1, Ordering::Relaxed);
-            Err::<(), RequestError>(Error::new(kind, "on purpose").into())
+            failure(kind)
         };
         assert_eq!(retry("x", &budget, attempt).await.unwrap_err().to_string(), "on purpose");
         (tries.into_inner(), start.elapsed())
@@ -129,7 +139,7 @@ mod tests {
     async fn time_too_short_for_another_try_leaves_the_error_of_the_last_one() {
         let failing_in_20_ms = || async {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            Err::<(), RequestError>(Error::new(Kind::Unreachable, "on purpose").into())
+            failure(Kind::Unreachable)
         };
         for time in 21..500 {
             let budget = final_budget(Duration::from_millis(time));
@@ -146,7 +156,7 @@ mod tests {
             if tries.fetch_add(1, Ordering::Relaxed) > 0 {
                 std::future::pending::<()>().await;
             }
-            Err::<(), RequestError>(Error::new(Kind::Unreachable, "on purpose").into())
+            failure(Kind::Unreachable)
         };
         let error = retry("x", &budget, attempt).await.unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (Kind::Timeout, "x gave no answer in the 1.0s allowed"));

@@ -18,7 +18,7 @@ use super::instruments::Instruments;
 use super::reader::MetricReader;
 use super::request::{Origin, Part, split};
 use super::settings::OtlpSettings;
-use crate::delivery::http::retry::{RetryBudget, is_payload_rejected, retry};
+use crate::delivery::http::retry::{RetryBudget, half_time, is_payload_rejected, retry};
 use crate::error::{Error, Kind};
 use crate::exposition::SeriesExemplars;
 use crate::process;
@@ -151,8 +151,7 @@ impl ExternalExporter {
         }
         let (provider, instruments) = (self.provider.clone(), Arc::clone(&self.instruments));
         // A callback of the application that blocks delays the instruments: the flush of other readers needs time too.
-        let now = Instant::now();
-        let built_until = now + deadline.saturating_duration_since(now) / 2;
+        let built_until = half_time(deadline);
         let flushed = self.stuck.insert(tokio::task::spawn_blocking(move || {
             instruments.build_until(built_until.into_std());
             provider.force_flush()

@@ -67,8 +67,8 @@ impl Instruments {
         self.await_built(|building_since| building_since + BUILD_TIMEOUT);
     }
 
-    /// Builds the instruments in the queue on another thread and waits for them until this time. A collection has the
-    /// metrics that were registered before. The caller must hold no lock.
+    /// Builds the instruments in the queue on another thread and waits for them until this time: the collection after
+    /// that has the metrics registered before. The caller must hold no lock.
     pub(super) fn build_until(self: &Arc<Self>, end: Instant) {
         self.await_built(|_| end);
     }

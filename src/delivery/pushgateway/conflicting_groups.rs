@@ -9,6 +9,7 @@ use super::client::Pushgateway;
 use super::conflict::SeriesConflict;
 use super::group_state::PUSH_TIME;
 use super::grouping::Grouping;
+use crate::delivery::http::retry::half_time;
 use crate::error::{Error, Kind};
 use crate::exposition::samples::{self, LabelSet};
 
@@ -25,13 +26,12 @@ pub(super) async fn explain(gateway: &Pushgateway, refusal: Error, deadline: Ins
     let (Some(conflict), Kind::Refused(status)) = (SeriesConflict::source_of(&refusal), refusal.kind()) else {
         return refusal;
     };
-    let now = Instant::now();
-    let time = SEARCH_TIMEOUT.min(deadline.saturating_duration_since(now) / 2);
+    let until = half_time(deadline).min(Instant::now() + SEARCH_TIMEOUT);
     let own = gateway.grouping().identity();
     let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let mut search = GroupSearch { own, conflict, groups: BTreeSet::new() };
     // The groups of an incomplete response are of use, too.
-    let _ = timeout_at(now + time, gateway.scrape(|line| search.read(line))).await;
+    let _ = timeout_at(until, gateway.scrape(|line| search.read(line))).await;
     let groups: Vec<_> = search.groups.into_iter().filter_map(Grouping::from_labels).collect();
     let mut text = format!(
         "gateway {} refused the push, since another group holds the same series. Either go back to the grouping of that \
